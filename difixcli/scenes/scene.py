@@ -1,0 +1,107 @@
+"""The nouns of a posed photo set: cameras, frames and scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """A pinhole camera.
+
+    `camera_to_world` is (4, 4) float64 with OpenGL axes (x right, y up, z back), as nerfstudio has them, in the
+    scene's normalised world. `fx, fy, cx, cy` are in pixels of a `width` × `height` image whose first pixel's
+    centre lies at (0.5, 0.5).
+    """
+
+    camera_to_world: np.ndarray
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    width: int
+    height: int
+
+    @property
+    def position(self) -> np.ndarray:
+        """(3,) camera centre in world units."""
+        return self.camera_to_world[:3, 3]
+
+    @property
+    def intrinsics(self) -> np.ndarray:
+        """(3, 3) float64 pinhole matrix K in pixels."""
+        return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], dtype=np.float64)
+
+    def moved(self, camera_to_world: np.ndarray) -> Camera:
+        """The same lens at another pose (4, 4)."""
+        return replace(self, camera_to_world=np.asarray(camera_to_world, dtype=np.float64))
+
+    def resized(self, width: int, height: int) -> Camera:
+        """The same view on a `width` × `height` grid."""
+        sx, sy = width / self.width, height / self.height
+        return replace(
+            self, fx=self.fx * sx, fy=self.fy * sy, cx=self.cx * sx, cy=self.cy * sy, width=width, height=height
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One posed photo.
+
+    `name` is unique in its scene (the image's path relative to the scene's folder, POSIX style).
+    `camera` is the undistorted pinhole camera at the scene's working size. `source_camera` and `distortion`
+    (OpenCV order k1, k2, p1, p2, k3, k4) describe the file on disk.
+    """
+
+    name: str
+    image_path: Path
+    camera: Camera
+    camera_id: str
+    source_camera: Camera
+    distortion: np.ndarray
+    mask_path: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A posed photo set in one normalised world.
+
+    `frames` are sorted by name. `points` (N, 3) float32 and `colors` (N, 3) uint8 are the seed points (N may be 0),
+    in the same world. `source_to_world` (4, 4) maps the file's own world into the normalised one (a similarity:
+    rotation, translation and uniform scale), computed once from ALL frames. `metric` says whether the file's units
+    are metres; `unit_scale` is normalised units per source unit.
+    """
+
+    name: str
+    root: Path
+    frames: Sequence[Frame]
+    points: np.ndarray
+    colors: np.ndarray
+    source_to_world: np.ndarray
+    metric: bool = False
+    warnings: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def unit_scale(self) -> float:
+        """Normalised units per unit of the scene's file."""
+        return float(np.cbrt(np.linalg.det(self.source_to_world[:3, :3])))
+
+    def index(self, name: str) -> int:
+        """Position of the frame called `name`; KeyError if there is none."""
+        for i, frame in enumerate(self.frames):
+            if frame.name == name:
+                return i
+        raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which frames train (reference) and which are targets (test): indices into `Scene.frames`, each sorted."""
+
+    train: Sequence[int]
+    test: Sequence[int]
+    rule: str
