@@ -1,0 +1,149 @@
+"""The face of the program: tables, progress and the one place where errors become messages and exit codes.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 our fault, 2 the input's or the caller's,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import math
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from difixcli.errors import InputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+# what the machine or its owner can mend: no space, no permission, a read-only disk
+_CALLERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+METRIC_NAMES = {"psnr": "PSNR ↑", "ssim": "SSIM ↑", "st_lpips": "st-LPIPS ↓", "lpips": "LPIPS ↓"}
+
+
+def handled(command: Callable[P, R]) -> Callable[P, R]:
+    """Wrap a command so that every way it can end becomes a message and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except InputError as error:
+            message, code = str(error), 2
+        except KeyboardInterrupt:
+            message, code = "Interrupted. Run the same command again to go on from here.", 130
+        except OSError as error:
+            if error.errno not in _CALLERS_ERRNO:
+                err.print(traceback.format_exc(), markup=False)
+                raise typer.Exit(1) from error
+            where = f" ({error.filename})" if error.filename else ""
+            message = f"{error.strerror}{where}. Nothing already written is lost; mend this and run the same line again."
+            code = 2
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as error:
+            err.print(traceback.format_exc(), markup=False)
+            err.print("[red]This is a fault in difix.[/] Please report it with the lines above.")
+            raise typer.Exit(1) from error
+        err.print(f"[red]Error:[/] {escape(message)}", soft_wrap=True)
+        raise typer.Exit(code)
+
+    return run
+
+
+def say(message: str) -> None:
+    """One line for the person at the terminal, on stderr."""
+    err.print(escape(message), soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    err.print(f"[yellow]Warning:[/] {escape(message)}", soft_wrap=True)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:.1f}/s")
+
+
+class PlainProgress:
+    """Progress for logs: a line at most every ten seconds."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self.label, self.total = label, total
+        self.start = self.last = time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if done >= self.total or now - self.last >= 10:
+            self.last = now
+            rate = done / max(now - self.start, 1e-6)
+            left = (self.total - done) / max(rate, 1e-6)
+            say(f"{self.label}: {done}/{self.total}, {rate:.1f}/s, {left:.0f} s left")
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, plain lines in a log; yields a function that takes the number done so far."""
+    if not err.is_terminal:
+        yield PlainProgress(label, total)
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate())
+    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
+        task = bar.add_task(escape(label), total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def figures_table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
+    """Rows of image figures, the best of each column in bold."""
+    keys = [k for k in METRIC_NAMES if any(k in row for row in rows.values())]
+    best: dict[str, float] = {}
+    for key in keys:
+        values = [row[key] for row in rows.values() if math.isfinite(row.get(key, math.nan))]
+        if values:
+            best[key] = max(values) if "↑" in METRIC_NAMES[key] else min(values)
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for key in keys:
+        table.add_column(METRIC_NAMES[key], justify="right")
+    for name, row in rows.items():
+        cells = []
+        for key in keys:
+            value = row.get(key, math.nan)
+            text = f"{value:.2f}" if key == "psnr" else f"{value:.4f}"
+            cells.append(f"[bold]{text}[/]" if len(rows) > 1 and value == best.get(key) else text)
+        table.add_row(name, *cells)
+    return table
+
+
+def finish(results: Mapping[str, Any], as_json: bool, *tables: Table) -> None:
+    """Print a command's results on stdout: tables for people, one JSON object as the last line for machines."""
+    for table in tables:
+        (err if as_json else out).print(table)
+    if as_json:
+        sys.stdout.write(json.dumps(results, sort_keys=True, allow_nan=True) + "\n")
+        sys.stdout.flush()
