@@ -1,0 +1,136 @@
+"""The photos that stand beside a render when it is fixed: chosen by pose, given raw and aligned to the render.
+
+This is where a reconstruction (depth) and the fixer (pixels) meet, for curation, distillation and enhancement alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from difixcli.scenes import load_photo, nearest_cameras
+from difixcli.scenes.scene import Camera, Scene
+
+if TYPE_CHECKING:
+    from difixcli.fixer import Fixer
+    from difixcli.reconstruction import Reconstruction, Render
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """The references of one render, nearest first.
+
+    `frames` are indices into the scene's frames; `photos` are (h, w, 3) float32 RGB in [0, 1] each; `aligned`
+    (V, H, W, 3) are the same photos reprojected into the render's view, `visibility` (V, H, W) in [0, 1] says where
+    that is believable.
+    """
+
+    frames: Sequence[int]
+    photos: Sequence[np.ndarray]
+    aligned: np.ndarray
+    visibility: np.ndarray
+
+
+class ReferenceViews:
+    """The clean photos of a scene, with what aligning them needs: their cameras and their rendered depth.
+
+    `frames` are the scene's frames that may serve as references. The depths belong to the reconstruction as it is;
+    call `refresh` when it has trained on.
+    """
+
+    def __init__(self, scene: Scene, frames: Sequence[int], reconstruction: Reconstruction, count: int) -> None:
+        self.scene, self.frames, self.reconstruction, self.count = scene, list(frames), reconstruction, count
+        self._photos: dict[int, np.ndarray] = {}
+        self._depths: dict[int, np.ndarray] = {}
+
+    def refresh(self) -> None:
+        """Forget the rendered depths, because the reconstruction has changed."""
+        self._depths.clear()
+
+    def photo(self, frame: int) -> np.ndarray:
+        if frame not in self._photos:
+            self._photos[frame] = load_photo(self.scene.frames[frame])
+        return self._photos[frame]
+
+    def depth(self, frame: int) -> np.ndarray:
+        if frame not in self._depths:
+            self._depths[frame] = self.reconstruction.render(self.scene.frames[frame].camera).depth
+        return self._depths[frame]
+
+    def nearest(self, camera: Camera, exclude: Iterable[int] = ()) -> list[int]:
+        """The `count` frames nearest to the camera by pose distance, nearest first, without those excluded."""
+        excluded = set(exclude)
+        candidates = [f for f in self.frames if f not in excluded]
+        cameras = [self.scene.frames[f].camera for f in candidates]
+        return [candidates[i] for i in nearest_cameras(camera, cameras, min(self.count, len(candidates)))]
+
+    def beside(self, camera: Camera, render: Render, exclude: Iterable[int] = ()) -> References:
+        """The references of a render made at `camera`, aligned through the render's depth."""
+        import torch
+
+        from difixcli.fixer.alignment import align_references
+
+        frames = self.nearest(camera, exclude)
+        height, width = render.depth.shape
+        if not frames:
+            return References([], [], np.zeros((0, height, width, 3), np.float32), np.zeros((0, height, width)))
+        # references of one lens share one size; others are brought to the first one's
+        first = self.scene.frames[frames[0]].camera
+        cameras = [self.scene.frames[f].camera.resized(first.width, first.height) for f in frames]
+        photos = [self.photo(f) for f in frames]
+        size = (first.height, first.width)
+        images = torch.stack([_resized(_planar(photo), size) for photo in photos])
+        depths = torch.stack([_resized(torch.from_numpy(self.depth(f))[None], size) for f in frames])
+        aligned, visibility = align_references(
+            _planar(render.color)[None],
+            torch.from_numpy(render.depth)[None, None],
+            _matrix(camera.intrinsics)[None],
+            _matrix(camera.camera_to_world)[None],
+            images[None],
+            depths[None],
+            torch.stack([_matrix(c.intrinsics) for c in cameras])[None],
+            torch.stack([_matrix(c.camera_to_world) for c in cameras])[None],
+        )
+        return References(frames, photos, aligned[0].permute(0, 2, 3, 1).numpy(), visibility[0, :, 0].numpy())
+
+
+def fix_render(fixer: Fixer, render: Render, references: References) -> np.ndarray:
+    """The fixer's clean view (H, W, 3) of a render with its references, raw or aligned as its weights want them."""
+    import torch
+
+    image = _planar(render.color)[None]
+    opacity = torch.from_numpy(render.accumulation)[None, None]
+    count = min(fixer.config.views, len(references.frames))
+    if count == 0:
+        fixed = fixer(image, None, opacity)
+    elif fixer.config.references == "aligned":
+        aligned = torch.from_numpy(references.aligned[:count]).permute(0, 3, 1, 2)[None]
+        visibility = torch.from_numpy(references.visibility[:count])[None, :, None]
+        fixed = fixer(image, aligned, opacity, visibility)
+    else:
+        photos = [_resized(_planar(photo), image.shape[-2:]) for photo in references.photos[:count]]
+        fixed = fixer(image, torch.stack(photos)[None], opacity)
+    return fixed[0].permute(1, 2, 0).float().cpu().numpy()
+
+
+def _planar(image: np.ndarray):  # type: ignore[no-untyped-def]
+    """(H, W, 3) numpy → (3, H, W) tensor."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))
+
+
+def _matrix(value: np.ndarray):  # type: ignore[no-untyped-def]
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32))
+
+
+def _resized(image, size):  # type: ignore[no-untyped-def]
+    """(C, h, w) tensor at another size (height, width), area-averaged."""
+    import torch.nn.functional as F
+
+    return image if tuple(image.shape[-2:]) == tuple(size) else F.interpolate(image[None], size, mode="area")[0]
