@@ -62,7 +62,9 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
                 err.print(traceback.format_exc(), markup=False)
                 raise typer.Exit(1) from error
             where = f" ({error.filename})" if error.filename else ""
-            message = f"{error.strerror}{where}. Nothing already written is lost; mend this and run the same line again."
+            message = (
+                f"{error.strerror}{where}. Nothing already written is lost; mend this and run the same line again."
+            )
             code = 2
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise

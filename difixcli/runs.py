@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -173,6 +174,12 @@ def read_image(path: Path) -> np.ndarray:
             return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
         raise InputError(f"{path} cannot be read as an image; restore it or remove it.") from error
+
+
+def file_name(name: str) -> str:
+    """A frame's or scene's name as one safe file name, the suffix dropped."""
+    stem = name.rsplit(".", 1)[0] if "/" in name or re.search(r"\.(jpe?g|png|webp|tiff?)$", name, re.I) else name
+    return re.sub(r"[^\w.-]+", "-", stem)
 
 
 class atomic:

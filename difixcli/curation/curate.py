@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from difixcli.curation.cycle import cycle
@@ -15,7 +14,7 @@ from difixcli.curation.pairs import Pair, pair_id, write_manifest, write_pair
 from difixcli.curation.sparse import sparse
 from difixcli.errors import InputError
 from difixcli.reconstruction import Reconstruction, default_iterations
-from difixcli.runs import Run, write_json
+from difixcli.runs import Run, file_name, write_json
 from difixcli.scenes import make_split
 from difixcli.scenes.scene import Scene
 
@@ -72,8 +71,7 @@ def curate(
 
 def _stage(scene: Scene, choice: str, recipe: Recipe, run: Run, progress: Progress) -> None:
     """One reconstruction (or round trip) of one scene, skipped when its `pairs.json` is there."""
-    key = f"{recipe.strategy}-{choice}".replace(":", "-")
-    home = run.folder / scene.name / key
+    home = run.folder / file_name(scene.name) / file_name(f"{recipe.strategy}-{choice}")
     if (home / "pairs.json").is_file():
         return
     shutil.rmtree(home, ignore_errors=True)
@@ -104,10 +102,11 @@ def _stage(scene: Scene, choice: str, recipe: Recipe, run: Run, progress: Progre
         pairs, total = sparse(scene, split, build, recipe.views), len(split.test)
     else:
         pairs, total = cycle(scene, choice, build, recipe.views, home / "shifted"), len(scene.frames)
+    made = {"strategy": recipe.strategy, "method": recipe.method, "iterations": iterations}
     entries = {}
     with progress(f"{scene.name}: pairs", total) as update:
         for done, pair in enumerate(pairs, start=1):
-            entries[pair_id(scene, pair)] = write_pair(run.folder, scene, pair, recipe.method, iterations)
+            entries[pair_id(home, scene, pair)] = write_pair(home, scene, pair, made)
             update(done)
     shutil.rmtree(work, ignore_errors=True)
     write_json(home / "pairs.json", entries)

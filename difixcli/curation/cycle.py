@@ -12,7 +12,7 @@ from difixcli.curation.pairs import Pair
 from difixcli.curation.sparse import Build
 from difixcli.errors import InputError
 from difixcli.reference_views import ReferenceViews
-from difixcli.runs import write_image
+from difixcli.runs import file_name, write_image
 from difixcli.scenes.scene import Camera, Frame, Scene
 
 _UP = np.array([0.0, 0.0, 1.0])  # scenes are normalised to stand upright
@@ -32,16 +32,15 @@ def cycle(scene: Scene, shift: str, build: Build, views: int, folder: Path) -> I
     shifted = shift_sideways([frame.camera for frame in scene.frames], shift_distance(scene, shift))
     frames = []
     for frame, camera in zip(scene.frames, shifted, strict=True):
-        path = folder / f"{Path(frame.name).with_suffix('').as_posix().replace('/', '-')}.png"
+        path = folder / f"{file_name(frame.name)}.png"
         write_image(path, first.render(camera).color)
         frames.append(rendered_frame(frame, camera, path))
     second = build(replace(scene, frames=frames), everything, "renders")
     references = ReferenceViews(scene, everything, second, views)
-    key = f"cycle-{shift}"
     for i in everything:
         camera = scene.frames[i].camera
         render = second.render(camera)
-        yield Pair(i, camera, render, references.beside(camera, render, exclude=[i]), "cycle", key, {"shift": shift})
+        yield Pair(i, camera, render, references.beside(camera, render, exclude=[i]), {"shift": shift})
 
 
 def rendered_frame(frame: Frame, camera: Camera, path: Path) -> Frame:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from difixcli.reconstruction import Render
 from difixcli.reference_views import References
-from difixcli.runs import read_json, write_image, write_json
+from difixcli.runs import file_name, read_json, write_image, write_json
 from difixcli.scenes import load_photo
 from difixcli.scenes.scene import Camera, Scene
 
@@ -23,28 +22,29 @@ PROMPT = "remove degradation"  # the only prompt the published weights know
 class Pair:
     """A degraded render and the photo taken from the same place.
 
-    `frame` is the index of the photo in its scene; `key` tells this pair's reconstruction from others of the scene.
+    `frame` is the index of the photo in its scene; `parameters` say how the strategy was set.
     """
 
     frame: int
     camera: Camera
     render: Render
     references: References
-    strategy: str
-    key: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any]
 
 
-def write_pair(folder: Path, scene: Scene, pair: Pair, method: str, iterations: int) -> dict[str, Any]:
-    """Write a pair's images under `folder/SCENE/…` and return its manifest entry, paths relative to `folder`.
+def write_pair(home: Path, scene: Scene, pair: Pair, made: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a pair's images into a stage's folder `home` and return its manifest entry.
+
+    `home` is OUTPUT/SCENE/STAGE and the entry's paths are relative to OUTPUT; `made` is what the entry says of the
+    stage (strategy, method, iterations).
 
     Renders, aligned references (RGBA, the alpha is visibility) and opacity (8-bit grey) are PNG; photos are written
     once a scene and shared by all pairs.
     """
     from difixcli.evaluation.metrics import psnr, ssim
 
-    name = _file_name(scene.frames[pair.frame].name)
-    home = folder / _file_name(scene.name) / pair.key
+    name = file_name(scene.frames[pair.frame].name)
+    folder = home.parents[1]
     truth = load_photo(scene.frames[pair.frame])
     write_image(home / "render" / f"{name}.png", pair.render.color)
     write_image(home / "opacity" / f"{name}.png", pair.render.accumulation)
@@ -53,7 +53,7 @@ def write_pair(folder: Path, scene: Scene, pair: Pair, method: str, iterations: 
         path = home / "aligned" / f"{name}.{i}.png"
         write_image(path, np.concatenate([color, visible[..., None]], axis=-1))
         aligned.append(path)
-    references = [_photo(folder, scene, frame) for frame in pair.references.frames]
+    references = [_photo(home.parent, scene, frame) for frame in pair.references.frames]
 
     def relative(path: Path) -> str:
         return path.relative_to(folder).as_posix()
@@ -61,7 +61,7 @@ def write_pair(folder: Path, scene: Scene, pair: Pair, method: str, iterations: 
     camera = pair.camera
     return {
         "image": relative(home / "render" / f"{name}.png"),
-        "target_image": relative(_photo(folder, scene, pair.frame)),
+        "target_image": relative(_photo(home.parent, scene, pair.frame)),
         "ref_image": relative(references[0]) if references else None,
         "prompt": PROMPT,
         "ref_images": [relative(path) for path in references],
@@ -69,10 +69,8 @@ def write_pair(folder: Path, scene: Scene, pair: Pair, method: str, iterations: 
         "opacity": relative(home / "opacity" / f"{name}.png"),
         "scene": scene.name,
         "frame": scene.frames[pair.frame].name,
-        "strategy": pair.strategy,
         "strategy_params": dict(pair.parameters),
-        "method": method,
-        "iterations": iterations,
+        **made,
         "camera": {
             "camera_to_world": [[round(float(v), 9) for v in row] for row in camera.camera_to_world],
             "fx": camera.fx,
@@ -87,8 +85,9 @@ def write_pair(folder: Path, scene: Scene, pair: Pair, method: str, iterations: 
     }
 
 
-def pair_id(scene: Scene, pair: Pair) -> str:
-    return f"{_file_name(scene.name)}__{pair.key}__{_file_name(scene.frames[pair.frame].name)}"
+def pair_id(home: Path, scene: Scene, pair: Pair) -> str:
+    """A pair's key in the manifest: scene, stage and frame."""
+    return f"{home.parent.name}__{home.name}__{file_name(scene.frames[pair.frame].name)}"
 
 
 def write_manifest(folder: Path, test_scenes: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -102,13 +101,7 @@ def write_manifest(folder: Path, test_scenes: Sequence[str]) -> dict[str, dict[s
 
 
 def _photo(folder: Path, scene: Scene, frame: int) -> Path:
-    path = folder / _file_name(scene.name) / "photos" / f"{_file_name(scene.frames[frame].name)}.png"
+    path = folder / "photos" / f"{file_name(scene.frames[frame].name)}.png"
     if not path.exists():
         write_image(path, load_photo(scene.frames[frame]))
     return path
-
-
-def _file_name(name: str) -> str:
-    """A frame's or scene's name as one safe file name, the suffix dropped."""
-    stem = name.rsplit(".", 1)[0] if "/" in name or re.search(r"\.(jpe?g|png|webp|tiff?)$", name, re.I) else name
-    return re.sub(r"[^\w.-]+", "-", stem)

@@ -19,8 +19,7 @@ def sparse(scene: Scene, split: Split, build: Build, views: int) -> Iterator[Pai
     """
     reconstruction = build(scene, split.train, "photos")
     references = ReferenceViews(scene, split.train, reconstruction, views)
-    key = f"sparse-{split.rule}".replace(":", "-")
     for frame in split.test:
         camera = scene.frames[frame].camera
         render = reconstruction.render(camera)
-        yield Pair(frame, camera, render, references.beside(camera, render), "sparse", key, {"split": split.rule})
+        yield Pair(frame, camera, render, references.beside(camera, render), {"split": split.rule})

@@ -1,0 +1,1 @@
+"""The progressive 3D update: render, fix, train on, again."""
