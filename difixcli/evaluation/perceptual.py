@@ -1,0 +1,132 @@
+"""Perceptual distances that need no download: st-LPIPS from its package, LPIPS only where its weights are cached.
+
+Shift-tolerant LPIPS: Ghildyal & Liu, ECCV 2022 (arXiv 2207.13686). LPIPS: Zhang et al., CVPR 2018
+(arXiv 1801.03924). They are different networks with different numbers, so each keeps its own name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from difixcli.errors import InputError
+from difixcli.torchvision_cure import cure
+
+Net = Literal["vgg", "alex"]
+
+# the deepest layer pads by reflection, which needs a few pixels to reflect; below this the networks refuse to run
+_SMALLEST = 32
+# where torchvision would put the backbone if LPIPS were allowed to download it
+_LPIPS_BACKBONES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
+
+
+class _Distance(nn.Module):
+    """The LPIPS family's shared arithmetic over a frozen backbone that returns five feature maps."""
+
+    def __init__(self, scaling: nn.Module, backbone: nn.Module, heads: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.scaling, self.backbone, self.heads = scaling, backbone, nn.ModuleList(heads)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> _Distance:
+        """Stays in evaluation mode: the heads' dropout would make the distance random."""
+        return super().train(False)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of images (B, 3, H, W) in [0, 1], five of them from fine to coarse.
+
+        For `vgg` these are VGG-16's relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, (B, C, h, w) with C = 64, 128,
+        256, 512, 512. Images smaller than 32 pixels are continued with their edge pixels first.
+        """
+        height, width = images.shape[-2:]
+        padding = (0, max(_SMALLEST - width, 0), 0, max(_SMALLEST - height, 0))
+        if any(padding):
+            images = F.pad(images, padding, mode="replicate")
+        return list(self.backbone(self.scaling(2 * images - 1)))
+
+    def between(self, features: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+        """(B,) distances between two results of `features`, for callers that use the features for more."""
+        total = torch.zeros(features[0].shape[0], dtype=features[0].dtype, device=features[0].device)
+        for one, other, head in zip(features, others, self.heads, strict=True):
+            difference = (_unit(one) - _unit(other)) ** 2
+            total = total + head(difference).mean(dim=(1, 2, 3))
+        return total
+
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        """(B,) distances, 0 for identical images, between two batches (B, 3, H, W) in [0, 1]; differentiable."""
+        return self.between(self.features(images), self.features(others))
+
+
+class StLpips(_Distance):
+    """Shift-tolerant LPIPS with the weights its package carries; never downloads."""
+
+    def __init__(self, net: Net = "vgg") -> None:
+        _known(net)
+        cure()
+        from stlpips_pytorch import stlpips
+
+        # On the meta device no memory is taken and no random numbers are drawn for layers that are replaced at once:
+        # the VGG's constructor would otherwise initialise a classifier of 120 M weights only to drop it.
+        with torch.device("meta"):
+            shell = stlpips.LPIPS(net=net, variant="shift_tolerant", pretrained=False, verbose=False)
+        weights = Path(stlpips.__file__).parent / "weights" / "vST0.0" / f"{net}_shift_tolerant.pth"
+        if not weights.is_file():
+            raise InputError(f"{weights} is missing; reinstall the package stlpips-pytorch.")
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        # the package registers its heads twice, as lin0..4 and as lins.0..4; the file has the first
+        state |= {f"lins.{key[3:]}": value for key, value in state.items() if key.startswith("lin")}
+        shell.load_state_dict(state, strict=True, assign=True)
+        super().__init__(shell.scaling_layer, shell.net, list(shell.lins))
+        self.net = net
+
+
+class Lpips(_Distance):
+    """LPIPS with its true weights, where they are cached: its number is never computed with others."""
+
+    def __init__(self, net: Net = "alex") -> None:
+        _known(net)
+        if not lpips_available(net):
+            raise InputError(
+                f"LPIPS ({net}) needs torchvision's backbone in {_lpips_backbone(net)}; put it there, or use st-LPIPS, "
+                "whose weights are installed."
+            )
+        cure()
+        import lpips
+
+        shell = lpips.LPIPS(net=net, pretrained=True, verbose=False)
+        super().__init__(shell.scaling_layer, shell.net, [shell.lin0, shell.lin1, shell.lin2, shell.lin3, shell.lin4])
+        self.net = net
+
+
+def lpips_available(net: Net = "alex") -> bool:
+    """Whether LPIPS can be computed without a download: its backbone lies in torch hub's cache."""
+    return _lpips_backbone(_known(net)).is_file()
+
+
+@lru_cache(maxsize=4)
+def shared_network(kind: Literal["st_lpips", "lpips"], net: Net, device: str = "cpu") -> _Distance:
+    """One network for all who measure with it: building one costs a second and up to 60 MB."""
+    return (StLpips(net) if kind == "st_lpips" else Lpips(net)).to(device)
+
+
+def _lpips_backbone(net: Net) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / _LPIPS_BACKBONES[net]
+
+
+def _known(net: Net) -> Net:
+    if net not in _LPIPS_BACKBONES:
+        raise InputError(f"There is no perceptual network {net!r}; use vgg or alex.")
+    return net
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Each pixel's feature vector at length one; where it is all zero the gradient is zero and not NaN."""
+    length = (features**2).sum(dim=1, keepdim=True).clamp_min(1e-20).sqrt()
+    return features / (length + 1e-10)
