@@ -1,0 +1,336 @@
+"""The `difix` program: one function a command, nothing but parsing and printing.
+
+No torch and no nerfstudio at import: `difix --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from difixcli import __version__, console
+from difixcli.errors import InputError, unknown
+from difixcli.runs import Run, file_name, find_unfinished, fingerprint
+
+if TYPE_CHECKING:
+    from difixcli.fixer import Fixer
+    from difixcli.scenes.scene import Scene
+
+app = typer.Typer(
+    name="difix",
+    help="Makes bad NeRFs and Gaussian splats good.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Device(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Preset(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+SceneArgument = Annotated[str, typer.Argument(help="A posed scene's folder, or sample:room, sample:street.")]
+MethodOption = Annotated[str, typer.Option(help="Any nerfstudio method: nerfacto, splatfacto, a plug-in's.")]
+SplitOption = Annotated[
+    str | None, typer.Option(help="Which frames train: every:N, clusters, names:PATTERN, file:JSON.")
+]
+SizeOption = Annotated[int | None, typer.Option(help="Long side to work at, in pixels.", min=16)]
+SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
+DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
+PresetOption = Annotated[Preset, typer.Option(help="Sizes and schedules for a laptop or a GPU.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Method setting, as pipeline.model.x=y.")]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write; made if missing.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace an earlier run in the output folder.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+FixerOption = Annotated[str, typer.Option(help="bundled, a folder, a .pkl of the release, or a hub name.")]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.out.print(f"difix {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@console.handled
+def sample(
+    name: Annotated[str, typer.Argument(help="room or street.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write the scene; made if missing.")],
+    seed: SeedOption = 0,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a procedural posed scene with true images at every pose."""
+    from difixcli.scenes import load_scene, write_sample
+
+    if folder.exists() and any(folder.iterdir()) and not force:
+        raise InputError(f"{folder} is not empty; choose another folder, or write over it with --force.")
+    write_sample(name, folder, seed)
+    scene = load_scene(str(folder))
+    console.say(f"Wrote {len(scene.frames)} posed images to {folder}.")
+    console.finish({"frames": len(scene.frames), "folder": str(folder)}, as_json)
+
+
+@app.command()
+@console.handled
+def curate(
+    scenes: Annotated[list[str] | None, typer.Argument(help="Scene folders; the current one by default.")] = None,
+    strategy: Annotated[str, typer.Option(help="sparse or cycle.")] = "sparse",
+    method: MethodOption = "splatfacto",
+    split: Annotated[
+        list[str] | None, typer.Option(help="sparse: which frames train; repeat for several reconstructions.")
+    ] = None,
+    shift: Annotated[
+        list[str] | None,
+        typer.Option(help="cycle: sideways shift, 2m or a share of the path (0.1); repeat for several."),
+    ] = None,
+    references: Annotated[int, typer.Option(help="Reference photos beside each render.", min=0)] = 3,
+    test_scene: Annotated[list[str] | None, typer.Option(help="Scenes kept for testing; repeat for several.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Training steps a reconstruction.", min=1)] = None,
+    size: SizeOption = None,
+    seed: SeedOption = 0,
+    preset: PresetOption = Preset.auto,
+    device: DeviceOption = Device.auto,
+    settings: SetOption = None,
+    output: OutputOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make (render, photo) pairs from posed scenes, to train a fixer on."""
+    from difixcli.curation.curate import STRATEGIES, Recipe
+    from difixcli.curation.curate import curate as make_pairs
+
+    if strategy not in STRATEGIES:
+        raise unknown("strategy", strategy, STRATEGIES)
+    on, sizes = _device(device, preset)
+    loaded = [_scene(spec, size, sizes) for spec in scenes or ["."]]
+    shifts = shift or (["1m", "3m"] if all(scene.metric for scene in loaded) else ["0.1"])
+    recipe = Recipe(
+        strategy=strategy,
+        method=method,
+        preset=sizes,
+        device=on,
+        iterations=iterations,
+        splits=split or [],
+        shifts=shifts,
+        views=references,
+        seed=seed,
+        overrides=settings or [],
+    )
+    joined = "-".join(file_name(scene.name) for scene in loaded[:3])
+    folder = output or Path("outputs") / "pairs" / f"{joined}-{strategy}-{method}"
+    arguments = {**vars(recipe), "size": size, "test_scenes": test_scene or []}
+    run = Run.open(folder, "curate", arguments, _inputs(*loaded), force)
+    _announce(run, strategy=strategy, method=method, preset=sizes, device=on, shifts=shifts, splits=split)
+    results = make_pairs(loaded, recipe, run, test_scene or [], console.progress)
+    run.finish(results)
+    console.say(f"{results['pairs']} pairs, renders at {results['psnr']:.2f} dB on average: {results['manifest']}")
+    console.finish({"results": results, "output": str(run.folder)}, as_json)
+
+
+@app.command()
+@console.handled
+def fix(
+    source: Annotated[Path, typer.Argument(help="An image or a folder of images.")],
+    reference: Annotated[list[Path] | None, typer.Option(help="A clean photo of the scene; repeat for more.")] = None,
+    fixer: FixerOption = "bundled",
+    size: SizeOption = None,
+    device: DeviceOption = Device.auto,
+    output: OutputOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Clean images, with clean photos of the same scene beside them."""
+    _images(source, reference, fixer, size, device, output, force, as_json, command="fix")
+
+
+@app.command()
+@console.handled
+def enhance(
+    source: Annotated[Path, typer.Argument(help="A folder of frames, a video, or a run of difix distill.")],
+    reference: Annotated[list[Path] | None, typer.Option(help="A clean photo of the scene; repeat for more.")] = None,
+    fixer: FixerOption = "bundled",
+    size: SizeOption = None,
+    device: DeviceOption = Device.auto,
+    output: OutputOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Clean final renders, and write them as frames and a video."""
+    _images(source, reference, fixer, size, device, output, force, as_json, command="enhance")
+
+
+@app.command()
+@console.handled
+def distill(
+    scene: SceneArgument = ".",
+    method: MethodOption = "nerfacto",
+    split: SplitOption = None,
+    fixer: FixerOption = "bundled",
+    iterations: Annotated[int | None, typer.Option(help="Training steps in all.", min=1)] = None,
+    rounds: Annotated[int | None, typer.Option(help="How often pseudo-views move on and are fixed anew.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Also train as long on photos alone.")] = False,
+    size: SizeOption = None,
+    seed: SeedOption = 0,
+    preset: PresetOption = Preset.auto,
+    device: DeviceOption = Device.auto,
+    settings: SetOption = None,
+    output: OutputOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a better 3D reconstruction: train, render, fix, train on the fixes, round by round."""
+    from difixcli.distillation.distill import Settings
+    from difixcli.distillation.distill import distill as update
+    from difixcli.distillation.schedule import make_schedule
+    from difixcli.reconstruction import check_method, default_iterations
+    from difixcli.scenes import default_split_rule, make_split
+
+    check_method(method)
+    on, sizes = _device(device, preset)
+    loaded = _scene(scene, size, sizes)
+    rule = split or default_split_rule(loaded)
+    chosen = make_split(loaded, rule)
+    schedule = make_schedule(sizes, method, iterations or default_iterations(method, sizes), rounds)
+    network = _fixer(fixer, on)
+    plan = Settings(method, sizes, on, schedule, seed, compare, settings or [])
+    arguments = {**vars(plan), "schedule": vars(schedule), "scene": _spec(scene), "size": size, "split": rule}
+    arguments["fixer"] = fixer
+    folder = output
+    if folder is None:
+        parent = Path("outputs") / file_name(loaded.name) / method
+        folder = None if force else find_unfinished(parent, "distill", arguments)
+        folder = folder or parent / time.strftime("%Y-%m-%d_%H%M%S")
+    run = Run.open(folder, "distill", arguments, _inputs(loaded), force)
+    _announce(
+        run,
+        scene=f"{loaded.name}, {len(chosen.train)} photos train, {len(chosen.test)} test ({rule})",
+        method=f"{method}, preset {sizes} on {on}",
+        schedule=f"{schedule.start} iterations on photos, then {schedule.rounds} rounds of {schedule.every}",
+        fixer=fixer,
+    )
+    if run.done:
+        results = run.record["results"]
+    else:
+        results = update(loaded, chosen, network, plan, run, console.progress)
+        run.finish(results)
+    table = console.figures_table(f"{loaded.name}, {method}: {len(chosen.test)} test views", results)
+    console.say(f"Pictures: {run.folder / 'renders'}    report: difix eval {run.folder}")
+    console.finish({"results": results, "output": str(run.folder)}, as_json, table)
+
+
+@app.command(name="eval")
+@console.handled
+def evaluate(
+    prediction: Annotated[Path, typer.Argument(help="A run, or a folder of images.")],
+    truth: Annotated[Path | None, typer.Argument(help="The true images, of the same names.")] = None,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+    seed: SeedOption = 0,
+) -> None:
+    """Measure renders against photos: PSNR, SSIM, st-LPIPS, and LPIPS where its weights are."""
+    from difixcli.evaluation import evaluate_folders, evaluate_run
+    from difixcli.evaluation.report import write_report
+
+
+@app.command()
+@console.handled
+def finetune(
+    pairs: Annotated[list[Path], typer.Argument(help="Folders made by difix curate, or data.json files.")],
+    base: Annotated[str, typer.Option(help="tiny or small from scratch, or a fixer to go on from.")] = "bundled",
+    iterations: Annotated[int, typer.Option(help="Training steps.", min=1)] = 10_000,
+    seed: SeedOption = 0,
+    device: DeviceOption = Device.auto,
+    output: OutputOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a fixer on pairs."""
+
+
+def _device(device: Device, preset: Preset) -> tuple[str, str]:
+    """The torch device to use and the preset that goes with it; InputError when CUDA is asked for and absent."""
+    import torch
+
+    from difixcli.torchvision_cure import cure
+
+    cure()
+    there = torch.cuda.is_available()
+    if device is Device.cuda and not there:
+        raise InputError("--device cuda was asked for, but torch finds no CUDA device here; use --device cpu or auto.")
+    on = "cuda" if there and device is not Device.cpu else "cpu"
+    if on == "cpu":
+        # the CPU kernels bring their own threads; a second torch thread spins against them
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(True)
+    return on, ("gpu" if on == "cuda" else "cpu") if preset is Preset.auto else preset.value
+
+
+def _scene(spec: str, size: int | None, preset: str) -> Scene:
+    """Load a scene at the asked size, or at what the preset can carry."""
+    from difixcli.scenes import load_scene
+
+    if size is None and preset == "cpu":
+        size = 240
+    scene = load_scene(spec, size)
+    for warning in scene.warnings:
+        console.warn(warning)
+    return scene
+
+
+def _spec(spec: str) -> str:
+    return spec if spec.startswith("sample:") else str(Path(spec).expanduser().absolute())
+
+
+def _inputs(*scenes: Scene) -> dict[str, str]:
+    """Fingerprints of the scenes' files."""
+    found = {}
+    for scene in scenes:
+        files = [frame.image_path for frame in scene.frames]
+        transforms = scene.root / "transforms.json"
+        found[scene.name] = fingerprint([*files, transforms] if transforms.is_file() else files)
+    return found
+
+
+def _fixer(name: str, device: str) -> Fixer:
+    """Load a fixer and say under which licence it stands."""
+    from difixcli.fixer import Fixer
+
+    fixer = Fixer.from_pretrained(name, device=device)
+    console.say(f"Fixer {name}: licence {fixer.licence}")
+    return fixer
+
+
+def _announce(run: Run, **facts: Any) -> None:
+    """Print what is about to happen, defaults included."""
+    console.say(f"Output: {run.folder}" + (" (going on with an earlier run)" if run.resumed else ""))
+    for name, value in facts.items():
+        if value:
+            console.say(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
