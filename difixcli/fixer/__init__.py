@@ -1,0 +1,1 @@
+"""The fixer: the network, its weights in every published layout, references and their alignment."""

@@ -1,0 +1,260 @@
+"""Brings reference photos into a render's view: reprojection through depth, then registration by optical flow.
+
+Small networks ignore references given raw and learn at once from references whose pixels lie where the render's lie,
+the view-aligned conditioning of SparseFusion (arXiv 2212.00792) in its simplest form. Everything here is tensors in,
+tensors out, without gradients; no reconstruction is needed, only its depth and cameras.
+
+Conventions: images are RGB in [0, 1]; depth is z-depth along the viewing axis, positive, 0 where nothing is; poses
+are camera-to-world with OpenGL axes (x right, y up, z back); the first pixel's centre lies at (0.5, 0.5).
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# A point is believed visible when its depth and the reference's own differ by less than about this share.
+DEPTH_TOLERANCE = 0.05
+# Registration mends what wrong depth leaves, a few pixels; more than this share of the long side is a wrong match.
+MAX_SHIFT = 0.025
+# Without depth, a match holds when going there and back again ends within about this many pixels.
+ROUND_TRIP_TOLERANCE = 1.5
+
+
+@torch.no_grad()
+def align_references(
+    render: Tensor,
+    depth: Tensor,
+    intrinsics: Tensor,
+    camera_to_world: Tensor,
+    ref_images: Tensor,
+    ref_depths: Tensor | None,
+    ref_intrinsics: Tensor,
+    ref_camera_to_world: Tensor,
+    register: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The references as they look from the render's camera, and where that is believable.
+
+    Every pixel of the render is unprojected with its depth, projected into each reference and the photo sampled
+    there, reduced first if its pixels are finer than the render's. A pixel is visible where the projection falls inside
+    the photo, in front of its camera, and the reference's rendered depth (if given) agrees within a soft relative
+    tolerance. With `register`, dense optical flow then moves each reference onto the render by a few pixels, only
+    where that makes them agree better.
+
+    Args:
+        render: (B, 3, H, W) colour the references are aligned to.
+        depth: (B, 1, H, W) the render's z-depth.
+        intrinsics: (B, 3, 3) pinhole matrix in pixels of the render.
+        camera_to_world: (B, 4, 4).
+        ref_images: (B, V, 3, h, w).
+        ref_depths: (B, V, 1, h, w) z-depth rendered at the references' own cameras, or None.
+        ref_intrinsics: (B, V, 3, 3) in pixels of the references.
+        ref_camera_to_world: (B, V, 4, 4).
+        register: whether to refine by optical flow.
+
+    Returns:
+        aligned (B, V, 3, H, W) in [0, 1], zero where the photo has nothing, and visibility (B, V, 1, H, W) in [0, 1].
+    """
+    batch, views = ref_images.shape[:2]
+    height, width = render.shape[-2:]
+    aligned = render.new_zeros((batch, views, 3, height, width))
+    visibility = render.new_zeros((batch, views, 1, height, width))
+    for b in range(batch):
+        points = _unproject(depth[b, 0], intrinsics[b], camera_to_world[b])
+        for v in range(views):
+            image = ref_images[b, v].to(render)
+            grid, ref_z = _project(points, ref_intrinsics[b, v], ref_camera_to_world[b, v], image.shape[-2:])
+            visible = ((depth[b, 0] > 0) & (ref_z > 0)).to(render) * _inside(grid, image.shape[-2:])
+            if ref_depths is not None:
+                visible = visible * _depth_agreement(ref_depths[b, v].to(render), grid, ref_z)
+            scale = _pixels_per_pixel(depth[b, 0], ref_z, intrinsics[b], ref_intrinsics[b, v], visible)
+            image = _reduced(image, scale)
+            color = _sample(image, grid)
+            if register and bool((visible > 0.5).any()):
+                shift = _registration(render[b], color, visible)
+                # the photo is sampled once, at the shifted place, so that registration costs no sharpness
+                grid, visible = _shifted(grid, shift), _shifted(visible[..., None], shift)[..., 0]
+                visible = visible * _inside(grid, image.shape[-2:])
+                color = _sample(image, grid)
+            aligned[b, v] = color * (visible > 0)
+            visibility[b, v, 0] = visible
+    return aligned, visibility
+
+
+@torch.no_grad()
+def register_references(images: Tensor, refs: Tensor) -> tuple[Tensor, Tensor]:
+    """Aligns references by optical flow alone, for images whose depth and poses are unknown.
+
+    Args:
+        images: (B, 3, H, W) colour the references are aligned to.
+        refs: (B, V, 3, h, w) photos near the images' views; other sizes are resampled.
+
+    Returns:
+        aligned (B, V, 3, H, W) and visibility (B, V, 1, H, W): high where the flow from image to reference and back
+        again returns to the same place and the colours there agree.
+    """
+    batch, views = refs.shape[:2]
+    height, width = images.shape[-2:]
+    aligned = images.new_zeros((batch, views, 3, height, width))
+    visibility = images.new_zeros((batch, views, 1, height, width))
+    identity = _pixel_grid(height, width, images)
+    for b in range(batch):
+        target = _gray(images[b])
+        for v in range(views):
+            ref = refs[b, v].to(images)
+            if ref.shape[-2:] != (height, width):
+                ref = F.interpolate(ref[None], (height, width), mode="bilinear", antialias=True)[0].clamp(0, 1)
+            source = _gray(ref)
+            there = torch.from_numpy(_flow(target, source)).to(images)
+            back = torch.from_numpy(_flow(source, target)).to(images)
+            grid = _shifted(identity, there)
+            round_trip = there + _sample(back.permute(2, 0, 1), grid).permute(1, 2, 0)
+            color = _sample(ref, grid)
+            difference = _box((color - images[b]).abs().mean(0), 7)
+            visible = torch.exp(-(round_trip.square().sum(-1)) / (2 * ROUND_TRIP_TOLERANCE**2))
+            visible = visible * torch.exp(-(difference / 0.2).square()) * _inside(grid, ref.shape[-2:])
+            aligned[b, v] = color * (visible > 0)
+            visibility[b, v, 0] = visible
+    return aligned, visibility
+
+
+def _pixel_grid(height: int, width: int, like: Tensor) -> Tensor:
+    """(H, W, 2) normalised positions in [-1, 1] of every pixel's centre, as grid_sample counts them."""
+    x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) * (2 / width) - 1
+    y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) * (2 / height) - 1
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+
+
+def _unproject(depth: Tensor, intrinsics: Tensor, camera_to_world: Tensor) -> Tensor:
+    """(H, W) z-depth → (H, W, 3) points in the world."""
+    height, width = depth.shape
+    intrinsics, pose = intrinsics.to(depth), camera_to_world.to(depth)
+    x = (torch.arange(width, device=depth.device, dtype=depth.dtype) + 0.5 - intrinsics[0, 2]) / intrinsics[0, 0]
+    y = (torch.arange(height, device=depth.device, dtype=depth.dtype) + 0.5 - intrinsics[1, 2]) / intrinsics[1, 1]
+    x, y = torch.meshgrid(x, y, indexing="xy")
+    # image rows go down and the camera looks along -z
+    camera = torch.stack([x * depth, -y * depth, -depth], dim=-1)
+    return camera @ pose[:3, :3].T + pose[:3, 3]
+
+
+def _project(
+    points: Tensor, intrinsics: Tensor, camera_to_world: Tensor, size: torch.Size | tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """(H, W, 3) world points → (H, W, 2) normalised positions in an image of `size` and (H, W) z-depth there."""
+    intrinsics, pose = intrinsics.to(points), camera_to_world.to(points)
+    camera = (points - pose[:3, 3]) @ pose[:3, :3]
+    z = -camera[..., 2]
+    safe = z.clamp(min=1e-6)
+    u = intrinsics[0, 0] * camera[..., 0] / safe + intrinsics[0, 2]
+    v = -intrinsics[1, 1] * camera[..., 1] / safe + intrinsics[1, 2]
+    grid = torch.stack([u * (2 / size[1]) - 1, v * (2 / size[0]) - 1], dim=-1)
+    # points beside or behind the camera project anywhere: keep them finite and outside
+    return grid.nan_to_num(3.0).clamp(-3, 3), z
+
+
+def _inside(grid: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """(H, W, 2) → (H, W): 1 between the centres of the outermost pixels of an image of `size`, 0 beyond."""
+    # a hundredth of a pixel is rounding, not outside
+    limit = grid.new_tensor([1 - 0.98 / size[1], 1 - 0.98 / size[0]])
+    return (grid.abs() <= limit).all(-1).to(grid)
+
+
+def _sample(image: Tensor, grid: Tensor, mode: str = "bilinear") -> Tensor:
+    """(C, h, w) sampled at (H, W, 2) normalised positions → (C, H, W)."""
+    return F.grid_sample(image[None], grid[None], mode=mode, padding_mode="border", align_corners=False)[0]
+
+
+def _depth_agreement(ref_depth: Tensor, grid: Tensor, z: Tensor) -> Tensor:
+    """(H, W) in [0, 1]: how well the depth seen by the reference agrees with the depth the point has there.
+
+    At a depth edge the interpolated depth belongs to neither side, so the nearest sample may speak too.
+    """
+    closeness = torch.zeros_like(z)
+    for mode in ("bilinear", "nearest"):
+        seen = _sample(ref_depth, grid, mode)[0]
+        relative = (seen - z).abs() / torch.minimum(seen, z).clamp(min=1e-6)
+        closeness = torch.maximum(closeness, torch.exp(-0.5 * (relative / DEPTH_TOLERANCE).square()) * (seen > 0))
+    return closeness
+
+
+def _pixels_per_pixel(
+    depth: Tensor, ref_z: Tensor, intrinsics: Tensor, ref_intrinsics: Tensor, visible: Tensor
+) -> float:
+    """How many pixels of the reference one pixel of the render spans, the median over what is visible."""
+    seen = visible > 0
+    if not bool(seen.any()):
+        return 1.0
+    ratio = (depth[seen] / ref_z[seen]).median()
+    return float(ratio * (ref_intrinsics[0, 0] / intrinsics[0, 0]).to(ratio))
+
+
+def _reduced(image: Tensor, scale: float) -> Tensor:
+    """(C, h, w) area-averaged by the power of two nearest to `scale`, so that bilinear sampling skips no pixels."""
+    factor = 2 ** max(0, round(np.log2(max(scale, 1e-6))))
+    factor = min(factor, image.shape[-1], image.shape[-2])
+    if factor == 1:
+        return image
+    height, width = image.shape[-2:]
+    # normalised positions stay true whatever the size is rounded to
+    return F.interpolate(image[None], (-(-height // factor), -(-width // factor)), mode="area")[0]
+
+
+def _gray(image: Tensor) -> np.ndarray:
+    """(3, H, W) in [0, 1] → (H, W) uint8, what OpenCV's flow wants."""
+    weights = image.new_tensor([0.299, 0.587, 0.114])
+    gray = torch.einsum("c,chw->hw", weights, image).clamp(0, 1)
+    return (gray * 255 + 0.5).to(torch.uint8).cpu().numpy()
+
+
+def _flow(target: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Dense flow (H, W, 2) float32 in pixels: `target[p]` looks like `source[p + flow[p]]`."""
+    if min(target.shape) < 16:  # less than two of DIS's patches: nothing to match
+        return np.zeros((*target.shape, 2), np.float32)
+    matcher = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    return matcher.calc(target, source, None)  # type: ignore[call-overload]
+
+
+def _shifted(values: Tensor, shift: Tensor) -> Tensor:
+    """(H, W, C) values read at every pixel displaced by (H, W, 2) pixels."""
+    height, width = values.shape[:2]
+    grid = _pixel_grid(height, width, values) + shift * values.new_tensor([2 / width, 2 / height])
+    inside = grid.clamp(-1 + 1 / max(width, height), 1 - 1 / max(width, height))
+    moved = _sample(values.permute(2, 0, 1), inside).permute(1, 2, 0)
+    if values.shape[-1] == 2:  # positions go on beyond the border, values do not
+        moved = moved + (grid - inside)
+    return moved
+
+
+def _box(values: Tensor, size: int) -> Tensor:
+    """(H, W) local mean over size × size pixels."""
+    array = cv2.blur(values.cpu().numpy(), (size, size), borderType=cv2.BORDER_REFLECT_101)
+    return torch.from_numpy(array).to(values)
+
+
+def _registration(render: Tensor, color: Tensor, visible: Tensor) -> Tensor:
+    """(H, W, 2) shift in pixels that moves the reprojected colour (3, H, W) onto the render (3, H, W).
+
+    Zero where the reference is not visible, where the flow is longer than registration may need, and where moving
+    does not make the two agree better in their neighbourhood.
+    """
+    height, width = visible.shape
+    # where the reference shows nothing the render stands in for it, so the flow there is zero and drags nobody along
+    filled = color * visible + render * (1 - visible)
+    shift = torch.from_numpy(_flow(_gray(render), _gray(filled))).to(render)
+    longest = max(2.0, MAX_SHIFT * max(height, width))
+    length = shift.square().sum(-1).sqrt()
+    moved = _shifted(filled.permute(1, 2, 0), shift).permute(2, 0, 1)
+    better = _disagreement(render, moved) < _disagreement(render, filled)
+    keep = (better & (length <= longest) & (visible > 0.1)).to(render)
+    # a soft edge, or the picture would tear where kept and rejected shifts meet
+    return shift * (keep * _box(keep, 5))[..., None]
+
+
+def _disagreement(a: Tensor, b: Tensor) -> Tensor:
+    """(H, W) local colour difference of two (3, H, W) images, mostly of detail: exposure differs between photos."""
+    difference = (a - b).mean(0)
+    detail = (difference - _box(difference, 15)).abs()
+    return _box(detail + 0.25 * difference.abs(), 7)

@@ -1,0 +1,172 @@
+"""References brought into a render's view: exact on known geometry, and never worse for registration."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+import torch
+
+from difixcli.fixer.alignment import align_references, register_references
+
+H, W, FOCAL = 96, 144, 120.0
+
+
+def intrinsics(height: int = H, width: int = W, focal: float = FOCAL) -> torch.Tensor:
+    return torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
+
+
+def pose(x: float = 0.0, y: float = 0.0, z: float = 0.0, yaw: float = 0.0) -> torch.Tensor:
+    c, s = math.cos(yaw), math.sin(yaw)
+    return torch.tensor([[c, 0, s, x], [0, 1, 0, y], [-s, 0, c, z], [0, 0, 0, 1.0]])
+
+
+def pattern(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Smooth colour of a wall at (x, y): (3, ...)."""
+    return torch.stack(
+        [
+            0.5 + 0.25 * torch.sin(5 * x) + 0.15 * torch.sin(11 * y + x),
+            0.5 + 0.3 * torch.cos(7 * x + 3 * y),
+            0.5 + 0.3 * torch.sin(6 * y - 2 * x),
+        ]
+    )
+
+
+def wall_view(camera: torch.Tensor, k: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """True colour (3, h, w) and z-depth (1, h, w) of the wall z = -4 from a camera (OpenGL axes), by ray casting."""
+    u = (torch.arange(width) + 0.5 - k[0, 2]) / k[0, 0]
+    v = (torch.arange(height) + 0.5 - k[1, 2]) / k[1, 1]
+    u, v = torch.meshgrid(u, v, indexing="xy")
+    rays = torch.stack([u, -v, -torch.ones_like(u)], -1) @ camera[:3, :3].T
+    depth = (-4 - camera[2, 3]) / rays[..., 2]
+    points = camera[:3, 3] + rays * depth[..., None]
+    return pattern(points[..., 0], points[..., 1]), depth[None]
+
+
+def aligned_wall(register: bool, reference: torch.Tensor, ref_size: tuple[int, int] = (H, W), focal: float = FOCAL):
+    k, ref_k = intrinsics(), intrinsics(*ref_size, focal)
+    color, depth = wall_view(pose(), k, H, W)
+    ref_color, ref_depth = wall_view(reference, ref_k, *ref_size)
+    aligned, visibility = align_references(
+        color[None],
+        depth[None],
+        k[None],
+        pose()[None],
+        ref_color[None, None],
+        ref_depth[None, None],
+        ref_k[None, None],
+        reference[None, None],
+        register=register,
+    )
+    return color, aligned[0, 0], visibility[0, 0, 0]
+
+
+@pytest.mark.parametrize("register", [False, True])
+@pytest.mark.parametrize(
+    "reference",
+    [pose(), pose(x=0.4), pose(y=-0.3, z=0.5), pose(x=-0.6, yaw=-0.15), pose(x=0.5, y=0.2, z=-0.6, yaw=0.2)],
+)
+def test_a_wall_seen_from_elsewhere_lands_on_the_wall(reference: torch.Tensor, register: bool) -> None:
+    color, aligned, visibility = aligned_wall(register, reference)
+    seen = visibility > 0.9
+    assert seen.float().mean() > 0.6
+    # what remains is bilinear interpolation of the pattern
+    assert (aligned - color).abs()[:, seen].max() < (0.02 if register else 0.01)
+
+
+def test_a_reference_of_twice_the_size_is_averaged_and_stays_in_place() -> None:
+    color, aligned, visibility = aligned_wall(False, pose(x=0.3), (2 * H, 2 * W), 2 * FOCAL)
+    assert (aligned - color).abs()[:, visibility > 0.9].max() < 0.01
+
+
+def test_outside_the_photo_and_behind_its_camera_nothing_is_visible() -> None:
+    _, aligned, visibility = aligned_wall(True, pose(x=1.5))
+    assert visibility[:, :40].max() == 0  # the left part of the wall is not in the photo
+    assert aligned[:, :, :40].abs().max() == 0
+    assert visibility[:, -40:].min() > 0.9
+    _, _, behind = aligned_wall(True, pose(z=-8.0))  # beyond the wall, looking away
+    assert behind.max() == 0
+
+
+def test_what_stands_before_the_surface_hides_it() -> None:
+    k, reference = intrinsics(), pose(x=0.3)
+    color, depth = wall_view(pose(), k, H, W)
+    ref_color, ref_depth = wall_view(reference, k, H, W)
+    ref_depth[:, 30:60, 50:90] = 2.0
+    arguments = (k[None], pose()[None], ref_color[None, None])
+    cameras = (k[None, None], reference[None, None])
+    _, blocked = align_references(color[None], depth[None], *arguments, ref_depth[None, None], *cameras)
+    _, unknown = align_references(color[None], depth[None], *arguments, None, *cameras)
+    shift = round(FOCAL * 0.3 / 4)
+    assert blocked[0, 0, 0, 35:55, 55 + shift : 85 + shift].max() < 0.05
+    assert unknown[0, 0, 0, 35:55, 55 + shift : 85 + shift].min() > 0.9
+    depth[:, :20] = 0  # nothing was rendered there
+    _, holes = align_references(color[None], depth[None], *arguments, None, *cameras)
+    assert holes[0, 0, 0, :18].max() == 0
+
+
+def test_registration_mends_wrong_depth() -> None:
+    k, reference = intrinsics(), pose(x=0.5)
+    color, depth = wall_view(pose(), k, H, W)
+    ref_color, _ = wall_view(reference, k, H, W)
+    arguments = (k[None], pose()[None], ref_color[None, None], None, k[None, None], reference[None, None])
+    errors = {}
+    for register in (False, True):
+        aligned, visibility = align_references(color[None], depth[None] * 1.15, *arguments, register=register)
+        seen = visibility[0, 0, 0] > 0.9
+        errors[register] = float((aligned[0, 0] - color).abs()[:, seen].mean())
+    assert errors[True] < 0.35 * errors[False]
+
+
+def test_registration_never_follows_an_unrelated_picture_far() -> None:
+    k = intrinsics()
+    color, depth = wall_view(pose(), k, H, W)
+    noise = torch.rand(3, H, W, generator=torch.Generator().manual_seed(0))
+    arguments = (k[None], pose()[None], noise[None, None], None, k[None, None], pose()[None, None])
+    aligned, _ = align_references(color[None], depth[None], *arguments)
+    assert (aligned[0, 0] - color).abs().mean() > 0.15  # it was not bent into the render
+    assert torch.isfinite(aligned).all()
+
+
+def test_without_depth_flow_finds_small_motion_and_doubts_what_is_unrelated() -> None:
+    k = intrinsics()
+    color, _ = wall_view(pose(), k, H, W)
+    near, _ = wall_view(pose(x=0.15), k, H, W)
+    noise = torch.rand(3, H, W, generator=torch.Generator().manual_seed(0))
+    aligned, visibility = register_references(color[None], torch.stack([near, noise])[None])
+    assert (aligned[0, 0] - color).abs()[:, visibility[0, 0, 0] > 0.5].mean() < 0.02
+    assert visibility[0, 0].mean() > 0.7
+    assert visibility[0, 1].mean() < 0.2
+
+
+def test_no_references_give_no_references() -> None:
+    k = intrinsics()
+    color, depth = wall_view(pose(), k, H, W)
+    none = torch.zeros(1, 0, 3, H, W)
+    aligned, visibility = align_references(
+        color[None], depth[None], k[None], pose()[None], none, None, torch.zeros(1, 0, 3, 3), torch.zeros(1, 0, 4, 4)
+    )
+    assert aligned.shape == (1, 0, 3, H, W)
+    assert visibility.shape == (1, 0, 1, H, W)
+
+
+def test_speed() -> None:
+    k = intrinsics(160, 240, 200.0)
+    color, depth = wall_view(pose(), k, 160, 240)
+    views = [pose(x=0.2), pose(x=-0.3), pose(y=0.2)]
+    seen = [wall_view(view, k, 160, 240) for view in views]
+    arguments = (
+        color[None],
+        depth[None],
+        k[None],
+        pose()[None],
+        torch.stack([s[0] for s in seen])[None],
+        torch.stack([s[1] for s in seen])[None],
+        k.expand(1, 3, 3, 3),
+        torch.stack(views)[None],
+    )
+    align_references(*arguments)
+    start = time.process_time()
+    align_references(*arguments)
+    assert time.process_time() - start < 0.3  # about 40 ms where it was measured
