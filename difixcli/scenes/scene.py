@@ -54,7 +54,7 @@ class Frame:
 
     `name` is unique in its scene (the image's path relative to the scene's folder, POSIX style).
     `camera` is the undistorted pinhole camera at the scene's working size. `source_camera` and `distortion`
-    (OpenCV order k1, k2, p1, p2, k3, k4) describe the file on disk.
+    (OpenCV order k1, k2, p1, p2, k3, k4, k5, k6) describe the file on disk.
     """
 
     name: str

@@ -1,0 +1,25 @@
+"""Posed photo sets: reading, splitting, camera paths, the sample scenes."""
+
+from difixcli.scenes.loading import load_mask, load_photo, load_scene, read_image
+from difixcli.scenes.poses import nearest_cameras, pose_distance
+from difixcli.scenes.scene import Camera, Frame, Scene, Split
+from difixcli.scenes.splits import default_split_rule, make_split
+from difixcli.scenes.trajectories import interpolate, spiral, step_towards
+
+__all__ = [
+    "Camera",
+    "Frame",
+    "Scene",
+    "Split",
+    "default_split_rule",
+    "interpolate",
+    "load_mask",
+    "load_photo",
+    "load_scene",
+    "make_split",
+    "nearest_cameras",
+    "pose_distance",
+    "read_image",
+    "spiral",
+    "step_towards",
+]

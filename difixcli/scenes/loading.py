@@ -1,0 +1,268 @@
+"""From a folder (or `sample:NAME`) to a Scene, and from a frame to its pixels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from difixcli.errors import InputError
+from difixcli.scenes.colmap import MODEL_FOLDERS, find_model, read_colmap
+from difixcli.scenes.nerfstudio_format import read_transforms
+from difixcli.scenes.poses import apply_similarity, normalisation, transform_points
+from difixcli.scenes.scene import Camera, Frame, Scene
+from difixcli.scenes.source import Source, SourceFrame
+
+SAMPLE_PREFIX = "sample:"
+
+
+def load_scene(spec: str | Path, size: int | None = None) -> Scene:
+    """Loads a posed photo set.
+
+    `spec` is a folder with a nerfstudio `transforms.json` or, failing that, a COLMAP model in `sparse/0`,
+    `colmap/sparse/0` or `sparse` (text or binary); or `sample:NAME`, which is written once into the user's cache.
+    `size` is the long side in pixels to work at; photos are never enlarged, and None keeps their own size.
+
+    The world is normalised from all frames the file lists, whichever of their images are there: cameras centred,
+    mean up axis to +z, largest absolute position component 1. Frames whose image is missing are left out with a
+    warning in `Scene.warnings`. Raises InputError for a missing folder, no frames, no images, an unreadable image or
+    one of another size than declared, and a broken pose.
+    """
+    if size is not None and size < 1:
+        raise InputError(f"The working size {size} is not a number of pixels; give a positive --size.")
+    if str(spec).startswith(SAMPLE_PREFIX):
+        from difixcli.scenes.sample import cached_sample
+
+        name = str(spec)[len(SAMPLE_PREFIX) :]
+        return _build_scene(name, cached_sample(name), size)
+    root = Path(spec)
+    if not root.exists():
+        raise InputError(f"The scene folder {root} does not exist; give a folder with posed photos or sample:room.")
+    if root.is_file():
+        if root.name != "transforms.json":
+            raise InputError(f"{root} is a file; name the folder that holds transforms.json or a COLMAP model.")
+        root = root.parent
+    return _build_scene(root.resolve().name, root, size)
+
+
+def load_photo(frame: Frame) -> np.ndarray:
+    """The photo of a frame at its working size, undistorted: (H, W, 3) float32 RGB in [0, 1].
+
+    Raises InputError if the file cannot be decoded.
+    """
+    pixels = read_image(frame.image_path)
+    if pixels.shape[:2] != (frame.source_camera.height, frame.source_camera.width):
+        raise InputError(f"{frame.image_path} changed its size while it was being used; load the scene again.")
+    return _to_working_size(pixels[..., :3], frame)
+
+
+def load_mask(frame: Frame) -> np.ndarray | None:
+    """Which pixels of a frame count: (H, W) bool at working size, True where the photo is to be used; None for all.
+
+    Joins the mask file (white counts, as in nerfstudio), the photo's transparency, and the pixels that undistortion
+    could not fill. Raises InputError if a file cannot be decoded or a mask is of another size than its photo.
+    """
+    shape = (frame.source_camera.height, frame.source_camera.width)
+    keep = np.ones(shape, dtype=np.float32)
+    if frame.mask_path is not None:
+        mask = read_image(frame.mask_path)[..., :3].mean(axis=2)
+        if mask.shape != shape:
+            raise InputError(
+                f"The mask {frame.mask_path} is {mask.shape[1]}×{mask.shape[0]} pixels but its photo {shape[1]}×"
+                f"{shape[0]}; make them the same size."
+            )
+        keep *= mask > 0.5
+    if _has_alpha(frame.image_path):
+        pixels = read_image(frame.image_path)
+        if pixels.shape[2] == 4:
+            keep *= pixels[..., 3] > 0.5
+    # A pixel counts only if everything it was interpolated from does: a little less than one for rounding.
+    counted = _to_working_size(keep, frame) > 0.999
+    return None if counted.all() else counted
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Decodes an image file: (H, W, 3) float32 RGB in [0, 1], or (H, W, 4) where it has transparency.
+
+    EXIF orientation is not applied: poses and intrinsics belong to the stored pixels. Raises InputError if the file
+    is missing or broken.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode.startswith("I;16") or image.mode == "I":
+                grey = np.asarray(image, dtype=np.float32) / 65535
+                return np.repeat(grey[..., None], 3, axis=2)
+            transparent = "A" in image.getbands() or "transparency" in image.info
+            return np.asarray(image.convert("RGBA" if transparent else "RGB"), dtype=np.float32) / 255
+    except FileNotFoundError:
+        raise InputError(f"The image {path} does not exist.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"The image {path} cannot be read ({reason}); replace it or remove its frame.") from None
+
+
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """Sort key under which `frame_9` comes before `frame_10`."""
+    parts = re.split(r"(\d+)", name)
+    return [(1, int(part), part) if part.isdigit() else (0, 0, part) for part in parts]
+
+
+def working_size(width: int, height: int, size: int | None) -> tuple[int, int]:
+    """(width, height) whose long side is `size`, never larger than the source."""
+    long_side = max(width, height)
+    if size is None or size >= long_side:
+        return width, height
+    scale = size / long_side
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _read_source(root: Path) -> Source:
+    transforms = root / "transforms.json"
+    if transforms.is_file():
+        return read_transforms(transforms)
+    model = find_model(root)
+    if model is not None:
+        return read_colmap(root, model)
+    raise InputError(
+        f"{root} holds no scene: there is neither a transforms.json nor a COLMAP model in {', '.join(MODEL_FOLDERS)}."
+    )
+
+
+def _build_scene(name: str, root: Path, size: int | None) -> Scene:
+    source = _read_source(root)
+    names = [frame.name for frame in source.frames]
+    repeated = sorted({n for n in names if names.count(n) > 1})
+    if repeated:
+        raise InputError(f"{source.path} lists {repeated[0]} more than once; keep one frame for each image.")
+    transform = normalisation(np.stack([frame.pose for frame in source.frames]))
+    warnings = list(source.warnings)
+    missing = [frame for frame in source.frames if not frame.image_path.is_file()]
+    if len(missing) == len(source.frames):
+        raise InputError(
+            f"None of the {len(missing)} images that {source.path} names exists (first: {missing[0].image_path}); "
+            "put the photos beside it."
+        )
+    if missing:
+        shown = ", ".join(frame.name for frame in missing[:3]) + (", …" if len(missing) > 3 else "")
+        warnings.append(f"{len(missing)} of {len(source.frames)} images are missing and left out: {shown}")
+    present = sorted(
+        (frame for frame in source.frames if frame.image_path.is_file()), key=lambda f: natural_order(f.name)
+    )
+    frames = [
+        _frame(frame, camera_id, transform, size)
+        for frame, camera_id in zip(present, _camera_ids(present), strict=True)
+    ]
+    if not len(source.points):
+        warnings.append("there are no seed points: splats will start from random ones")
+    return Scene(
+        name=name,
+        root=root,
+        frames=tuple(frames),
+        points=transform_points(transform, source.points),
+        colors=source.colors,
+        source_to_world=transform @ np.linalg.inv(source.applied),
+        metric=source.metric,
+        warnings=tuple(warnings),
+    )
+
+
+def _camera_ids(frames: Sequence[SourceFrame]) -> list[str]:
+    """Which camera took each frame.
+
+    The file's own word where every frame has one; else the image's folder where there are several; else one id for
+    each lens. Lenses that differ in every frame (refined one by one) are one camera.
+    """
+    declared = [frame.camera_id for frame in frames]
+    if all(value is not None for value in declared):
+        return [str(value) for value in declared]
+    folders = [Path(frame.name).parent.as_posix() for frame in frames]
+    if len(set(folders)) > 1:
+        return [Path(folder).name for folder in folders] if _unique_tails(folders) else folders
+    lenses = list(dict.fromkeys(frame.lens for frame in frames))
+    if len(lenses) == len(frames):
+        return ["0"] * len(frames)
+    return [str(lenses.index(frame.lens)) for frame in frames]
+
+
+def _unique_tails(folders: Sequence[str]) -> bool:
+    return len({Path(folder).name for folder in folders}) == len(set(folders))
+
+
+def _frame(source: SourceFrame, camera_id: str, transform: np.ndarray, size: int | None) -> Frame:
+    lens = source.lens
+    try:
+        # Only the header is read here: load_scene stays cheap for thousands of photos.
+        with Image.open(source.image_path) as image:
+            width, height = image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise InputError(f"The image {source.image_path} cannot be read; replace it or remove its frame.") from None
+    declared = (lens.width or width, lens.height or height)
+    if declared != (width, height):
+        raise InputError(
+            f"The image {source.image_path} is {width}×{height} pixels but {declared[0]}×{declared[1]} is declared; "
+            "use the photos that were posed, or correct the intrinsics."
+        )
+    if source.mask_path is not None and not source.mask_path.is_file():
+        raise InputError(f"The mask {source.mask_path} of {source.name} does not exist; add it or remove mask_path.")
+    camera = Camera(
+        camera_to_world=apply_similarity(transform, source.pose),
+        fx=lens.fx,
+        fy=lens.fy,
+        cx=width / 2 if lens.cx is None else lens.cx,
+        cy=height / 2 if lens.cy is None else lens.cy,
+        width=width,
+        height=height,
+    )
+    return Frame(
+        name=source.name,
+        image_path=source.image_path,
+        camera=camera.resized(*working_size(width, height, size)),
+        camera_id=camera_id,
+        source_camera=camera,
+        distortion=np.array(lens.distortion),
+        mask_path=source.mask_path,
+    )
+
+
+def _to_working_size(pixels: np.ndarray, frame: Frame) -> np.ndarray:
+    """Undistorts (to the same K) and shrinks pixels (H, W) or (H, W, C) of the source file."""
+    import cv2
+
+    source, target = frame.source_camera, frame.camera
+    if frame.distortion.any():
+        maps = _undistortion_maps(
+            (source.fx, source.fy, source.cx, source.cy),
+            tuple(float(value) for value in frame.distortion),
+            source.width,
+            source.height,
+        )
+        pixels = cv2.remap(pixels, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+    if (target.width, target.height) != (source.width, source.height):
+        pixels = cv2.resize(pixels, (target.width, target.height), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(np.clip(pixels, 0, 1), dtype=np.float32)
+
+
+@lru_cache(maxsize=8)
+def _undistortion_maps(
+    lens: tuple[float, float, float, float], distortion: tuple[float, ...], width: int, height: int
+) -> tuple[np.ndarray, np.ndarray]:
+    import cv2
+
+    fx, fy, cx, cy = lens
+    # OpenCV's first pixel centre is (0, 0), ours (0.5, 0.5).
+    matrix = np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]])
+    maps = cv2.initUndistortRectifyMap(matrix, np.array(distortion), np.eye(3), matrix, (width, height), cv2.CV_32FC1)
+    return maps[0], maps[1]
+
+
+def _has_alpha(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return "A" in image.getbands() or "transparency" in image.info
+    except (OSError, SyntaxError, ValueError):
+        raise InputError(f"The image {path} cannot be read; replace it or remove its frame.") from None

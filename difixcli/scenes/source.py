@@ -1,0 +1,57 @@
+"""What a scene's file says, before normalisation: the common ground of the transforms.json and COLMAP readers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+NO_DISTORTION = (0.0,) * 8
+
+
+@dataclass(frozen=True)
+class Lens:
+    """A perspective lens as declared: pixels, the first pixel's centre at (0.5, 0.5).
+
+    `distortion` has OpenCV's order (k1, k2, p1, p2, k3, k4, k5, k6) and meaning. `width` and `height` are None where
+    the file does not declare them.
+    """
+
+    fx: float
+    fy: float
+    cx: float | None
+    cy: float | None
+    width: int | None
+    height: int | None
+    distortion: tuple[float, ...] = NO_DISTORTION
+
+
+@dataclass(frozen=True, eq=False)
+class SourceFrame:
+    """One frame as the file has it. `pose` (4, 4) is camera-to-world with OpenGL axes in the file's original world.
+
+    `camera_id` is the name the file gives to the camera, or None.
+    """
+
+    name: str
+    image_path: Path
+    pose: np.ndarray
+    lens: Lens
+    camera_id: str | None = None
+    mask_path: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A scene as read. `points` (N, 3) lie in the same world as the poses; `applied` (4, 4) is the rigid
+    transform that the file says its own coordinates have gone through, already undone in poses and points."""
+
+    path: Path
+    frames: Sequence[SourceFrame]
+    points: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
+    colors: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.uint8))
+    applied: np.ndarray = field(default_factory=lambda: np.eye(4))
+    metric: bool = False
+    warnings: Sequence[str] = ()

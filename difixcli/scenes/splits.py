@@ -1,0 +1,175 @@
+"""Which frames are references (train) and which are targets (test)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+from difixcli.errors import InputError
+from difixcli.scenes.scene import Scene, Split
+
+RULES = ("every", "clusters", "names", "camera", "file")
+SPLIT_FILE = "split.json"
+
+
+def default_split_rule(scene: Scene) -> str:
+    """`file:split.json` where the scene's folder has that file, else `every:4`."""
+    return f"file:{SPLIT_FILE}" if (scene.root / SPLIT_FILE).is_file() else "every:4"
+
+
+def make_split(scene: Scene, rule: str) -> Split:
+    """Splits a scene's frames by a rule.
+
+    - `every:N`: frames 0, N, 2N… train, the others are targets (N ≥ 2).
+    - `clusters`: two clusters of camera positions; the larger trains (DL3DV's protocol in Difix3D+).
+    - `names:PATTERN`: frames that match train, the others are targets; `names:train=PATTERN,test=PATTERN` uses only
+      frames that match either. A pattern with `*`, `?` or `[` must match the whole name or the whole file name;
+      without, it may stand anywhere in the name (`names:_train_`).
+    - `camera:ID` or `camera:ID,ID`: the frames of those cameras train, the others are targets.
+    - `file:JSON`: `{"train": [names], "test": [names]}`, `test` defaulting to all others; names may be whole or the
+      file's name. The path is relative to the current folder or, failing that, to the scene's.
+
+    Raises InputError for an unknown rule (with near matches) and for a split without training or test views.
+    """
+    kind, _, argument = rule.partition(":")
+    if kind not in RULES:
+        near = get_close_matches(kind, RULES, n=2)
+        hint = f"did you mean {' or '.join(near)}" if near else f"use one of {', '.join(RULES)}"
+        raise InputError(f"Unknown split rule {rule!r}; {hint}?" if near else f"Unknown split rule {rule!r}; {hint}.")
+    if kind == "every":
+        train, test = _every(len(scene.frames), argument, rule)
+    elif kind == "clusters":
+        if argument:
+            raise InputError(f"The split rule {rule!r} takes no argument; write clusters.")
+        train, test = _clusters(np.stack([frame.camera.position for frame in scene.frames]))
+    elif kind == "names":
+        train, test = _by_names(scene, argument, rule)
+    elif kind == "camera":
+        train, test = _by_camera(scene, argument, rule)
+    else:
+        train, test = _from_file(scene, argument, rule)
+    if not train:
+        raise InputError(f"The split {rule!r} leaves no training view among the {len(scene.frames)} of {scene.name}.")
+    if not test:
+        raise InputError(f"The split {rule!r} leaves no test view among the {len(scene.frames)} of {scene.name}.")
+    return Split(train=tuple(sorted(train)), test=tuple(sorted(test)), rule=rule)
+
+
+def _every(count: int, argument: str, rule: str) -> tuple[list[int], list[int]]:
+    if not argument.isdecimal() or int(argument) < 2:
+        raise InputError(f"The split rule {rule!r} needs a whole number of at least 2, as in every:4.")
+    step = int(argument)
+    return list(range(0, count, step)), [i for i in range(count) if i % step]
+
+
+def _clusters(positions: np.ndarray) -> tuple[list[int], list[int]]:
+    """Two-means of camera positions (N, 3), seeded by the farthest pair so that no random number is needed."""
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=2)
+    seeds = np.unravel_index(np.argmax(distances), distances.shape)
+    centres = positions[list(seeds)]
+    labels = np.full(len(positions), -1)
+    for _ in range(100):
+        updated = np.linalg.norm(positions[:, None] - centres[None], axis=2).argmin(axis=1)
+        if (updated == labels).all():
+            break
+        labels = updated
+        centres = np.stack(
+            [positions[labels == i].mean(axis=0) if (labels == i).any() else centres[i] for i in range(2)]
+        )
+    groups = [np.flatnonzero(labels == i).tolist() for i in range(2)]
+    # The larger one trains; of equals, the one with the first frame.
+    groups.sort(key=lambda group: (-len(group), group))
+    return groups[0], groups[1]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    if any(wildcard in pattern for wildcard in "*?["):
+        return fnmatchcase(name, pattern) or fnmatchcase(Path(name).name, pattern)
+    return pattern in name
+
+
+def _by_names(scene: Scene, argument: str, rule: str) -> tuple[list[int], list[int]]:
+    patterns: dict[str, str] = {}
+    if argument.startswith(("train=", "test=")):
+        for part in argument.split(","):
+            key, separator, pattern = part.partition("=")
+            if key not in ("train", "test") or not separator or not pattern or key in patterns:
+                raise InputError(
+                    f"The split rule {rule!r} must read names:PATTERN or names:train=PATTERN,test=PATTERN."
+                )
+            patterns[key] = pattern
+    elif argument:
+        patterns["train"] = argument
+    else:
+        raise InputError(f"The split rule {rule!r} needs a pattern, as in names:*_train_* or names:left/*.")
+    chosen = {
+        key: [i for i, frame in enumerate(scene.frames) if _matches(frame.name, pattern)]
+        for key, pattern in patterns.items()
+    }
+    everything = range(len(scene.frames))
+    train = chosen["train"] if "train" in chosen else [i for i in everything if i not in set(chosen["test"])]
+    test = chosen["test"] if "test" in chosen else [i for i in everything if i not in set(train)]
+    both = sorted(set(train) & set(test))
+    if both:
+        raise InputError(f"The split {rule!r} puts {scene.frames[both[0]].name} in both halves; narrow a pattern.")
+    return train, test
+
+
+def _by_camera(scene: Scene, argument: str, rule: str) -> tuple[list[int], list[int]]:
+    known = list(dict.fromkeys(frame.camera_id for frame in scene.frames))
+    wanted = argument.split(",")
+    for camera_id in wanted:
+        if camera_id not in known:
+            raise InputError(f"The split {rule!r} names camera {camera_id!r}, but {scene.name} has {', '.join(known)}.")
+    train = [i for i, frame in enumerate(scene.frames) if frame.camera_id in wanted]
+    return train, [i for i, frame in enumerate(scene.frames) if frame.camera_id not in wanted]
+
+
+def _from_file(scene: Scene, argument: str, rule: str) -> tuple[list[int], list[int]]:
+    path = Path(argument)
+    if not argument:
+        raise InputError(f"The split rule {rule!r} needs a path, as in file:split.json.")
+    if not path.is_file():
+        path = scene.root / argument
+    if not path.is_file():
+        raise InputError(f"The split file {argument} exists neither here nor in {scene.root}.")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"The split file {path} cannot be read as JSON ({error}).") from None
+    if not isinstance(data, dict) or not isinstance(data.get("train"), list):
+        raise InputError(f'The split file {path} must hold {{"train": [names], "test": [names]}}.')
+    train = _indices(scene, data["train"], path)
+    if "test" in data:
+        if not isinstance(data["test"], list):
+            raise InputError(f'The split file {path} must hold {{"train": [names], "test": [names]}}.')
+        test = _indices(scene, data["test"], path)
+    else:
+        test = [i for i in range(len(scene.frames)) if i not in set(train)]
+    both = sorted(set(train) & set(test))
+    if both:
+        raise InputError(f"The split file {path} puts {scene.frames[both[0]].name} in both halves; remove it from one.")
+    return train, test
+
+
+def _indices(scene: Scene, names: Sequence[object], path: Path) -> list[int]:
+    by_name: dict[str, list[int]] = {}
+    for i, frame in enumerate(scene.frames):
+        for key in {frame.name, Path(frame.name).name, Path(frame.name).stem}:
+            by_name.setdefault(key, []).append(i)
+    found = []
+    for name in names:
+        matches = by_name.get(name, []) if isinstance(name, str) else []
+        if len(matches) != 1:
+            if matches:
+                raise InputError(f"The split file {path} names {name}, which fits several frames; write whole names.")
+            near = get_close_matches(str(name), by_name, n=2)
+            hint = f" (near: {', '.join(near)})" if near else ""
+            raise InputError(f"The split file {path} names {name}, which is no frame of {scene.name}{hint}.")
+        found.append(matches[0])
+    return sorted(set(found))
