@@ -1,0 +1,124 @@
+"""How references aligned with the render enter the picture: by gates in feature space and by weights on pixels.
+
+Only networks with `references: aligned` have these parts. Views are counted from the render: view 0 is the render,
+views 1..V are the references; visibility of view 0 is the render's opacity.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Frequency bands blended apart: detail, structure, and tone. Photos differ in exposure far more than in texture, so
+# texture may come from a photo while the tone stays the render's.
+BAND_FACTORS = (2, 8)
+BANDS = len(BAND_FACTORS) + 1
+# How readily an untrained network takes each band from a visible reference rather than from the render (log odds).
+BAND_PRIORS = (1.0, 0.0, -2.0)
+# Of a reference less visible than this, the missing part is filled in with the render.
+FILL_BELOW = 0.3
+
+
+class ReferenceGate(nn.Module):
+    """Blends the views' encoder features at one skip level: softmax over views, masked by visibility."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.from_render = nn.Conv2d(channels, hidden, 1)
+        self.from_view = nn.Conv2d(2 * channels + 1, hidden, 1)
+        self.score = nn.Conv2d(hidden, 1, 3, padding=1)
+        self.merge = nn.Conv2d(3 * channels, channels, 1)
+
+    def forward(self, features: Tensor, visibility: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, 1+V, C, h, w), visibility (B, 1+V, 1, H, W) → blended (B, C, h, w), scores (B, 1+V, 1, h, w).
+
+        The scores are the views' log odds before visibility has its say.
+        """
+        batch, views = features.shape[:2]
+        height, width = features.shape[-2:]
+        visibility = F.interpolate(visibility.flatten(0, 1), (height, width), mode="area").unflatten(0, (batch, views))
+        render = features[:, :1]
+        difference = (features - render).abs()
+        own = self.from_view(torch.cat([features, difference, visibility], dim=2).flatten(0, 1))
+        hidden = own.unflatten(0, (batch, views)) + self.from_render(render[:, 0])[:, None]
+        score = self.score(F.silu(hidden).flatten(0, 1)).unflatten(0, (batch, views))
+        blended = (features * torch.softmax(score + log_mask(visibility), dim=1)).sum(1)
+        # the decoder should also know where render and references disagree
+        told = self.merge(torch.cat([render[:, 0], blended, (blended - render[:, 0]).abs()], dim=1))
+        return blended + told, score
+
+
+class BlendHead(nn.Module):
+    """Full-resolution weights over render and aligned references, one set per frequency band.
+
+    out = Σ_bands Σ_v w(band, v)·band(x_v). One small convolutional head is shared by all views, so any number of
+    them may come; it sees the view's pixels, how they differ from the render and from what the views agree on,
+    visibility, the scores of all gates (large receptive field) and the decoder's feature map.
+    """
+
+    def __init__(self, levels: int, features: int, hidden: int) -> None:
+        super().__init__()
+        self.from_view = nn.Conv2d(3 + 3 + 3 + 1 + levels, hidden, 3, padding=1)
+        self.from_scene = nn.Conv2d(3 + 3 + 1 + features, hidden, 3, padding=1)
+        self.mix = nn.Conv2d(hidden, hidden, 3, padding=1)
+        self.score = nn.Conv2d(hidden, BANDS, 1)
+        self.prior = nn.Parameter(torch.tensor(BAND_PRIORS))
+        with torch.no_grad():
+            self.score.weight.mul_(0.3)  # small, not zero: Adam's first steps on a zero output blow the rest up
+            self.score.bias.zero_()
+
+    def forward(self, images: Tensor, visibility: Tensor, features: Tensor, scores: list[Tensor]) -> Tensor:
+        """Images (B, 1+V, 3, H, W) in [0, 1], visibility (B, 1+V, 1, H, W), decoder features (B, F, H, W) and the
+        gates' scores, each (B, 1+V, 1, h, w) → blended (B, 3, H, W).
+        """
+        batch, views = images.shape[:2]
+        size = images.shape[-2:]
+        images = fill_invisible(images, visibility)
+        render = images[:, :1]
+        mask = visibility.clone()
+        mask[:, 0] = 0.25  # the references' common opinion, and the render's where there is none
+        consensus = (images * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+        wide = [F.interpolate(s.flatten(0, 1), size, mode="bilinear").unflatten(0, (batch, views)) for s in scores]
+        seen = torch.cat([images, (images - render).abs(), (images - consensus).abs(), visibility, *wide], dim=2)
+        scene = torch.cat([render[:, 0], consensus[:, 0], visibility[:, 0], features], dim=1)
+        hidden = self.from_view(seen.flatten(0, 1)).unflatten(0, (batch, views)) + self.from_scene(scene)[:, None]
+        hidden = F.silu(self.mix(F.silu(hidden).flatten(0, 1)))
+        score = self.score(hidden).unflatten(0, (batch, views))
+        prior = torch.cat([torch.zeros_like(self.prior)[None], self.prior.expand(views - 1, -1)])[
+            None, :, :, None, None
+        ]
+        weights = torch.softmax(score + prior + log_mask(visibility), dim=1)
+        blended = torch.zeros_like(render[:, 0])
+        for band, values in enumerate(split_bands(images)):
+            blended = blended + (weights[:, :, band : band + 1] * values).sum(1)
+        return blended
+
+
+def log_mask(visibility: Tensor) -> Tensor:
+    """Log odds that silence what is not visible; (B, 1+V, 1, h, w). The render, view 0, always has a say."""
+    mask = visibility.clamp(min=1e-4).log()
+    return torch.cat([torch.zeros_like(mask[:, :1]), mask[:, 1:]], dim=1)
+
+
+def fill_invisible(images: Tensor, visibility: Tensor) -> Tensor:
+    """References (views 1..V) completed with the render where they show nothing, so that no mask's edge is a picture's
+    edge; shapes (B, 1+V, 3, H, W) and (B, 1+V, 1, H, W).
+    """
+    render = images[:, :1]
+    share = (visibility[:, 1:] / FILL_BELOW).clamp(max=1)
+    return torch.cat([render, render + share * (images[:, 1:] - render)], dim=1)
+
+
+def split_bands(images: Tensor) -> list[Tensor]:
+    """Images (B, N, C, H, W) as frequency bands of the same shape, finest first; they add up to the images."""
+    batch = images.shape[0]
+    size = images.shape[-2:]
+    bands, above = [], images
+    for factor in BAND_FACTORS:
+        small = (max(1, size[0] // factor), max(1, size[1] // factor))
+        low = F.interpolate(F.interpolate(images.flatten(0, 1), small, mode="area"), size, mode="bilinear")
+        low = low.unflatten(0, (batch, -1))
+        bands.append(above - low)
+        above = low
+    return [*bands, above]

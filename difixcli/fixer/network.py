@@ -1,0 +1,305 @@
+"""The fixer's network: SD-Turbo's architecture from diffusers' own classes, at any size.
+
+Difix (Wu et al., CVPR 2025, arXiv 2503.01774): one U-Net step at time step τ = 200 of 1000 turns the latent of a
+degraded render into that of a clean view, helped by reference views that take part in self-attention. With latent
+z = s·E(x), noise level ᾱ of the step and the constant prompt's embedding c
+
+    ẑ₀ = (z − √(1−ᾱ)·ε̂(z, t, c)) / √ᾱ,    x̂ = D(ẑ₀/s, skips of E).
+
+The same class with `references: aligned` is our small fixer: references lie pixel on pixel with the render, gates
+choose between the views at every skip, and the output is a blend of the views plus a small residual (see blending).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from difixcli.fixer.blending import BlendHead, ReferenceGate
+from difixcli.torchvision_cure import cure
+
+ADAPTER = "vae_skip"
+LORA_ALPHA = 8  # peft's default, which the release kept: the adapters' scale is 8 / rank
+SKIP_INIT = 1e-5
+IMAGE_CHANNELS = 5  # what an aligned network's encoder sees of a view: RGB, visibility, and whether it is a reference
+
+
+@dataclass(frozen=True)
+class FixerConfig:
+    """Everything about a fixer but its numbers; stored as config.json beside them."""
+
+    unet: dict[str, Any]
+    """Keyword arguments of diffusers' UNet2DConditionModel."""
+    vae: dict[str, Any]
+    """Keyword arguments of diffusers' AutoencoderKL."""
+    references: Literal["raw", "aligned"] = "raw"
+    """How references are wanted: as the photos are, or reprojected into the render's view."""
+    views: int = 1
+    """How many references it was trained with; any other number works."""
+    timestep: int = 199
+    """Index of the one denoising step."""
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    """Ends of the scaled-linear noise schedule of 1000 steps."""
+    prompt_tokens: int = 77
+    """Length of the constant prompt's embedding, which is stored with the weights."""
+    skip_scale: float = 1.0
+    """γ, the factor of the encoder's skips; 0 leaves them out."""
+    lora_rank: int = 0
+    """Rank of the decoder's adapters; 0: there are none and the whole network trains."""
+    lora_targets: list[str] = field(default_factory=list)
+    """Modules of the VAE that have adapters."""
+    pixel_unshuffle: int = 1
+    """Space to depth by this factor before the encoder (aligned references only)."""
+    feature_channels: int = 0
+    """Channels of the decoder's full-resolution feature map for the blending head (aligned references only)."""
+    hidden_channels: int = 16
+    """Width of the gates and of the blending head (aligned references only)."""
+    residual_limit: float = 0.25
+    """Largest change of a pixel beyond the blend (aligned references only)."""
+    licence: str = "Apache-2.0"
+    """Terms of the weights, to be shown when they are loaded."""
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @property
+    def multiple(self) -> int:
+        """Height and width the network takes are multiples of this; `Fixer` pads."""
+        return self.pixel_unshuffle * 2 ** (len(self.vae["block_out_channels"]) - 1)
+
+
+class MultiViewAttention:
+    """Attention processor: self-attention sees the tokens of all views of a sample, cross-attention only its own.
+
+    Hidden states come as (B·V, N, C) with `views` = V, given through `cross_attention_kwargs`. The weights are the
+    plain network's, so V may be any number.
+    """
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        views: int = 1,
+    ) -> Tensor:
+        tokens = hidden_states.shape[1]
+        mixing = encoder_hidden_states is None and views > 1
+        if mixing:
+            hidden_states = hidden_states.reshape(-1, views * tokens, hidden_states.shape[-1])
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+        mixed = F.scaled_dot_product_attention(
+            heads(attn.to_q(hidden_states)), heads(attn.to_k(context)), heads(attn.to_v(context))
+        )
+        mixed = attn.to_out[0](mixed.transpose(1, 2).flatten(2))
+        if mixing:
+            mixed = mixed.reshape(-1, tokens, mixed.shape[-1])
+        return mixed
+
+
+class FixerNetwork(nn.Module):
+    """Images and references to clean images, differentiable; sizes must be multiples of `config.multiple`."""
+
+    def __init__(self, config: FixerConfig) -> None:
+        super().__init__()
+        cure()
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+
+        self.config = config
+        # diffusers is imported late, so its classes cannot be named in annotations that are checked
+        self.unet: Any = UNet2DConditionModel(**config.unet)
+        self.unet.set_attn_processor(MultiViewAttention())
+        self.vae: Any = AutoencoderKL(**config.vae)
+        self.prompt = nn.Parameter(0.02 * torch.randn(config.prompt_tokens, config.unet["cross_attention_dim"]))
+        widths = list(config.vae["block_out_channels"])
+        self._skips = [f"skip_conv_{i + 1}" for i in range(len(widths))]
+        # what comes out of the encoder before each down block, and goes into the decoder before each up block
+        sent = [widths[0], *widths[:-1]]
+        taken = [widths[-1], *widths[:0:-1]]
+        for name, incoming, outgoing in zip(self._skips, reversed(sent), taken, strict=True):
+            skip = nn.Conv2d(incoming, outgoing, 1, bias=False)
+            if config.references == "raw":
+                nn.init.constant_(skip.weight, SKIP_INIT)  # a pretrained decoder must not notice them at first
+            setattr(self.vae.decoder, name, skip)
+        if config.references == "aligned":
+            self.gates = nn.ModuleList(ReferenceGate(c, config.hidden_channels) for c in sent)
+            self.head = BlendHead(len(sent), config.feature_channels, config.hidden_channels)
+            with torch.no_grad():
+                self.vae.decoder.conv_out.weight[: 3 * config.pixel_unshuffle**2].mul_(0.1)
+        if config.lora_rank:
+            from peft import LoraConfig
+
+            adapters = LoraConfig(
+                r=config.lora_rank,
+                lora_alpha=LORA_ALPHA,
+                init_lora_weights="gaussian",
+                target_modules=list(config.lora_targets),
+            )
+            self.vae.add_adapter(adapters, adapter_name=ADAPTER)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(not config.lora_rank or _trains_beside_adapters(name))
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """What fine-tuning moves: U-Net, adapters and skips of a network with adapters, everything of one without."""
+        return (parameter for parameter in self.parameters() if parameter.requires_grad)
+
+    def forward(
+        self,
+        images: Tensor,
+        references: Tensor | None = None,
+        opacity: Tensor | None = None,
+        visibility: Tensor | None = None,
+    ) -> Tensor:
+        """The clean views (B, 3, H, W), not yet clamped to [0, 1].
+
+        Args:
+            images: (B, 3, H, W) degraded renders in [0, 1].
+            references: (B, V, 3, H, W) in [0, 1] or None; V may be 0.
+            opacity: (B, 1, H, W) the renders' accumulated opacity in [0, 1], None for full. Networks with raw
+                references do not look at it.
+            visibility: (B, V, 1, H, W) where aligned references are believable, None for everywhere. Networks with
+                raw references do not look at it.
+        """
+        # 1. views: the render first, then its references
+        views = images[:, None] if references is None else torch.cat([images[:, None], references], dim=1)
+        batch, count = views.shape[:2]
+        if self.config.references == "raw":
+            # 2. encode every view  3. one denoising step over all of them  4. decode the render's alone
+            latents, skips = self.encode(views.flatten(0, 1) * 2 - 1)
+            latents = self.denoise(latents, count)
+            chosen = [skip.unflatten(0, (batch, count))[:, 0] for skip in skips]
+            decoded = self.decode(latents.unflatten(0, (batch, count))[:, 0], chosen)
+            return (decoded + 1) / 2
+        # 2. encode every view with its visibility
+        seen = self._visibilities(images, count, opacity, visibility)
+        flag = torch.ones_like(seen)
+        flag[:, 0] = 0
+        stack = torch.cat([views * 2 - 1, seen, flag], dim=2).flatten(0, 1)
+        latents, skips = self.encode(F.pixel_unshuffle(stack, self.config.pixel_unshuffle))
+        # 3. one denoising step over all views, keep the render's
+        latents = self.denoise(latents, count)
+        # 4. decode it with skips in which gates have chosen between the views
+        chosen, scores = [], []
+        for gate, skip in zip(self.gates, skips, strict=True):
+            blended, score = gate(skip.unflatten(0, (batch, count)), seen)
+            chosen.append(blended)
+            scores.append(score)
+        decoded = self.decode(latents.unflatten(0, (batch, count))[:, 0], chosen)
+        decoded = F.pixel_shuffle(decoded, self.config.pixel_unshuffle)
+        # 5. blend the views' pixels by weights, and add a little
+        residual = self.config.residual_limit * torch.tanh(decoded[:, :3])
+        return self.head(views, seen, F.silu(decoded[:, 3:]), scores) + residual
+
+    def encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(N, C, H, W), RGB in [-1, 1], → scaled latents (N, c, h, w), the mode of the encoder's Gaussian, and the
+        activations before each down block, finest first.
+        """
+        encoder = self.vae.encoder
+        x, skips = encoder.conv_in(images), []
+        for block in encoder.down_blocks:
+            skips.append(x)
+            x = block(x)
+        x = encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(encoder.mid_block(x))))
+        mode = self.vae.quant_conv(x).chunk(2, dim=1)[0]
+        return mode * self.vae.config.scaling_factor, skips
+
+    def predict_noise(self, latents: Tensor, views: int) -> Tensor:
+        """ε̂ (B·views, c, h, w) of latents of the same shape, a sample's views one after the other."""
+        prompt = self.prompt[None].expand(latents.shape[0], -1, -1).to(latents.dtype)
+        return self.unet(
+            latents, self.config.timestep, prompt, cross_attention_kwargs={"views": views}, return_dict=False
+        )[0]
+
+    def denoise(self, latents: Tensor, views: int) -> Tensor:
+        """ẑ₀ of latents (B·views, c, h, w) by one step."""
+        noise = self.predict_noise(latents, views)
+        alpha = self._alpha()
+        return (latents - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+
+    def decode(self, latents: Tensor, skips: list[Tensor]) -> Tensor:
+        """Scaled latents (N, c, h, w) and the encoder's skips, finest first → (N, C, H, W), RGB about [-1, 1]."""
+        decoder = self.vae.decoder
+        x = decoder.mid_block(decoder.conv_in(self.vae.post_quant_conv(latents / self.vae.config.scaling_factor)))
+        for block, name, skip in zip(decoder.up_blocks, self._skips, reversed(skips), strict=True):
+            if self.config.skip_scale:
+                x = x + getattr(decoder, name)(skip * self.config.skip_scale)
+            x = block(x)
+        return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x)))
+
+    def _alpha(self) -> float:
+        """ᾱ of the step: the product of 1 − β up to it, with √β linear between its ends."""
+        ends = self.config.beta_start**0.5, self.config.beta_end**0.5
+        betas = torch.linspace(*ends, 1000, dtype=torch.float64) ** 2
+        return float((1 - betas)[: self.config.timestep + 1].prod())
+
+    @staticmethod
+    def _visibilities(images: Tensor, count: int, opacity: Tensor | None, visibility: Tensor | None) -> Tensor:
+        """(B, 1+V, 1, H, W): opacity of the render and visibility of the references, full where not given."""
+        batch, _, height, width = images.shape
+        if opacity is None:
+            opacity = images.new_ones((batch, 1, height, width))
+        if visibility is None:
+            visibility = images.new_ones((batch, count - 1, 1, height, width))
+        return torch.cat([opacity[:, None], visibility], dim=1)
+
+
+def _trains_beside_adapters(name: str) -> bool:
+    return name.startswith("unet.") or ".lora_" in name or ".skip_conv_" in name
+
+
+# name: U-Net widths, VAE widths, latent channels, head and gate width
+_SIZES: dict[str, tuple[list[int], list[int], int, int]] = {
+    "tiny": ([32, 48], [16, 24, 48, 64], 8, 12),
+    "small": ([48, 80], [24, 40, 64, 96], 16, 16),
+}
+
+
+def small_config(size: str) -> FixerConfig:
+    """The configuration of our own small fixers; KeyError for an unknown size."""
+    unet_widths, vae_widths, latent, hidden = _SIZES[size]
+    unshuffle, features, tokens = 2, 8, 4
+    return FixerConfig(
+        unet={
+            "in_channels": latent,
+            "out_channels": latent,
+            "block_out_channels": unet_widths,
+            "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "mid_block_type": "UNetMidBlock2DCrossAttn",
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+            "layers_per_block": 1,
+            "cross_attention_dim": 32,
+            "attention_head_dim": [width // 16 for width in unet_widths],
+            "norm_num_groups": 8,
+            "use_linear_projection": True,
+        },
+        vae={
+            "in_channels": IMAGE_CHANNELS * unshuffle**2,
+            "out_channels": (3 + features) * unshuffle**2,
+            "latent_channels": latent,
+            "block_out_channels": vae_widths,
+            "down_block_types": ["DownEncoderBlock2D"] * len(vae_widths),
+            "up_block_types": ["UpDecoderBlock2D"] * len(vae_widths),
+            "layers_per_block": 1,
+            "norm_num_groups": 8,
+            "scaling_factor": 1.0,
+            "mid_block_add_attention": False,
+        },
+        references="aligned",
+        views=3,
+        prompt_tokens=tokens,
+        pixel_unshuffle=unshuffle,
+        feature_channels=features,
+        hidden_channels=hidden,
+    )

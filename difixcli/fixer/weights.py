@@ -1,0 +1,318 @@
+"""Reads and writes fixer weights: our own folder, and the two layouts weights of this kind are published in.
+
+- ours: `config.json` + `model.safetensors` (prompt embedding included).
+- published: a diffusers folder `unet/ vae/ text_encoder/ tokenizer/ scheduler/`, whose VAE may be wrapped by PEFT
+  (`….base_layer.weight`, `….lora_A.vae_skip.weight`) as NVIDIA's is, or plain as SD-Turbo's.
+- the release trainer's `model_N.pkl`: the whole U-Net, adapters and skips. The rest of the VAE and the text encoder
+  are those of the published folder it lies in, else of SD-Turbo, which that trainer always starts from.
+
+Nothing is unpickled but tensors, and no code comes with weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+import pickle
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difixcli.errors import InputError
+from difixcli.fixer.network import ADAPTER, FixerConfig, FixerNetwork
+from difixcli.torchvision_cure import cure
+
+BUNDLED = Path(__file__).parent / "bundled"
+PROMPT = "remove degradation"
+SD_TURBO = "stabilityai/sd-turbo"
+# the hub's names worth suggesting, and how many references each was trained with
+HUB_NAMES = {"nvidia/difix": 0, "nvidia/difix_ref": 1, SD_TURBO: 1}
+FORMAT = "difixcli-fixer-1"
+NVIDIA_LICENCE = (
+    "NVIDIA's licence for Difix weights allows non-commercial research and evaluation only "
+    "(these weights are in the layout Difix is released in)"
+)
+STABILITY_LICENCE = "the Stability AI community licence of SD-Turbo"
+# Files of a hub repository that are read; nothing else is downloaded.
+_HUB_FILES = [
+    "config.json",
+    "model.safetensors",
+    "model_index.json",
+    "*/config.json",
+    "*/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+    "tokenizer/*",
+    "scheduler/scheduler_config.json",
+]
+# Where the release puts adapters when a VAE has none yet: the decoder's convolutions, attention and skips.
+_ADAPTED_SUFFIXES = (
+    "conv1",
+    "conv2",
+    "conv_in",
+    "conv_shortcut",
+    "conv",
+    "conv_out",
+    "to_k",
+    "to_q",
+    "to_v",
+    "to_out.0",
+)
+_DEFAULT_RANK = 4
+
+
+def load_network(name_or_path: str | Path) -> FixerNetwork:
+    """A network with its weights, float32 on the CPU, from whatever `Fixer.from_pretrained` takes."""
+    path = Path(name_or_path).expanduser()
+    if str(name_or_path) == "bundled":
+        if not (BUNDLED / "model.safetensors").is_file():
+            raise InputError(
+                "This installation has no bundled fixer weights; reinstall difixcli or give the folder of a fixer."
+            )
+        return _load_own(BUNDLED)
+    if path.is_dir():
+        return _load_folder(path, NVIDIA_LICENCE, views=1)
+    if path.suffix == ".pkl":
+        return _load_trainer_file(path)
+    if _looks_like_hub_name(str(name_or_path)):
+        name = str(name_or_path)
+        licence = STABILITY_LICENCE if name == SD_TURBO else NVIDIA_LICENCE
+        return _load_folder(_download(name), licence, HUB_NAMES.get(name, 1))
+    known = ["bundled", *HUB_NAMES]
+    siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    raise InputError(
+        f"There is no fixer '{name_or_path}'{near_matches(str(name_or_path), [*known, *siblings])}; "
+        "give 'bundled', the folder of a fixer, a model_N.pkl or a name on the Hugging Face hub."
+    )
+
+
+def save_network(network: FixerNetwork, folder: Path) -> Path:
+    """Writes config.json and model.safetensors, each whole or not at all; returns the folder."""
+    from safetensors.torch import save_file
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+        unfinished = folder / "model.safetensors.part"
+        save_file(tensors, unfinished, metadata={"format": "pt"})
+        unfinished.replace(folder / "model.safetensors")
+        text = json.dumps({"format": FORMAT, **network.config.to_json()}, indent=2) + "\n"
+        unfinished = folder / "config.json.part"
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(folder / "config.json")
+    except OSError as error:
+        raise InputError(f"The fixer cannot be written to {folder} ({error}); choose another folder.") from error
+    return folder
+
+
+def near_matches(name: str, known: Iterable[str]) -> str:
+    """', did you mean 'x' or 'y'?'-like ending for a message about an unknown name, empty if nothing is near."""
+    last = {k.split("/")[-1].lower(): k for k in known}
+    near = difflib.get_close_matches(name.rsplit("/", maxsplit=1)[-1].lower(), last, n=3, cutoff=0.5)
+    return f" (did you mean {' or '.join(repr(last[n]) for n in near)}?)" if near else ""
+
+
+def _looks_like_hub_name(name: str) -> bool:
+    parts = name.split("/")
+    return len(parts) == 2 and all(parts) and not name.startswith((".", "~", "/")) and not Path(parts[0]).exists()
+
+
+def _load_folder(folder: Path, licence: str, views: int) -> FixerNetwork:
+    if (folder / "config.json").is_file():
+        return _load_own(folder)
+    if (folder / "unet").is_dir() and (folder / "vae").is_dir():
+        return _load_published(folder, licence, views)
+    raise InputError(
+        f"{folder} is not a fixer: it has neither config.json with model.safetensors nor the folders unet and vae."
+    )
+
+
+def _load_own(folder: Path) -> FixerNetwork:
+    values = _read_json(folder / "config.json")
+    if values.pop("format", None) != FORMAT:
+        raise InputError(f"{folder / 'config.json'} is not a fixer's configuration; give a folder this program wrote.")
+    known = {f.name for f in dataclasses.fields(FixerConfig)}
+    if unknown := sorted(set(values) - known):
+        raise InputError(f"{folder / 'config.json'} has unknown entries ({', '.join(unknown)}); update difixcli.")
+    source = folder / "model.safetensors"
+    return _filled(lambda: FixerConfig(**values), _read_tensors(source), source)
+
+
+def _load_published(folder: Path, licence: str, views: int) -> FixerNetwork:
+    vae_file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    unet_file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    config, tensors = _published_vae(folder, licence, views)
+    tensors |= {f"unet.{name}": value for name, value in _read_tensors(unet_file).items()}
+    tensors["prompt"] = _prompt_embedding(folder)
+    config = dataclasses.replace(config, prompt_tokens=tensors["prompt"].shape[0])
+    if not config.lora_rank:  # plain SD-Turbo: the release's way to begin, new adapters and skips that start at nothing
+        return _with_new_adapters(config, tensors, vae_file)
+    return _filled(lambda: config, tensors, vae_file)
+
+
+def _published_vae(folder: Path, licence: str, views: int) -> tuple[FixerConfig, dict[str, Tensor]]:
+    """The folder's configuration and its VAE's tensors; `lora_rank` is 0 where the VAE is not wrapped by PEFT."""
+    cure()
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    vae_values = _read_json(folder / "vae" / "config.json")
+    tensors = _read_tensors(folder / "vae" / "diffusion_pytorch_model.safetensors")
+    ending = f".lora_A.{ADAPTER}.weight"
+    adapted = sorted(name.removesuffix(ending) for name in tensors if name.endswith(ending))
+    beta_start, beta_end = _noise_schedule(folder)
+    config = FixerConfig(
+        unet=_accepted(UNet2DConditionModel, _read_json(folder / "unet" / "config.json")),
+        vae=_accepted(AutoencoderKL, vae_values),
+        views=views,
+        skip_scale=0.0 if vae_values.get("ignore_skip") else float(vae_values.get("gamma", 1.0)),
+        lora_rank=tensors[adapted[0] + ending].shape[0] if adapted else 0,
+        lora_targets=adapted,
+        licence=licence,
+        beta_start=beta_start,
+        beta_end=beta_end,
+    )
+    return config, {f"vae.{name}": value for name, value in tensors.items()}
+
+
+def _load_trainer_file(path: Path) -> FixerNetwork:
+    if not path.is_file():
+        raise InputError(f"There is no file {path}; give the model_N.pkl that the release's trainer wrote.")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        unet, vae = dict(saved["state_dict_unet"]), dict(saved["state_dict_vae"])
+        rank, targets = int(saved["rank_vae"]), sorted(saved["vae_lora_target_modules"])
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+        raise InputError(f"{path} is not a whole checkpoint of the release's trainer ({reason}).") from error
+    del saved
+    base = path.parent if (path.parent / "vae").is_dir() else _download(SD_TURBO)
+    config, tensors = _published_vae(base, NVIDIA_LICENCE, views=1)
+    wrapped = set(targets)
+    for name in list(tensors):  # a plain base's layers move under the adapters
+        module, _, kind = name.removeprefix("vae.").rpartition(".")
+        if module in wrapped:
+            tensors[f"vae.{module}.base_layer.{kind}"] = tensors.pop(name)
+    tensors |= {f"vae.{name}": value for name, value in vae.items()}
+    tensors |= {f"unet.{name}": value for name, value in unet.items()}
+    tensors["prompt"] = _prompt_embedding(base)
+    config = dataclasses.replace(config, lora_rank=rank, lora_targets=targets, prompt_tokens=tensors["prompt"].shape[0])
+    return _filled(lambda: config, tensors, path)
+
+
+def _with_new_adapters(config: FixerConfig, tensors: dict[str, Tensor], source: Path) -> FixerNetwork:
+    modules = {name.removeprefix("vae.").rpartition(".")[0] for name in tensors}
+    targets = sorted(m for m in modules if m.startswith("decoder.") and m.endswith(_ADAPTED_SUFFIXES))
+    levels = len(config.vae["block_out_channels"])
+    targets += [f"decoder.skip_conv_{i + 1}" for i in range(levels)]
+    config = dataclasses.replace(config, lora_rank=_DEFAULT_RANK, lora_targets=targets)
+    fresh = FixerNetwork(config).state_dict()
+    for name in fresh:
+        plain = name.replace(".base_layer.", ".")
+        if plain in tensors:
+            fresh[name] = tensors[plain]
+        elif ".lora_" not in name and ".skip_conv_" not in name:
+            raise InputError(f"{source} lacks the tensor '{plain}'; give whole weights of this architecture.")
+    return _filled(lambda: config, fresh, source)
+
+
+def _filled(make_config: Callable[[], FixerConfig], tensors: dict[str, Tensor], source: Path) -> FixerNetwork:
+    """A network of this configuration holding these tensors, none missing, none left over, all finite."""
+    for name, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise InputError(f"{source} holds values that are not numbers (in '{name}'); give undamaged weights.")
+    try:
+        with torch.device("meta"):  # nothing is initialised only to be overwritten
+            network = FixerNetwork(make_config())
+        network.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{source} does not fit the configuration beside it ({reason}).") from error
+    return network
+
+
+def _accepted(model: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a diffusers config.json that the class takes; the rest is bookkeeping or the release's own."""
+    names = inspect.signature(model.__init__).parameters  # type: ignore[misc]
+    return {name: value for name, value in values.items() if name in names and name != "self"}
+
+
+def _noise_schedule(folder: Path) -> tuple[float, float]:
+    """First and last β, once the schedule is known to be the one a single step was derived for."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    values = _read_json(path)
+    wanted = {"beta_schedule": "scaled_linear", "prediction_type": "epsilon", "num_train_timesteps": 1000}
+    for name, value in wanted.items():
+        if values.get(name) != value:
+            raise InputError(f"{path} says {name}={values.get(name)!r}, but one-step fixers need {value!r}.")
+    try:
+        return float(values["beta_start"]), float(values["beta_end"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} lacks beta_start or beta_end; give a whole fixer folder.") from error
+
+
+@torch.no_grad()
+def _prompt_embedding(folder: Path) -> Tensor:
+    """(L, D) last hidden state of the folder's text encoder for the constant prompt."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging
+
+    for part in ("text_encoder", "tokenizer"):
+        if not (folder / part).is_dir():
+            raise InputError(f"{folder} has no folder {part}, which the prompt's embedding is made with.")
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # progress is the command's to show
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        encoder = CLIPTextModel.from_pretrained(
+            folder / "text_encoder", local_files_only=True, use_safetensors=True, dtype=torch.float32
+        )
+    except Exception as error:  # transformers and safetensors raise whatever their parsers do
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"The text encoder in {folder} cannot be read ({reason}).") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    tokens = tokenizer(
+        PROMPT, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    )
+    return encoder(tokens.input_ids).last_hidden_state[0]
+
+
+def _download(name: str) -> Path:
+    """A hub repository's files, from the cache or the network."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the hub's client raises errors of several libraries for a missing network
+        suggestion = "" if name in HUB_NAMES else near_matches(name, HUB_NAMES)
+        raise InputError(
+            f"The fixer '{name}' is neither in the Hugging Face cache nor reachable on the hub{suggestion}: "
+            f"check the name and the network, or give a local folder ({type(error).__name__})."
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}); give a whole fixer folder.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a JSON object; give a whole fixer folder.")
+    return values
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise InputError(f"{path} is missing; give a whole fixer folder.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged or not whole ({error}); fetch it again.") from error
