@@ -62,11 +62,10 @@ class BlendHead(nn.Module):
         self.from_view = nn.Conv2d(3 + 3 + 3 + 1 + levels, hidden, 3, padding=1)
         self.from_scene = nn.Conv2d(3 + 3 + 1 + features, hidden, 3, padding=1)
         self.mix = nn.Conv2d(hidden, hidden, 3, padding=1)
-        self.score = nn.Conv2d(hidden, BANDS, 1)
+        self.score = nn.Conv2d(hidden, BANDS, 1, bias=False)  # softmax over views: a bias would cancel
         self.prior = nn.Parameter(torch.tensor(BAND_PRIORS))
         with torch.no_grad():
             self.score.weight.mul_(0.3)  # small, not zero: Adam's first steps on a zero output blow the rest up
-            self.score.bias.zero_()
 
     def forward(self, images: Tensor, visibility: Tensor, features: Tensor, scores: list[Tensor]) -> Tensor:
         """Images (B, 1+V, 3, H, W) in [0, 1], visibility (B, 1+V, 1, H, W), decoder features (B, F, H, W) and the

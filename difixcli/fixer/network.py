@@ -118,10 +118,10 @@ class FixerNetwork(nn.Module):
         from diffusers import AutoencoderKL, UNet2DConditionModel
 
         self.config = config
-        # diffusers is imported late, so its classes cannot be named in annotations that are checked
-        self.unet: Any = UNet2DConditionModel(**config.unet)
-        self.unet.set_attn_processor(MultiViewAttention())
-        self.vae: Any = AutoencoderKL(**config.vae)
+        # Any: diffusers' modules are reached into below, and a module's attributes have no types
+        unet: Any = UNet2DConditionModel(**config.unet)
+        vae: Any = AutoencoderKL(**config.vae)
+        unet.set_attn_processor(MultiViewAttention())
         self.prompt = nn.Parameter(0.02 * torch.randn(config.prompt_tokens, config.unet["cross_attention_dim"]))
         widths = list(config.vae["block_out_channels"])
         self._skips = [f"skip_conv_{i + 1}" for i in range(len(widths))]
@@ -132,12 +132,12 @@ class FixerNetwork(nn.Module):
             skip = nn.Conv2d(incoming, outgoing, 1, bias=False)
             if config.references == "raw":
                 nn.init.constant_(skip.weight, SKIP_INIT)  # a pretrained decoder must not notice them at first
-            setattr(self.vae.decoder, name, skip)
+            setattr(vae.decoder, name, skip)
         if config.references == "aligned":
             self.gates = nn.ModuleList(ReferenceGate(c, config.hidden_channels) for c in sent)
             self.head = BlendHead(len(sent), config.feature_channels, config.hidden_channels)
             with torch.no_grad():
-                self.vae.decoder.conv_out.weight[: 3 * config.pixel_unshuffle**2].mul_(0.1)
+                vae.decoder.conv_out.weight[: 3 * config.pixel_unshuffle**2].mul_(0.1)
         if config.lora_rank:
             from peft import LoraConfig
 
@@ -147,7 +147,9 @@ class FixerNetwork(nn.Module):
                 init_lora_weights="gaussian",
                 target_modules=list(config.lora_targets),
             )
-            self.vae.add_adapter(adapters, adapter_name=ADAPTER)
+            vae.add_adapter(adapters, adapter_name=ADAPTER)
+        self.unet: Any = unet
+        self.vae: Any = vae
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(not config.lora_rank or _trains_beside_adapters(name))
 
