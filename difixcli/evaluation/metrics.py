@@ -1,0 +1,183 @@
+"""Figures of images against their truth, and the baselines every fixer stands beside: identity and an unsharp mask.
+
+Images are (H, W, 3) float32 RGB in [0, 1]; masks are (H, W), true where a pixel counts. What a masked figure does not
+count is replaced by the truth before anything is computed, so nothing outside the mask reaches a pixel inside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from difixcli.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SSIM_WINDOW = 11  # pixels; Gaussian of σ = 1.5
+_SHARPENINGS = tuple((sigma, amount) for sigma in (0.7, 1.0, 1.5) for amount in (0.5, 1.0, 1.5))
+
+
+def psnr(image: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -> float:
+    """Peak signal-to-noise ratio in dB for a peak of 1; infinite for identical images."""
+    image, truth = _checked(image, truth, mask)
+    squares = (image.astype(np.float64) - truth) ** 2
+    error = float((squares if mask is None else squares[mask.astype(bool)]).mean())
+    return math.inf if error == 0 else -10 * math.log10(error)
+
+
+def ssim(image: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -> float:
+    """Structural similarity in [-1, 1] (Wang et al., IEEE TIP 2004): Gaussian 11×11 window of σ = 1.5, per channel.
+
+    The mean is over whole windows, so a border of 5 pixels does not count, as in the paper and in scikit-image.
+    NaN where a mask lies in that border alone. Raises InputError for images smaller than the window.
+    """
+    import torch
+
+    from difixcli.torchvision_cure import cure
+
+    cure()
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    image, truth = _checked(image, truth, mask)
+    if min(image.shape[:2]) < SSIM_WINDOW:
+        raise InputError(
+            f"An image of {image.shape[1]}×{image.shape[0]} pixels is too small to measure; SSIM needs at least "
+            f"{SSIM_WINDOW}×{SSIM_WINDOW}."
+        )
+    with torch.no_grad():
+        # The library's own mean counts mirrored borders or not, depending on its version: take its map instead.
+        _, similarity = structural_similarity_index_measure(
+            _planar(image).double(), _planar(truth).double(), data_range=1.0, return_full_image=True
+        )
+    border = SSIM_WINDOW // 2
+    inner = similarity[0].permute(1, 2, 0).numpy()[border:-border, border:-border]
+    if mask is not None:
+        inner = inner[mask.astype(bool)[border:-border, border:-border]]
+    return float(inner.mean()) if inner.size else math.nan
+
+
+def image_metrics(
+    image: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None, device: str = "cpu"
+) -> dict[str, float]:
+    """`psnr`, `ssim`, `st_lpips` (VGG) and, where its weights are cached, `lpips` (AlexNet) of one image.
+
+    A masked perceptual distance is over the whole image, the truth standing outside the mask.
+    """
+    import torch
+
+    from difixcli.evaluation.perceptual import lpips_available, shared_network
+
+    figures = {"psnr": psnr(image, truth, mask), "ssim": ssim(image, truth, mask)}
+    image, truth = _checked(image, truth, mask)
+    pair = _planar(image).to(device), _planar(truth).to(device)
+    with torch.no_grad():
+        figures["st_lpips"] = float(shared_network("st_lpips", "vgg", device)(*pair))
+        if lpips_available("alex"):
+            figures["lpips"] = float(shared_network("lpips", "alex", device)(*pair))
+    return figures
+
+
+def evaluate_images(
+    images: Iterable[np.ndarray],
+    truths: Iterable[np.ndarray],
+    masks: Iterable[np.ndarray | None] | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Figures of images against their truths, taken one pair at a time.
+
+    Returns `per_image`, a list of dicts as `image_metrics` makes them, and their `mean` and `std` (population) over
+    the images. Raises InputError when there are none, ValueError when the numbers of images differ.
+    """
+    if masks is None:
+        per_image = [image_metrics(a, b, None, device) for a, b in zip(images, truths, strict=True)]
+    else:
+        triples = zip(images, truths, masks, strict=True)
+        per_image = [image_metrics(a, b, mask, device) for a, b, mask in triples]
+    mean, std = summary(per_image)
+    return {"per_image": per_image, "mean": mean, "std": std}
+
+
+def summary(per_image: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean and population standard deviation of each figure over the images; InputError when there are none."""
+    if not per_image:
+        raise InputError("There is no image to measure; check the folders' names.")
+    columns = {key: np.array([figures[key] for figures in per_image]) for key in per_image[0]}
+    mean = {key: float(values.mean()) for key, values in columns.items()}
+    # identical images have infinite PSNR, whose spread is no number
+    std = {key: float(values.std()) if np.isfinite(values).all() else math.nan for key, values in columns.items()}
+    return mean, std
+
+
+def protocol() -> dict[str, str]:
+    """How each figure is made, in words, so that a number can be compared."""
+    from difixcli.evaluation.perceptual import lpips_available
+
+    made = {
+        "psnr": "mean over images of −10·log10(MSE), RGB in [0, 1]",
+        "ssim": "Gaussian 11×11, σ 1.5, per channel, whole windows only",
+        "st_lpips": "shift-tolerant LPIPS, VGG-16 (stlpips-pytorch)",
+    }
+    if lpips_available("alex"):
+        made["lpips"] = "LPIPS 0.1, AlexNet"
+    return made
+
+
+def unsharp_mask(image: np.ndarray, sigma: float, amount: float) -> np.ndarray:
+    """The image sharpened by `amount` times its difference from a Gaussian blur of `sigma` pixels, in [0, 1]."""
+    import cv2
+
+    blurred = cv2.GaussianBlur(image, (0, 0), sigma)
+    return np.clip(image + amount * (image - blurred), 0, 1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Sharpening:
+    """An unsharp mask and the mean figures of the images it was applied to."""
+
+    sigma: float
+    amount: float
+    figures: Mapping[str, float]
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return unsharp_mask(image, self.sigma, self.amount)
+
+
+def best_unsharp(pairs: Sequence[tuple[np.ndarray, np.ndarray]], judge: str = "st_lpips") -> Sharpening:
+    """The best of nine unsharp masks for (image, truth) pairs by the mean of one figure.
+
+    It is chosen on the very images it is measured on, so it is the most that sharpening can give: a fixer that does
+    not beat it has learned no more.
+    """
+    tried = []
+    for sigma, amount in _SHARPENINGS:
+        sharpened = (unsharp_mask(image, sigma, amount) for image, _ in pairs)
+        figures = evaluate_images(sharpened, (truth for _, truth in pairs))["mean"]
+        tried.append(Sharpening(sigma, amount, figures))
+    sign = 1 if judge in ("psnr", "ssim") else -1
+    return max(tried, key=lambda one: sign * one.figures[judge])
+
+
+def _checked(image: np.ndarray, truth: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The pair as float32, the truth standing wherever the mask does not count."""
+    if image.shape != truth.shape or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"images must both be (H, W, 3), not {image.shape} and {truth.shape}")
+    image, truth = np.asarray(image, np.float32), np.asarray(truth, np.float32)
+    if mask is None:
+        return image, truth
+    if mask.shape != image.shape[:2]:
+        raise ValueError(f"the mask must be (H, W) like the image, not {mask.shape}")
+    if not mask.any():
+        raise InputError("A mask leaves no pixel to measure; check that white means what counts.")
+    return np.where(mask.astype(bool)[..., None], image, truth), truth
+
+
+def _planar(image: np.ndarray) -> Tensor:
+    """(H, W, 3) array → (1, 3, H, W) tensor."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
