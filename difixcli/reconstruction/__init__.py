@@ -1,0 +1,1 @@
+"""nerfstudio behind one small interface, and the CPU splat rasteriser."""

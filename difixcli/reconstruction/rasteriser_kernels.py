@@ -1,0 +1,979 @@
+"""The compiled parts of the CPU rasteriser; `rasteriser` holds the interface, the conventions and the autograd.
+
+Everything is float32 and int32 in flat C-contiguous arrays. C cameras, N Gaussians, M = splats (Gaussians as one
+camera sees them, camera by camera), D colour channels, K spherical-harmonics bases.
+
+The image is cut into blocks 8 pixels wide (one `Lanes`) and `block_height` high. An *entry* is one splat in one block,
+with the range of rows that its ellipse alpha >= 1/255 reaches there.
+"""
+
+# numba's types are not Python's: what the compiler checks here, a Python type checker cannot.
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+import math
+import os
+
+import numba
+import numpy as np
+from numba import njit, prange
+
+from difixcli.reconstruction import rasteriser_lanes as simd
+
+if "NUMBA_THREADING_LAYER" not in os.environ:
+    # OpenMP's spinning threads cost ten times the work where the cores are shared.
+    numba.config.THREADING_LAYER = "workqueue"
+
+F = np.float32
+I = np.int32
+
+# gsplat's constants: contributions below this alpha are dropped, alpha is clamped here, and a pixel is finished when
+# its transmittance would fall to this.
+ALPHA_MIN = 1.0 / 255.0
+ALPHA_MAX = 0.999
+TRANSMITTANCE_MIN = 1e-4
+
+# exp(-sigma) = 2 ** -(sigma / ln 2), and sigma = (conic form) / 2: the scale that turns conics into base-2 exponents.
+_TO_BASE_2 = F(0.5 / math.log(2.0))
+_FROM_BASE_2 = F(2.0 * math.log(2.0))
+_EXPONENT_MIN = F(-math.log2(ALPHA_MAX))
+_ALPHA_MIN = F(ALPHA_MIN)
+_ALPHA_MAX = F(ALPHA_MAX)
+_TRANSMITTANCE_MIN = F(TRANSMITTANCE_MIN)
+# An entry may be a little too large, never too small: the exact test is made at every pixel.
+_EXPONENT_MARGIN = F(2e-3)
+
+# One packed splat: mean x, y; the Cholesky factor (p, q, r) of its conic in base-2 exponents; log2 of its opacity.
+_SPLAT = 6
+
+_SH = (
+    0.28209479177387814,
+    0.4886025119029199,
+    1.0925484305920792,
+    0.9461746957575601,
+    0.31539156525252005,
+    0.5462742152960396,
+    0.5900435899266435,
+    2.890611442640554,
+    2.285228997322329,
+    0.4570457994644658,
+    1.865881662950577,
+    1.119528997770346,
+    1.4453057213202770,
+)
+(_C0, _C1, _C2, _C20, _C20B, _C22, _C33, _C32, _C31, _C31B, _C30, _C30B, _C32B) = (F(value) for value in _SH)
+
+# No reassociation and no assumption of finite numbers where Gaussians are culled: a NaN must be seen.
+_CAREFUL = {"contract", "arcp", "nsz"}
+
+
+@njit(cache=True, fastmath=_CAREFUL, error_model="numpy")
+def _sh_bases(degree, x, y, z, bases):
+    """Real spherical harmonics of a unit direction, in the order of the 3D Gaussian splatting papers."""
+    bases[0] = _C0
+    if degree < 1:
+        return
+    bases[1] = -_C1 * y
+    bases[2] = _C1 * z
+    bases[3] = -_C1 * x
+    if degree < 2:
+        return
+    xx, yy, zz = x * x, y * y, z * z
+    bases[4] = _C2 * x * y
+    bases[5] = -_C2 * y * z
+    bases[6] = _C20 * zz - _C20B
+    bases[7] = -_C2 * x * z
+    bases[8] = _C22 * (xx - yy)
+    if degree < 3:
+        return
+    bases[9] = -_C33 * y * (F(3.0) * xx - yy)
+    bases[10] = _C32 * x * y * z
+    bases[11] = y * (_C31B - _C31 * zz)
+    bases[12] = z * (_C30 * zz - _C30B)
+    bases[13] = x * (_C31B - _C31 * zz)
+    bases[14] = _C32B * z * (xx - yy)
+    bases[15] = -_C33 * x * (xx - F(3.0) * yy)
+
+
+@njit(cache=True, fastmath=_CAREFUL, error_model="numpy")
+def _sh_direction_gradient(degree, x, y, z, w):
+    """Gradient to the direction (not yet made tangent to the sphere) of ``sum(w[k] * bases[k])``."""
+    vx = vy = vz = F(0.0)
+    if degree >= 1:
+        vy -= _C1 * w[1]
+        vz += _C1 * w[2]
+        vx -= _C1 * w[3]
+    if degree >= 2:
+        vx += _C2 * (y * w[4] - z * w[7]) + F(2.0) * _C22 * x * w[8]
+        vy += _C2 * (x * w[4] - z * w[5]) - F(2.0) * _C22 * y * w[8]
+        vz += F(2.0) * _C20 * z * w[6] - _C2 * (y * w[5] + x * w[7])
+    if degree >= 3:
+        xx, yy, zz = x * x, y * y, z * z
+        slope = _C31B - _C31 * zz
+        vx += (
+            -F(6.0) * _C33 * x * y * w[9]
+            + _C32 * y * z * w[10]
+            + slope * w[13]
+            + F(2.0) * _C32B * x * z * w[14]
+            - F(3.0) * _C33 * (xx - yy) * w[15]
+        )
+        vy += (
+            -F(3.0) * _C33 * (xx - yy) * w[9]
+            + _C32 * x * z * w[10]
+            + slope * w[11]
+            - F(2.0) * _C32B * y * z * w[14]
+            + F(6.0) * _C33 * x * y * w[15]
+        )
+        vz += (
+            _C32 * x * y * w[10]
+            - F(2.0) * _C31 * z * (y * w[11] + x * w[13])
+            + (F(3.0) * _C30 * zz - _C30B) * w[12]
+            + _C32B * (xx - yy) * w[14]
+        )
+    return vx, vy, vz
+
+
+@njit(cache=True, fastmath=_CAREFUL, error_model="numpy", inline="always")
+def _rotation(quats, n):
+    """Rotation matrix (row by row) of a wxyz quaternion of any length, its unit form and 1 / length."""
+    w, x, y, z = quats[n, 0], quats[n, 1], quats[n, 2], quats[n, 3]
+    scale = F(1.0) / max(math.sqrt(w * w + x * x + y * y + z * z), F(1e-12))
+    w, x, y, z = w * scale, x * scale, y * scale, z * scale
+    one, two = F(1.0), F(2.0)
+    return (
+        one - two * (y * y + z * z),
+        two * (x * y - w * z),
+        two * (x * z + w * y),
+        two * (x * y + w * z),
+        one - two * (x * x + z * z),
+        two * (y * z - w * x),
+        two * (x * z - w * y),
+        two * (y * z + w * x),
+        one - two * (x * x + y * y),
+        w,
+        x,
+        y,
+        z,
+        scale,
+    )
+
+
+@njit(cache=True, fastmath=_CAREFUL, error_model="numpy")
+def _clamp_limits(K, width, height):
+    """Range of x/z and y/z inside which the projection is linearised: the view and 15 % of its width on each side."""
+    margin_x = F(0.15) * F(width) / K[0, 0]
+    margin_y = F(0.15) * F(height) / K[1, 1]
+    return (
+        -(K[0, 2] / K[0, 0] + margin_x),
+        (F(width) - K[0, 2]) / K[0, 0] + margin_x,
+        -(K[1, 2] / K[1, 1] + margin_y),
+        (F(height) - K[1, 2]) / K[1, 1] + margin_y,
+    )
+
+
+@njit(cache=True, parallel=True, fastmath=_CAREFUL, error_model="numpy")
+def project_forward(
+    means,  # [N, 3]
+    quats,  # [N, 4]
+    scales,  # [N, 3]
+    opacities,  # [N]
+    coefficients,  # [C or 1, N, K, 3]; K = 0 without spherical harmonics
+    viewmats,  # [C, 4, 4]
+    Ks,  # [C, 3, 3]
+    positions,  # [C, 3] camera centres
+    width,
+    height,
+    eps2d,
+    near,
+    far,
+    radius_clip,
+    degree,
+    antialiased,
+    radii,  # [C, N] int32, out
+    means2d,  # [C, N, 2], out
+    depths,  # [C, N], out
+    conics,  # [C, N, 3], out
+    seen_opacities,  # [C, N], out
+    colors,  # [C, N, 3] or [C, 0, 3], out
+):
+    """Project Gaussians and evaluate their colours; rows of Gaussians that are culled become zero."""
+    gaussians = means.shape[0]
+    chunks = (gaussians + 1023) // 1024
+    for job in prange(viewmats.shape[0] * chunks):
+        camera = job // chunks
+        start = (job % chunks) * 1024
+        bases = np.empty(16, np.float32)
+        V = viewmats[camera]
+        K = Ks[camera]
+        fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+        low_x, high_x, low_y, high_y = _clamp_limits(K, width, height)
+        sh = coefficients[camera if coefficients.shape[0] > 1 else 0]
+        for n in range(start, min(start + 1024, gaussians)):
+            radii[camera, n] = 0
+            means2d[camera, n, 0] = F(0.0)
+            means2d[camera, n, 1] = F(0.0)
+            depths[camera, n] = F(0.0)
+            conics[camera, n, 0] = F(0.0)
+            conics[camera, n, 1] = F(0.0)
+            conics[camera, n, 2] = F(0.0)
+            seen_opacities[camera, n] = F(0.0)
+            if degree >= 0:
+                colors[camera, n, 0] = F(0.0)
+                colors[camera, n, 1] = F(0.0)
+                colors[camera, n, 2] = F(0.0)
+            mx, my, mz = means[n, 0], means[n, 1], means[n, 2]
+            z = V[2, 0] * mx + V[2, 1] * my + V[2, 2] * mz + V[2, 3]
+            if not (z >= near and z <= far):
+                continue
+            x = V[0, 0] * mx + V[0, 1] * my + V[0, 2] * mz + V[0, 3]
+            y = V[1, 0] * mx + V[1, 1] * my + V[1, 2] * mz + V[1, 3]
+            rz = F(1.0) / z
+            u = fx * x * rz + cx
+            v = fy * y * rz + cy
+
+            # G = J W R S, so that the image covariance is G G^T.
+            j00, j11 = fx * rz, fy * rz
+            j02 = -j00 * min(high_x, max(low_x, x * rz))
+            j12 = -j11 * min(high_y, max(low_y, y * rz))
+            t00 = j00 * V[0, 0] + j02 * V[2, 0]
+            t01 = j00 * V[0, 1] + j02 * V[2, 1]
+            t02 = j00 * V[0, 2] + j02 * V[2, 2]
+            t10 = j11 * V[1, 0] + j12 * V[2, 0]
+            t11 = j11 * V[1, 1] + j12 * V[2, 1]
+            t12 = j11 * V[1, 2] + j12 * V[2, 2]
+            r00, r01, r02, r10, r11, r12, r20, r21, r22, _qw, _qx, _qy, _qz, _qs = _rotation(quats, n)
+            s0, s1, s2 = scales[n, 0], scales[n, 1], scales[n, 2]
+            g00 = (t00 * r00 + t01 * r10 + t02 * r20) * s0
+            g01 = (t00 * r01 + t01 * r11 + t02 * r21) * s1
+            g02 = (t00 * r02 + t01 * r12 + t02 * r22) * s2
+            g10 = (t10 * r00 + t11 * r10 + t12 * r20) * s0
+            g11 = (t10 * r01 + t11 * r11 + t12 * r21) * s1
+            g12 = (t10 * r02 + t11 * r12 + t12 * r22) * s2
+            a = g00 * g00 + g01 * g01 + g02 * g02
+            b = g00 * g10 + g01 * g11 + g02 * g12
+            c = g10 * g10 + g11 * g11 + g12 * g12
+            # Cauchy-Binet: the determinant as a sum of squares, which loses no digits for needles.
+            m0, m1, m2 = g01 * g12 - g02 * g11, g02 * g10 - g00 * g12, g00 * g11 - g01 * g10
+            det_sharp = m0 * m0 + m1 * m1 + m2 * m2
+            det = det_sharp + eps2d * (a + c) + eps2d * eps2d
+            if not det > F(0.0):
+                continue
+            half = F(0.5) * (a - c)
+            largest = F(0.5) * (a + c) + eps2d + math.sqrt(max(F(0.01), half * half + b * b))
+            radius = F(math.ceil(F(3.0) * math.sqrt(largest)))
+            if not (radius > radius_clip and radius < F(1e9)):
+                continue
+            if not (u + radius > F(0.0) and u - radius < F(width) and v + radius > F(0.0) and v - radius < F(height)):
+                continue
+
+            radii[camera, n] = I(radius)
+            means2d[camera, n, 0] = u
+            means2d[camera, n, 1] = v
+            depths[camera, n] = z
+            conics[camera, n, 0] = (c + eps2d) / det
+            conics[camera, n, 1] = -b / det
+            conics[camera, n, 2] = (a + eps2d) / det
+            seen_opacities[camera, n] = opacities[n] * math.sqrt(det_sharp / det) if antialiased else opacities[n]
+
+            if degree >= 0:
+                dx, dy, dz = mx - positions[camera, 0], my - positions[camera, 1], mz - positions[camera, 2]
+                inverse = F(1.0) / max(math.sqrt(dx * dx + dy * dy + dz * dz), F(1e-12))
+                _sh_bases(degree, dx * inverse, dy * inverse, dz * inverse, bases)
+                red = green = blue = F(0.5)
+                for k in range((degree + 1) * (degree + 1)):
+                    red += bases[k] * sh[n, k, 0]
+                    green += bases[k] * sh[n, k, 1]
+                    blue += bases[k] * sh[n, k, 2]
+                colors[camera, n, 0] = max(red, F(0.0))
+                colors[camera, n, 1] = max(green, F(0.0))
+                colors[camera, n, 2] = max(blue, F(0.0))
+
+
+@njit(cache=True, parallel=True, fastmath=_CAREFUL, error_model="numpy")
+def project_backward(
+    means,
+    quats,
+    scales,
+    opacities,
+    coefficients,
+    viewmats,
+    Ks,
+    positions,
+    width,
+    height,
+    eps2d,
+    degree,
+    antialiased,
+    radii,  # [C, N] of the forward pass
+    colors,  # [C, N, 3] of the forward pass: where a channel is 0 it was clamped
+    v_means2d,  # [C, N, 2]
+    v_depths,  # [C, N]
+    v_conics,  # [C, N, 3]
+    v_seen_opacities,  # [C, N]
+    v_colors,  # [C, N, 3]
+    v_means,  # [N, 3], out
+    v_quats,  # [N, 4], out
+    v_scales,  # [N, 3], out
+    v_opacities,  # [N], out
+    v_coefficients,  # [C or 1, N, K, 3], out
+    v_viewmats,  # [chunks, C, 4, 4], out: sums over 1024 Gaussians each
+    v_positions,  # [chunks, C, 3], out: likewise
+):
+    """Gradients of `project_forward`; each Gaussian's sum over the cameras is made in the order of the cameras."""
+    gaussians = means.shape[0]
+    cameras = viewmats.shape[0]
+    used = (degree + 1) * (degree + 1) if degree >= 0 else 0
+    shared = coefficients.shape[0] == 1
+    one, two = F(1.0), F(2.0)
+    for chunk in prange((gaussians + 1023) // 1024):
+        bases = np.empty(16, np.float32)
+        weights = np.empty(16, np.float32)
+        start, stop = chunk * 1024, min(chunk * 1024 + 1024, gaussians)
+        v_viewmats[chunk] = F(0.0)
+        v_positions[chunk] = F(0.0)
+        v_means[start:stop] = F(0.0)
+        v_quats[start:stop] = F(0.0)
+        v_scales[start:stop] = F(0.0)
+        v_opacities[start:stop] = F(0.0)
+        v_coefficients[:, start:stop] = F(0.0)
+        for camera in range(cameras):
+            V = viewmats[camera]
+            K = Ks[camera]
+            fx, fy = K[0, 0], K[1, 1]
+            low_x, high_x, low_y, high_y = _clamp_limits(K, width, height)
+            sh = coefficients[0 if shared else camera]
+            v_sh = v_coefficients[0 if shared else camera]
+            for n in range(start, stop):
+                if radii[camera, n] <= 0:
+                    continue
+                mx, my, mz = means[n, 0], means[n, 1], means[n, 2]
+                vmx = vmy = vmz = F(0.0)
+
+                if degree >= 0:
+                    v_red = v_colors[camera, n, 0] if colors[camera, n, 0] > F(0.0) else F(0.0)
+                    v_green = v_colors[camera, n, 1] if colors[camera, n, 1] > F(0.0) else F(0.0)
+                    v_blue = v_colors[camera, n, 2] if colors[camera, n, 2] > F(0.0) else F(0.0)
+                    if v_red != F(0.0) or v_green != F(0.0) or v_blue != F(0.0):
+                        dx, dy, dz = mx - positions[camera, 0], my - positions[camera, 1], mz - positions[camera, 2]
+                        inverse = one / max(math.sqrt(dx * dx + dy * dy + dz * dz), F(1e-12))
+                        dx, dy, dz = dx * inverse, dy * inverse, dz * inverse
+                        _sh_bases(degree, dx, dy, dz, bases)
+                        for k in range(used):
+                            v_sh[n, k, 0] += bases[k] * v_red
+                            v_sh[n, k, 1] += bases[k] * v_green
+                            v_sh[n, k, 2] += bases[k] * v_blue
+                            weights[k] = sh[n, k, 0] * v_red + sh[n, k, 1] * v_green + sh[n, k, 2] * v_blue
+                        vdx, vdy, vdz = _sh_direction_gradient(degree, dx, dy, dz, weights)
+                        radial = vdx * dx + vdy * dy + vdz * dz
+                        vdx = (vdx - radial * dx) * inverse
+                        vdy = (vdy - radial * dy) * inverse
+                        vdz = (vdz - radial * dz) * inverse
+                        vmx += vdx
+                        vmy += vdy
+                        vmz += vdz
+                        v_positions[chunk, camera, 0] -= vdx
+                        v_positions[chunk, camera, 1] -= vdy
+                        v_positions[chunk, camera, 2] -= vdz
+
+                v0, v1 = v_means2d[camera, n, 0], v_means2d[camera, n, 1]
+                vc0, vc1, vc2 = v_conics[camera, n, 0], v_conics[camera, n, 1], v_conics[camera, n, 2]
+                v_opacity, v_depth = v_seen_opacities[camera, n], v_depths[camera, n]
+
+                x = V[0, 0] * mx + V[0, 1] * my + V[0, 2] * mz + V[0, 3]
+                y = V[1, 0] * mx + V[1, 1] * my + V[1, 2] * mz + V[1, 3]
+                z = V[2, 0] * mx + V[2, 1] * my + V[2, 2] * mz + V[2, 3]
+                rz = one / z
+                x_rz, y_rz = x * rz, y * rz
+                lx, ly = min(high_x, max(low_x, x_rz)), min(high_y, max(low_y, y_rz))
+                j00, j11 = fx * rz, fy * rz
+                j02, j12 = -j00 * lx, -j11 * ly
+                t00 = j00 * V[0, 0] + j02 * V[2, 0]
+                t01 = j00 * V[0, 1] + j02 * V[2, 1]
+                t02 = j00 * V[0, 2] + j02 * V[2, 2]
+                t10 = j11 * V[1, 0] + j12 * V[2, 0]
+                t11 = j11 * V[1, 1] + j12 * V[2, 1]
+                t12 = j11 * V[1, 2] + j12 * V[2, 2]
+                r00, r01, r02, r10, r11, r12, r20, r21, r22, qw, qx, qy, qz, qs = _rotation(quats, n)
+                s0, s1, s2 = scales[n, 0], scales[n, 1], scales[n, 2]
+                # H = J W R and G = H S
+                h00 = t00 * r00 + t01 * r10 + t02 * r20
+                h01 = t00 * r01 + t01 * r11 + t02 * r21
+                h02 = t00 * r02 + t01 * r12 + t02 * r22
+                h10 = t10 * r00 + t11 * r10 + t12 * r20
+                h11 = t10 * r01 + t11 * r11 + t12 * r21
+                h12 = t10 * r02 + t11 * r12 + t12 * r22
+                g00, g01, g02, g10, g11, g12 = h00 * s0, h01 * s1, h02 * s2, h10 * s0, h11 * s1, h12 * s2
+                a = g00 * g00 + g01 * g01 + g02 * g02
+                b = g00 * g10 + g01 * g11 + g02 * g12
+                c = g10 * g10 + g11 * g11 + g12 * g12
+                m0, m1, m2 = g01 * g12 - g02 * g11, g02 * g10 - g00 * g12, g00 * g11 - g01 * g10
+                det_sharp = m0 * m0 + m1 * m1 + m2 * m2
+                det = det_sharp + eps2d * (a + c) + eps2d * eps2d
+                rdet = one / det
+                k0, k1, k2 = (c + eps2d) * rdet, -b * rdet, (a + eps2d) * rdet
+
+                # d conic = -conic d cov conic, with the symmetric gradient [[vc0, vc1 / 2], [vc1 / 2, vc2]].
+                half = F(0.5) * vc1
+                e00, e01 = vc0 * k0 + half * k1, vc0 * k1 + half * k2
+                e10, e11 = half * k0 + vc2 * k1, half * k1 + vc2 * k2
+                va = -(k0 * e00 + k1 * e10)
+                vb = -(k0 * e01 + k1 * e11)
+                vc = -(k1 * e01 + k2 * e11)
+                if antialiased:
+                    ratio = math.sqrt(det_sharp * rdet)
+                    v_opacities[n] += v_opacity * ratio
+                    if ratio > F(0.0):
+                        v_ratio = v_opacity * opacities[n]
+                        v_sharp = F(0.5) * v_ratio * rdet / ratio
+                        v_det = -F(0.5) * v_ratio * ratio * rdet
+                        va += v_sharp * c + v_det * (c + eps2d)
+                        vb -= (v_sharp + v_det) * b
+                        vc += v_sharp * a + v_det * (a + eps2d)
+                else:
+                    v_opacities[n] += v_opacity
+
+                # cov = G G^T
+                vg00, vg01, vg02 = two * (va * g00 + vb * g10), two * (va * g01 + vb * g11), two * (va * g02 + vb * g12)
+                vg10, vg11, vg12 = two * (vb * g00 + vc * g10), two * (vb * g01 + vc * g11), two * (vb * g02 + vc * g12)
+                v_scales[n, 0] += vg00 * h00 + vg10 * h10
+                v_scales[n, 1] += vg01 * h01 + vg11 * h11
+                v_scales[n, 2] += vg02 * h02 + vg12 * h12
+                vh00, vh01, vh02, vh10, vh11, vh12 = vg00 * s0, vg01 * s1, vg02 * s2, vg10 * s0, vg11 * s1, vg12 * s2
+                # H = T R
+                vr00, vr01, vr02 = t00 * vh00 + t10 * vh10, t00 * vh01 + t10 * vh11, t00 * vh02 + t10 * vh12
+                vr10, vr11, vr12 = t01 * vh00 + t11 * vh10, t01 * vh01 + t11 * vh11, t01 * vh02 + t11 * vh12
+                vr20, vr21, vr22 = t02 * vh00 + t12 * vh10, t02 * vh01 + t12 * vh11, t02 * vh02 + t12 * vh12
+                vt00 = vh00 * r00 + vh01 * r01 + vh02 * r02
+                vt01 = vh00 * r10 + vh01 * r11 + vh02 * r12
+                vt02 = vh00 * r20 + vh01 * r21 + vh02 * r22
+                vt10 = vh10 * r00 + vh11 * r01 + vh12 * r02
+                vt11 = vh10 * r10 + vh11 * r11 + vh12 * r12
+                vt12 = vh10 * r20 + vh11 * r21 + vh12 * r22
+
+                vqw = two * (qx * (vr21 - vr12) + qy * (vr02 - vr20) + qz * (vr10 - vr01))
+                vqx = two * (qy * (vr01 + vr10) + qz * (vr02 + vr20) + qw * (vr21 - vr12) - two * qx * (vr11 + vr22))
+                vqy = two * (qx * (vr01 + vr10) + qz * (vr12 + vr21) + qw * (vr02 - vr20) - two * qy * (vr00 + vr22))
+                vqz = two * (qx * (vr02 + vr20) + qy * (vr12 + vr21) + qw * (vr10 - vr01) - two * qz * (vr00 + vr11))
+                along = vqw * qw + vqx * qx + vqy * qy + vqz * qz
+                v_quats[n, 0] += (vqw - along * qw) * qs
+                v_quats[n, 1] += (vqx - along * qx) * qs
+                v_quats[n, 2] += (vqy - along * qy) * qs
+                v_quats[n, 3] += (vqz - along * qz) * qs
+
+                # T = J W, J = [[fx/z, 0, -fx/z * lx], [0, fy/z, -fy/z * ly]] with lx, ly the clamped x/z, y/z
+                vj00 = vt00 * V[0, 0] + vt01 * V[0, 1] + vt02 * V[0, 2]
+                vj02 = vt00 * V[2, 0] + vt01 * V[2, 1] + vt02 * V[2, 2]
+                vj11 = vt10 * V[1, 0] + vt11 * V[1, 1] + vt12 * V[1, 2]
+                vj12 = vt10 * V[2, 0] + vt11 * V[2, 1] + vt12 * V[2, 2]
+                vx = v0 * j00
+                vy = v1 * j11
+                vz = v_depth - (v0 * j00 * x + v1 * j11 * y) * rz
+                vz -= (vj00 * j00 + vj11 * j11 + vj02 * j02 + vj12 * j12) * rz
+                if lx == x_rz:
+                    slope = -vj02 * j00 * rz
+                    vx += slope
+                    vz -= slope * x_rz
+                if ly == y_rz:
+                    slope = -vj12 * j11 * rz
+                    vy += slope
+                    vz -= slope * y_rz
+
+                v_means[n, 0] += vmx + V[0, 0] * vx + V[1, 0] * vy + V[2, 0] * vz
+                v_means[n, 1] += vmy + V[0, 1] * vx + V[1, 1] * vy + V[2, 1] * vz
+                v_means[n, 2] += vmz + V[0, 2] * vx + V[1, 2] * vy + V[2, 2] * vz
+
+                out = v_viewmats[chunk, camera]
+                out[0, 0] += vx * mx + j00 * vt00
+                out[0, 1] += vx * my + j00 * vt01
+                out[0, 2] += vx * mz + j00 * vt02
+                out[0, 3] += vx
+                out[1, 0] += vy * mx + j11 * vt10
+                out[1, 1] += vy * my + j11 * vt11
+                out[1, 2] += vy * mz + j11 * vt12
+                out[1, 3] += vy
+                out[2, 0] += vz * mx + j02 * vt00 + j12 * vt10
+                out[2, 1] += vz * my + j02 * vt01 + j12 * vt11
+                out[2, 2] += vz * mz + j02 * vt02 + j12 * vt12
+                out[2, 3] += vz
+
+
+@njit(cache=True)
+def _sort_by_depth(keys, ids):
+    """Stable radix sort of `ids` by the bits of their positive depths (which order as the floats do)."""
+    count = ids.shape[0]
+    other_keys = np.empty_like(keys)
+    other_ids = np.empty_like(ids)
+    starts = np.empty(2049, np.int64)
+    for shift in (0, 11, 22):
+        starts[:] = 0
+        for i in range(count):
+            starts[((keys[i] >> shift) & 2047) + 1] += 1
+        for digit in range(2048):
+            starts[digit + 1] += starts[digit]
+        for i in range(count):
+            digit = (keys[i] >> shift) & 2047
+            position = starts[digit]
+            starts[digit] = position + 1
+            other_keys[position] = keys[i]
+            other_ids[position] = ids[i]
+        keys, other_keys = other_keys, keys
+        ids, other_ids = other_ids, ids
+    return ids
+
+
+@njit(cache=True, fastmath=_CAREFUL, error_model="numpy")
+def bin_splats(
+    means2d,  # [M, 2]
+    conics,  # [M, 3]
+    opacities,  # [M]
+    radii,  # [M]
+    depth_bits,  # [M] int32, the depths' bits
+    camera_starts,  # [C + 1] first splat of each camera
+    width,
+    height,
+    block_height,
+):
+    """Sort the splats of each camera by depth and list the blocks that each reaches with alpha >= 1/255.
+
+    Returns packed splats [M, 6], the drawn splats in the order of camera and depth [V], their first entries [V + 1],
+    for each entry its splat and its rows (first + 256 * end), the blocks' first positions [blocks + 1] in the last
+    array, and that array: entries sorted by block, front to back in each.
+    """
+    splats = np.empty((means2d.shape[0], _SPLAT), np.float32)
+    blocks_x = (width + 7) // 8
+    blocks_y = (height + block_height - 1) // block_height
+    cameras = camera_starts.shape[0] - 1
+    ids = np.empty(means2d.shape[0], np.int32)
+    keys = np.empty(means2d.shape[0], np.int32)
+    drawn = np.empty(means2d.shape[0], np.int32)
+    first_entry = np.empty(means2d.shape[0] + 1, np.int32)
+    block_starts = np.zeros(cameras * blocks_x * blocks_y + 1, np.int32)
+    capacity = 4096 + 4 * means2d.shape[0]
+    entry_splat = np.empty(capacity, np.int32)
+    entry_rows = np.empty(capacity, np.int32)
+    entry_block = np.empty(capacity, np.int32)
+    entries = 0
+    total = 0
+    first_entry[0] = 0
+    for camera in range(cameras):
+        visible = 0
+        for m in range(camera_starts[camera], camera_starts[camera + 1]):
+            if radii[m] > 0 and opacities[m] >= _ALPHA_MIN:
+                ids[visible] = m
+                keys[visible] = depth_bits[m]
+                visible += 1
+        ordered = _sort_by_depth(keys[:visible].copy(), ids[:visible].copy())
+        for position in range(visible):
+            m = ordered[position]
+            mx, my = means2d[m, 0], means2d[m, 1]
+            a, b, c = conics[m, 0] * _TO_BASE_2, conics[m, 1] * _TO_BASE_2, conics[m, 2] * _TO_BASE_2
+            p = math.sqrt(a)
+            q = b / p
+            # c - q * q, which is exact enough here because eps2d keeps conics away from singular
+            rr = max(c - q * q, F(1e-20))
+            r = math.sqrt(rr)
+            exponent = F(math.log2(opacities[m]))
+            splats[m, 0] = mx
+            splats[m, 1] = my
+            splats[m, 2] = p
+            splats[m, 3] = q
+            splats[m, 4] = r
+            splats[m, 5] = exponent
+            reach = exponent + F(7.994353436858858) + _EXPONENT_MARGIN
+            if not reach > F(0.0):
+                continue
+            root = math.sqrt(reach)
+            half_height = root / r
+            half_width = math.sqrt(reach * (q * q + rr)) / (p * r)
+            x0 = I(max(math.ceil(mx - half_width - F(0.5)), F(0.0)))
+            x1 = I(min(math.floor(mx + half_width - F(0.5)), F(width - 1)))
+            if x0 > x1 or my + half_height < F(0.0) or my - half_height > F(height):
+                continue
+            lean = q * half_height / p
+            inverse = F(1.0) / (q * q + rr)
+            reach_c = reach * (q * q + rr)
+            area = p * p * rr
+            before = entries
+            for strip in range(x0 >> 3, (x1 >> 3) + 1):
+                left = F(max(x0, strip * 8)) + F(0.5) - mx
+                right = F(min(x1, strip * 8 + 7)) + F(0.5) - mx
+                # the ellipse's lowest and highest points between the strip's outer pixel centres
+                top = min(max(lean, left), right)
+                low = (-p * q * top - math.sqrt(max(reach_c - area * top * top, F(0.0)))) * inverse
+                bottom = min(max(-lean, left), right)
+                high = (-p * q * bottom + math.sqrt(max(reach_c - area * bottom * bottom, F(0.0)))) * inverse
+                y0 = I(max(math.ceil(my + low - F(0.5)), F(0.0)))
+                y1 = I(min(math.floor(my + high - F(0.5)), F(height - 1)))
+                if y0 > y1:
+                    continue
+                for row in range(y0 // block_height, y1 // block_height + 1):
+                    if entries == capacity:
+                        capacity *= 2
+                        entry_splat = _grow(entry_splat, capacity)
+                        entry_rows = _grow(entry_rows, capacity)
+                        entry_block = _grow(entry_block, capacity)
+                    offset = row * block_height
+                    block = (camera * blocks_y + row) * blocks_x + strip
+                    entry_splat[entries] = m
+                    entry_rows[entries] = max(y0 - offset, 0) + 256 * min(y1 - offset + 1, block_height)
+                    entry_block[entries] = block
+                    block_starts[block + 1] += 1
+                    entries += 1
+            if entries > before:
+                drawn[total] = m
+                total += 1
+                first_entry[total] = entries
+    for block in range(block_starts.shape[0] - 1):
+        block_starts[block + 1] += block_starts[block]
+    cursor = block_starts.copy()
+    sorted_entries = np.empty(entries, np.int32)
+    for entry in range(entries):
+        block = entry_block[entry]
+        sorted_entries[cursor[block]] = entry
+        cursor[block] += 1
+    return (
+        splats,
+        drawn[:total],
+        first_entry[: total + 1],
+        entry_splat[:entries],
+        entry_rows[:entries],
+        block_starts,
+        sorted_entries,
+    )
+
+
+@njit(cache=True)
+def _grow(array, capacity):
+    larger = np.empty(capacity, array.dtype)
+    larger[: array.shape[0]] = array
+    return larger
+
+
+@njit(cache=True)
+def _deal(block_starts, workers):
+    """Blocks in an order whose `workers` consecutive parts carry about the same load: sorted, then dealt like cards."""
+    blocks = block_starts.shape[0] - 1
+    order = np.argsort(block_starts[:-1] - block_starts[1:], kind="mergesort")
+    dealt = np.empty(blocks, np.int32)
+    position = 0
+    for worker in range(workers):
+        for i in range(worker, blocks, workers):
+            dealt[position] = order[i]
+            position += 1
+    return dealt
+
+
+# ---- Compositing -------------------------------------------------------------------------------------------------
+# A worker keeps a block's pixels in `state`, one row of the block after the other: transmittance, a flag that is 1
+# while the pixel is unfinished, the position of the last entry that contributed (as a float: exact up to 2**24), and
+# D colours. Alpha of a pixel at offset (dx, dy) is 2 ** -((p dx + q dy)**2 + (r dy)**2 - log2 opacity).
+
+
+@njit(cache=True, fastmath=True, error_model="numpy")
+def _composite_block(
+    start, stop, sorted_entries, entry_splat, entry_rows, splats, colors, left, top, block_height, columns, state
+):
+    channels = colors.shape[1]
+    fields = 3 + channels
+    stride = fields * 8
+    zero = F(0.0)
+    for position in range(start, stop):
+        if (position - start) % 8 == 7:
+            busy = simd.spread(zero)
+            for row in range(block_height):
+                busy = busy + simd.load(state, row * stride + 8)
+            if not simd.any_true(busy > zero):
+                break
+        entry = sorted_entries[position]
+        m = entry_splat[entry]
+        rows = entry_rows[entry]
+        mx, my, p, q, r = splats[m, 0], splats[m, 1], splats[m, 2], splats[m, 3], splats[m, 4]
+        exponent = splats[m, 5]
+        across = (simd.load(columns, 0) + (left - mx)) * p
+        this = simd.spread(F(position - start))
+        for row in range(rows & 255, rows >> 8):
+            dy = top + F(row) + F(0.5) - my
+            at = row * stride
+            u = across + q * dy
+            v = r * dy
+            alpha = simd.halving(simd.clip(u * u + (v * v - exponent), _EXPONENT_MIN, F(30.0)))
+            transmittance = simd.load(state, at)
+            unfinished = simd.load(state, at + 8)
+            covered = (alpha >= _ALPHA_MIN) & (unfinished > zero)
+            weight = alpha * transmittance
+            rest = transmittance - weight
+            drawn = covered & (rest > _TRANSMITTANCE_MIN)
+            weight = simd.select(drawn, weight, simd.spread(zero))
+            simd.store(state, at, transmittance - weight)
+            simd.store(
+                state, at + 8, simd.select(covered & (rest <= _TRANSMITTANCE_MIN), simd.spread(zero), unfinished)
+            )
+            simd.store(state, at + 16, simd.select(drawn, this, simd.load(state, at + 16)))
+            for channel in range(channels):
+                place = at + 24 + 8 * channel
+                simd.store(state, place, simd.load(state, place) + weight * colors[m, channel])
+
+
+@njit(cache=True, parallel=True, fastmath=True, error_model="numpy")
+def composite_forward(
+    workers,
+    block_starts,
+    sorted_entries,
+    entry_splat,
+    entry_rows,
+    splats,
+    colors,  # [M, D]
+    backgrounds,  # [C, D]
+    width,
+    height,
+    block_height,
+    image,  # [C, H, W, D], out
+    alphas,  # [C, H, W, 1], out
+    finals,  # [blocks, block_height, 16], out: final transmittance and last entry of each pixel, kept for backward
+):
+    blocks_x = (width + 7) // 8
+    blocks_y = (height + block_height - 1) // block_height
+    blocks = block_starts.shape[0] - 1
+    channels = colors.shape[1]
+    stride = (3 + channels) * 8
+    dealt = _deal(block_starts, workers)
+    columns = np.arange(8).astype(np.float32) + F(0.5)
+    for worker in prange(workers):
+        state = np.empty(block_height * stride, np.float32)
+        share = blocks // workers
+        extra = blocks % workers
+        first = worker * share + min(worker, extra)
+        for i in range(first, first + share + (1 if worker < extra else 0)):
+            block = dealt[i]
+            camera = block // (blocks_x * blocks_y)
+            top = (block // blocks_x) % blocks_y * block_height
+            left = block % blocks_x * 8
+            state[:] = F(0.0)
+            for row in range(block_height):
+                for lane in range(8):
+                    inside = top + row < height and left + lane < width
+                    state[row * stride + lane] = F(1.0)
+                    state[row * stride + 8 + lane] = F(1.0) if inside else F(0.0)
+                    state[row * stride + 16 + lane] = F(-1.0)
+            _composite_block(
+                block_starts[block],
+                block_starts[block + 1],
+                sorted_entries,
+                entry_splat,
+                entry_rows,
+                splats,
+                colors,
+                F(left),
+                F(top),
+                block_height,
+                columns,
+                state,
+            )
+            for row in range(block_height):
+                for lane in range(8):
+                    finals[block, row, lane] = state[row * stride + lane]
+                    finals[block, row, 8 + lane] = state[row * stride + 16 + lane]
+            for row in range(min(block_height, height - top)):
+                for lane in range(min(8, width - left)):
+                    rest = state[row * stride + lane]
+                    alphas[camera, top + row, left + lane, 0] = F(1.0) - rest
+                    for channel in range(channels):
+                        image[camera, top + row, left + lane, channel] = (
+                            state[row * stride + 24 + 8 * channel + lane] + rest * backgrounds[camera, channel]
+                        )
+
+
+@njit(cache=True, fastmath=True, error_model="numpy")
+def _composite_block_backward(
+    start,
+    stop,
+    sorted_entries,
+    entry_splat,
+    entry_rows,
+    splats,
+    colors,
+    left,
+    top,
+    columns,
+    state,
+    weights,
+    absolute,
+    v_entries,
+):
+    # `state` is here, row by row: transmittance behind the current entry, last entry, `behind` = the part of
+    # dL/d(image) . image that comes from behind the current entry, and D channels of dL/d(image).
+    channels = colors.shape[1]
+    stride = (3 + channels) * 8
+    one, zero = F(1.0), F(0.0)
+    none = simd.spread(zero)
+    for position in range(stop - 1, start - 1, -1):
+        entry = sorted_entries[position]
+        m = entry_splat[entry]
+        rows = entry_rows[entry]
+        first_row, end_row = rows & 255, rows >> 8
+        mx, my, p, q, r = splats[m, 0], splats[m, 1], splats[m, 2], splats[m, 3], splats[m, 4]
+        exponent = splats[m, 5]
+        dx = simd.load(columns, 0) + (left - mx)
+        across = dx * p
+        this = simd.spread(F(position - start))
+        # sums over the rows, still one per column: v_sigma * (1, dy, dy * dy), |dL/dx|, |dL/dy|
+        sum_0, sum_y, sum_yy, sum_ax, sum_ay = none, none, none, none, none
+        for row in range(first_row, end_row):
+            dy = top + F(row) + F(0.5) - my
+            at = row * stride
+            u = across + q * dy
+            v = r * dy
+            power = u * u + (v * v - exponent)
+            alpha = simd.halving(simd.clip(power, _EXPONENT_MIN, F(30.0)))
+            valid = (alpha >= _ALPHA_MIN) & (this <= simd.load(state, at + 8))
+            alpha = simd.select(valid, alpha, none)
+            inverse = simd.spread(one) / (one - alpha)
+            transmittance = simd.load(state, at) * inverse
+            simd.store(state, at, transmittance)
+            weight = alpha * transmittance
+            simd.store(weights, row * 8, weight)
+            light = none
+            for channel in range(channels):
+                light = light + simd.load(state, at + 24 + 8 * channel) * colors[m, channel]
+            behind = simd.load(state, at + 16)
+            v_alpha = transmittance * light - behind * inverse
+            simd.store(state, at + 16, behind + weight * light)
+            v_sigma = simd.select(power > _EXPONENT_MIN, none - alpha * v_alpha, none)
+            sum_0 = sum_0 + v_sigma
+            sum_y = sum_y + v_sigma * dy
+            sum_yy = sum_yy + v_sigma * (dy * dy)
+            if absolute:
+                sum_ax = sum_ax + simd.magnitude(v_sigma * u)
+                sum_ay = sum_ay + simd.magnitude(v_sigma * (u * q + v * r))
+        v_entries[entry, 0] = simd.total(sum_0)
+        v_entries[entry, 1] = simd.total(sum_0 * dx)
+        v_entries[entry, 2] = simd.total(sum_y)
+        v_entries[entry, 3] = simd.total(sum_0 * dx * dx)
+        v_entries[entry, 4] = simd.total(sum_y * dx)
+        v_entries[entry, 5] = simd.total(sum_yy)
+        if absolute:
+            v_entries[entry, 6] = simd.total(sum_ax) * p
+            v_entries[entry, 7] = simd.total(sum_ay)
+        for channel in range(channels):
+            sum_color = none
+            for row in range(first_row, end_row):
+                sum_color = sum_color + simd.load(weights, row * 8) * simd.load(state, row * stride + 24 + 8 * channel)
+            v_entries[entry, 8 + channel] = simd.total(sum_color)
+
+
+@njit(cache=True, parallel=True, fastmath=True, error_model="numpy")
+def composite_backward(
+    workers,
+    block_starts,
+    sorted_entries,
+    entry_splat,
+    entry_rows,
+    splats,
+    colors,
+    backgrounds,
+    width,
+    height,
+    block_height,
+    finals,
+    absolute,
+    v_image,  # [C, H, W, D]
+    v_alphas,  # [C, H, W, 1]
+    v_entries,  # [entries, 8 + D], out
+):
+    blocks_x = (width + 7) // 8
+    blocks_y = (height + block_height - 1) // block_height
+    blocks = block_starts.shape[0] - 1
+    channels = colors.shape[1]
+    stride = (3 + channels) * 8
+    dealt = _deal(block_starts, workers)
+    columns = np.arange(8).astype(np.float32) + F(0.5)
+    for worker in prange(workers):
+        state = np.empty(block_height * stride, np.float32)
+        weights = np.empty(block_height * 8, np.float32)
+        share = blocks // workers
+        extra = blocks % workers
+        first = worker * share + min(worker, extra)
+        for i in range(first, first + share + (1 if worker < extra else 0)):
+            block = dealt[i]
+            camera = block // (blocks_x * blocks_y)
+            top = (block // blocks_x) % blocks_y * block_height
+            left = block % blocks_x * 8
+            state[:] = F(0.0)
+            last = F(-1.0)
+            for row in range(block_height):
+                for lane in range(8):
+                    rest = finals[block, row, lane]
+                    at = row * stride + lane
+                    state[at] = rest
+                    state[at + 8] = finals[block, row, 8 + lane]
+                    last = max(last, finals[block, row, 8 + lane])
+                    if top + row < height and left + lane < width:
+                        behind = -v_alphas[camera, top + row, left + lane, 0]
+                        for channel in range(channels):
+                            v_channel = v_image[camera, top + row, left + lane, channel]
+                            state[at + 24 + 8 * channel] = v_channel
+                            behind += v_channel * backgrounds[camera, channel]
+                        state[at + 16] = behind * rest
+            start = block_starts[block]
+            stop = start + I(last) + 1
+            for position in range(stop, block_starts[block + 1]):
+                v_entries[sorted_entries[position]] = F(0.0)
+            _composite_block_backward(
+                start,
+                stop,
+                sorted_entries,
+                entry_splat,
+                entry_rows,
+                splats,
+                colors,
+                F(left),
+                F(top),
+                columns,
+                state,
+                weights,
+                absolute,
+                v_entries,
+            )
+
+
+@njit(cache=True, fastmath=True, error_model="numpy")
+def gather_gradients(
+    drawn,
+    first_entry,
+    v_entries,
+    conics,
+    opacities,
+    absolute,
+    v_means2d,  # [M, 2], zeros, out
+    v_absolute,  # [M, 2] or [0, 2], zeros, out
+    v_conics,  # [M, 3], zeros, out
+    v_opacities,  # [M], zeros, out
+    v_colors,  # [M, D], zeros, out
+):
+    """Sum the entries of each splat, always in the same order."""
+    channels = v_colors.shape[1]
+    for i in range(drawn.shape[0]):
+        m = drawn[i]
+        s0 = sx = sy = sxx = sxy = syy = ax = ay = F(0.0)
+        for entry in range(first_entry[i], first_entry[i + 1]):
+            s0 += v_entries[entry, 0]
+            sx += v_entries[entry, 1]
+            sy += v_entries[entry, 2]
+            sxx += v_entries[entry, 3]
+            sxy += v_entries[entry, 4]
+            syy += v_entries[entry, 5]
+            if absolute:
+                ax += v_entries[entry, 6]
+                ay += v_entries[entry, 7]
+            for channel in range(channels):
+                v_colors[m, channel] += v_entries[entry, 8 + channel]
+        v_conics[m, 0] = F(0.5) * sxx
+        v_conics[m, 1] = sxy
+        v_conics[m, 2] = F(0.5) * syy
+        v_means2d[m, 0] = -(conics[m, 0] * sx + conics[m, 1] * sy)
+        v_means2d[m, 1] = -(conics[m, 1] * sx + conics[m, 2] * sy)
+        v_opacities[m] = -s0 / opacities[m]
+        if absolute:
+            v_absolute[m, 0] = ax * _FROM_BASE_2
+            v_absolute[m, 1] = ay * _FROM_BASE_2
