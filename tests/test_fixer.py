@@ -85,6 +85,8 @@ def test_the_trainers_file_brings_its_own_unet_adapters_and_skips(published: Pat
 
     begun = Fixer.from_pretrained(published)  # the folder alone: new adapters that change nothing yet
     assert begun.config.lora_rank == 4
+    assert "Stability" in begun.licence
+    assert "NVIDIA" in loaded.licence
     names = {n for n, p in begun.network.named_parameters() if p.requires_grad}
     assert names == {n for n, p in expected.network.named_parameters() if p.requires_grad}
     assert all("lora_B" not in n or not p.any() for n, p in begun.network.named_parameters())

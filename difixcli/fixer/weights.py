@@ -75,13 +75,12 @@ def load_network(name_or_path: str | Path) -> FixerNetwork:
             )
         return _load_own(BUNDLED)
     if path.is_dir():
-        return _load_folder(path, NVIDIA_LICENCE, views=1)
+        return _load_folder(path, views=1)
     if path.suffix == ".pkl":
         return _load_trainer_file(path)
     if _looks_like_hub_name(str(name_or_path)):
         name = str(name_or_path)
-        licence = STABILITY_LICENCE if name == SD_TURBO else NVIDIA_LICENCE
-        return _load_folder(_download(name), licence, HUB_NAMES.get(name, 1))
+        return _load_folder(_download(name), HUB_NAMES.get(name, 1))
     known = ["bundled", *HUB_NAMES]
     siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
     raise InputError(
@@ -121,11 +120,11 @@ def _looks_like_hub_name(name: str) -> bool:
     return len(parts) == 2 and all(parts) and not name.startswith((".", "~", "/")) and not Path(parts[0]).exists()
 
 
-def _load_folder(folder: Path, licence: str, views: int) -> FixerNetwork:
+def _load_folder(folder: Path, views: int) -> FixerNetwork:
     if (folder / "config.json").is_file():
         return _load_own(folder)
     if (folder / "unet").is_dir() and (folder / "vae").is_dir():
-        return _load_published(folder, licence, views)
+        return _load_published(folder, views)
     raise InputError(
         f"{folder} is not a fixer: it has neither config.json with model.safetensors nor the folders unet and vae."
     )
@@ -142,10 +141,10 @@ def _load_own(folder: Path) -> FixerNetwork:
     return _filled(lambda: FixerConfig(**values), _read_tensors(source), source)
 
 
-def _load_published(folder: Path, licence: str, views: int) -> FixerNetwork:
+def _load_published(folder: Path, views: int) -> FixerNetwork:
     vae_file = folder / "vae" / "diffusion_pytorch_model.safetensors"
     unet_file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    config, tensors = _published_vae(folder, licence, views)
+    config, tensors = _published_vae(folder, views)
     tensors |= {f"unet.{name}": value for name, value in _read_tensors(unet_file).items()}
     tensors["prompt"] = _prompt_embedding(folder)
     config = dataclasses.replace(config, prompt_tokens=tensors["prompt"].shape[0])
@@ -154,7 +153,7 @@ def _load_published(folder: Path, licence: str, views: int) -> FixerNetwork:
     return _filled(lambda: config, tensors, vae_file)
 
 
-def _published_vae(folder: Path, licence: str, views: int) -> tuple[FixerConfig, dict[str, Tensor]]:
+def _published_vae(folder: Path, views: int) -> tuple[FixerConfig, dict[str, Tensor]]:
     """The folder's configuration and its VAE's tensors; `lora_rank` is 0 where the VAE is not wrapped by PEFT."""
     cure()
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -171,7 +170,7 @@ def _published_vae(folder: Path, licence: str, views: int) -> tuple[FixerConfig,
         skip_scale=0.0 if vae_values.get("ignore_skip") else float(vae_values.get("gamma", 1.0)),
         lora_rank=tensors[adapted[0] + ending].shape[0] if adapted else 0,
         lora_targets=adapted,
-        licence=licence,
+        licence=NVIDIA_LICENCE if adapted else STABILITY_LICENCE,
         beta_start=beta_start,
         beta_end=beta_end,
     )
@@ -190,7 +189,7 @@ def _load_trainer_file(path: Path) -> FixerNetwork:
         raise InputError(f"{path} is not a whole checkpoint of the release's trainer ({reason}).") from error
     del saved
     base = path.parent if (path.parent / "vae").is_dir() else _download(SD_TURBO)
-    config, tensors = _published_vae(base, NVIDIA_LICENCE, views=1)
+    config, tensors = _published_vae(base, views=1)
     wrapped = set(targets)
     for name in list(tensors):  # a plain base's layers move under the adapters
         module, _, kind = name.removeprefix("vae.").rpartition(".")
