@@ -198,7 +198,10 @@ def _load_trainer_file(path: Path) -> FixerNetwork:
     tensors |= {f"vae.{name}": value for name, value in vae.items()}
     tensors |= {f"unet.{name}": value for name, value in unet.items()}
     tensors["prompt"] = _prompt_embedding(base)
-    config = dataclasses.replace(config, lora_rank=rank, lora_targets=targets, prompt_tokens=tensors["prompt"].shape[0])
+    tokens = tensors["prompt"].shape[0]
+    config = dataclasses.replace(
+        config, lora_rank=rank, lora_targets=targets, prompt_tokens=tokens, licence=NVIDIA_LICENCE
+    )
     return _filled(lambda: config, tensors, path)
 
 
