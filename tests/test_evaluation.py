@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,11 @@ import torch
 from PIL import Image
 
 from difixcli.errors import InputError
+from difixcli.evaluation import evaluate_folders, evaluate_run
 from difixcli.evaluation.metrics import best_unsharp, evaluate_images, image_metrics, psnr, ssim, unsharp_mask
 from difixcli.evaluation.perceptual import Lpips, StLpips, lpips_available, shared_network
+from difixcli.evaluation.pictures import before_after_strip, contact_sheet, error_map
+from difixcli.evaluation.report import write_report
 
 
 def photo(path: Path, size: tuple[int, int] = (96, 64)) -> np.ndarray:
@@ -135,3 +140,100 @@ def test_unsharp_mask_sharpens_what_was_blurred(photos):
     assert best.figures["psnr"] == pytest.approx(psnr(best(blurred), truth))
     flat = np.full((20, 20, 3), 0.4, np.float32)
     np.testing.assert_allclose(unsharp_mask(flat, 1.0, 1.0), flat, atol=1e-6)
+
+
+def write(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def run(tmp_path, noisy) -> Path:
+    """A run's folder with the truth and three variants, each better than the one before."""
+    for i, (image, truth) in enumerate(noisy):
+        write(tmp_path / "run/renders/truth" / f"{i}.png", truth)
+        for name, share in (("enhanced", 0.2), ("distilled", 0.5), ("plain", 1.0)):
+            write(tmp_path / "run/renders" / name / f"{i}.png", truth + share * (image - truth))
+    return tmp_path / "run"
+
+
+def test_a_run_is_measured_variant_by_variant(run, noisy):
+    found = evaluate_run(run, unsharp=True)
+    assert list(found["results"]) == ["plain", "distilled", "enhanced"] and found["images"] == 3
+    assert set(found["results"]["plain"]) >= {"psnr", "ssim", "st_lpips"}
+    psnrs = [row["psnr"] for row in found["results"].values()]
+    assert psnrs == sorted(psnrs)
+    assert psnrs[0] == pytest.approx(np.mean([psnr(a, b) for a, b in noisy]), abs=0.05)  # 8-bit files
+    sharpened = found["baselines"]["distilled + unsharp"]
+    assert sharpened["psnr"] < found["results"]["distilled"]["psnr"] and sharpened["sigma"] > 0
+    json.dumps(found)
+
+
+def test_a_run_without_renders_is_refused(tmp_path):
+    with pytest.raises(InputError, match="renders/truth"):
+        evaluate_run(tmp_path)
+    (tmp_path / "renders" / "truth").mkdir(parents=True)
+    with pytest.raises(InputError, match="finish the run"):
+        evaluate_run(tmp_path)
+
+
+def test_folders_match_by_stem(run):
+    renders = run / "renders"
+    Image.open(renders / "plain/0.png").save(renders / "plain/0.bmp")
+    (renders / "plain/0.png").unlink()
+    found = evaluate_folders(renders / "plain", renders / "truth")
+    assert found["results"] == evaluate_run(run)["results"]["plain"]
+    one = evaluate_folders(renders / "plain/1.png", renders / "truth/1.png")
+    assert one["results"]["psnr"] == found["per_image"]["images"]["1"]["psnr"]
+
+
+def test_bad_folders_are_named(run, tmp_path):
+    renders = run / "renders"
+    with pytest.raises(InputError, match="no folder"):
+        evaluate_folders(tmp_path / "nowhere", renders / "truth")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no image"):
+        evaluate_folders(tmp_path / "empty", renders / "truth")
+    write(renders / "plain/extra.png", np.zeros((20, 20, 3)))
+    with pytest.raises(InputError, match=r"truth lacks extra"):
+        evaluate_run(run)
+    write(renders / "truth/extra.png", np.zeros((20, 24, 3)))
+    with pytest.raises(InputError, match=r"20×20 pixels but .*extra\.png is 24×20"):
+        evaluate_folders(renders / "plain", renders / "truth")
+    write(renders / "plain/extra.jpg", np.zeros((20, 20, 3)))
+    with pytest.raises(InputError, match=r"extra\.jpg and extra\.png"):
+        evaluate_folders(renders / "plain", renders / "truth")
+    (renders / "plain/extra.jpg").unlink()
+    (renders / "plain/extra.png").write_bytes(b"not an image")
+    with pytest.raises(InputError, match=r"extra\.png cannot be read"):
+        evaluate_folders(renders / "plain", renders / "truth")
+
+
+def test_the_report_is_one_file_that_needs_nothing(run):
+    path = write_report(evaluate_run(run, unsharp=True), run / "report.html", "<room> & splatfacto")
+    page = path.read_text(encoding="utf-8")
+    assert "&lt;room&gt; &amp; splatfacto" in page and "<room>" not in page
+    assert page.count("data:image/jpeg;base64,") == 3 * (1 + 3 + 3)
+    assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import", page)
+    assert "3 images against the truth, 96×64 pixels" in page and "VGG-16" in page and "distilled + unsharp" in page
+    of_folders = evaluate_folders(run / "renders/plain", run / "renders/truth")
+    assert "PSNR" in write_report(of_folders, run / "folders.html", "plain").read_text(encoding="utf-8")
+
+
+def test_the_worst_view_comes_first(run):
+    found = evaluate_run(run)
+    page = write_report(found, run / "report.html", "run").read_text(encoding="utf-8")
+    figures = found["per_image"]["enhanced"]
+    assert re.findall(r"<h3>(\d)</h3>", page) == sorted(figures, key=lambda stem: figures[stem]["psnr"])
+
+
+def test_contact_sheets_and_error_maps(noisy):
+    image, truth = noisy[0]
+    strip = before_after_strip([truth, image], ["truth", "render"])
+    sheet = contact_sheet([[truth, image], [image[::2, ::2], truth]], ["truth", "render"])
+    assert strip.shape[1] == sheet.shape[1] and sheet.shape[0] > strip.shape[0] > truth.shape[0]
+    np.testing.assert_allclose(strip[22:86, 6:102], truth, atol=1 / 255)
+    assert strip[:22].min() < 0.5  # there are letters
+    assert error_map(truth, truth).max() < 0.05 and error_map(1 - truth, truth).max() > 0.8
+    with pytest.raises(ValueError, match="label"):
+        before_after_strip([truth], ["a", "b"])

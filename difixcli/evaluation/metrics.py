@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SSIM_WINDOW = 11  # pixels; Gaussian of σ = 1.5
-_SHARPENINGS = tuple((sigma, amount) for sigma in (0.7, 1.0, 1.5) for amount in (0.5, 1.0, 1.5))
+_SHARPENINGS = tuple((sigma, amount) for sigma in (0.8, 1.5) for amount in (0.5, 1.0))
 
 
 def psnr(image: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -> float:
@@ -52,13 +52,13 @@ def ssim(image: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -
     with torch.no_grad():
         # The library's own mean counts mirrored borders or not, depending on its version: take its map instead.
         _, similarity = structural_similarity_index_measure(
-            _planar(image).double(), _planar(truth).double(), data_range=1.0, return_full_image=True
+            _planar(image), _planar(truth), data_range=1.0, return_full_image=True
         )
     border = SSIM_WINDOW // 2
     inner = similarity[0].permute(1, 2, 0).numpy()[border:-border, border:-border]
     if mask is not None:
         inner = inner[mask.astype(bool)[border:-border, border:-border]]
-    return float(inner.mean()) if inner.size else math.nan
+    return float(inner.mean(dtype=np.float64)) if inner.size else math.nan
 
 
 def image_metrics(
@@ -68,18 +68,30 @@ def image_metrics(
 
     A masked perceptual distance is over the whole image, the truth standing outside the mask.
     """
+    return metrics_against(truth, [image], mask, device)[0]
+
+
+def metrics_against(
+    truth: np.ndarray, images: Iterable[np.ndarray], mask: np.ndarray | None = None, device: str = "cpu"
+) -> list[dict[str, float]]:
+    """`image_metrics` of several images of one view; the truth goes through the perceptual networks once."""
     import torch
 
     from difixcli.evaluation.perceptual import lpips_available, shared_network
 
-    figures = {"psnr": psnr(image, truth, mask), "ssim": ssim(image, truth, mask)}
-    image, truth = _checked(image, truth, mask)
-    pair = _planar(image).to(device), _planar(truth).to(device)
+    networks = {"st_lpips": shared_network("st_lpips", "vgg", device)}
+    if lpips_available("alex"):
+        networks["lpips"] = shared_network("lpips", "alex", device)
+    found = []
     with torch.no_grad():
-        figures["st_lpips"] = float(shared_network("st_lpips", "vgg", device)(*pair))
-        if lpips_available("alex"):
-            figures["lpips"] = float(shared_network("lpips", "alex", device)(*pair))
-    return figures
+        features = {key: network.features(_planar(truth).to(device)) for key, network in networks.items()}
+        for image in images:
+            figures = {"psnr": psnr(image, truth, mask), "ssim": ssim(image, truth, mask)}
+            counted = _planar(_checked(image, truth, mask)[0]).to(device)
+            for key, network in networks.items():
+                figures[key] = float(network.between(network.features(counted), features[key]))
+            found.append(figures)
+    return found
 
 
 def evaluate_images(
@@ -147,19 +159,20 @@ class Sharpening:
         return unsharp_mask(image, self.sigma, self.amount)
 
 
-def best_unsharp(pairs: Sequence[tuple[np.ndarray, np.ndarray]], judge: str = "st_lpips") -> Sharpening:
-    """The best of nine unsharp masks for (image, truth) pairs by the mean of one figure.
+def best_unsharp(pairs: Iterable[tuple[np.ndarray, np.ndarray]], judge: str = "st_lpips") -> Sharpening:
+    """The best of four unsharp masks for (image, truth) pairs by the mean of one figure; pairs are taken one by one.
 
     It is chosen on the very images it is measured on, so it is the most that sharpening can give: a fixer that does
     not beat it has learned no more.
     """
-    tried = []
-    for sigma, amount in _SHARPENINGS:
-        sharpened = (unsharp_mask(image, sigma, amount) for image, _ in pairs)
-        figures = evaluate_images(sharpened, (truth for _, truth in pairs))["mean"]
-        tried.append(Sharpening(sigma, amount, figures))
+    tried: dict[tuple[float, float], list[dict[str, float]]] = {setting: [] for setting in _SHARPENINGS}
+    for image, truth in pairs:
+        sharpened = (unsharp_mask(image, sigma, amount) for sigma, amount in _SHARPENINGS)
+        for setting, figures in zip(_SHARPENINGS, metrics_against(truth, sharpened), strict=True):
+            tried[setting].append(figures)
+    means = [Sharpening(sigma, amount, summary(figures)[0]) for (sigma, amount), figures in tried.items()]
     sign = 1 if judge in ("psnr", "ssim") else -1
-    return max(tried, key=lambda one: sign * one.figures[judge])
+    return max(means, key=lambda one: sign * one.figures[judge])
 
 
 def _checked(image: np.ndarray, truth: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -180,4 +193,4 @@ def _planar(image: np.ndarray) -> Tensor:
     """(H, W, 3) array → (1, 3, H, W) tensor."""
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))[None]
