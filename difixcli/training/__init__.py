@@ -1,0 +1,5 @@
+"""Training a fixer: pairs on disk or made from photos, the paper's losses, the loop."""
+
+from difixcli.training.finetune import TrainingOptions, finetune
+
+__all__ = ["TrainingOptions", "finetune"]
