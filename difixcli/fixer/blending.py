@@ -50,19 +50,23 @@ class ReferenceGate(nn.Module):
 
 
 class BlendHead(nn.Module):
-    """Full-resolution weights over render and aligned references, one set per frequency band.
+    """Weights at full resolution over render and aligned references, one set per frequency band.
 
     out = Σ_bands Σ_v w(band, v)·band(x_v). One small convolutional head is shared by all views, so any number of
     them may come; it sees the view's pixels, how they differ from the render and from what the views agree on,
-    visibility, the scores of all gates (large receptive field) and the decoder's feature map.
+    visibility, the scores of all gates (large receptive field) and the decoder's feature map. It works on a grid
+    coarser by `reduction`, each place holding all its pixels: a quarter faster in training than on the pixels, and it
+    sees twice as far.
     """
 
-    def __init__(self, levels: int, features: int, hidden: int) -> None:
+    def __init__(self, levels: int, features: int, hidden: int, reduction: int) -> None:
         super().__init__()
-        self.from_view = nn.Conv2d(3 + 3 + 3 + 1 + levels, hidden, 3, padding=1)
-        self.from_scene = nn.Conv2d(3 + 3 + 1 + features, hidden, 3, padding=1)
+        self.reduction = reduction
+        self.from_view = nn.Conv2d((3 + 3 + 3 + 1) * reduction**2 + levels, hidden, 3, padding=1)
+        self.from_scene = nn.Conv2d((3 + 3 + 1 + features) * reduction**2, hidden, 3, padding=1)
         self.mix = nn.Conv2d(hidden, hidden, 3, padding=1)
-        self.score = nn.Conv2d(hidden, BANDS, 1, bias=False)  # softmax over views: a bias would cancel
+        # softmax over views: a bias would cancel
+        self.score = nn.Conv2d(hidden, BANDS * reduction**2, 1, bias=False)
         self.prior = nn.Parameter(torch.tensor(BAND_PRIORS))
         with torch.no_grad():
             self.score.weight.mul_(0.3)  # small, not zero: Adam's first steps on a zero output blow the rest up
@@ -78,12 +82,15 @@ class BlendHead(nn.Module):
         mask = visibility.clone()
         mask[:, 0] = 0.25  # the references' common opinion, and the render's where there is none
         consensus = (images * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
-        wide = [F.interpolate(s.flatten(0, 1), size, mode="bilinear").unflatten(0, (batch, views)) for s in scores]
-        seen = torch.cat([images, (images - render).abs(), (images - consensus).abs(), visibility, *wide], dim=2)
+        small = (size[0] // self.reduction, size[1] // self.reduction)
+        wide = [F.interpolate(s.flatten(0, 1), small, mode="bilinear") for s in scores]
+        seen = torch.cat([images, (images - render).abs(), (images - consensus).abs(), visibility], dim=2)
+        seen = torch.cat([F.pixel_unshuffle(seen.flatten(0, 1), self.reduction), *wide], dim=1)
         scene = torch.cat([render[:, 0], consensus[:, 0], visibility[:, 0], features], dim=1)
-        hidden = self.from_view(seen.flatten(0, 1)).unflatten(0, (batch, views)) + self.from_scene(scene)[:, None]
+        scene = self.from_scene(F.pixel_unshuffle(scene, self.reduction))
+        hidden = self.from_view(seen).unflatten(0, (batch, views)) + scene[:, None]
         hidden = F.silu(self.mix(F.silu(hidden).flatten(0, 1)))
-        score = self.score(hidden).unflatten(0, (batch, views))
+        score = F.pixel_shuffle(self.score(hidden), self.reduction).unflatten(0, (batch, views))
         prior = torch.cat([torch.zeros_like(self.prior)[None], self.prior.expand(views - 1, -1)])[
             None, :, :, None, None
         ]

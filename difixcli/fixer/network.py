@@ -135,7 +135,7 @@ class FixerNetwork(nn.Module):
             setattr(vae.decoder, name, skip)
         if config.references == "aligned":
             self.gates = nn.ModuleList(ReferenceGate(c, config.hidden_channels) for c in sent)
-            self.head = BlendHead(len(sent), config.feature_channels, config.hidden_channels)
+            self.head = BlendHead(len(sent), config.feature_channels, config.hidden_channels, config.pixel_unshuffle)
             with torch.no_grad():
                 vae.decoder.conv_out.weight[: 3 * config.pixel_unshuffle**2].mul_(0.1)
         if config.lora_rank:
@@ -263,8 +263,8 @@ def _trains_beside_adapters(name: str) -> bool:
 
 # name: U-Net widths, VAE widths, latent channels, head and gate width
 _SIZES: dict[str, tuple[list[int], list[int], int, int]] = {
-    "tiny": ([32, 48], [16, 24, 48, 64], 8, 12),
-    "small": ([48, 80], [24, 40, 64, 96], 16, 16),
+    "tiny": ([32, 48], [16, 24, 48, 64], 8, 24),
+    "small": ([48, 80], [24, 40, 64, 96], 16, 24),
 }
 
 

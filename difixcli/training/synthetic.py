@@ -106,10 +106,8 @@ def _degrade(
     image = clean
     wrong: np.ndarray = np.zeros((size, size), np.float32)
     if rng.random() < 0.6:  # content in the wrong place: geometry slightly off
-        shift = (
-            severity * spoiled[..., None] * _flow(size, rng, amplitude=rng.uniform(0.5, 5), cells=rng.integers(3, 9))
-        )
-        image = _warped(image, shift)
+        shift = _flow(size, rng, amplitude=severity * rng.uniform(0.5, 5), cells=int(rng.integers(3, 9)))
+        image = _warped(image, spoiled[..., None] * shift)
     if rng.random() < 0.7:
         sigma = 0.5 + severity * rng.uniform(0, 3)
         image = _mix(image, cv2.GaussianBlur(image, (0, 0), sigma), np.maximum(spoiled, rng.uniform(0, 0.6)))
