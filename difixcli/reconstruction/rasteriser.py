@@ -333,7 +333,7 @@ class _Composite(torch.autograd.Function):
         image = means2d.new_empty((cameras, height, width, count))
         alphas = means2d.new_empty((cameras, height, width, 1))
         with _one_at_a_time:
-            splats, drawn, first_entry, entry_splat, entry_rows, block_starts, sorted_entries = kernels.bin_splats(
+            splats, drawn, first_entry, block_starts, items = kernels.bin_splats(
                 _array(means2d).reshape(-1, 2),
                 flat_conics,
                 flat_opacities,
@@ -345,7 +345,7 @@ class _Composite(torch.autograd.Function):
                 block_height,
             )
             finals = np.empty((block_starts.shape[0] - 1, block_height, 16), np.float32)
-            lists = (block_starts, sorted_entries, entry_splat, entry_rows, splats)
+            lists = (block_starts, items, splats)
             kernels.composite_forward(
                 numba.get_num_threads(),
                 *lists,
@@ -370,13 +370,13 @@ class _Composite(torch.autograd.Function):
         lists, drawn, first_entry, finals = ctx.lists
         count = channels.shape[-1]
         flat_channels = _array(channels).reshape(-1, count)
-        v_entries = np.empty((lists[1].shape[0], 8 + count), np.float32)
+        v_entries = np.empty(lists[1].shape[0] * kernels.entry_gradients(count), np.float32)
         v_means2d, v_conics, v_channels, v_opacities = (
             torch.zeros(tensor.shape, dtype=torch.float32) for tensor in (means2d, conics, channels, opacities)
         )
         v_absolute = torch.zeros_like(v_means2d) if absgrad else v_means2d.new_zeros((0, 2))
         with _one_at_a_time:
-            kernels.composite_backward(
+            kernels.composite_backward(  # type: ignore[call-arg]
                 numba.get_num_threads(),
                 *lists,
                 flat_channels,

@@ -261,7 +261,7 @@ def project_forward(
                 continue
             half = F(0.5) * (a - c)
             largest = F(0.5) * (a + c) + eps2d + math.sqrt(max(F(0.01), half * half + b * b))
-            radius = F(math.ceil(F(3.0) * math.sqrt(largest)))
+            radius = np.ceil(F(3.0) * math.sqrt(largest))
             if not (radius > radius_clip and radius < F(1e9)):
                 continue
             if not (u + radius > F(0.0) and u - radius < F(width) and v + radius > F(0.0) and v - radius < F(height)):
@@ -536,9 +536,9 @@ def bin_splats(
 ):
     """Sort the splats of each camera by depth and list the blocks that each reaches with alpha >= 1/255.
 
-    Returns packed splats [M, 6], the drawn splats in the order of camera and depth [V], their first entries [V + 1],
-    for each entry its splat and its rows (first + 256 * end), the blocks' first positions [blocks + 1] in the last
-    array, and that array: entries sorted by block, front to back in each.
+    Entries are numbered splat by splat, in the order of camera and depth. Returns packed splats [M, 6], the drawn
+    splats in that order [V], their first entries [V + 1], the blocks' first items [blocks + 1], and the items [E, 3],
+    sorted by block and front to back in each: entry, splat, rows (first + 256 * end).
     """
     splats = np.empty((means2d.shape[0], _SPLAT), np.float32)
     blocks_x = (width + 7) // 8
@@ -586,8 +586,8 @@ def bin_splats(
             root = math.sqrt(reach)
             half_height = root / r
             half_width = math.sqrt(reach * (q * q + rr)) / (p * r)
-            x0 = I(max(math.ceil(mx - half_width - F(0.5)), F(0.0)))
-            x1 = I(min(math.floor(mx + half_width - F(0.5)), F(width - 1)))
+            x0 = I(max(np.ceil(mx - half_width - F(0.5)), F(0.0)))
+            x1 = I(min(np.floor(mx + half_width - F(0.5)), F(width - 1)))
             if x0 > x1 or my + half_height < F(0.0) or my - half_height > F(height):
                 continue
             lean = q * half_height / p
@@ -603,8 +603,8 @@ def bin_splats(
                 low = (-p * q * top - math.sqrt(max(reach_c - area * top * top, F(0.0)))) * inverse
                 bottom = min(max(-lean, left), right)
                 high = (-p * q * bottom + math.sqrt(max(reach_c - area * bottom * bottom, F(0.0)))) * inverse
-                y0 = I(max(math.ceil(my + low - F(0.5)), F(0.0)))
-                y1 = I(min(math.floor(my + high - F(0.5)), F(height - 1)))
+                y0 = I(max(np.ceil(my + low - F(0.5)), F(0.0)))
+                y1 = I(min(np.floor(my + high - F(0.5)), F(height - 1)))
                 if y0 > y1:
                     continue
                 for row in range(y0 // block_height, y1 // block_height + 1):
@@ -627,20 +627,15 @@ def bin_splats(
     for block in range(block_starts.shape[0] - 1):
         block_starts[block + 1] += block_starts[block]
     cursor = block_starts.copy()
-    sorted_entries = np.empty(entries, np.int32)
+    items = np.empty((entries, 3), np.int32)
     for entry in range(entries):
         block = entry_block[entry]
-        sorted_entries[cursor[block]] = entry
-        cursor[block] += 1
-    return (
-        splats,
-        drawn[:total],
-        first_entry[: total + 1],
-        entry_splat[:entries],
-        entry_rows[:entries],
-        block_starts,
-        sorted_entries,
-    )
+        position = cursor[block]
+        cursor[block] = position + 1
+        items[position, 0] = entry
+        items[position, 1] = entry_splat[entry]
+        items[position, 2] = entry_rows[entry]
+    return splats, drawn[:total], first_entry[: total + 1], block_starts, items
 
 
 @njit(cache=True)
@@ -665,33 +660,29 @@ def _deal(block_starts, workers):
 
 
 # ---- Compositing -------------------------------------------------------------------------------------------------
-# A worker keeps a block's pixels in `state`, one row of the block after the other: transmittance, a flag that is 1
-# while the pixel is unfinished, the position of the last entry that contributed (as a float: exact up to 2**24), and
-# D colours. Alpha of a pixel at offset (dx, dy) is 2 ** -((p dx + q dy)**2 + (r dy)**2 - log2 opacity).
+# Alpha of a splat at a pixel (dx, dy) from its mean is 2 ** -((p dx + q dy)**2 + (r dy)**2 - log2 opacity).
+# A worker keeps a block's pixels in `state`, row after row, each field of a row eight floats: transmittance (negated
+# once the pixel is finished), the number of the item that finished it (exact up to 2**24), and D colours.
+
+_NEVER = F(1e9)
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")
-def _composite_block(
-    start, stop, sorted_entries, entry_splat, entry_rows, splats, colors, left, top, block_height, columns, state
-):
+def _composite_block(start, stop, items, splats, colors, left, top, block_height, columns, state):
     channels = colors.shape[1]
-    fields = 3 + channels
-    stride = fields * 8
+    stride = (2 + channels) * 8
     zero = F(0.0)
+    none = simd.spread(zero)
+    unfinished = 1
     for position in range(start, stop):
-        if (position - start) % 8 == 7:
-            busy = simd.spread(zero)
-            for row in range(block_height):
-                busy = busy + simd.load(state, row * stride + 8)
-            if not simd.any_true(busy > zero):
-                break
-        entry = sorted_entries[position]
-        m = entry_splat[entry]
-        rows = entry_rows[entry]
+        if unfinished == 0:
+            break
+        m = items[position, 1]
+        rows = items[position, 2]
         mx, my, p, q, r = splats[m, 0], splats[m, 1], splats[m, 2], splats[m, 3], splats[m, 4]
         exponent = splats[m, 5]
         across = (simd.load(columns, 0) + (left - mx)) * p
-        this = simd.spread(F(position - start))
+        finished = False
         for row in range(rows & 255, rows >> 8):
             dy = top + F(row) + F(0.5) - my
             at = row * stride
@@ -699,29 +690,38 @@ def _composite_block(
             v = r * dy
             alpha = simd.halving(simd.clip(u * u + (v * v - exponent), _EXPONENT_MIN, F(30.0)))
             transmittance = simd.load(state, at)
-            unfinished = simd.load(state, at + 8)
-            covered = (alpha >= _ALPHA_MIN) & (unfinished > zero)
-            weight = alpha * transmittance
+            # zero where alpha is too small, and where the pixel is finished and its transmittance negative
+            weight = simd.maximum(simd.select(alpha >= _ALPHA_MIN, alpha * transmittance, none), none)
             rest = transmittance - weight
-            drawn = covered & (rest > _TRANSMITTANCE_MIN)
-            weight = simd.select(drawn, weight, simd.spread(zero))
-            simd.store(state, at, transmittance - weight)
-            simd.store(
-                state, at + 8, simd.select(covered & (rest <= _TRANSMITTANCE_MIN), simd.spread(zero), unfinished)
-            )
-            simd.store(state, at + 16, simd.select(drawn, this, simd.load(state, at + 16)))
-            for channel in range(channels):
-                place = at + 24 + 8 * channel
-                simd.store(state, place, simd.load(state, place) + weight * colors[m, channel])
+            finishing = (rest <= _TRANSMITTANCE_MIN) & (weight > zero)
+            if simd.any_true(finishing):
+                finished = True
+                weight = simd.select(finishing, none, weight)
+                rest = simd.select(finishing, none - transmittance, transmittance - weight)
+                number = simd.spread(F(position - start))
+                simd.store(state, at + 8, simd.select(finishing, number, simd.load(state, at + 8)))
+            simd.store(state, at, rest)
+            if channels == 3:  # by far the most frequent
+                simd.store(state, at + 16, simd.load(state, at + 16) + weight * colors[m, 0])
+                simd.store(state, at + 24, simd.load(state, at + 24) + weight * colors[m, 1])
+                simd.store(state, at + 32, simd.load(state, at + 32) + weight * colors[m, 2])
+            else:
+                for channel in range(channels):
+                    place = at + 16 + 8 * channel
+                    simd.store(state, place, simd.load(state, place) + weight * colors[m, channel])
+        if finished:
+            most = none
+            for row in range(block_height):
+                most = simd.maximum(most, simd.load(state, row * stride))
+            if not simd.any_true(most > zero):
+                unfinished = 0
 
 
 @njit(cache=True, parallel=True, fastmath=True, error_model="numpy")
 def composite_forward(
     workers,
     block_starts,
-    sorted_entries,
-    entry_splat,
-    entry_rows,
+    items,
     splats,
     colors,  # [M, D]
     backgrounds,  # [C, D]
@@ -730,13 +730,14 @@ def composite_forward(
     block_height,
     image,  # [C, H, W, D], out
     alphas,  # [C, H, W, 1], out
-    finals,  # [blocks, block_height, 16], out: final transmittance and last entry of each pixel, kept for backward
+    finals,  # [blocks, block_height, 16], out: final transmittance, and the number of the item that finished the pixel
 ):
+    """Draw all blocks, each front to back."""
     blocks_x = (width + 7) // 8
     blocks_y = (height + block_height - 1) // block_height
     blocks = block_starts.shape[0] - 1
     channels = colors.shape[1]
-    stride = (3 + channels) * 8
+    stride = (2 + channels) * 8
     dealt = _deal(block_starts, workers)
     columns = np.arange(8).astype(np.float32) + F(0.5)
     for worker in prange(workers):
@@ -749,19 +750,19 @@ def composite_forward(
             camera = block // (blocks_x * blocks_y)
             top = (block // blocks_x) % blocks_y * block_height
             left = block % blocks_x * 8
+            rows = min(block_height, height - top)
+            lanes = min(8, width - left)
             state[:] = F(0.0)
             for row in range(block_height):
-                for lane in range(8):
-                    inside = top + row < height and left + lane < width
+                simd.store(state, row * stride, simd.spread(F(-1.0)))
+                simd.store(state, row * stride + 8, simd.spread(_NEVER))
+            for row in range(rows):
+                for lane in range(lanes):
                     state[row * stride + lane] = F(1.0)
-                    state[row * stride + 8 + lane] = F(1.0) if inside else F(0.0)
-                    state[row * stride + 16 + lane] = F(-1.0)
             _composite_block(
                 block_starts[block],
                 block_starts[block + 1],
-                sorted_entries,
-                entry_splat,
-                entry_rows,
+                items,
                 splats,
                 colors,
                 F(left),
@@ -771,54 +772,47 @@ def composite_forward(
                 state,
             )
             for row in range(block_height):
+                at = row * stride
                 for lane in range(8):
-                    finals[block, row, lane] = state[row * stride + lane]
-                    finals[block, row, 8 + lane] = state[row * stride + 16 + lane]
-            for row in range(min(block_height, height - top)):
-                for lane in range(min(8, width - left)):
-                    rest = state[row * stride + lane]
-                    alphas[camera, top + row, left + lane, 0] = F(1.0) - rest
-                    for channel in range(channels):
+                    finals[block, row, lane] = abs(state[at + lane])
+                    finals[block, row, 8 + lane] = state[at + 8 + lane]
+            for row in range(rows):
+                at = row * stride
+                for lane in range(lanes):
+                    alphas[camera, top + row, left + lane, 0] = F(1.0) - abs(state[at + lane])
+                for channel in range(channels):
+                    background = backgrounds[camera, channel]
+                    for lane in range(lanes):
                         image[camera, top + row, left + lane, channel] = (
-                            state[row * stride + 24 + 8 * channel + lane] + rest * backgrounds[camera, channel]
+                            state[at + 16 + 8 * channel + lane] + abs(state[at + lane]) * background
                         )
+
+
+# The backward pass goes through the items back to front and undoes the transmittance. Its `state` is, row by row:
+# transmittance behind the current item, the number of the item that finished the pixel, `behind` = that part of
+# dL/d(image) . image which comes from behind the current item, and D channels of dL/d(image). With s = dL/d(sigma) at
+# a pixel, an entry's gradients are the sums over its pixels of
+#   s * (1, dx, dy, dx dx, dx dy, dy dy), |s * slope in x|, |s * slope in y|, and weight * dL/d(image).
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")
 def _composite_block_backward(
-    start,
-    stop,
-    sorted_entries,
-    entry_splat,
-    entry_rows,
-    splats,
-    colors,
-    left,
-    top,
-    columns,
-    state,
-    weights,
-    absolute,
-    v_entries,
+    start, stop, items, splats, colors, left, top, columns, state, scratch, absolute, v_entries
 ):
-    # `state` is here, row by row: transmittance behind the current entry, last entry, `behind` = the part of
-    # dL/d(image) . image that comes from behind the current entry, and D channels of dL/d(image).
     channels = colors.shape[1]
     stride = (3 + channels) * 8
+    entry_stride = entry_gradients(channels)
     one, zero = F(1.0), F(0.0)
     none = simd.spread(zero)
     for position in range(stop - 1, start - 1, -1):
-        entry = sorted_entries[position]
-        m = entry_splat[entry]
-        rows = entry_rows[entry]
+        m = items[position, 1]
+        rows = items[position, 2]
         first_row, end_row = rows & 255, rows >> 8
         mx, my, p, q, r = splats[m, 0], splats[m, 1], splats[m, 2], splats[m, 3], splats[m, 4]
         exponent = splats[m, 5]
         dx = simd.load(columns, 0) + (left - mx)
         across = dx * p
-        this = simd.spread(F(position - start))
-        # sums over the rows, still one per column: v_sigma * (1, dy, dy * dy), |dL/dx|, |dL/dy|
-        sum_0, sum_y, sum_yy, sum_ax, sum_ay = none, none, none, none, none
+        number = F(position - start)
         for row in range(first_row, end_row):
             dy = top + F(row) + F(0.5) - my
             at = row * stride
@@ -826,49 +820,67 @@ def _composite_block_backward(
             v = r * dy
             power = u * u + (v * v - exponent)
             alpha = simd.halving(simd.clip(power, _EXPONENT_MIN, F(30.0)))
-            valid = (alpha >= _ALPHA_MIN) & (this <= simd.load(state, at + 8))
-            alpha = simd.select(valid, alpha, none)
+            drawn = (alpha >= _ALPHA_MIN) & (simd.load(state, at + 8) > number)
+            alpha = simd.select(drawn, alpha, none)
             inverse = simd.spread(one) / (one - alpha)
             transmittance = simd.load(state, at) * inverse
             simd.store(state, at, transmittance)
             weight = alpha * transmittance
-            simd.store(weights, row * 8, weight)
-            light = none
-            for channel in range(channels):
-                light = light + simd.load(state, at + 24 + 8 * channel) * colors[m, channel]
+            simd.store(scratch, row * 16, weight)
+            if channels == 3:  # by far the most frequent
+                light = simd.load(state, at + 24) * colors[m, 0]
+                light = light + simd.load(state, at + 32) * colors[m, 1]
+                light = light + simd.load(state, at + 40) * colors[m, 2]
+            else:
+                light = none
+                for channel in range(channels):
+                    light = light + simd.load(state, at + 24 + 8 * channel) * colors[m, channel]
             behind = simd.load(state, at + 16)
-            v_alpha = transmittance * light - behind * inverse
             simd.store(state, at + 16, behind + weight * light)
-            v_sigma = simd.select(power > _EXPONENT_MIN, none - alpha * v_alpha, none)
+            v_alpha = behind * inverse - transmittance * light
+            simd.store(scratch, row * 16 + 8, simd.select(power > _EXPONENT_MIN, alpha * v_alpha, none))
+        sum_0, sum_y, sum_yy, sum_ax, sum_ay = none, none, none, none, none
+        for row in range(first_row, end_row):
+            dy = top + F(row) + F(0.5) - my
+            v_sigma = simd.load(scratch, row * 16 + 8)
             sum_0 = sum_0 + v_sigma
             sum_y = sum_y + v_sigma * dy
             sum_yy = sum_yy + v_sigma * (dy * dy)
             if absolute:
+                u = across + q * dy
                 sum_ax = sum_ax + simd.magnitude(v_sigma * u)
-                sum_ay = sum_ay + simd.magnitude(v_sigma * (u * q + v * r))
-        v_entries[entry, 0] = simd.total(sum_0)
-        v_entries[entry, 1] = simd.total(sum_0 * dx)
-        v_entries[entry, 2] = simd.total(sum_y)
-        v_entries[entry, 3] = simd.total(sum_0 * dx * dx)
-        v_entries[entry, 4] = simd.total(sum_y * dx)
-        v_entries[entry, 5] = simd.total(sum_yy)
-        if absolute:
-            v_entries[entry, 6] = simd.total(sum_ax) * p
-            v_entries[entry, 7] = simd.total(sum_ay)
-        for channel in range(channels):
-            sum_color = none
+                sum_ay = sum_ay + simd.magnitude(v_sigma * (u * q + r * r * dy))
+        at = items[position, 0] * entry_stride
+        sum_x = sum_0 * dx
+        sums = simd.totals(sum_0, sum_x, sum_y, sum_x * dx, sum_y * dx, sum_yy, sum_ax * p, sum_ay)
+        simd.store(v_entries, at, sums)
+        if channels == 3:
+            sum_0, sum_1, sum_2 = none, none, none
             for row in range(first_row, end_row):
-                sum_color = sum_color + simd.load(weights, row * 8) * simd.load(state, row * stride + 24 + 8 * channel)
-            v_entries[entry, 8 + channel] = simd.total(sum_color)
+                weight = simd.load(scratch, row * 16)
+                sum_0 = sum_0 + weight * simd.load(state, row * stride + 24)
+                sum_1 = sum_1 + weight * simd.load(state, row * stride + 32)
+                sum_2 = sum_2 + weight * simd.load(state, row * stride + 40)
+            simd.store(v_entries, at + 8, simd.totals(sum_0, sum_1, sum_2, none, none, none, none, none))
+        else:
+            for channel in range(channels):
+                sum_0 = none
+                for row in range(first_row, end_row):
+                    sum_0 = sum_0 + simd.load(scratch, row * 16) * simd.load(state, row * stride + 24 + 8 * channel)
+                v_entries[at + 8 + channel] = simd.total(sum_0)
+
+
+@njit(cache=True)
+def entry_gradients(channels):
+    """Floats that hold the gradients of one entry: eight, and the channels filled up to whole `Lanes`."""
+    return 8 + (channels + 7) // 8 * 8
 
 
 @njit(cache=True, parallel=True, fastmath=True, error_model="numpy")
 def composite_backward(
     workers,
     block_starts,
-    sorted_entries,
-    entry_splat,
-    entry_rows,
+    items,
     splats,
     colors,
     backgrounds,
@@ -879,18 +891,20 @@ def composite_backward(
     absolute,
     v_image,  # [C, H, W, D]
     v_alphas,  # [C, H, W, 1]
-    v_entries,  # [entries, 8 + D], out
+    v_entries,  # [E * entry_gradients(D)], out
 ):
+    """Gradients of every entry."""
     blocks_x = (width + 7) // 8
     blocks_y = (height + block_height - 1) // block_height
     blocks = block_starts.shape[0] - 1
     channels = colors.shape[1]
     stride = (3 + channels) * 8
+    entry_stride = entry_gradients(channels)
     dealt = _deal(block_starts, workers)
     columns = np.arange(8).astype(np.float32) + F(0.5)
     for worker in prange(workers):
         state = np.empty(block_height * stride, np.float32)
-        weights = np.empty(block_height * 8, np.float32)
+        scratch = np.empty(block_height * 16, np.float32)
         share = blocks // workers
         extra = blocks % workers
         first = worker * share + min(worker, extra)
@@ -900,38 +914,37 @@ def composite_backward(
             top = (block // blocks_x) % blocks_y * block_height
             left = block % blocks_x * 8
             state[:] = F(0.0)
-            last = F(-1.0)
-            for row in range(block_height):
-                for lane in range(8):
+            last = F(0.0)
+            for row in range(min(block_height, height - top)):
+                at = row * stride
+                for lane in range(min(8, width - left)):
                     rest = finals[block, row, lane]
-                    at = row * stride + lane
-                    state[at] = rest
-                    state[at + 8] = finals[block, row, 8 + lane]
-                    last = max(last, finals[block, row, 8 + lane])
-                    if top + row < height and left + lane < width:
-                        behind = -v_alphas[camera, top + row, left + lane, 0]
-                        for channel in range(channels):
-                            v_channel = v_image[camera, top + row, left + lane, channel]
-                            state[at + 24 + 8 * channel] = v_channel
-                            behind += v_channel * backgrounds[camera, channel]
-                        state[at + 16] = behind * rest
+                    number = finals[block, row, 8 + lane]
+                    last = max(last, number)
+                    state[at + lane] = rest
+                    state[at + 8 + lane] = number
+                    behind = -v_alphas[camera, top + row, left + lane, 0]
+                    for channel in range(channels):
+                        v_channel = v_image[camera, top + row, left + lane, channel]
+                        state[at + 24 + 8 * channel + lane] = v_channel
+                        behind += v_channel * backgrounds[camera, channel]
+                    state[at + 16 + lane] = behind * rest
             start = block_starts[block]
-            stop = start + I(last) + 1
+            stop = min(block_starts[block + 1], start + I(last))
             for position in range(stop, block_starts[block + 1]):
-                v_entries[sorted_entries[position]] = F(0.0)
+                at = items[position, 0] * entry_stride
+                v_entries[at : at + entry_stride] = F(0.0)
             _composite_block_backward(
                 start,
                 stop,
-                sorted_entries,
-                entry_splat,
-                entry_rows,
+                items,
                 splats,
                 colors,
                 F(left),
                 F(top),
                 columns,
                 state,
-                weights,
+                scratch,
                 absolute,
                 v_entries,
             )
@@ -953,27 +966,23 @@ def gather_gradients(
 ):
     """Sum the entries of each splat, always in the same order."""
     channels = v_colors.shape[1]
+    stride = entry_gradients(channels)
+    sums = np.empty(stride, np.float32)
     for i in range(drawn.shape[0]):
         m = drawn[i]
-        s0 = sx = sy = sxx = sxy = syy = ax = ay = F(0.0)
-        for entry in range(first_entry[i], first_entry[i + 1]):
-            s0 += v_entries[entry, 0]
-            sx += v_entries[entry, 1]
-            sy += v_entries[entry, 2]
-            sxx += v_entries[entry, 3]
-            sxy += v_entries[entry, 4]
-            syy += v_entries[entry, 5]
-            if absolute:
-                ax += v_entries[entry, 6]
-                ay += v_entries[entry, 7]
-            for channel in range(channels):
-                v_colors[m, channel] += v_entries[entry, 8 + channel]
-        v_conics[m, 0] = F(0.5) * sxx
-        v_conics[m, 1] = sxy
-        v_conics[m, 2] = F(0.5) * syy
-        v_means2d[m, 0] = -(conics[m, 0] * sx + conics[m, 1] * sy)
-        v_means2d[m, 1] = -(conics[m, 1] * sx + conics[m, 2] * sy)
-        v_opacities[m] = -s0 / opacities[m]
+        for part in range(0, stride, 8):
+            lanes = simd.spread(F(0.0))
+            for entry in range(first_entry[i], first_entry[i + 1]):
+                lanes = lanes + simd.load(v_entries, entry * stride + part)
+            simd.store(sums, part, lanes)
+        v_means2d[m, 0] = -(conics[m, 0] * sums[1] + conics[m, 1] * sums[2])
+        v_means2d[m, 1] = -(conics[m, 1] * sums[1] + conics[m, 2] * sums[2])
+        v_conics[m, 0] = F(0.5) * sums[3]
+        v_conics[m, 1] = sums[4]
+        v_conics[m, 2] = F(0.5) * sums[5]
+        v_opacities[m] = -sums[0] / opacities[m]
         if absolute:
-            v_absolute[m, 0] = ax * _FROM_BASE_2
-            v_absolute[m, 1] = ay * _FROM_BASE_2
+            v_absolute[m, 0] = sums[6] * _FROM_BASE_2
+            v_absolute[m, 1] = sums[7] * _FROM_BASE_2
+        for channel in range(channels):
+            v_colors[m, channel] = sums[8 + channel]

@@ -170,6 +170,16 @@ def select(typingctx: Any, mask: Any, yes: Any, no: Any) -> Any:
 
 
 @intrinsic
+def maximum(typingctx: Any, one: Any, other: Any) -> Any:
+    """Lane by lane: the larger value."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        return builder.select(builder.fcmp_ordered(">", *args, flags=("fast",)), *args)
+
+    return LANES(LANES, LANES), codegen
+
+
+@intrinsic
 def clip(typingctx: Any, value: Any, low: Any, high: Any) -> Any:
     """Lane by lane: `value` between the float32 numbers `low` and `high`."""
 
@@ -208,6 +218,34 @@ def total(typingctx: Any, value: Any) -> Any:
         return builder.extract_element(value, ir.Constant(_INT, 0))
 
     return types.float32(LANES), codegen
+
+
+@intrinsic
+def totals(typingctx: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
+    """The sums of the lanes of eight values, as the eight lanes of one."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        # Halve the number of values three times: each step adds the two halves of every group of lanes, and puts the
+        # results of two values beside each other.
+        values, group = list(args), COUNT
+        while len(values) > 1:
+            half = group // 2
+            low, high = [], []
+            for start in range(0, COUNT, group):
+                for source in (0, COUNT):
+                    low += [source + start + i for i in range(half)]
+                    high += [source + start + half + i for i in range(half)]
+            low_mask, high_mask = ir.Constant(_INTS, low), ir.Constant(_INTS, high)
+            values = [
+                builder.fadd(
+                    builder.shuffle_vector(one, other, low_mask), builder.shuffle_vector(one, other, high_mask)
+                )
+                for one, other in zip(values[: len(values) // 2], values[len(values) // 2 :], strict=True)
+            ]
+            group = half
+        return values[0]
+
+    return LANES(LANES, LANES, LANES, LANES, LANES, LANES, LANES, LANES), codegen
 
 
 @intrinsic
