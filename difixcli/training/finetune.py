@@ -138,7 +138,7 @@ def finetune(
 
     Raises InputError for bad manifests, options or bases, and when the network collapses.
     """
-    fixer = _base(base, device)
+    fixer = _base(base, device, options.get("seed") or 0)
     small = fixer.config.references == "aligned"
     chosen = _with_options(
         TrainingOptions.for_small(device) if small else TrainingOptions.for_published(device), options
@@ -432,9 +432,9 @@ def gain(figures: Mapping[str, float], identity: Mapping[str, float]) -> float:
     return (figures["psnr"] - identity["psnr"]) + (1 - figures["st_lpips"] / identity["st_lpips"]) / _LPIPS_PER_DB
 
 
-def _base(base: str | Path, device: str) -> Fixer:
+def _base(base: str | Path, device: str, seed: int) -> Fixer:
     if str(base) in SMALL_SIZES:
-        fixer = new_small_fixer(str(base))
+        fixer = new_small_fixer(str(base), seed)
         fixer.network.to(device)
         return fixer
     return Fixer.from_pretrained(base, device=device)
