@@ -1,0 +1,124 @@
+"""How long and how large a method trains: `cpu` for minutes on a laptop, `gpu` for nerfstudio's own sizes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from difixcli.errors import InputError
+
+if TYPE_CHECKING:
+    from nerfstudio.engine.trainer import TrainerConfig
+
+PRESETS = ("cpu", "gpu")
+MAX_GAUSSIANS = {"cpu": 20_000, "gpu": 1_000_000}
+SEED_GAUSSIANS = {"cpu": 10_000, "gpu": 100_000}
+_CPU_RAYS = 512
+
+
+def default_iterations(method: str, preset: str) -> int:
+    """How many iterations train `method` when nobody says: the preset's usual schedule."""
+    _check(preset)
+    if preset == "gpu":
+        return 30_000
+    return 2_000 if "splat" in method else 1_000
+
+
+def apply_preset(config: TrainerConfig, preset: str, iterations: int, device: str) -> None:
+    """Adapt a registered configuration in place to the preset and to a schedule of `iterations` in all.
+
+    Both presets train from posed photos in an already normalised world, and without per-photo camera corrections and
+    appearance embeddings, which Difix3D switches off too: they would let photos disagree with the views that are
+    rendered from them. Everything that is scheduled (learning rates, densification, resolution, annealing) is
+    stretched or shrunk to `iterations`.
+
+    Raises InputError for an unknown preset and for methods that need CUDA on a CPU.
+    """
+    from nerfstudio.models.instant_ngp import InstantNGPModelConfig
+    from nerfstudio.models.nerfacto import NerfactoModelConfig
+    from nerfstudio.models.splatfacto import SplatfactoModelConfig
+
+    _check(preset)
+    model = config.pipeline.model
+    if device == "cpu" and isinstance(model, InstantNGPModelConfig):
+        raise InputError(f"The method {config.method_name} needs CUDA; choose nerfacto or splatfacto on a CPU.")
+    ratio = iterations / config.max_num_iterations if config.max_num_iterations < 1_000_000 else iterations / 30_000
+    if (optimizer := getattr(model, "camera_optimizer", None)) is not None and hasattr(optimizer, "mode"):
+        optimizer.mode = "off"
+    if device == "cpu":
+        config.mixed_precision = False
+        if hasattr(model, "implementation"):
+            model.implementation = "torch"
+    if preset == "cpu":
+        for name in ("train_num_rays_per_batch", "eval_num_rays_per_batch"):
+            if hasattr(config.pipeline.datamanager, name):
+                setattr(config.pipeline.datamanager, name, _CPU_RAYS)
+        model.eval_num_rays_per_chunk = min(model.eval_num_rays_per_chunk, 8192)
+    for entry in config.optimizers.values():
+        _scale_schedule(entry["scheduler"], ratio, iterations if preset == "cpu" else None)
+    if isinstance(model, NerfactoModelConfig):
+        _nerfacto(config, model, preset, iterations, ratio)
+    if isinstance(model, SplatfactoModelConfig):
+        _splatfacto(config, model, preset, iterations, ratio)
+
+
+def _check(preset: str) -> None:
+    if preset not in PRESETS:
+        raise InputError(f"There is no preset {preset}; choose cpu or gpu.")
+
+
+def _scale_schedule(scheduler: Any, ratio: float, whole: int | None) -> None:
+    """Shrink a learning-rate schedule by `ratio`, or let it end exactly after `whole` iterations."""
+    if scheduler is None:
+        return
+    for name in ("warmup_steps", "warm_up_end"):
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, round(getattr(scheduler, name) * ratio))
+    if hasattr(scheduler, "milestones"):
+        scheduler.milestones = tuple(max(1, round(step * ratio)) for step in scheduler.milestones)
+    elif hasattr(scheduler, "max_steps"):
+        scheduler.max_steps = max(2, round(scheduler.max_steps * ratio) if whole is None else whole)
+
+
+def _nerfacto(config: TrainerConfig, model: Any, preset: str, iterations: int, ratio: float) -> None:
+    model.use_appearance_embedding = False
+    model.proposal_warmup = max(1, round(model.proposal_warmup * ratio))
+    model.proposal_weights_anneal_max_num_iters = max(1, round(model.proposal_weights_anneal_max_num_iters * ratio))
+    if preset == "gpu":
+        return
+    model.num_levels, model.log2_hashmap_size, model.max_res = 8, 15, 512
+    model.hidden_dim = model.hidden_dim_color = 32
+    model.num_nerf_samples_per_ray = 24
+    model.num_proposal_iterations, model.num_proposal_samples_per_ray = 1, (48,)
+    model.proposal_net_args_list = [
+        {"hidden_dim": 16, "log2_hashmap_size": 14, "num_levels": 5, "max_res": 128, "use_linear": False}
+    ]
+    # Annealing over a thirtieth of a short training would be over before the proposal network knows anything.
+    model.proposal_weights_anneal_max_num_iters = max(1, iterations // 4)
+    for group in ("fields", "proposal_networks"):
+        if (scheduler := config.optimizers.get(group, {}).get("scheduler")) is not None:
+            scheduler.lr_final = 1e-3
+
+
+def _splatfacto(config: TrainerConfig, model: Any, preset: str, iterations: int, ratio: float) -> None:
+    model.background_color = "black"  # a random one teaches nothing where a few photos fill the frame
+    if preset == "gpu":
+        for name in ("warmup_length", "resolution_schedule", "sh_degree_interval", "stop_screen_size_at"):
+            setattr(model, name, max(1, round(getattr(model, name) * ratio)))
+        model.stop_split_at = round(model.stop_split_at * ratio)
+        model.refine_every = max(20, round(model.refine_every * min(ratio, 1.0)))
+        return
+    model.num_downscales = 0
+    model.warmup_length = iterations // 10
+    model.refine_every = max(10, iterations // 20)
+    model.stop_split_at = iterations * 6 // 10
+    model.stop_screen_size_at = 0
+    # Opacity resets take hundreds of iterations to recover from; a short training cannot afford one.
+    model.reset_alpha_every = iterations // model.refine_every + 1
+    model.sh_degree_interval = max(1, iterations // 6)
+    model.cull_alpha_thresh = 0.05
+    # Thirty thousand small steps become a few larger ones.
+    for group, factor in {"means": 4.0, "scales": 2.0, "quats": 2.0, "features_dc": 2.0, "features_rest": 2.0}.items():
+        entry = config.optimizers[group]
+        entry["optimizer"].lr *= factor
+        if entry["scheduler"] is not None:
+            entry["scheduler"].lr_final *= factor

@@ -1,0 +1,158 @@
+"""Pseudo-views enter training through a second datamanager of the method's own class.
+
+The method never learns that they are no photos. Two things are adjusted on the way:
+
+- Their ids are those of training photos, so that appearance embeddings, camera optimisers and bilateral grids neither
+  grow nor learn about images that are not there.
+- Per-pixel trust. Where a pixel's weight w is below 1, its target is blended towards what the model renders there at
+  this moment: target = w · image + (1 − w) · render. An absolute difference is thereby weighted by w and a squared one
+  by w², structural terms see the blended image, and w = 0 pulls at nothing. It is the same for methods that sample
+  rays and for those that draw whole images, and needs no support from the method's loss.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
+from torch import Tensor
+from torch.nn import functional
+
+from difixcli.reconstruction.views import PseudoView
+from difixcli.runs import write_image
+from difixcli.scenes.scene import Camera
+
+WEIGHT = "pseudo_weight"
+"""Key of a batch's per-pixel weights: (R, 1) beside rays, (H, W, 1) beside an image."""
+
+COLOR_OUTPUTS = ("rgb", "rgb_fine")
+"""The names under which nerfstudio's models return colour, the first that is there counts."""
+
+
+def nerfstudio_cameras(cameras: Sequence[Camera]) -> Cameras:
+    """Our cameras as nerfstudio's: pinhole, OpenGL camera-to-world, in the same world."""
+
+    def column(name: str, dtype: torch.dtype) -> Tensor:
+        return torch.tensor([[getattr(camera, name)] for camera in cameras], dtype=dtype)
+
+    poses = np.stack([camera.camera_to_world[:3] for camera in cameras]).astype(np.float32)
+    return Cameras(
+        camera_to_worlds=torch.from_numpy(poses),
+        fx=column("fx", torch.float32),
+        fy=column("fy", torch.float32),
+        cx=column("cx", torch.float32),
+        cy=column("cy", torch.float32),
+        width=column("width", torch.int32),
+        height=column("height", torch.int32),
+        camera_type=CameraType.PERSPECTIVE,
+    )
+
+
+class _FixedDataParser(DataParser):
+    """Gives out what it was made with, whatever the split."""
+
+    def __init__(self, config: Any, outputs: DataparserOutputs) -> None:
+        super().__init__(config)
+        self._outputs = outputs
+
+    def _generate_dataparser_outputs(self, split: str = "train", **_: Any) -> DataparserOutputs:
+        return self._outputs
+
+
+class PseudoViewSource:
+    """Draws training batches from pseudo-views.
+
+    `manager_config` is the method's own datamanager configuration, `photos` the datamanager it made for the photos,
+    `ids` the training photo (its position among the training photos) each view stands in for. The images are written
+    to `folder`, whose former content goes.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[PseudoView],
+        ids: Sequence[int],
+        manager_config: Any,
+        photos: Any,
+        folder: Path,
+        device: str,
+    ) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        files = [folder / f"{i:05d}.png" for i in range(len(views))]
+        for file, view in zip(files, views, strict=True):
+            write_image(file, view.image)
+        described = photos.train_dataparser_outputs
+        outputs = DataparserOutputs(
+            image_filenames=files,
+            cameras=nerfstudio_cameras([view.camera for view in views]),
+            scene_box=described.scene_box,
+            dataparser_scale=described.dataparser_scale,
+            dataparser_transform=described.dataparser_transform,
+        )
+        config = copy.deepcopy(manager_config)
+        config.dataparser._target = lambda parser_config: _FixedDataParser(parser_config, outputs)
+        # "inference" loads no image by itself, so that nothing is cached twice as evaluation data.
+        self._manager = config.setup(device=device, test_mode="inference", world_size=1, local_rank=0)
+        self._manager.setup_train()
+        self._manager.to(device)
+        self._ids = torch.tensor(list(ids), dtype=torch.long)
+        self._weights = [_weight(view) for view in views]
+        self._flat_weights = torch.cat([weight.flatten() for weight in self._weights])
+        sizes = torch.tensor([[view.camera.height, view.camera.width] for view in views])
+        self._widths = sizes[:, 1]
+        self._starts = torch.cumsum(sizes.prod(dim=1), dim=0) - sizes.prod(dim=1)
+
+    def next_train(self, step: int) -> tuple[Any, dict[str, Any]]:
+        """A batch as the method's datamanager makes them, with photo ids and `WEIGHT` added."""
+        source, batch = self._manager.next_train(step)
+        batch = dict(batch)
+        if isinstance(source, Cameras):
+            view = int(batch["image_idx"])
+            source.metadata = {**(source.metadata or {}), "cam_idx": int(self._ids[view])}
+            batch["image_idx"] = int(self._ids[view])
+            batch[WEIGHT] = self._weights[view][..., None]
+            return source, batch
+        view, y, x = (column.long() for column in batch["indices"].cpu().unbind(dim=-1))
+        batch[WEIGHT] = self._flat_weights[self._starts[view] + y * self._widths[view] + x][:, None]
+        batch["indices"] = torch.stack([self._ids[view], y, x], dim=-1).to(batch["indices"].device)
+        if source.camera_indices is not None:
+            ids = self._ids.to(source.camera_indices.device)
+            source.camera_indices = ids[source.camera_indices.long()]
+        return source, batch
+
+
+def weigh_targets(get_loss_dict: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+    """A model's `get_loss_dict` that heeds the weights of a batch of pseudo-views (see the module's docstring)."""
+
+    def weighed(outputs: dict[str, Any], batch: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        if WEIGHT in batch:
+            batch = {**batch, "image": _blend(outputs[_color_key(outputs)], batch["image"], batch[WEIGHT])}
+        return get_loss_dict(outputs, batch, *args, **kwargs)
+
+    return weighed
+
+
+def _color_key(outputs: dict[str, Any]) -> str:
+    return next(key for key in COLOR_OUTPUTS if key in outputs)
+
+
+def _blend(render: Tensor, image: Tensor, weight: Tensor) -> Tensor:
+    image = (image.float() / 255 if image.dtype == torch.uint8 else image).to(render.device)
+    weight = weight.to(render.device)
+    render = render.detach()
+    if render.shape[:-1] != image.shape[:-1]:  # splatfacto begins at lower resolutions
+        enlarged = functional.interpolate(render.movedim(-1, 0)[None], size=image.shape[:2], mode="bilinear")
+        render = enlarged[0].movedim(0, -1)
+    return weight * image + (1 - weight) * render
+
+
+def _weight(view: PseudoView) -> Tensor:
+    if view.weight is None:
+        return torch.ones(view.camera.height, view.camera.width)
+    return torch.from_numpy(np.clip(view.weight, 0, 1).astype(np.float32))

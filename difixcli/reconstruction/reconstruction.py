@@ -1,0 +1,548 @@
+"""One trained nerfstudio method: create, train, render, save, load.
+
+A run's folder is a normal nerfstudio run:
+
+    config.yml                          for ns-eval, ns-viewer, ns-export; never read by us (its loader runs code)
+    dataparser_transforms.json          the identity: the run's world is the normalised one
+    nerfstudio_models/step-N.ckpt       the latest checkpoint
+    scene/                              its photos as a pinhole nerfstudio data set in the normalised world
+    reconstruction.json                 what it was created with; loading rebuilds the method from this
+    pseudo_views/                       the images of the present pseudo-views
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from difixcli.errors import InputError
+from difixcli.reconstruction.dataset import write_dataset
+from difixcli.reconstruction.methods import method_config
+from difixcli.reconstruction.overrides import apply_overrides
+from difixcli.reconstruction.presets import MAX_GAUSSIANS, SEED_GAUSSIANS, apply_preset
+from difixcli.reconstruction.surroundings import RandomState, no_perceptual_download, on_device, quiet
+from difixcli.reconstruction.views import PseudoView, Render
+from difixcli.runs import make_folder, read_json, write_json
+from difixcli.scenes import nearest_cameras
+from difixcli.scenes.scene import Camera, Scene
+from difixcli.torchvision_cure import cure
+
+_NOTHING = 0.05
+"""Rays with less accumulated opacity than this have no depth."""
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What a reconstruction was created with: `reconstruction.json`."""
+
+    method: str
+    preset: str
+    device: str
+    iterations: int
+    overrides: list[str]
+    seed: int
+    frames: list[str]
+    train: list[int]
+    cameras: list[list[list[float]]]  # camera-to-world of the training photos
+
+
+class Reconstruction:
+    """A nerfstudio method being trained on some of a scene's photos.
+
+    Made by `create` or `load`. Everything is in the scene's normalised world. Training draws from random generators of
+    its own, so what happens between two calls changes nothing, and the same seed gives the same result on the same
+    machine (on CUDA as far as the method's kernels are deterministic).
+    """
+
+    def __init__(self, recipe: _Recipe, folder: Path, seeds: tuple[np.ndarray, np.ndarray] | None) -> None:
+        self.folder = folder
+        self.step = 0
+        self._recipe = recipe
+        self._pseudo: Any = None
+        self._probability = 0.0
+        self._random = RandomState(recipe.seed)
+        self._config = _configure(recipe, folder)
+        self._model_class: type = self._config.pipeline.model._target
+        with self._working(), quiet(), no_perceptual_download(self._model_class):
+            self._build(seeds)
+
+    @classmethod
+    def create(
+        cls,
+        scene: Scene,
+        train: Sequence[int],
+        *,
+        method: str,
+        folder: Path,
+        preset: str,
+        device: str,
+        iterations: int,
+        overrides: Sequence[str] = (),
+        seed: int = 0,
+    ) -> Reconstruction:
+        """Set up a new run of `method` in `folder`, trained on the frames `train` of the scene.
+
+        `preset` is `cpu` or `gpu`, `device` `cpu` or `cuda`. `iterations` is the length of the whole schedule, to which
+        learning rates and densification are fitted; training may stop short of it or go beyond. `overrides` are
+        settings `a.b.c=value` of the method's configuration, and `max_gaussians=N` for splats.
+
+        Raises InputError for an unknown method, preset or setting, no training frames, fewer than one iteration, a
+        folder that cannot be written, and CUDA where there is none.
+        """
+        if not train:
+            raise InputError("No frame is left to train on; choose another --split.")
+        if iterations < 1:
+            raise InputError(f"{iterations} iterations train nothing; ask for at least 1.")
+        recipe = _Recipe(
+            method=method,
+            preset=preset,
+            device=device,
+            iterations=iterations,
+            overrides=list(overrides),
+            seed=seed,
+            frames=[frame.name for frame in scene.frames],
+            train=sorted(train),
+            cameras=[scene.frames[i].camera.camera_to_world.tolist() for i in sorted(train)],
+        )
+        folder = Path(folder).expanduser().absolute()
+        _check_device(device)
+        config = _configure(recipe, folder)  # its errors come before anything is written
+        make_folder(folder)
+        write_dataset(scene, train, folder / "scene")
+        seeds = None
+        if _is_splat(config):
+            from difixcli.reconstruction.seeding import seed_gaussians
+
+            count = min(SEED_GAUSSIANS[preset], _max_gaussians(recipe))
+            seeds = seed_gaussians(scene, recipe.train, count, seed)
+        made = cls(recipe, folder, seeds)
+        write_json(folder / "reconstruction.json", asdict(recipe))
+        return made
+
+    @classmethod
+    def load(cls, folder: Path, scene: Scene | None = None) -> Reconstruction:
+        """Take up a saved run where its last checkpoint left it, on the device it was trained on.
+
+        With `scene`, it is checked to be the one the run was made from. Raises InputError if the folder holds no
+        reconstruction, its checkpoint is damaged, the scene is another, or its device is absent.
+        """
+        folder = Path(folder).expanduser().absolute()
+        held = read_json(folder / "reconstruction.json")
+        try:
+            recipe = _Recipe(**held)
+        except TypeError:
+            raise InputError(f"{folder / 'reconstruction.json'} was written by another version; train again.") from None
+        if scene is not None and [frame.name for frame in scene.frames] != recipe.frames:
+            raise InputError(f"{folder} was made from other photos than those of {scene.root}; name its own scene.")
+        _check_device(recipe.device)
+        checkpoint = _latest_checkpoint(folder)
+        try:
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            raise InputError(f"The checkpoint {checkpoint} cannot be read ({error}); train again.") from None
+        loaded = cls(recipe, folder, None)
+        loaded._restore(state)
+        return loaded
+
+    @property
+    def method(self) -> str:
+        """The method's name in nerfstudio's registry."""
+        return self._recipe.method
+
+    @property
+    def train_frames(self) -> list[int]:
+        """Indices, among the scene's frames, of the photos it trains on; sorted."""
+        return list(self._recipe.train)
+
+    @property
+    def gaussians(self) -> int | None:
+        """How many Gaussians a splat method has at the moment; None for others."""
+        return len(self._model.means) if _is_splat(self._config) else None
+
+    def train(self, iterations: int, progress: Callable[[int], None] | None = None) -> None:
+        """Train for so many further iterations; `progress` is called with how many of them are done."""
+        with self._working():
+            self._pipeline.train()
+            for done in range(1, iterations + 1):
+                self._iterate(self.step)
+                self.step += 1
+                if progress is not None:
+                    progress(done)
+
+    def render(self, camera: Camera) -> Render:
+        """Render one view."""
+        return next(self.render_all([camera]))
+
+    def render_all(self, cameras: Sequence[Camera]) -> Iterator[Render]:
+        """Render views one after another; only one is held at a time."""
+        from difixcli.reconstruction.pseudo_views import nerfstudio_cameras
+
+        for camera in cameras:
+            with self._working(), torch.no_grad():
+                self._pipeline.eval()
+                outputs = self._model.get_outputs_for_camera(nerfstudio_cameras([camera]).to(self._torch_device))
+                render = _render(outputs, camera, self._renders_rays)
+            yield render
+
+    def set_pseudo_views(self, views: Sequence[PseudoView], probability: float) -> None:
+        """Replace the pseudo-views by `views` (none: train on photos alone).
+
+        Every training step draws from them with `probability`, decided by seed and step, and else from the photos.
+        Raises InputError for an image or weight of another size than its camera, a probability outside [0, 1], or an
+        index that is none of the scene's frames.
+        """
+        if not 0 <= probability <= 1:
+            raise InputError(f"The probability {probability} of pseudo-views is not between 0 and 1.")
+        for view in views:
+            size = (view.camera.height, view.camera.width)
+            if view.image.shape != (*size, 3) or (view.weight is not None and view.weight.shape != size):
+                raise InputError(f"A pseudo-view's image and weight must be of its camera's size {size[1]}×{size[0]}.")
+            if not 0 <= view.nearest < len(self._recipe.frames):
+                raise InputError(f"A pseudo-view names frame {view.nearest} of {len(self._recipe.frames)} as nearest.")
+        self._pseudo, self._probability = None, probability
+        if not views or not probability:
+            return
+        from difixcli.reconstruction.pseudo_views import PseudoViewSource
+
+        with self._working(), quiet():
+            self._pseudo = PseudoViewSource(
+                views,
+                [self._photo_for(view) for view in views],
+                self._config.pipeline.datamanager,
+                self._pipeline.datamanager,
+                self.folder / "pseudo_views",
+                self._torch_device,
+            )
+
+    def save(self) -> Path:
+        """Write a checkpoint, whole or not at all, remove older ones, and return its path.
+
+        It is nerfstudio's checkpoint (its `step` is the last finished iteration's number, counted from 0) with what
+        exact continuation needs under `difix`. It holds nothing but tensors and plain values, so that loading it
+        needs no trust.
+        """
+        manager = self._pipeline.datamanager
+        extra: dict[str, Any] = {"iterations": self.step, "random": self._random.state_dict()}
+        if hasattr(manager, "train_unseen_cameras"):
+            extra["unseen_cameras"] = manager.train_unseen_cameras
+        if hasattr(manager, "random_generator"):
+            extra["camera_order"] = manager.random_generator.getstate()
+        if hasattr(self._model, "strategy_state"):
+            extra["strategy"] = self._model.strategy_state
+        state = {
+            "step": max(self.step - 1, 0),
+            "pipeline": self._pipeline.state_dict(),
+            "optimizers": {name: one.state_dict() for name, one in self._optimizers.optimizers.items()},
+            "schedulers": {name: one.state_dict() for name, one in self._optimizers.schedulers.items()},
+            "scalers": self._scaler.state_dict(),
+            "difix": extra,
+        }
+        target = self.folder / self._config.relative_model_dir / f"step-{state['step']:09d}.ckpt"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Not beside the checkpoints: nerfstudio reads a step number from every name there.
+        temporary = self.folder / f".{target.name}.{os.getpid()}.part"
+        try:
+            torch.save(_plain(state), temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        for other in target.parent.glob("step-*.ckpt"):
+            if other != target:
+                other.unlink()
+        return target
+
+    def export(self, path: Path) -> Path:
+        """Write a splat method's Gaussians as the PLY file that splat viewers read, and return its path.
+
+        Raises InputError for methods without Gaussians.
+        """
+        if not _is_splat(self._config):
+            raise InputError(f"{self.method} has no Gaussians to export; use ns-export for meshes and point clouds.")
+        from difixcli.reconstruction.export import write_gaussians
+
+        return write_gaussians(self._model, Path(path))
+
+    def _working(self) -> ExitStack:
+        """The surroundings in which the method's code runs."""
+        stack = ExitStack()
+        stack.enter_context(on_device(self._recipe.device, self._model_class))
+        stack.enter_context(self._random.active())
+        return stack
+
+    def _build(self, seeds: tuple[np.ndarray, np.ndarray] | None) -> None:
+        from nerfstudio.engine.callbacks import TrainingCallbackAttributes
+
+        from difixcli.reconstruction.pseudo_views import weigh_targets
+
+        self._torch_device = "cuda:0" if self._recipe.device == "cuda" else "cpu"
+        amp = self._recipe.device == "cuda" and self._config.mixed_precision
+        self._autocast = amp
+        self._scaler = torch.amp.GradScaler(self._recipe.device, enabled=amp or self._config.use_grad_scaler)
+        with _seeded(self._config.pipeline.datamanager.dataparser, seeds):
+            # "inference" loads no image by itself: held-out photos are not our training's business.
+            self._pipeline = self._config.pipeline.setup(
+                device=self._torch_device, test_mode="inference", grad_scaler=self._scaler
+            )
+        manager = self._pipeline.datamanager
+        manager.setup_train()
+        if hasattr(manager, "cached_train"):
+            _ = manager.cached_train  # loads the photos now, while nerfstudio's progress bars are silent
+        manager.train_dataparser_outputs.save_dataparser_transform(self.folder / "dataparser_transforms.json")
+        self._config_file().write_text(_yaml(self._config), encoding="utf-8")
+        self._photos_next = manager.next_train
+        manager.next_train = self._next_train
+        self._model = self._pipeline.model
+        self._model.get_loss_dict = weigh_targets(self._model.get_loss_dict)
+        if _is_splat(self._config):
+            from difixcli.reconstruction.bounded_strategy import BoundedStrategy
+            from difixcli.reconstruction.ssim import BandedSsim
+
+            self._model.strategy = BoundedStrategy.like(self._model.strategy, _max_gaussians(self._recipe))
+            if self._recipe.device == "cpu":
+                self._model.ssim = BandedSsim()
+        self._optimize()
+        self._callbacks = self._pipeline.get_training_callbacks(
+            TrainingCallbackAttributes(
+                optimizers=self._optimizers, grad_scaler=self._scaler, pipeline=self._pipeline, trainer=None
+            )
+        )
+
+    def _config_file(self) -> Path:
+        return self.folder / "config.yml"
+
+    def _optimize(self) -> None:
+        """Optimisers for the parameters that the model has now."""
+        from nerfstudio.engine.optimizers import Optimizers
+
+        self._optimizers = Optimizers(dict(self._config.optimizers), self._pipeline.get_param_groups())
+
+    @property
+    def _renders_rays(self) -> bool:
+        """Whether the model is rendered ray by ray (depth along the ray) rather than as an image (z-depth)."""
+        from nerfstudio.models.base_model import Model
+
+        return type(self._model).get_outputs_for_camera is Model.get_outputs_for_camera
+
+    def _next_train(self, step: int) -> tuple[Any, dict[str, Any]]:
+        """The batch of a step, from photos or pseudo-views; the draw depends on seed and step alone."""
+        if self._pseudo is not None:
+            draw = random.Random(f"{self._recipe.seed}:{step}").random()
+            if draw < self._probability:
+                return self._pseudo.next_train(step)
+        return self._photos_next(step)
+
+    def _iterate(self, step: int) -> None:
+        """One training iteration, as nerfstudio's trainer does it."""
+        from nerfstudio.engine.callbacks import TrainingCallbackLocation
+
+        for callback in self._callbacks:
+            callback.run_callback_at_location(step, location=TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
+        every = {group: self._config.gradient_accumulation_steps.get(group, 1) for group in self._optimizers.parameters}
+        self._optimizers.zero_grad_some([group for group, count in every.items() if step % count == 0])
+        with torch.autocast(self._recipe.device, enabled=self._autocast):
+            _, losses, _ = self._pipeline.get_train_loss_dict(step=step)
+            loss = torch.stack([torch.as_tensor(value, device=self._torch_device) for value in losses.values()]).sum()
+        self._scaler.scale(loss).backward()
+        due = [group for group, count in every.items() if step % count == count - 1]
+        self._optimizers.optimizer_scaler_step_some(self._scaler, due)
+        scale = self._scaler.get_scale()
+        self._scaler.update()
+        if scale <= self._scaler.get_scale():  # a lowered scale means that the step was skipped
+            for scheduler in self._optimizers.schedulers.values():
+                scheduler.step()
+        for callback in self._callbacks:
+            callback.run_callback_at_location(step, location=TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        from nerfstudio.engine.callbacks import TrainingCallbackAttributes
+
+        extra = state["difix"]
+        with self._working(), quiet():
+            self._pipeline.load_pipeline(state["pipeline"], state["step"])
+            # splatfacto replaces its parameters on loading: optimisers made before would go on with the old ones.
+            self._optimize()
+            self._optimizers.load_optimizers(state["optimizers"])
+            self._optimizers.load_schedulers(state["schedulers"])
+            self._scaler.load_state_dict(state["scalers"])
+            self._callbacks = self._pipeline.get_training_callbacks(
+                TrainingCallbackAttributes(
+                    optimizers=self._optimizers, grad_scaler=self._scaler, pipeline=self._pipeline, trainer=None
+                )
+            )
+        self.step = extra["iterations"]
+        if hasattr(self._model, "step"):
+            self._model.step = state["step"]
+        manager = self._pipeline.datamanager
+        if "unseen_cameras" in extra:
+            manager.train_unseen_cameras = list(extra["unseen_cameras"])
+        if "camera_order" in extra:
+            version, words, gauss = extra["camera_order"]
+            manager.random_generator.setstate((version, tuple(words), gauss))
+        if "strategy" in extra:
+            self._model.strategy_state = {
+                key: value.to(self._torch_device) if isinstance(value, Tensor) else value
+                for key, value in extra["strategy"].items()
+            }
+        self._random.load_state_dict(extra["random"])
+
+    def _photo_for(self, view: PseudoView) -> int:
+        """The position, among the training photos, of the photo a pseudo-view borrows its id from."""
+        if view.nearest in self._recipe.train:
+            return self._recipe.train.index(view.nearest)
+        photos = [view.camera.moved(np.array(pose)) for pose in self._recipe.cameras]
+        return nearest_cameras(view.camera, photos, 1)[0]
+
+
+def _configure(recipe: _Recipe, folder: Path) -> Any:
+    """The method's configuration for this run."""
+    cure()
+    config = method_config(recipe.method)
+    with quiet():
+        apply_preset(config, recipe.preset, recipe.iterations, recipe.device)
+        settings = [override for override in recipe.overrides if not override.startswith("max_gaussians=")]
+        apply_overrides(config, settings, recipe.method)
+        _use_dataset(config, folder / "scene", recipe.device)
+    if _is_splat(config):
+        _max_gaussians(recipe)
+    elif len(settings) != len(recipe.overrides):
+        raise InputError(f"{recipe.method} has no setting max_gaussians; only splats have Gaussians.")
+    config.machine.device_type = recipe.device
+    config.machine.seed = recipe.seed
+    config.max_num_iterations = recipe.iterations
+    config.data = folder / "scene"
+    # nerfstudio puts a run at OUTPUT/EXPERIMENT/METHOD/TIME; ours may stand anywhere, then the path is given whole.
+    if folder.parent.name == config.method_name:
+        config.output_dir = folder.parents[2] if len(folder.parents) > 2 else folder.parent
+        config.experiment_name, config.timestamp = folder.parents[1].name, folder.name
+    else:
+        config.output_dir, config.experiment_name, config.timestamp = folder.parent, folder.name, "viewer"
+        config.relative_model_dir = folder / "nerfstudio_models"
+    return config
+
+
+def _use_dataset(config: Any, data: Path, device: str) -> None:
+    """Let the method read the run's own data set as it stands, in this process."""
+    from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager
+    from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManager
+    from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+
+    manager = config.pipeline.datamanager
+    manager.dataparser = NerfstudioDataParserConfig(
+        data=data,
+        downscale_factor=1,
+        orientation_method="none",
+        center_method="none",
+        auto_scale_poses=False,
+        load_3D_points=False,
+    )
+    manager.data = data
+    target = manager._target
+    if getattr(target, "__origin__", target) is ParallelDataManager:
+        arguments = getattr(target, "__args__", ())
+        # Worker processes draw their own random numbers; in this process the seed decides.
+        manager._target = VanillaDataManager[arguments] if arguments else VanillaDataManager
+    if device == "cuda":
+        manager.images_on_gpu = True
+    elif getattr(manager, "cache_images", None) == "cpu":
+        manager.cache_images = "gpu"  # which means the training's device; "cpu" pins memory and needs CUDA
+
+
+@contextmanager
+def _seeded(parser_config: Any, seeds: tuple[np.ndarray, np.ndarray] | None) -> Iterator[None]:
+    """Inside the block the parser also gives out seed points, which splatfacto looks for in the metadata."""
+    if seeds is None:
+        yield
+        return
+    original = parser_config._target
+
+    class _WithSeeds(original):  # type: ignore[misc, valid-type]
+        def _generate_dataparser_outputs(self, split: str = "train", **kwargs: Any) -> Any:
+            outputs = super()._generate_dataparser_outputs(split, **kwargs)
+            outputs.metadata["points3D_xyz"] = torch.from_numpy(seeds[0])
+            outputs.metadata["points3D_rgb"] = torch.from_numpy(seeds[1])
+            return outputs
+
+    parser_config._target = _WithSeeds
+    try:
+        yield
+    finally:
+        parser_config._target = original
+
+
+def _is_splat(config: Any) -> bool:
+    from nerfstudio.models.splatfacto import SplatfactoModelConfig
+
+    return isinstance(config.pipeline.model, SplatfactoModelConfig)
+
+
+def _max_gaussians(recipe: _Recipe) -> int:
+    count = MAX_GAUSSIANS[recipe.preset]
+    for override in recipe.overrides:
+        name, _, value = override.partition("=")
+        if name == "max_gaussians":
+            if not value.isdigit() or int(value) < 100:
+                raise InputError(f"max_gaussians={value} is not a number of Gaussians; give at least 100.")
+            count = int(value)
+    return count
+
+
+def _check_device(device: str) -> None:
+    if device not in {"cpu", "cuda"}:
+        raise InputError(f"There is no device {device}; choose cpu or cuda.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("CUDA was asked for but torch finds no CUDA device; use --device cpu.")
+
+
+def _latest_checkpoint(folder: Path) -> Path:
+    found = sorted((folder / "nerfstudio_models").glob("step-*.ckpt"))
+    if not found:
+        raise InputError(f"{folder} holds no checkpoint in nerfstudio_models; train it first.")
+    return found[-1]
+
+
+def _render(outputs: dict[str, Any], camera: Camera, along_ray: bool) -> Render:
+    """A model's outputs (H, W, ·) as a Render."""
+
+    def image(*names: str) -> np.ndarray:
+        name = next(name for name in names if name in outputs)
+        value = outputs[name].detach().float().cpu().numpy()
+        return value.reshape(camera.height, camera.width, -1)
+
+    color = np.clip(image("rgb", "rgb_fine"), 0, 1)
+    accumulation = np.clip(image("accumulation", "accumulation_fine")[..., 0], 0, 1)
+    depth = image("depth", "depth_fine", "expected_depth")[..., 0]
+    if along_ray:
+        x = (np.arange(camera.width, dtype=np.float32) + 0.5 - camera.cx) / camera.fx
+        y = (np.arange(camera.height, dtype=np.float32) + 0.5 - camera.cy) / camera.fy
+        depth = depth / np.sqrt(1 + x[None, :] ** 2 + y[:, None] ** 2)
+    depth = np.where(accumulation > _NOTHING, np.nan_to_num(depth, posinf=0, neginf=0), 0)
+    return Render(color.astype(np.float32), accumulation.astype(np.float32), depth.astype(np.float32))
+
+
+def _plain(value: Any) -> Any:
+    """The same value without NumPy: tensors, containers and Python's own numbers."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(item) for item in value)
+    return value
+
+
+def _yaml(config: Any) -> str:
+    import yaml
+
+    return yaml.dump(config)

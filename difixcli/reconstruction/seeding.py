@@ -1,0 +1,68 @@
+"""Where the first Gaussians stand: the scene's seed points, thinned out or filled up along the photos' rays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from difixcli.scenes import load_photo
+from difixcli.scenes.scene import Camera, Scene
+
+_NEIGHBOURS = 3
+_UNKNOWN_DEPTHS = (0.3, 3.0)  # of a world whose cameras span [-1, 1], where no seed point says better
+
+
+def seed_gaussians(scene: Scene, train: Sequence[int], count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (count, 3) float32 in the normalised world and colours (count, 3) uint8 to start splats from.
+
+    More seed points than `count` are thinned out at random. Fewer are filled up: random pixels of the training photos
+    are placed along their rays at the depth of seed points that project near them (with their spread as jitter),
+    which densifies surfaces instead of filling space. Without seed points depths are drawn log-uniformly.
+    """
+    rng = np.random.default_rng(seed)
+    points, colors = np.asarray(scene.points, dtype=np.float32), np.asarray(scene.colors, dtype=np.uint8)
+    if len(points) >= count:
+        chosen = np.sort(rng.choice(len(points), count, replace=False))
+        return points[chosen], colors[chosen]
+    shares = np.bincount(np.arange(count - len(points)) % len(train), minlength=len(train))
+    found_points, found_colors = [points], [colors]
+    for index, share in zip(train, shares, strict=True):
+        frame = scene.frames[index]
+        x = rng.uniform(0, frame.camera.width, share)
+        y = rng.uniform(0, frame.camera.height, share)
+        depth = _depth_at(frame.camera, points, x, y, rng)
+        photo = load_photo(frame)
+        found_points.append(_unproject(frame.camera, x, y, depth))
+        found_colors.append((photo[y.astype(int), x.astype(int)] * 255 + 0.5).astype(np.uint8))
+    return np.concatenate(found_points).astype(np.float32), np.concatenate(found_colors)
+
+
+def _depth_at(camera: Camera, points: np.ndarray, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(N,) z-depths guessed for pixels (x, y) from the points the camera sees."""
+    from scipy.spatial import cKDTree
+
+    local = (points - camera.position) @ camera.camera_to_world[:3, :3]
+    z = -local[:, 2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pixels = np.stack([local[:, 0] / z * camera.fx + camera.cx, -local[:, 1] / z * camera.fy + camera.cy], axis=1)
+    margin = 0.1 * max(camera.width, camera.height)
+    seen = (
+        (z > 1e-3)
+        & (pixels > -margin).all(axis=1)
+        & (pixels[:, 0] < camera.width + margin)
+        & (pixels[:, 1] < camera.height + margin)
+    )
+    if seen.sum() < _NEIGHBOURS:
+        return np.exp(rng.uniform(*np.log(_UNKNOWN_DEPTHS), len(x)))
+    _, nearest = cKDTree(pixels[seen]).query(np.stack([x, y], axis=1), k=_NEIGHBOURS)
+    logs = np.log(z[seen][nearest])
+    # One neighbour's own depth, not their mean: across an edge the mean lies on neither surface.
+    pick = rng.integers(_NEIGHBOURS, size=len(x))
+    return np.exp(logs[np.arange(len(x)), pick] + 0.02 * rng.standard_normal(len(x)))
+
+
+def _unproject(camera: Camera, x: np.ndarray, y: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """(N, 3) world positions of pixels (x, y) at z-depths."""
+    local = np.stack([(x - camera.cx) / camera.fx, -(y - camera.cy) / camera.fy, -np.ones_like(x)], axis=1)
+    return (local * depth[:, None]) @ camera.camera_to_world[:3, :3].T + camera.position
