@@ -5,9 +5,8 @@ No torch and no nerfstudio at import: `difix --help` answers at once.
 
 from __future__ import annotations
 
-import re
-import sys
 import time
+import warnings
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,7 @@ import typer
 
 from difixcli import __version__, console
 from difixcli.errors import InputError, unknown
-from difixcli.runs import Run, file_name, find_unfinished, fingerprint
+from difixcli.runs import Run, file_name, find_unfinished, fingerprint, make_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
@@ -62,6 +61,8 @@ FixerOption = Annotated[str, typer.Option(help="bundled, a folder, a .pkl of the
 
 def main() -> None:
     """Entry point of the console script."""
+    # the libraries' notes to their own developers would bury ours
+    warnings.simplefilter("ignore")
     app()
 
 
@@ -126,10 +127,14 @@ def curate(
     """Make (render, photo) pairs from posed scenes, to train a fixer on."""
     from difixcli.curation.curate import STRATEGIES, Recipe
     from difixcli.curation.curate import curate as make_pairs
+    from difixcli.reconstruction import known_methods
+    from difixcli.scenes import default_split_rule
 
     if strategy not in STRATEGIES:
         raise unknown("strategy", strategy, STRATEGIES)
     on, sizes = _device(device, preset)
+    if method not in (methods := known_methods()):
+        raise unknown("method", method, methods)
     loaded = [_scene(spec, size, sizes) for spec in scenes or ["."]]
     shifts = shift or (["1m", "3m"] if all(scene.metric for scene in loaded) else ["0.1"])
     recipe = Recipe(
@@ -138,7 +143,7 @@ def curate(
         preset=sizes,
         device=on,
         iterations=iterations,
-        splits=split or [],
+        splits=split or [default_split_rule(loaded[0]) if len(loaded) == 1 else "every:4"],
         shifts=shifts,
         views=references,
         seed=seed,
@@ -148,7 +153,7 @@ def curate(
     folder = output or Path("outputs") / "pairs" / f"{joined}-{strategy}-{method}"
     arguments = {**vars(recipe), "size": size, "test_scenes": test_scene or []}
     run = Run.open(folder, "curate", arguments, _inputs(*loaded), force)
-    _announce(run, strategy=strategy, method=method, preset=sizes, device=on, shifts=shifts, splits=split)
+    _announce(run, strategy=strategy, method=method, preset=sizes, device=on, shifts=shifts, splits=recipe.splits)
     results = make_pairs(loaded, recipe, run, test_scene or [], console.progress)
     run.finish(results)
     console.say(f"{results['pairs']} pairs, renders at {results['psnr']:.2f} dB on average: {results['manifest']}")
@@ -168,7 +173,7 @@ def fix(
     as_json: JsonOption = False,
 ) -> None:
     """Clean images, with clean photos of the same scene beside them."""
-    _images(source, reference, fixer, size, device, output, force, as_json, command="fix")
+    _images("fix", source, reference, fixer, size, device, output, force, as_json)
 
 
 @app.command()
@@ -184,7 +189,10 @@ def enhance(
     as_json: JsonOption = False,
 ) -> None:
     """Clean final renders, and write them as frames and a video."""
-    _images(source, reference, fixer, size, device, output, force, as_json, command="enhance")
+    if (source / "reconstruction.json").is_file():
+        _enhance_run(source, fixer, device, output, force, as_json)
+    else:
+        _images("enhance", source, reference, fixer, size, device, output, force, as_json)
 
 
 @app.command()
@@ -210,11 +218,12 @@ def distill(
     from difixcli.distillation.distill import Settings
     from difixcli.distillation.distill import distill as update
     from difixcli.distillation.schedule import make_schedule
-    from difixcli.reconstruction import check_method, default_iterations
+    from difixcli.reconstruction import default_iterations, known_methods
     from difixcli.scenes import default_split_rule, make_split
 
-    check_method(method)
     on, sizes = _device(device, preset)
+    if method not in (methods := known_methods()):
+        raise unknown("method", method, methods)
     loaded = _scene(scene, size, sizes)
     rule = split or default_split_rule(loaded)
     chosen = make_split(loaded, rule)
@@ -249,23 +258,50 @@ def distill(
 @app.command(name="eval")
 @console.handled
 def evaluate(
-    prediction: Annotated[Path, typer.Argument(help="A run, or a folder of images.")],
-    truth: Annotated[Path | None, typer.Argument(help="The true images, of the same names.")] = None,
+    prediction: Annotated[list[Path], typer.Argument(help="A run; or a folder of images, then the true ones.")],
+    device: DeviceOption = Device.auto,
     output: OutputOption = None,
     as_json: JsonOption = False,
-    seed: SeedOption = 0,
 ) -> None:
     """Measure renders against photos: PSNR, SSIM, st-LPIPS, and LPIPS where its weights are."""
     from difixcli.evaluation import evaluate_folders, evaluate_run
     from difixcli.evaluation.report import write_report
 
+    for path in prediction:
+        if not path.exists():
+            raise InputError(f"There is no {path}; check its name.")
+    on, _ = _device(device, Preset.auto)
+    if len(prediction) == 1:
+        (run,) = prediction
+        evaluated = evaluate_run(run, on, unsharp=True)
+        rows = {**evaluated["results"], **_unsharp_row(evaluated)}
+        folder = output or run
+    elif len(prediction) == 2:
+        evaluated = evaluate_folders(*prediction, on)
+        rows = {prediction[0].name: evaluated["results"]}
+        folder = output or prediction[0].absolute().with_name(f"{prediction[0].stem}_eval")
+    else:
+        raise InputError("difix eval takes a run, or a folder of images and a folder of the true ones.")
+    title = f"{prediction[0].absolute().name}: {evaluated['images']} views"
+    report = write_report(evaluated, make_folder(folder) / "report.html", title)
+    write_json(folder / "eval.json", evaluated)
+    console.say(f"Report: {report}")
+    found = {"results": evaluated["results"], "std": evaluated["std"], "protocol": evaluated["protocol"]}
+    console.finish({**found, "report": str(report)}, as_json, console.figures_table(title, rows))
+
 
 @app.command()
 @console.handled
 def finetune(
-    pairs: Annotated[list[Path], typer.Argument(help="Folders made by difix curate, or data.json files.")],
+    pairs: Annotated[
+        list[Path] | None, typer.Argument(help="Folders made by difix curate, or data.json files.")
+    ] = None,
     base: Annotated[str, typer.Option(help="tiny or small from scratch, or a fixer to go on from.")] = "bundled",
-    iterations: Annotated[int, typer.Option(help="Training steps.", min=1)] = 10_000,
+    photos: Annotated[Path | None, typer.Option(help="Folder of any photos, to make synthetic pairs from.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Training steps.", min=1)] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples a step.", min=1)] = None,
+    perceptual_weight: Annotated[float | None, typer.Option(help="Weight of the perceptual loss.", min=0)] = None,
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
     output: OutputOption = None,
@@ -273,6 +309,102 @@ def finetune(
     as_json: JsonOption = False,
 ) -> None:
     """Train a fixer on pairs."""
+    from difixcli.training import TrainingOptions
+    from difixcli.training import finetune as train
+
+    if not pairs and photos is None:
+        raise InputError("Nothing to train on; name folders made by difix curate, or --photos.")
+    on, _ = _device(device, Preset.auto)
+    manifests = [path / "data.json" if path.is_dir() else path for path in pairs or []]
+    options = {
+        "iterations": iterations,
+        "learning_rate": learning_rate,
+        "batch": batch,
+        "perceptual_weight": perceptual_weight,
+    }
+    chosen = {name: value for name, value in options.items() if value is not None} | {"seed": seed}
+    arguments = {"pairs": [str(m.absolute()) for m in manifests], "base": base, "photos": photos, **chosen}
+    inputs = {str(m.absolute()): fingerprint([m]) for m in manifests if m.is_file()}
+    folder = (
+        output or Path("outputs") / "fixers" / f"{file_name(base)}-{'-'.join(p.parent.name for p in manifests[:3])}"
+    )
+    run = Run.open(folder, "finetune", arguments, inputs, force)
+    _announce(run, base=base, pairs=manifests, photos=photos)
+    total = iterations or TrainingOptions().iterations
+    with console.progress("train", total) as update:
+        results = train(manifests, base, run.folder, photos=photos, device=on, progress=update, **chosen)
+    run.finish(results)
+    tables = []
+    if results["validation"]:
+        tables.append(console.figures_table(f"validation, best of step {results['best_step']}", results["validation"]))
+    console.say(f"Use it with --fixer {run.folder}")
+    console.finish({"results": results, "output": str(run.folder)}, as_json, *tables)
+
+
+def _unsharp_row(evaluated: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The best unsharp mask of what the fixer was given: the figure every fixer must beat."""
+    sharpened = evaluated.get("baselines", {}).get("unsharp")
+    return {"unsharp mask": sharpened} if sharpened else {}
+
+
+def _images(
+    command: str,
+    source: Path,
+    reference: list[Path] | None,
+    fixer: str,
+    size: int | None,
+    device: Device,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """What `fix` and `enhance` do with images and videos of unknown pose."""
+    from difixcli.enhancement import enhance_images
+
+    if not source.exists():
+        raise InputError(f"There is no image, folder or video {source}; check its name.")
+    on, _ = _device(device, Preset.auto)
+    network = _fixer(fixer, on)
+    references = [photo for path in reference or [] for photo in _photos(path)]
+    folder = output or source.absolute().with_name(
+        f"{source.absolute().stem}_{'fixed' if command == 'fix' else 'enhanced'}"
+    )
+    arguments = {"source": source.absolute(), "references": references, "fixer": fixer, "size": size}
+    files = [source] if source.is_file() else [path for path in source.iterdir() if path.is_file()]
+    run = Run.open(folder, command, arguments, {"source": fingerprint(files)}, force)
+    _announce(run, references=[path.name for path in references])
+    results = enhance_images(
+        source, run.folder, network, references, size, video=command == "enhance", progress=console.progress
+    )
+    run.finish(results)
+    pace = results["seconds_per_frame"]
+    console.say(f"{results['frames']} images in {run.folder}" + (f", {pace:.2f} s each" if pace else ""))
+    console.finish({"results": results, "output": str(run.folder)}, as_json)
+
+
+def _enhance_run(source: Path, fixer: str, device: Device, output: Path | None, force: bool, as_json: bool) -> None:
+    """Render a distilled run along its test views and fix every frame with aligned references."""
+    from difixcli.enhancement.runs import enhance_run
+
+    held = read_json(source / "run.json")["arguments"]
+    on, _ = _device(device, Preset.auto)
+    network = _fixer(fixer, on)
+    scene = _scene(held["scene"], held["size"], held["preset"])
+    run = Run.open(
+        output or source / "enhanced", "enhance", {"source": source.absolute(), "fixer": fixer}, _inputs(scene), force
+    )
+    _announce(run, scene=scene.name)
+    results = enhance_run(source, run.folder, network, scene, held["split"], console.progress)
+    run.finish(results)
+    console.say(f"{results['frames']} frames and {results['video']}")
+    console.finish({"results": results, "output": str(run.folder)}, as_json)
+
+
+def _photos(path: Path) -> list[Path]:
+    """A reference photo, or all photos of a folder."""
+    from difixcli.evaluation.pictures import image_files
+
+    return sorted(image_files(path)) if path.is_dir() else [path]
 
 
 def _device(device: Device, preset: Preset) -> tuple[str, str]:
