@@ -75,19 +75,24 @@ class _NoMetric(nn.Module):
 def on_device(device: str, model: type) -> Iterator[None]:
     """Lets `model` run on `device`; for CUDA there is nothing to do.
 
-    On a CPU: Gaussians are rasterised by our own rasteriser, `.cuda()` leaves tensors where they are, functions that
+    On a CPU: Gaussians are rasterised and hash grids looked up by our own compiled code, `.cuda()` leaves tensors where they are, functions that
     were wrapped in torch.compile run as written (compiling takes longer than a short training), and torch uses one
     thread, since on a busy machine more of them spend their time waiting for each other.
     """
     if device != "cpu":
         yield
         return
+    from nerfstudio.field_components.encodings import HashEncoding
+
+    from difixcli.reconstruction.hash_encoding import encode
+
     threads = torch.get_num_threads()
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
         stack.enter_context(swapped(torch.Tensor, "cuda", _stay))
+        stack.enter_context(swapped(HashEncoding, "pytorch_fwd", encode))
         for module in _modules_of(model):
             for name, value in list(vars(module).items()):
                 if name == "rasterization" and getattr(value, "__module__", "").startswith("gsplat"):
