@@ -274,7 +274,7 @@ def evaluate(
     if len(prediction) == 1:
         (run,) = prediction
         evaluated = evaluate_run(run, on, unsharp=True)
-        rows = {**evaluated["results"], **_unsharp_row(evaluated)}
+        rows = {**evaluated["results"], **evaluated.get("baselines", {})}
         folder = output or run
     elif len(prediction) == 2:
         evaluated = evaluate_folders(*prediction, on)
@@ -339,12 +339,6 @@ def finetune(
         tables.append(console.figures_table(f"validation, best of step {results['best_step']}", results["validation"]))
     console.say(f"Use it with --fixer {run.folder}")
     console.finish({"results": results, "output": str(run.folder)}, as_json, *tables)
-
-
-def _unsharp_row(evaluated: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The best unsharp mask of what the fixer was given: the figure every fixer must beat."""
-    sharpened = evaluated.get("baselines", {}).get("unsharp")
-    return {"unsharp mask": sharpened} if sharpened else {}
 
 
 def _images(

@@ -37,10 +37,14 @@ def cycle(scene: Scene, shift: str, build: Build, views: int, folder: Path) -> I
         frames.append(rendered_frame(frame, camera, path))
     second = build(replace(scene, frames=frames), everything, "renders")
     references = ReferenceViews(scene, everything, second, views)
-    for i in everything:
-        camera = scene.frames[i].camera
-        render = second.render(camera)
-        yield Pair(i, camera, render, references.beside(camera, render, exclude=[i]), {"shift": shift})
+
+    def pairs() -> Iterator[Pair]:
+        for i in everything:
+            camera = scene.frames[i].camera
+            render = second.render(camera)
+            yield Pair(i, camera, render, references.beside(camera, render, exclude=[i]), {"shift": shift})
+
+    return pairs()
 
 
 def rendered_frame(frame: Frame, camera: Camera, path: Path) -> Frame:

@@ -19,7 +19,11 @@ def sparse(scene: Scene, split: Split, build: Build, views: int) -> Iterator[Pai
     """
     reconstruction = build(scene, split.train, "photos")
     references = ReferenceViews(scene, split.train, reconstruction, views)
-    for frame in split.test:
-        camera = scene.frames[frame].camera
-        render = reconstruction.render(camera)
-        yield Pair(frame, camera, render, references.beside(camera, render), {"split": split.rule})
+
+    def pairs() -> Iterator[Pair]:
+        for frame in split.test:
+            camera = scene.frames[frame].camera
+            render = reconstruction.render(camera)
+            yield Pair(frame, camera, render, references.beside(camera, render), {"split": split.rule})
+
+    return pairs()
