@@ -305,11 +305,11 @@ class Reconstruction:
         self._model.get_loss_dict = weigh_targets(self._model.get_loss_dict)
         if _is_splat(self._config):
             from difixcli.reconstruction.bounded_strategy import BoundedStrategy
-            from difixcli.reconstruction.ssim import BandedSsim
+            from difixcli.reconstruction.ssim import CpuSsim
 
             self._model.strategy = BoundedStrategy.like(self._model.strategy, _max_gaussians(self._recipe))
             if self._recipe.device == "cpu":
-                self._model.ssim = BandedSsim()
+                self._model.ssim = CpuSsim()
         self._optimize()
         self._callbacks = self._pipeline.get_training_callbacks(
             TrainingCallbackAttributes(
