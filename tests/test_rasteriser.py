@@ -213,7 +213,7 @@ def compare(g: Gaussians, *, atol: float = 1e-5, rtol: float = 1e-4, **options) 
     assert image.shape == truth.shape
     scale = max(1.0, float(truth.detach().abs().max()))
     assert float(((image.detach().double() - truth.detach()) * decided).abs().max()) <= atol * scale
-    assert float(((alphas.double() - true_alphas) * decided).abs().max()) <= atol
+    assert float(((alphas.detach().double() - true_alphas.detach()) * decided).abs().max()) <= atol
     weights = torch.randn(image.shape, generator=torch.Generator().manual_seed(7)) * decided
     alpha_weights = torch.randn(alphas.shape, generator=torch.Generator().manual_seed(8)) * decided
     meta["means2d"].retain_grad()

@@ -345,9 +345,9 @@ class _Composite(torch.autograd.Function):
                 block_height,
             )
             finals = np.empty((block_starts.shape[0] - 1, block_height, 16), np.float32)
-            lists = (block_starts, items, splats)
+            workers = numba.get_num_threads()
+            lists = (workers, kernels.deal(block_starts, workers), block_starts, items, splats)
             kernels.composite_forward(
-                numba.get_num_threads(),
                 *lists,
                 flat_channels,
                 _array(backgrounds),
@@ -370,14 +370,13 @@ class _Composite(torch.autograd.Function):
         lists, drawn, first_entry, finals = ctx.lists
         count = channels.shape[-1]
         flat_channels = _array(channels).reshape(-1, count)
-        v_entries = np.empty(lists[1].shape[0] * kernels.entry_gradients(count), np.float32)
+        v_entries = np.empty(lists[3].shape[0] * kernels.entry_gradients(count), np.float32)
         v_means2d, v_conics, v_channels, v_opacities = (
             torch.zeros(tensor.shape, dtype=torch.float32) for tensor in (means2d, conics, channels, opacities)
         )
         v_absolute = torch.zeros_like(v_means2d) if absgrad else v_means2d.new_zeros((0, 2))
         with _one_at_a_time:
             kernels.composite_backward(  # type: ignore[call-arg]
-                numba.get_num_threads(),
                 *lists,
                 flat_channels,
                 _array(backgrounds),

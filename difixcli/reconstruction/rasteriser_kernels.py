@@ -67,6 +67,18 @@ _SH = (
 # No reassociation and no assumption of finite numbers where Gaussians are culled: a NaN must be seen.
 _CAREFUL = {"contract", "arcp", "nsz"}
 
+# What `prange` says is made parallel and nothing else: looking for more takes numba seconds to compile.
+_LOOPS_ONLY = {
+    "prange": True,
+    "comprehension": False,
+    "fusion": False,
+    "inplace_binop": False,
+    "numpy": False,
+    "reduction": False,
+    "setitem": False,
+    "stencil": False,
+}
+
 
 @njit(cache=True, fastmath=_CAREFUL, error_model="numpy")
 def _sh_bases(degree, x, y, z, bases):
@@ -134,7 +146,7 @@ def _sh_direction_gradient(degree, x, y, z, w):
     return vx, vy, vz
 
 
-@njit(cache=True, fastmath=_CAREFUL, error_model="numpy", inline="always")
+@njit(cache=True, fastmath=_CAREFUL, error_model="numpy")
 def _rotation(quats, n):
     """Rotation matrix (row by row) of a wxyz quaternion of any length, its unit form and 1 / length."""
     w, x, y, z = quats[n, 0], quats[n, 1], quats[n, 2], quats[n, 3]
@@ -172,7 +184,7 @@ def _clamp_limits(K, width, height):
     )
 
 
-@njit(cache=True, parallel=True, fastmath=_CAREFUL, error_model="numpy")
+@njit(cache=True, parallel=_LOOPS_ONLY, fastmath=_CAREFUL, error_model="numpy")
 def project_forward(
     means,  # [N, 3]
     quats,  # [N, 4]
@@ -290,7 +302,7 @@ def project_forward(
                 colors[camera, n, 2] = max(blue, F(0.0))
 
 
-@njit(cache=True, parallel=True, fastmath=_CAREFUL, error_model="numpy")
+@njit(cache=True, parallel=_LOOPS_ONLY, fastmath=_CAREFUL, error_model="numpy")
 def project_backward(
     means,
     quats,
@@ -645,18 +657,13 @@ def _grow(array, capacity):
     return larger
 
 
-@njit(cache=True)
-def _deal(block_starts, workers):
-    """Blocks in an order whose `workers` consecutive parts carry about the same load: sorted, then dealt like cards."""
-    blocks = block_starts.shape[0] - 1
-    order = np.argsort(block_starts[:-1] - block_starts[1:], kind="mergesort")
-    dealt = np.empty(blocks, np.int32)
-    position = 0
-    for worker in range(workers):
-        for i in range(worker, blocks, workers):
-            dealt[position] = order[i]
-            position += 1
-    return dealt
+def deal(block_starts: np.ndarray, workers: int) -> np.ndarray:
+    """The blocks [B] in an order whose `workers` consecutive parts carry about the same load: sorted, then dealt.
+
+    The first ``B % workers`` parts are one block longer than the others.
+    """
+    order = np.argsort(block_starts[:-1] - block_starts[1:], kind="stable").astype(np.int32)
+    return np.concatenate([order[worker::workers] for worker in range(workers)])
 
 
 # ---- Compositing -------------------------------------------------------------------------------------------------
@@ -717,9 +724,10 @@ def _composite_block(start, stop, items, splats, colors, left, top, block_height
                 unfinished = 0
 
 
-@njit(cache=True, parallel=True, fastmath=True, error_model="numpy")
+@njit(cache=True, parallel=_LOOPS_ONLY, fastmath=True, error_model="numpy")
 def composite_forward(
     workers,
+    dealt,  # [B] as `deal` gives them
     block_starts,
     items,
     splats,
@@ -738,7 +746,6 @@ def composite_forward(
     blocks = block_starts.shape[0] - 1
     channels = colors.shape[1]
     stride = (2 + channels) * 8
-    dealt = _deal(block_starts, workers)
     columns = np.arange(8).astype(np.float32) + F(0.5)
     for worker in prange(workers):
         state = np.empty(block_height * stride, np.float32)
@@ -876,9 +883,10 @@ def entry_gradients(channels):
     return 8 + (channels + 7) // 8 * 8
 
 
-@njit(cache=True, parallel=True, fastmath=True, error_model="numpy")
+@njit(cache=True, parallel=_LOOPS_ONLY, fastmath=True, error_model="numpy")
 def composite_backward(
     workers,
+    dealt,  # [B] as `deal` gives them
     block_starts,
     items,
     splats,
@@ -900,7 +908,6 @@ def composite_backward(
     channels = colors.shape[1]
     stride = (3 + channels) * 8
     entry_stride = entry_gradients(channels)
-    dealt = _deal(block_starts, workers)
     columns = np.arange(8).astype(np.float32) + F(0.5)
     for worker in prange(workers):
         state = np.empty(block_height * stride, np.float32)
