@@ -89,7 +89,8 @@ def sample(
     as_json: JsonOption = False,
 ) -> None:
     """Write a procedural posed scene with true images at every pose."""
-    from difixcli.scenes import load_scene, write_sample
+    from difixcli.scenes import load_scene
+    from difixcli.scenes.sample import write_sample
 
     if folder.exists() and any(folder.iterdir()) and not force:
         raise InputError(f"{folder} is not empty; choose another folder, or write over it with --force.")
@@ -277,7 +278,7 @@ def evaluate(
         rows = {**evaluated["results"], **evaluated.get("baselines", {})}
         folder = output or run
     elif len(prediction) == 2:
-        evaluated = evaluate_folders(*prediction, on)
+        evaluated = evaluate_folders(prediction[0], prediction[1], on)
         rows = {prediction[0].name: evaluated["results"]}
         folder = output or prediction[0].absolute().with_name(f"{prediction[0].stem}_eval")
     else:
@@ -316,7 +317,7 @@ def finetune(
         raise InputError("Nothing to train on; name folders made by difix curate, or --photos.")
     on, _ = _device(device, Preset.auto)
     manifests = [path / "data.json" if path.is_dir() else path for path in pairs or []]
-    options = {
+    options: dict[str, Any] = {
         "iterations": iterations,
         "learning_rate": learning_rate,
         "batch": batch,

@@ -97,8 +97,12 @@ def _train(reconstruction: Reconstruction, until: int, label: str, run: Run, pro
     begun, first = time.monotonic(), reconstruction.step
     with progress(label, until - first) as update:
         while reconstruction.step < until:
-            done = reconstruction.step - first
-            reconstruction.train(min(_SAVE_EVERY, until - reconstruction.step), lambda i, done=done: update(done + i))
+            before = reconstruction.step - first
+
+            def advance(done: int, before: int = before) -> None:
+                update(before + done)
+
+            reconstruction.train(min(_SAVE_EVERY, until - reconstruction.step), advance)
             reconstruction.save()
     run.time(label, time.monotonic() - begun)
     run.save()
