@@ -3,9 +3,10 @@
 A crop of a photo is the clean view. Its "render" goes through the faults that few-view Gaussian splats and NeRFs
 show: regions rebuilt from too few, structure-aligned Gaussians, needles, floaters, ghost doubles, local blur,
 misplaced content, holes with low opacity and drifting exposure. Its "aligned references" are the clean view as a
-reprojected photo would show it: off by a few pixels of smooth flow, with other exposure, holes in the visibility, and
-regions that claim to be visible but show something else. So a network can learn to take texture from references where
-they agree with the render in structure, and to leave them where they do not, before it sees a real pair.
+reprojected photo would show it: torn by the render's noisy depth, off by a few pixels of smooth flow, with other
+exposure, a spotty visibility, and regions that claim to be visible but show something else. So a network can learn to
+take texture from references where they agree with the render in structure, and to leave them where they do not,
+before it sees a real pair.
 """
 
 from __future__ import annotations
@@ -85,16 +86,18 @@ def synthesise(photo: np.ndarray, other: np.ndarray, size: int, views: int, rng:
     """
     clean = _crop(photo, size, rng)
     foreign = _crop(other, size, rng)
-    severity = rng.beta(1.3, 1.3)
+    severity = rng.beta(1.2, 2.0)
     spoiled = _regions(size, rng, share=rng.uniform(0.1, 0.9))
     render, opacity, misplaced = _degrade(clean, foreign, severity, spoiled, rng)
     references = np.empty((views, size, size, 3), np.float32)
     visibility = np.empty((views, size, size), np.float32)
-    # photos are reprojected through the render's own depth, so they tend to be wrong together, where it is wrong
-    doubt = misplaced * rng.uniform(0, 1)
-    looseness = abs(rng.normal(0, 0.8))
+    # Photos are reprojected through the render's own depth, so they are wrong together where that is wrong: most
+    # where the render is bad, and with the grain of single splats.
+    roughness = np.maximum(_regions(size, rng, share=rng.uniform(0.1, 0.9)), rng.uniform(0.05, 0.6)) + misplaced
+    depth_error = roughness * _grain(size, rng)
+    looseness = min(abs(rng.normal(0, 1.6)), 4.0)
     for v in range(views):
-        references[v], visibility[v] = _reference(clean, foreign, doubt, looseness, rng)
+        references[v], visibility[v] = _reference(clean, foreign, depth_error, roughness, looseness, rng)
     return Sample(render, clean, references, visibility, opacity)
 
 
@@ -106,11 +109,11 @@ def _degrade(
     image = clean
     wrong: np.ndarray = np.zeros((size, size), np.float32)
     if rng.random() < 0.6:  # content in the wrong place: geometry slightly off
-        shift = _flow(size, rng, amplitude=severity * rng.uniform(0.5, 5), cells=int(rng.integers(3, 9)))
+        shift = _flow(size, rng, amplitude=severity * rng.uniform(0.5, 4), cells=int(rng.integers(3, 9)))
         image = _warped(image, spoiled[..., None] * shift)
     if rng.random() < 0.7:
-        sigma = 0.5 + severity * rng.uniform(0, 3)
-        image = _mix(image, cv2.GaussianBlur(image, (0, 0), sigma), np.maximum(spoiled, rng.uniform(0, 0.6)))
+        sigma = 0.4 + severity * rng.uniform(0, 2.5)
+        image = _mix(image, cv2.GaussianBlur(image, (0, 0), sigma), np.maximum(spoiled, rng.uniform(0, 0.5)))
     elif rng.random() < 0.3:
         factor = rng.uniform(1.5, 2 + 3 * severity)
         small = cv2.resize(image, (max(int(size / factor), 8),) * 2, interpolation=cv2.INTER_AREA)
@@ -127,7 +130,7 @@ def _degrade(
         wrong = np.maximum(wrong, 0.3 * cover)
     image, struck = _needles_and_floaters(image, foreign, severity, rng)
     wrong = np.maximum(wrong, struck)
-    if rng.random() < 0.45:
+    if rng.random() < 0.3:
         hole: np.ndarray = _regions(size, rng, share=rng.uniform(0.02, 0.25)) * rng.uniform(0.3, 1.0)
         ragged = np.clip(hole + hole * rng.normal(0, 0.3, (size, size)).astype(np.float32), 0, 1)
         hole = cv2.GaussianBlur(ragged, (0, 0), rng.uniform(0.5, 2))
@@ -135,7 +138,7 @@ def _degrade(
         image = _mix(image, np.broadcast_to(background.astype(np.float32), image.shape), hole)
         opacity = opacity * (1 - hole)
         wrong = np.maximum(wrong, hole)
-    image = _exposed(image, rng, strength=0.02 + 0.10 * severity, local=0.06 * severity)
+    image = _exposed(image, rng, strength=0.01 + 0.05 * severity, local=0.06 * severity)
     if rng.random() < 0.3:
         image = image + rng.normal(0, rng.uniform(0, 0.02), image.shape).astype(np.float32)
     opacity = np.clip(opacity - abs(rng.normal(0, 0.01)), 0, 1)
@@ -143,16 +146,27 @@ def _degrade(
 
 
 def _reference(
-    clean: np.ndarray, foreign: np.ndarray, doubt: np.ndarray, looseness: float, rng: np.random.Generator
+    clean: np.ndarray,
+    foreign: np.ndarray,
+    depth_error: np.ndarray,
+    roughness: np.ndarray,
+    looseness: float,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A photo reprojected into the clean view: (H, W, 3) colours and (H, W) visibility."""
+    """A photo reprojected into the clean view: (H, W, 3) colours and (H, W) visibility.
+
+    `depth_error` (H, W) has deviations about `roughness`; it displaces along the photo's epipolar direction by
+    `looseness` pixels per unit, more for a farther photo.
+    """
     size = clean.shape[0]
-    # what registration leaves: sub-pixel nearly everywhere, a few pixels here and there
-    residue = _flow(size, rng, amplitude=min(looseness * rng.uniform(0.2, 1.2), 3.0), cells=int(rng.integers(2, 8)))
-    if rng.random() < 0.6:
-        slip = _regions(size, rng, share=rng.uniform(0.03, 0.2))[..., None]
-        residue = residue + slip * _flow(size, rng, amplitude=rng.uniform(1, 6), cells=4)
-    residue = residue + doubt[..., None] * _flow(size, rng, amplitude=rng.uniform(1, 10), cells=5)
+    baseline = looseness * rng.uniform(0.3, 1.5)
+    along = (baseline * _direction(rng)).astype(np.float32)
+    residue = depth_error[..., None] * along
+    # what registration leaves or adds: sub-pixel nearly everywhere, a few pixels here and there
+    residue = residue + _flow(size, rng, amplitude=abs(rng.normal(0, 0.4)), cells=int(rng.integers(2, 12)))
+    if rng.random() < 0.5:
+        slip = _regions(size, rng, share=rng.uniform(0.03, 0.3))[..., None]
+        residue = residue + slip * _flow(size, rng, amplitude=rng.uniform(1, 8), cells=4)
     image = _warped(clean, residue.astype(np.float32))
     sharpness = rng.uniform(0, 0.9)
     if sharpness > 0.3:  # reprojection interpolates, and a far photo has fewer pixels for the same surface
@@ -172,12 +186,12 @@ def _reference(
         seen = seen * (1 - _regions(size, rng, share=rng.uniform(0.02, 0.6)))
     if rng.random() < 0.35:  # the photo ends inside the view
         seen = seen * _half_plane(size, rng)
-    if rng.random() < 0.7:
-        seen = seen * (1 - np.clip(doubt * rng.uniform(0.5, 2), 0, 1))
-    if rng.random() < 0.3:  # depth edges leave thin seams
-        seen = seen * (rng.random((size, size)) > rng.uniform(0, 0.1))
-    if rng.random() < 0.5:
+    # believed where the two rendered depths agree: the photo's own is as wrong as the render's, in other places
+    disagreement = depth_error - roughness * _grain(size, rng)
+    seen = seen * np.exp(-0.5 * (disagreement / rng.uniform(0.4, 4)) ** 2)
+    if rng.random() < 0.3:
         seen = cv2.blur(seen.astype(np.float32), (3, 3))
+    seen = np.where(seen < 0.02, 0, seen)
     seen = seen.astype(np.float32)
     return image * (seen > 0)[..., None], seen  # alignment leaves black where the photo shows nothing
 
@@ -187,7 +201,7 @@ def _rebuilt_from_splats(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw structure-aligned Gaussians coloured from the image over it; returns the image and how much is covered."""
     size = image.shape[0]
-    spacing = rng.uniform(2.5, 4 + 6 * severity)  # pixels between neighbouring Gaussians
+    spacing = rng.uniform(2, 3 + 6 * severity)  # pixels between neighbouring Gaussians
     count = int((size / spacing) ** 2 * rng.uniform(1, 2.5))
     xy = rng.uniform(0, size, (count, 2)).astype(np.float32)
     column, row = xy.astype(np.intp).T
@@ -211,7 +225,7 @@ def _needles_and_floaters(
     size = image.shape[0]
     area = (size / 128) ** 2
     splats: list[np.ndarray] = []
-    if rng.random() < 0.6:
+    if rng.random() < 0.5:
         count = int(rng.integers(1, 2 + int(60 * severity)) * area)
         common = rng.uniform(0, np.pi)  # needles of one bad view point the same way
         angle = np.where(rng.random(count) < 0.6, common + rng.normal(0, 0.15, count), rng.uniform(0, np.pi, count))
@@ -228,7 +242,7 @@ def _needles_and_floaters(
                 axis=1,
             )
         )
-    if rng.random() < 0.5:
+    if rng.random() < 0.4:
         count = int(rng.integers(1, 2 + int(10 * severity)) * area)
         sigma = rng.uniform(3, 18, count)
         stretch = np.exp(rng.normal(0, 0.4, count))
@@ -315,6 +329,17 @@ def _flow(size: int, rng: np.random.Generator, amplitude: float, cells: int) -> 
     """A smooth displacement field (size, size, 2) in pixels whose typical length is `amplitude`."""
     grid = rng.normal(size=(cells, cells, 2)).astype(np.float32) + rng.normal(size=2).astype(np.float32) * 0.5
     return cv2.resize(grid * np.float32(0.7 * amplitude), (size, size), interpolation=cv2.INTER_CUBIC)
+
+
+def _grain(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Noise (size, size) of about unit deviation, as the depth of rendered splats has it: spots of a few pixels."""
+    fine, coarse = (max(int(size / rng.uniform(low, high)), 2) for low, high in ((2.5, 8), (8, 32)))
+    share = rng.uniform(0.3, 0.9)
+    parts = [
+        cv2.resize(rng.normal(size=(n, n)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+        for n in (fine, coarse)
+    ]
+    return np.float32(1.3 * share) * parts[0] + np.float32(1.3 * (1 - share)) * parts[1]
 
 
 def _warped(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
