@@ -1,7 +1,9 @@
 """Posed photo sets: reading, splitting, camera paths, the sample scenes."""
 
 from difixcli.scenes.loading import load_mask, load_photo, load_scene, read_image
+from difixcli.scenes.nerfstudio_writer import write_nerfstudio
 from difixcli.scenes.poses import nearest_cameras, pose_distance
+from difixcli.scenes.sample import write_sample
 from difixcli.scenes.scene import Camera, Frame, Scene, Split
 from difixcli.scenes.splits import default_split_rule, make_split
 from difixcli.scenes.trajectories import interpolate, spiral, step_towards
@@ -22,4 +24,6 @@ __all__ = [
     "read_image",
     "spiral",
     "step_towards",
+    "write_nerfstudio",
+    "write_sample",
 ]
