@@ -204,7 +204,7 @@ def _rebuilt_from_splats(
     spacing = rng.uniform(2, 3 + 6 * severity)  # pixels between neighbouring Gaussians
     count = int((size / spacing) ** 2 * rng.uniform(1, 2.5))
     xy = rng.uniform(0, size, (count, 2)).astype(np.float32)
-    column, row = xy.astype(np.intp).T
+    column, row = np.minimum(xy.astype(np.intp), size - 1).T  # float32 may round up to the border
     gray = image.mean(axis=2)
     soft = cv2.GaussianBlur(gray, (0, 0), 1.5)
     along = np.arctan2(cv2.Sobel(soft, cv2.CV_32F, 0, 1), cv2.Sobel(soft, cv2.CV_32F, 1, 0)) + np.pi / 2
