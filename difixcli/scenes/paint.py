@@ -360,7 +360,7 @@ def asphalt(lanes: Sequence[float], rails: Sequence[float]) -> Painter:
 
     def paint(width: int, height: int, density: float, rng: np.random.Generator) -> np.ndarray:
         x, y = _metres(width, height, density)
-        tone = 0.33 + 0.05 * noise((height, width), 1.5 * density, rng, 4) + 0.06 * noise((height, width), 3, rng, 2)
+        tone = 0.42 + 0.05 * noise((height, width), 1.5 * density, rng, 4) + 0.06 * noise((height, width), 3, rng, 2)
         crack = np.abs(noise((height, width), 2.2 * density, rng, 5)) < 0.018
         tone = np.where(crack, 0.6 * tone, tone)
         for _ in range(int(height / density / 4)):
@@ -418,9 +418,10 @@ def facade(wall: Painter, storey: float = 3.0, bay: float = 2.0, shop: Color | N
         ground = j == 0
         if shop is not None:
             pane = ground & (np.abs(across) < 0.5 * pitch - 0.12) & (above > 0.5) & (above < 2.3)
-            inner = 0.5 * noise((height, width), 0.35 * density, rng, 4)[..., None] * np.asarray(hue_of(rng))
+            goods = noise((height, width), 0.25 * density, rng, 3) > 0.15
+            inner = (0.10 + 0.4 * goods * (above < 1.5))[..., None] * np.asarray(hue_of(rng))
             rgb = np.where((ground & (above < 2.9))[..., None], np.asarray(shop) * 0.8, rgb)
-            rgb = np.where(pane[..., None], np.clip(0.22 + inner, 0.03, 0.8), rgb)
+            rgb = np.where(pane[..., None], np.clip(0.08 + inner, 0, 0.8), rgb)
             gloss = np.where(pane, 0.7, gloss)
         else:
             door = ground & (np.abs(across) < 0.5) & (above < 2.2) & (i % 2 == 0)
@@ -452,7 +453,7 @@ def car_side(color: Color) -> Painter:
             rgb[(np.abs(x - at * w) < 0.07) & (np.abs(y - 0.25 * h) < 0.02)] = (0.75, 0.75, 0.77)
         rgb[y > 0.82 * h] = (0.12, 0.12, 0.13)
         rgb[np.abs(y - 0.5 * h) < 0.015] = np.asarray(color) * 0.7
-        return _picture(rgb * (1 + 0.03 * noise((height, width), 0.3 * density, rng, 3)[..., None]), 0.7)
+        return _picture(rgb * (1 + 0.03 * noise((height, width), 0.3 * density, rng, 3)[..., None]), 0.35)
 
     return paint
 
@@ -473,7 +474,7 @@ def car_end(color: Color) -> Painter:
         letters = plate & (across < 0.22) & (np.abs(y - 0.55 * h) < 0.035)
         code = np.repeat(rng.random(24) < 0.6, 4)
         rgb[letters & code[np.clip((x - w / 2 + 0.26) / 0.52 * 95, 0, 95).astype(int)]] = (0.1, 0.1, 0.12)
-        return _picture(rgb, 0.7)
+        return _picture(rgb, 0.35)
 
     return paint
 
@@ -489,7 +490,7 @@ def glasshouse(color: Color) -> Painter:
         rgb += 0.12 * np.clip(1 - y / h, 0, 1)[..., None]
         pillar = (_edge(x / (w / 2)) * w / 2 < 0.05) | (y < 0.05)
         rgb[pillar] = color
-        return _picture(rgb * (1 + 0.2 * noise((height, width), 0.3 * density, rng, 3)[..., None]), 0.8)
+        return _picture(rgb * (1 + 0.2 * noise((height, width), 0.3 * density, rng, 3)[..., None]), 0.6)
 
     return paint
 

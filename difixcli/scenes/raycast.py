@@ -23,7 +23,7 @@ SHININESS = 48.0
 MIRROR_THRESHOLD = 0.02
 SURFACE_OFFSET = 2e-3
 FAR = np.float32(1e6)
-BOUNCE = 0.25
+BOUNCE = 0.35
 """How much ambient light an occluder gives back in place of what it takes."""
 RAYS_AT_ONCE = 1 << 15
 LEVELS = 8
@@ -38,8 +38,9 @@ class Solid:
 
     `half` is (3,): a box's half extents, a sphere's radii (equal), or a cylinder's (radius, radius, half height) with
     its axis along local z. `painters` maps face names (`-x` … `+z` for a box, `side`, `-z`, `+z` for a cylinder,
-    `side` for a sphere) to painters; `*` is the rest. `inside` shows the inner faces of a box (a room). `emission`
-    multiplies the paint of surfaces that shine and take no baked light (0: none). `density` is texels per metre.
+    `side` for a sphere) to painters; `*` is the rest; a face without either is never seen and stays black. `inside`
+    shows the inner faces of a box (a room). `emission` multiplies the paint of surfaces that shine and take no baked
+    light (0: none). `density` is texels per metre.
     """
 
     kind: str
@@ -219,13 +220,15 @@ class Light:
     """A lamp (`radius` > 0 at `position`, metres) or, with `distant`, a sun in direction `position`.
 
     `color` (3,) is what a white surface square to it reflects: at one metre for a lamp, anywhere for a sun. `radius`
-    is the lamp's in metres or the sun's as the tangent of its half angle; it softens shadows.
+    is the lamp's in metres or the sun's as the tangent of its half angle; it softens shadows, which are sampled at
+    `samples` points of the disc.
     """
 
     position: np.ndarray
     color: np.ndarray
     radius: float
     distant: bool = False
+    samples: int = 16
 
 
 class World:
@@ -246,7 +249,6 @@ class World:
     ) -> None:
         self.solids, self.lights, self.ambient, self.reach = list(solids), list(lights), ambient, reach
         self._ambient_directions = _hemisphere(24)
-        self._disc = _disc(16)
         texels: list[np.ndarray] = []
         self._first = np.zeros(len(self.solids), dtype=np.int64)
         offsets: list[np.ndarray] = []
@@ -393,7 +395,11 @@ class World:
             for face, name in enumerate(solid.faces):
                 wide, high = solid.face_size(face)
                 columns, rows = (max(4, round(side * solid.density)) for side in (wide, high))
-                painter = solid.painters.get(name) or solid.painters["*"]
+                painter = solid.painters.get(name) or solid.painters.get("*")
+                if painter is None:
+                    textures.append(np.zeros((1, 1, 4), dtype=np.float32))
+                    grids.append((0, 0))
+                    continue
                 texture = painter(columns, rows, solid.density, rng).astype(np.float32)
                 texture[..., :3] = np.clip(texture[..., :3], 0, 1) ** GAMMA
                 textures.append(texture)
@@ -457,7 +463,7 @@ class World:
             reach = np.sqrt(_dot(axis, axis))
             axis = axis / reach
         towards = []
-        for a, b in self._disc:
+        for a, b in _disc(light.samples):
             shift = (light.radius * (a * right + b * up)).astype(np.float32)[:, None]
             aim = axis + shift if light.distant else axis * reach + shift
             towards.append(aim / np.sqrt(_dot(aim, aim)))

@@ -29,6 +29,15 @@ SEED_POINTS = 4000
 SEED_NOISE = 0.003
 """Standard deviation of the seed points' error, as a share of their depth: about what structure from motion has."""
 
+CAR_COLORS = (
+    (0.72, 0.73, 0.75),
+    (0.20, 0.22, 0.26),
+    (0.62, 0.14, 0.13),
+    (0.16, 0.28, 0.46),
+    (0.86, 0.84, 0.78),
+    (0.30, 0.40, 0.34),
+)
+
 UP = np.array([0.0, 0.0, 1.0])
 
 
@@ -269,23 +278,22 @@ def _room(rng: np.random.Generator) -> tuple[World, list[View]]:
 
 def _street(rng: np.random.Generator) -> tuple[World, list[View]]:
     """A street driven along +y for 17 m with a left, a centre and a right camera; the centre one trains."""
-    near, far = -8.0, 56.0
+    near, far = -6.0, 44.0
     middle, length = (near + far) / 2, far - near
-    plain = paint.plaster((0.5, 0.5, 0.5))
     curb = paint.slabs((0.62, 0.61, 0.58), 0.9)
     solids: list[Solid] = [
-        box(
-            (0, middle, -0.25), (7.4, length, 0.5), {"+z": paint.asphalt((3.7,), (1.75, 5.65)), "*": plain}, density=44
-        ),
+        box((0, middle, -0.25), (7.4, length, 0.5), {"+z": paint.asphalt((3.7,), (1.75, 5.65))}, density=44),
     ]
     for side in (-1, 1):
-        pavement = {"+z": paint.slabs((0.58, 0.56, 0.53), 0.6), "*": curb}
+        yard = paint.slabs((0.45, 0.46, 0.40), 1.2)
+        solids.append(box((side * 16.2, middle, -0.25), (20, length + 60, 0.6), {"+z": yard}, density=10))
+        pavement = {"+z": paint.slabs((0.58, 0.56, 0.53), 0.6), "-x" if side > 0 else "+x": curb}
         solids.append(box((side * 5.0, middle, -0.18), (2.6, length, 0.6), pavement, density=40))
         solids += _houses(side, near, far, rng)
         at = near + 3.0 + 2.5 * (side > 0)
         while at < far - 6:
             solids += _tree(side * 4.7, at, rng)
-            at += rng.uniform(6.5, 8.5)
+            at += rng.uniform(7.5, 9.5)
         for y in np.arange(near + (4 if side < 0 else 10), far, 13.0):
             metal = paint.plaster((0.22, 0.26, 0.24), 0.2, 0.3)
             solids.append(cylinder((side * 4.05, y, 2.3), 0.06, 4.4, metal, density=40))
@@ -293,20 +301,20 @@ def _street(rng: np.random.Generator) -> tuple[World, list[View]]:
             solids.append(sphere((side * 3.4, y, 4.38), 0.17, paint.plaster((0.95, 0.93, 0.85)), density=40))
         at = near + rng.uniform(1, 3)
         while at < far - 8:
-            if rng.random() < 0.78:
-                solids += _car(side * 2.8, at, rng)
+            if rng.random() < 0.66:
+                solids += _car(side * 2.85, at, rng)
             at += rng.uniform(5.3, 6.4)
     for i, x in enumerate((-9.5, 0.0, 9.5)):
         front = paint.facade(paint.bricks(((0.60, 0.40, 0.32), (0.70, 0.62, 0.50), (0.52, 0.44, 0.42))[i]))
-        solids.append(box((x, far + 5, 6.0), (9.4, 8, 12 + 1.5 * i), {"-y": front, "*": plain}, density=24))
+        solids.append(box((x, far + 5, 6.0), (9.4, 8, 12 + 1.5 * i), {"-y": front}, density=24))
     sky = _sky(rng)
-    sun = Light(np.array([-0.55, -0.35, 0.76]), np.array([1.15, 1.05, 0.88]), 0.03, distant=True)
-    world = World(solids, [sun], sky, 14.0, 6, rng)
+    sun = Light(np.array([-0.34, -0.44, 0.83]), np.array([1.7, 1.52, 1.25]), 0.02, distant=True, samples=4)
+    world = World(solids, [sun], sky, 7.0, 5, rng)
     views = []
-    for name, offset, turn in (("centre", 0.0, 0.0), ("left", -0.6, -32.0), ("right", 0.6, 32.0)):
-        for i in range(20):
-            y = 0.9 * i
-            position = np.array([1.0 + offset + 0.12 * np.sin(0.35 * i), y, 1.55])
+    for name, offset, turn in (("centre", 0.0, 0.0), ("left", -0.5, -32.0), ("right", 0.5, 32.0)):
+        for i in range(16):
+            y = 1.1 * i
+            position = np.array([0.4 + offset + 0.12 * np.sin(0.35 * i), y, 1.55])
             heading = np.deg2rad(turn)
             target = position + np.array([np.sin(heading), np.cos(heading), -0.04])
             camera = _camera(look_at(position, target, UP), 320, 200, 72)
@@ -330,8 +338,8 @@ def _sky(rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
         column = (np.arctan2(directions[0], directions[1]) / (2 * np.pi) + 0.5) * (around - 1)
         cloud = map_coordinates(clouds, np.stack([(1 - height) * 255, column]), order=1, mode="nearest")
         cover = np.clip(1.3 * cloud + 0.15, 0, 1)[:, None]
-        blue = np.array([0.16, 0.34, 0.72]) + (1 - height[:, None]) ** 2 * np.array([0.44, 0.36, 0.14])
-        return (blue + 0.75 * cover * (np.array([0.95, 0.94, 0.92]) - blue)).astype(np.float32)
+        blue = np.array([0.22, 0.42, 0.80]) + (1 - height[:, None]) ** 2 * np.array([0.42, 0.34, 0.10])
+        return (blue + 0.75 * cover * (np.array([1.0, 0.99, 0.97]) - blue)).astype(np.float32)
 
     return sky
 
@@ -350,7 +358,7 @@ def _houses(side: int, near: float, far: float, rng: np.random.Generator) -> lis
         setback = rng.uniform(0, 0.5)
         x = side * (6.3 + setback + 3)
         inner = "+x" if side < 0 else "-x"
-        solids.append(box((x, y + wide / 2, high / 2), (6, wide, high), {inner: front, "*": wall}, density=44))
+        solids.append(box((x, y + wide / 2, high / 2), (6, wide, high), {inner: front, "-y": wall}, density=44))
         if shop is not None:
             wall_x = side * (6.3 + setback)
             sign = paint.lettering(shop, (0.96, 0.93, 0.84))
@@ -371,7 +379,7 @@ def _tree(x: float, y: float, rng: np.random.Generator) -> list[Solid]:
     leaf = paint.leaves((0.34, 0.50, 0.20), 0.22)
     high = rng.uniform(3.2, 4.0)
     solids = [cylinder((x, y, high / 2), 0.14, high, bark, density=60)]
-    for _ in range(6):
+    for _ in range(5):
         dx, dy, dz = rng.uniform(-0.75, 0.75, 3)
         solids.append(sphere((x + dx, y + dy, high + 0.5 + dz), rng.uniform(0.55, 0.9), leaf, density=40))
     return solids
@@ -379,8 +387,8 @@ def _tree(x: float, y: float, rng: np.random.Generator) -> list[Solid]:
 
 def _car(x: float, y: float, rng: np.random.Generator) -> list[Solid]:
     """A parked car, 4.2 m long, its middle at (x, y)."""
-    color = paint.hue_of(rng)
-    side, end, plain = paint.car_side(color), paint.car_end(color), paint.plaster(color, 0.02, 0.7)
+    color = CAR_COLORS[int(rng.integers(len(CAR_COLORS)))]
+    side, end, plain = paint.car_side(color), paint.car_end(color), paint.plaster(color, 0.02, 0.35)
     glass = {"+z": plain, "*": paint.glasshouse(color)}
     shift = float(rng.uniform(-0.2, 0.1))
     solids = [
@@ -388,10 +396,10 @@ def _car(x: float, y: float, rng: np.random.Generator) -> list[Solid]:
         box((x, y + shift, 1.17), (1.5, 2.3, 0.5), glass, density=70),
         box((x, y + shift, 1.44), (1.4, 1.9, 0.06), plain, density=40),
     ]
-    for dx in (-0.76, 0.76):
-        for dy in (-1.3, 1.3):
-            tyre = {"side": paint.plaster((0.1, 0.1, 0.11)), "*": paint.wheel()}
-            solids.append(cylinder((x + dx, y + dy, 0.33), 0.33, 0.22, tyre, axis="x", density=70))
+    tyre = {"side": paint.plaster((0.1, 0.1, 0.11)), "*": paint.wheel()}
+    # Only the wheels on the road's side are ever seen.
+    at = x - float(np.sign(x)) * 0.76
+    solids += [cylinder((at, y + dy, 0.33), 0.33, 0.22, tyre, axis="x", density=70) for dy in (-1.3, 1.3)]
     return solids
 
 
