@@ -1,0 +1,530 @@
+"""Scenes: reading, normalisation, splits, distances, paths, and the sentences for bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from difixcli.errors import InputError
+from difixcli.scenes import (
+    default_split_rule,
+    interpolate,
+    load_mask,
+    load_photo,
+    load_scene,
+    make_split,
+    nearest_cameras,
+    pose_distance,
+    spiral,
+    step_towards,
+    write_nerfstudio,
+)
+from difixcli.scenes.ply import read_points, write_points
+from difixcli.scenes.poses import look_at, normalisation, rotation_between
+
+SHARED = ["herzjesu_p25", "cut3r_livingroom", "fountain_p11", "monstree", "bundler_kermit"]
+WIDTH, HEIGHT = 64, 48
+
+
+def orbit(count: int, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
+    return [
+        look_at(np.array([3 * np.cos(a), 3 * np.sin(a), 1 + rng.uniform(-0.2, 0.2)]), np.zeros(3), np.array([0, 0, 1]))
+        for a in angles
+    ]
+
+
+def write_scene(folder: Path, count: int = 8, names: list[str] | None = None, **meta: Any) -> dict[str, Any]:
+    """A small orbit with noise photos; returns the transforms.json it wrote."""
+    rng = np.random.default_rng(1)
+    names = names or [f"images/{i:02d}.png" for i in range(count)]
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(path)
+    data = {
+        "fl_x": 60.0,
+        "fl_y": 61.0,
+        "cx": 31.5,
+        "cy": 24.5,
+        "w": WIDTH,
+        "h": HEIGHT,
+        **meta,
+        "frames": [
+            {"file_path": name, "transform_matrix": pose.tolist()}
+            for name, pose in zip(names, orbit(len(names)), strict=True)
+        ],
+    }
+    save(folder, data)
+    return data
+
+
+def save(folder: Path, data: dict[str, Any]) -> None:
+    (folder / "transforms.json").write_text(json.dumps(data))
+
+
+def refused(*words: str) -> Any:
+    return pytest.raises(InputError, match="(?s)" + ".*".join(words))
+
+
+# Reading
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_transforms_and_colmap_give_the_same_scene(shared_scenes: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "images").symlink_to(shared_scenes / name / "images")
+    (tmp_path / "sparse").symlink_to(shared_scenes / name / "sparse")
+    a, b = load_scene(shared_scenes / name, 240), load_scene(tmp_path, 240)
+    assert [frame.name for frame in a.frames] == [frame.name for frame in b.frames]
+    for x, y in zip(a.frames, b.frames, strict=True):
+        np.testing.assert_allclose(x.camera.camera_to_world, y.camera.camera_to_world, atol=1e-9)
+        np.testing.assert_allclose(x.camera.intrinsics, y.camera.intrinsics, rtol=1e-9)
+        assert x.camera_id == y.camera_id
+    assert len(a.points) == len(b.points) > 500
+    np.testing.assert_allclose(a.points.mean(axis=0), b.points.mean(axis=0), atol=1e-5)
+    assert max(a.frames[0].camera.width, a.frames[0].camera.height) == 240
+
+
+def test_text_models_read_like_binary_ones(shared_scenes: Path, tmp_path: Path) -> None:
+    import pycolmap
+
+    source = shared_scenes / "fountain_p11"
+    (tmp_path / "images").symlink_to(source / "images")
+    text = tmp_path / "colmap" / "sparse" / "0"
+    text.mkdir(parents=True)
+    pycolmap.Reconstruction(str(source / "sparse" / "0")).write_text(str(text))
+    a, b = load_scene(source), load_scene(tmp_path)
+    for x, y in zip(a.frames, b.frames, strict=True):
+        np.testing.assert_allclose(x.camera.camera_to_world, y.camera.camera_to_world, atol=1e-6)
+
+
+def test_the_points_project_onto_the_photos(shared_scenes: Path) -> None:
+    scene = load_scene(shared_scenes / "herzjesu_p25")
+    camera = scene.frames[12].camera
+    local = (scene.points - camera.position) @ camera.camera_to_world[:3, :3]
+    local = local[local[:, 2] < -0.01]
+    x = camera.fx * local[:, 0] / -local[:, 2] + camera.cx
+    y = -camera.fy * local[:, 1] / -local[:, 2] + camera.cy
+    assert ((x > 0) & (x < camera.width) & (y > 0) & (y < camera.height)).mean() > 0.3
+
+
+def test_normalised_world(tmp_path: Path) -> None:
+    write_scene(tmp_path)
+    scene = load_scene(tmp_path)
+    poses = np.stack([frame.camera.camera_to_world for frame in scene.frames])
+    np.testing.assert_allclose(poses[:, :3, 3].mean(axis=0), 0, atol=1e-12)
+    assert np.abs(poses[:, :3, 3]).max() == pytest.approx(1)
+    up = poses[:, :3, 1].mean(axis=0)
+    np.testing.assert_allclose(up / np.linalg.norm(up), [0, 0, 1], atol=1e-12)
+    np.testing.assert_allclose(
+        poses[:, :3, :3] @ poses[:, :3, :3].transpose(0, 2, 1), np.eye(3)[None].repeat(8, 0), atol=1e-12
+    )
+
+
+def test_source_to_world_maps_the_files_own_coordinates(tmp_path: Path) -> None:
+    data = write_scene(tmp_path)
+    applied = np.eye(4)
+    applied[:3, :3], applied[:3, 3] = Rotation.from_euler("xyz", [0.4, -1, 2]).as_matrix(), [1, 2, 3]
+    plain = load_scene(tmp_path)
+    for frame in data["frames"]:
+        frame["transform_matrix"] = (applied @ np.array(frame["transform_matrix"])).tolist()
+    save(tmp_path, {**data, "applied_transform": applied[:3].tolist()})
+    moved = load_scene(tmp_path)
+    for a, b, entry in zip(plain.frames, moved.frames, data["frames"], strict=True):
+        np.testing.assert_allclose(a.camera.camera_to_world, b.camera.camera_to_world, atol=1e-9)
+        position = moved.source_to_world @ np.array(entry["transform_matrix"])[:, 3]
+        np.testing.assert_allclose(position[:3], b.camera.position, atol=1e-9)
+    assert moved.unit_scale == pytest.approx(plain.unit_scale)
+
+
+def test_normalisation_of_awkward_sets() -> None:
+    assert np.isfinite(normalisation(np.eye(4)[None])).all()
+    upside_down = rotation_between(np.array([0, 0, -1.0]), np.array([0, 0, 1.0]))
+    np.testing.assert_allclose(upside_down @ [0, 0, -1], [0, 0, 1], atol=1e-12)
+    assert np.linalg.det(upside_down) == pytest.approx(1)
+
+
+def test_missing_images_are_left_out_and_the_world_stays(tmp_path: Path) -> None:
+    write_scene(tmp_path)
+    whole = load_scene(tmp_path)
+    (tmp_path / "images" / "03.png").unlink()
+    rest = load_scene(tmp_path)
+    assert len(rest.frames) == 7
+    assert "images/03.png" in rest.warnings[0]
+    np.testing.assert_array_equal(whole.source_to_world, rest.source_to_world)
+
+
+def test_frames_are_in_natural_order(tmp_path: Path) -> None:
+    write_scene(tmp_path, names=[f"images/f{i}.png" for i in (10, 9, 2, 1)])
+    assert [frame.name for frame in load_scene(tmp_path).frames] == [f"images/f{i}.png" for i in (1, 2, 9, 10)]
+
+
+def test_cameras_by_folder_by_lens_and_by_name(tmp_path: Path) -> None:
+    names = [f"{side}/{i}.png" for side in ("left", "right") for i in range(3)]
+    data = write_scene(tmp_path, names=names)
+    assert [frame.camera_id for frame in load_scene(tmp_path).frames] == ["left"] * 3 + ["right"] * 3
+    for i, frame in enumerate(data["frames"]):
+        frame["camera_id"] = i % 2
+    save(tmp_path, data)
+    assert {frame.camera_id for frame in load_scene(tmp_path).frames} == {"0", "1"}
+    one = tmp_path / "one"
+    data = write_scene(one, 4)
+    data["frames"][3]["fl_x"] = 70.0
+    save(one, data)
+    scene = load_scene(one)
+    assert [frame.camera_id for frame in scene.frames] == ["0", "0", "0", "1"]
+    assert scene.frames[3].camera.fx == 70
+
+
+def test_seed_points_follow_the_world(tmp_path: Path) -> None:
+    data = write_scene(tmp_path)
+    points, colors = np.array([[0, 0, 0.0], [1, 2, 3]]), np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
+    write_points(tmp_path / "p.ply", points, colors)
+    np.testing.assert_array_equal(read_points(tmp_path / "p.ply")[1], colors)
+    save(tmp_path, {**data, "ply_file_path": "p.ply"})
+    scene = load_scene(tmp_path)
+    expected = (scene.source_to_world @ [1, 2, 3, 1])[:3]
+    np.testing.assert_allclose(scene.points[1], expected, atol=1e-6)
+    save(tmp_path, {**data, "ply_file_path": "absent.ply"})
+    assert any("absent.ply" in warning for warning in load_scene(tmp_path).warnings)
+    (tmp_path / "p.ply").write_text("ply? no")
+    save(tmp_path, {**data, "ply_file_path": "p.ply"})
+    with refused("p.ply", "PLY"):
+        load_scene(tmp_path)
+
+
+# Pixels
+
+
+def test_working_size_scales_the_lens_exactly(tmp_path: Path) -> None:
+    write_scene(tmp_path)
+    frame = load_scene(tmp_path, 33).frames[0]
+    assert (frame.camera.width, frame.camera.height) == (33, 25)
+    assert frame.camera.fx == pytest.approx(60 * 33 / 64)
+    assert frame.camera.cy == pytest.approx(24.5 * 25 / 48)
+    photo = load_photo(frame)
+    assert photo.shape == (25, 33, 3) and photo.dtype == np.float32 and 0 <= photo.min() <= photo.max() <= 1
+    assert load_scene(tmp_path, 1000).frames[0].camera.width == WIDTH
+
+
+def test_photos_keep_their_pixels_at_their_own_size(tmp_path: Path) -> None:
+    write_scene(tmp_path)
+    frame = load_scene(tmp_path).frames[2]
+    stored = np.asarray(Image.open(frame.image_path), dtype=np.float32) / 255
+    np.testing.assert_array_equal(load_photo(frame), stored)
+    assert load_mask(frame) is None
+
+
+def test_undistortion_straightens_points(tmp_path: Path) -> None:
+    data = write_scene(tmp_path, k1=-0.25, k2=0.05, p1=0.002, p2=-0.001)
+    path = tmp_path / data["frames"][0]["file_path"]
+    lens = np.array([[60, 0, 31.0], [0, 61, 24.0], [0, 0, 1]])  # OpenCV: the first pixel's centre is 0
+    spot = np.array([[0.3, 0.2, 1.0]])
+    pixel, _ = cv2.projectPoints(spot, np.zeros(3), np.zeros(3), lens, np.array([-0.25, 0.05, 0.002, -0.001]))
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    blob = np.exp(-((x - pixel[0, 0, 0]) ** 2 + (y - pixel[0, 0, 1]) ** 2) / 8)
+    Image.fromarray(np.repeat((blob * 255).astype(np.uint8)[..., None], 3, axis=2)).save(path)
+    frame = load_scene(tmp_path).frames[0]
+    photo = load_photo(frame)[..., 0]
+    centre = np.array([(photo * x).sum(), (photo * y).sum()]) / photo.sum()
+    np.testing.assert_allclose(centre, [60 * 0.3 + 31, 61 * 0.2 + 24], atol=0.15)
+
+
+def test_undistortion_masks_what_it_cannot_fill(tmp_path: Path) -> None:
+    write_scene(tmp_path, k1=0.4)
+    mask = load_mask(load_scene(tmp_path).frames[0])
+    assert mask is not None and not mask[0, 0] and mask[HEIGHT // 2, WIDTH // 2]
+
+
+def test_masks_come_from_files_and_transparency(tmp_path: Path) -> None:
+    data = write_scene(tmp_path)
+    half = np.zeros((HEIGHT, WIDTH), np.uint8)
+    half[:, WIDTH // 2 :] = 255
+    Image.fromarray(half).save(tmp_path / "mask.png")
+    data["frames"][0]["mask_path"] = "mask.png"
+    photo = np.asarray(Image.open(tmp_path / "images/01.png"))
+    Image.fromarray(np.dstack([photo, half])).save(tmp_path / "images/01.png")
+    save(tmp_path, data)
+    scene = load_scene(tmp_path)
+    for frame in scene.frames[:2]:
+        mask = load_mask(frame)
+        assert mask is not None and not mask[:, : WIDTH // 2].any() and mask[:, WIDTH // 2 :].all()
+    assert load_photo(scene.frames[1]).shape == (HEIGHT, WIDTH, 3)
+    data["frames"][0]["mask_path"] = "none.png"
+    save(tmp_path, data)
+    with refused("none.png", "mask_path"):
+        load_scene(tmp_path)
+
+
+def test_written_scene_reads_back_as_it_was(tmp_path: Path) -> None:
+    data = write_scene(tmp_path / "a", k1=0.4)
+    write_points(tmp_path / "a" / "p.ply", np.array([[0.1, 0.2, 0.3]]), np.array([[9, 8, 7]], np.uint8))
+    save(tmp_path / "a", {**data, "ply_file_path": "p.ply"})
+    scene = load_scene(tmp_path / "a", 40)
+    path = write_nerfstudio(scene, tmp_path / "b")
+    again = load_scene(path)
+    for x, y in zip(scene.frames, again.frames, strict=True):
+        np.testing.assert_allclose(x.camera.camera_to_world, y.camera.camera_to_world, atol=1e-9)
+        np.testing.assert_allclose(x.camera.intrinsics, y.camera.intrinsics)
+        np.testing.assert_allclose(load_photo(x), load_photo(y), atol=0.5 / 255 + 1e-6)
+        np.testing.assert_array_equal(load_mask(x), load_mask(y))
+    np.testing.assert_allclose(scene.points, again.points, atol=1e-6)
+    assert not again.frames[0].distortion.any()
+
+
+# Bad input
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    with refused("nowhere", "does not exist"):
+        load_scene(tmp_path / "nowhere")
+    with refused("neither", "COLMAP"):
+        load_scene(tmp_path)
+    (tmp_path / "transforms.json").write_text("{")
+    with refused("JSON"):
+        load_scene(tmp_path)
+    save(tmp_path, {"frames": []})
+    with refused("no frames"):
+        load_scene(tmp_path)
+    with refused("size"):
+        load_scene(tmp_path, 0)
+
+
+def test_bad_colmap_model(tmp_path: Path) -> None:
+    model = tmp_path / "sparse" / "0"
+    model.mkdir(parents=True)
+    (model / "cameras.bin").write_bytes(b"\x01")
+    with refused("COLMAP model", "cannot be read"):
+        load_scene(tmp_path)
+
+
+def test_fisheye_in_colmap_is_refused(shared_scenes: Path, tmp_path: Path) -> None:
+    import pycolmap
+
+    model = tmp_path / "sparse" / "0"
+    model.mkdir(parents=True)
+    pycolmap.Reconstruction(str(shared_scenes / "fountain_p11" / "sparse" / "0")).write_text(str(model))
+    cameras = (model / "cameras.txt").read_text().splitlines()
+    cameras[-1] = "1 OPENCV_FISHEYE 640 426 500 500 320 213 0 0 0 0"
+    (model / "cameras.txt").write_text("\n".join(cameras) + "\n")
+    with refused("OPENCV_FISHEYE", "undistort"):
+        load_scene(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"camera_model": "OPENCV_FISHEYE"}, ("OPENCV_FISHEYE", "undistort")),
+        ({"k4": 0.1}, ("beyond k3",)),
+        ({"w": 128}, ("64×48", "128×48")),
+        ({"fl_x": "wide"}, ("fl_x", "wide")),
+        ({"fl_x": -3}, ("focal",)),
+    ],
+)
+def test_bad_lenses(tmp_path: Path, change: dict[str, Any], words: tuple[str, ...]) -> None:
+    data = write_scene(tmp_path)
+    save(tmp_path, {**data, **change})
+    with refused(*words):
+        load_scene(tmp_path)
+
+
+def test_bad_poses_and_frames(tmp_path: Path) -> None:
+    data = write_scene(tmp_path)
+
+    def with_pose(pose: Any) -> None:
+        frames = [dict(frame) for frame in data["frames"]]
+        frames[2]["transform_matrix"] = pose
+        save(tmp_path, {**data, "frames": frames})
+
+    with_pose(np.full((4, 4), np.nan).tolist())
+    with refused("images/02.png", "not finite"):
+        load_scene(tmp_path)
+    for wrong in (2 * np.eye(4), np.diag([1.0, 1, -1, 1])):
+        with_pose(wrong.tolist())
+        with refused("images/02.png", "not rigid"):
+            load_scene(tmp_path)
+    with_pose([[1, 2], [3, 4]])
+    with refused("4×4"):
+        load_scene(tmp_path)
+    with_pose(None)
+    with refused("pose"):
+        load_scene(tmp_path)
+    save(tmp_path, {**data, "frames": [*data["frames"], data["frames"][0]]})
+    with refused("images/00.png", "more than once"):
+        load_scene(tmp_path)
+    save(tmp_path, {**data, "frames": [{"transform_matrix": np.eye(4).tolist()}]})
+    with refused("file_path"):
+        load_scene(tmp_path)
+
+
+def test_bad_images(tmp_path: Path) -> None:
+    write_scene(tmp_path)
+    broken = tmp_path / "images" / "04.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"no picture")
+    with refused("04.png", "cannot be read"):
+        load_scene(tmp_path)
+    broken.write_bytes(whole[: len(whole) // 2])
+    with refused("04.png", "cannot be read"):
+        load_photo(load_scene(tmp_path).frames[4])
+    shutil.rmtree(tmp_path / "images")
+    with refused("None of the 8 images"):
+        load_scene(tmp_path)
+
+
+# Splits
+
+
+def test_every_nth_trains(tmp_path: Path) -> None:
+    write_scene(tmp_path, 9)
+    scene = load_scene(tmp_path)
+    assert default_split_rule(scene) == "every:4"
+    split = make_split(scene, "every:4")
+    assert tuple(split.train) == (0, 4, 8) and tuple(split.test) == (1, 2, 3, 5, 6, 7)
+    assert split.rule == "every:4"
+
+
+def test_clusters_are_two_sides(tmp_path: Path) -> None:
+    data = write_scene(tmp_path, 7)
+    for i, frame in enumerate(data["frames"]):
+        frame["transform_matrix"] = np.eye(4).tolist()
+        frame["transform_matrix"][0][3] = (0.0 if i < 3 else 10.0) + 0.1 * i
+    save(tmp_path, data)
+    split = make_split(load_scene(tmp_path), "clusters")
+    assert tuple(split.train) == (3, 4, 5, 6) and tuple(split.test) == (0, 1, 2)
+
+
+def test_names_cameras_and_files(tmp_path: Path) -> None:
+    names = [f"left/{kind}_{i}.png" for kind in ("train", "eval") for i in range(3)] + ["right/other.png"]
+    write_scene(tmp_path, names=names)
+    scene = load_scene(tmp_path)
+    by_name = {frame.name: i for i, frame in enumerate(scene.frames)}
+    train = tuple(sorted(by_name[n] for n in names[:3]))
+    evaluation = tuple(sorted(by_name[n] for n in names[3:6]))
+    assert tuple(make_split(scene, "names:train_*").train) == train
+    assert tuple(make_split(scene, "names:train_").train) == train
+    both = make_split(scene, "names:train=*train_*,test=*eval_*")
+    assert (tuple(both.train), tuple(both.test)) == (train, evaluation)
+    assert tuple(make_split(scene, "names:test=eval_").test) == evaluation
+    assert tuple(make_split(scene, "camera:right").train) == (by_name["right/other.png"],)
+    (tmp_path / "split.json").write_text(json.dumps({"train": names[:3], "test": ["eval_0", "eval_1.png"]}))
+    assert default_split_rule(scene) == "file:split.json"
+    split = make_split(scene, "file:split.json")
+    assert tuple(split.train) == train and len(split.test) == 2
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("evry:4", ("evry", "every")),
+        ("nonsense", ("every, clusters",)),
+        ("every:1", ("every:1",)),
+        ("every:x", ("every:x",)),
+        ("every:99", ()),
+        ("names:", ("pattern",)),
+        ("names:zzz", ("no training view",)),
+        ("names:png", ("no test view",)),
+        ("names:train=png,test=png", ("both halves",)),
+        ("names:train=a,b", ("names:train=PATTERN",)),
+        ("camera:middle", ("middle", "0")),
+        ("clusters:3", ("no argument",)),
+        ("file:absent.json", ("absent.json",)),
+        ("file:", ("path",)),
+    ],
+)
+def test_bad_splits(tmp_path: Path, rule: str, words: tuple[str, ...]) -> None:
+    write_scene(tmp_path)
+    scene = load_scene(tmp_path)
+    if rule == "every:99":
+        assert tuple(make_split(scene, rule).train) == (0,)
+        return
+    with refused(*words):
+        make_split(scene, rule)
+
+
+def test_bad_split_files(tmp_path: Path) -> None:
+    write_scene(tmp_path)
+    scene = load_scene(tmp_path)
+    path = tmp_path / "s.json"
+    for text, words in [
+        ("{", ("JSON",)),
+        ("[]", ("must hold",)),
+        ('{"train": ["0"]}', ("names 0", "no frame")),
+        ('{"train": ["images/0.png"]}', ("near", "images/0")),
+        ('{"train": ["00"], "test": ["00"]}', ("both halves",)),
+        ('{"train": ["00"], "test": []}', ("no test view",)),
+    ]:
+        path.write_text(text)
+        with refused(*words):
+            make_split(scene, f"file:{path}")
+
+
+# Distances and paths
+
+
+def test_pose_distance_adds_translation_and_angle() -> None:
+    a, b = np.eye(4), np.eye(4)
+    b[:3, :3] = Rotation.from_rotvec([0, 0.7, 0]).as_matrix()
+    b[:3, 3] = [0, 3, 4]
+    assert pose_distance(a, b) == pytest.approx(5.7)
+    assert pose_distance(a, b, 0) == pytest.approx(5)
+    b[:3, :3] = np.diag([-1, 1, -1])
+    assert pose_distance(a, b) == pytest.approx(5 + np.pi)
+
+
+def test_nearest_cameras_are_sorted(tmp_path: Path) -> None:
+    write_scene(tmp_path)
+    cameras = [frame.camera for frame in load_scene(tmp_path).frames]
+    nearest = nearest_cameras(cameras[3], cameras, 3)
+    assert nearest[0] == 3 and set(nearest[1:]) == {2, 4}
+    assert len(nearest_cameras(cameras[3], cameras, 50)) == 8
+
+
+def test_steps_reach_the_target() -> None:
+    start, target = orbit(4)[:2]
+    pose = start
+    for _ in range(100):
+        before = np.linalg.norm(target[:3, 3] - pose[:3, 3])
+        pose = step_towards(pose, target, 0.5)
+        after = np.linalg.norm(target[:3, 3] - pose[:3, 3])
+        np.testing.assert_allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=1e-12)
+        if after == 0:
+            break
+        assert before - after == pytest.approx(0.5)
+    np.testing.assert_array_equal(pose, target)
+
+
+def test_interpolation_passes_its_ends(tmp_path: Path) -> None:
+    write_scene(tmp_path)
+    cameras = [frame.camera for frame in load_scene(tmp_path).frames]
+    path = interpolate(cameras, 29)
+    assert len(path) == 29
+    np.testing.assert_allclose(path[0].camera_to_world, cameras[0].camera_to_world, atol=1e-9)
+    np.testing.assert_allclose(path[-1].camera_to_world, cameras[-1].camera_to_world, atol=1e-9)
+    steps = [pose_distance(a, b) for a, b in pairwise(path)]
+    assert max(steps) < 2 * np.median(steps)
+    assert len(interpolate(cameras[:1] * 3, 4)) == 4
+    with refused("at least one"):
+        interpolate([], 3)
+
+
+def test_spiral_stays_near_and_looks_at_the_subject(tmp_path: Path) -> None:
+    write_scene(tmp_path)
+    cameras = [frame.camera for frame in load_scene(tmp_path).frames]
+    path = spiral(cameras, 20)
+    centre = np.mean([camera.position for camera in path], axis=0)
+    assert min(np.linalg.norm(camera.position - centre) for camera in cameras) < 0.5
+    assert len(path) == 20
+    for camera in path:
+        np.testing.assert_allclose(np.linalg.det(camera.camera_to_world[:3, :3]), 1)
+    assert len(spiral(cameras[:1], 5)) == 5

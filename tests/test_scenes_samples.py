@@ -1,0 +1,169 @@
+"""The sample scenes and the ray caster that makes them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from difixcli.errors import InputError
+from difixcli.scenes import Camera, Scene, default_split_rule, load_photo, load_scene, make_split, paint, write_sample
+from difixcli.scenes.poses import look_at
+from difixcli.scenes.raycast import Light, World, box, cylinder, sphere
+
+UP = np.array([0.0, 0.0, 1.0])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def room(cache: Path) -> Scene:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFIX_CACHE", str(cache))
+        return load_scene("sample:room")
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def small_world() -> World:
+    rng = np.random.default_rng(0)
+    solids = [
+        box((0, 0, -0.1), (6, 6, 0.2), paint.slabs((0.6, 0.6, 0.5)), density=60),
+        box((0.8, 0.3, 0.4), (0.8, 0.6, 0.8), paint.bricks((0.7, 0.4, 0.3)), turn=25, density=60),
+        sphere((-0.7, 0, 0.5), 0.5, paint.plaster((0.3, 0.5, 0.7)), density=60),
+        cylinder((0, 1.2, 0.6), 0.3, 1.2, paint.glaze((0.2, 0.4, 0.6), (0.9, 0.9, 0.8)), density=60),
+    ]
+    lamp = Light(np.array([1.0, -2, 3]), np.array([6.0, 6, 6]), 0.1)
+    return World(solids, [lamp], np.array([0.4, 0.4, 0.4]), 1.0, 8, rng)
+
+
+def camera_at(position: tuple[float, float, float], width: int = 96, height: int = 72) -> Camera:
+    pose = look_at(np.array(position), np.array([0, 0, 0.4]), UP)
+    return Camera(pose, 90.0, 90.0, width / 2, height / 2, width, height)
+
+
+def test_depth_is_exact_on_a_plane_and_a_sphere() -> None:
+    world = small_world()
+    camera = camera_at((0.5, -4, 2.0))
+    _, depth, points = world.look(camera)
+    on_floor = (np.abs(points[..., 2]) < 1e-4) & (depth > 0)
+    off_sphere = np.abs(np.linalg.norm(points - [-0.7, 0, 0.5], axis=-1) - 0.5)
+    assert on_floor.mean() > 0.2 and (off_sphere < 1e-4).mean() > 0.02
+    # z-depth, not distance: the point's coordinate along the viewing axis.
+    along = -((points - camera.position) @ camera.camera_to_world[:3, 2])
+    np.testing.assert_allclose(depth[depth > 0], along[depth > 0], rtol=1e-4)
+
+
+def test_views_agree_where_they_see_the_same_surface() -> None:
+    world = small_world()
+    a, b = camera_at((0.5, -4, 2.0)), camera_at((1.1, -3.9, 2.1))
+    image_a, depth_a, points = world.look(a)
+    image_b, depth_b, _ = world.look(b)
+    local = (points - b.position) @ b.camera_to_world[:3, :3]
+    column = np.floor(b.fx * local[..., 0] / -local[..., 2] + b.cx).astype(int)
+    row = np.floor(-b.fy * local[..., 1] / -local[..., 2] + b.cy).astype(int)
+    inside = (depth_a > 0) & (column >= 0) & (column < b.width) & (row >= 0) & (row < b.height)
+    row, column = row[inside], column[inside]
+    visible = np.abs(depth_b[row, column] + local[inside][:, 2]) < 0.05
+    assert visible.mean() > 0.7
+    difference = np.abs(image_a[inside].astype(int) - image_b[row, column].astype(int)).mean(axis=1)[visible]
+    assert np.median(difference) < 8
+
+
+def test_highlights_depend_on_the_view() -> None:
+    rng = np.random.default_rng(0)
+    lamp = Light(np.array([0, 3.0, 3]), np.array([6.0, 6, 6]), 0.1)
+
+    def brightness(gloss: float, y: float) -> float:
+        plate = box((0, 0, -0.1), (6, 6, 0.2), paint.plaster((0.3, 0.3, 0.3), 0.0, gloss), density=20)
+        world = World([plate], [lamp], np.array([0.1, 0.1, 0.1]), 1.0, 4, rng)
+        pose = look_at(np.array([0, y, 3.0]), np.zeros(3), UP)
+        return float(world.look(Camera(pose, 200.0, 200.0, 8, 8, 16, 16))[0].mean())
+
+    assert brightness(1.0, -3.0) > brightness(1.0, 3.0) + 10
+    assert abs(brightness(0.0, -3.0) - brightness(0.0, 3.0)) < 2
+
+
+def test_shadows_fall_behind_solids() -> None:
+    world = small_world()
+    camera = camera_at((0.5, -0.5, 6.0))
+    image, depth, points = world.look(camera)
+    floor = (np.abs(points[..., 2]) < 1e-3) & (depth > 0)
+    # The lamp is at −y: the brick box shades the floor beyond it.
+    shade = floor & (np.abs(points[..., 0] - 0.75) < 0.2) & (np.abs(points[..., 1] - 0.95) < 0.15)
+    free = floor & (np.abs(points[..., 0] - 0.75) < 0.2) & (np.abs(points[..., 1] + 0.8) < 0.15)
+    assert shade.any() and free.any()
+    assert image[shade].mean() < 0.75 * image[free].mean()
+
+
+def test_room(room: Scene) -> None:
+    assert room.name == "room" and room.metric and not room.warnings
+    assert default_split_rule(room) == "file:split.json"
+    split = make_split(room, default_split_rule(room))
+    assert len(split.train) == 24 and len(split.test) == 8
+    assert all("train_" in room.frames[i].name for i in split.train)
+    assert all("test_" in room.frames[i].name for i in split.test)
+    assert 2000 < len(room.points) <= 4000
+    assert (room.frames[0].camera.width, room.frames[0].camera.height) == (320, 240)
+    photos = [load_photo(room.frames[i]) for i in (*split.train[:3], *split.test[:3])]
+    # Neither flat nor noise: spread of tones, and neighbours alike.
+    for photo in photos:
+        assert photo.std() > 0.1
+        assert np.abs(np.diff(photo, axis=1)).mean() < 0.06
+
+
+def test_room_points_lie_on_what_the_photos_show(room: Scene) -> None:
+    frame = room.frames[room.index("images/train_000.png")]
+    camera, photo = frame.camera, load_photo(frame)
+    local = (room.points - camera.position) @ camera.camera_to_world[:3, :3]
+    column = np.floor(camera.fx * local[:, 0] / -local[:, 2] + camera.cx).astype(int)
+    row = np.floor(-camera.fy * local[:, 1] / -local[:, 2] + camera.cy).astype(int)
+    seen = (local[:, 2] < 0) & (column >= 0) & (column < 320) & (row >= 0) & (row < 240)
+    difference = np.abs(photo[row[seen], column[seen]] - room.colors[seen] / 255).mean(axis=1)
+    assert np.median(difference) < 0.12
+
+
+def test_the_same_seed_gives_the_same_bytes(room: Scene, tmp_path: Path) -> None:
+    write_sample("room", tmp_path)
+    assert digest(tmp_path) == digest(room.root)
+
+
+def test_the_cache_is_used_again(room: Scene, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFIX_CACHE", str(cache))
+    monkeypatch.setattr("difixcli.scenes.sample.write_sample", lambda *_: pytest.fail("written again"))
+    again = load_scene("sample:room", 160)
+    assert again.frames[0].camera.width == 160
+    assert sorted(path.name for path in (cache / "samples").iterdir()) == ["room-v1"]
+
+
+def test_street_is_metric_and_has_three_cameras(tmp_path: Path) -> None:
+    write_sample("street", tmp_path, seed=3)
+    scene = load_scene(tmp_path)
+    assert scene.metric and {frame.camera_id for frame in scene.frames} == {"left", "centre", "right"}
+    split = make_split(scene, default_split_rule(scene))
+    assert {scene.frames[i].camera_id for i in split.train} == {"centre"}
+    assert {scene.frames[i].camera_id for i in split.test} == {"left", "right"}
+    centre = np.stack([scene.frames[i].camera.position for i in split.train]) / scene.unit_scale
+    assert np.linalg.norm(centre[-1] - centre[0]) == pytest.approx(16.5, abs=0.5)
+
+
+def test_bad_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="did you mean room"):
+        load_scene("sample:rom")
+    with pytest.raises(InputError, match="room and street"):
+        write_sample("castle", tmp_path)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DIFIX_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="DIFIX_CACHE"):
+        load_scene("sample:room")
