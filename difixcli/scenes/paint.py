@@ -378,7 +378,7 @@ def asphalt(lanes: Sequence[float], rails: Sequence[float]) -> Painter:
             lid = np.hypot(x - a, y - b)
             rgb = _over(rgb, _soft(lid < 0.33), (0.22, 0.21, 0.2))
             rgb = _over(rgb, _soft((lid < 0.28) & ((x * 14) % 1 < 0.5)), (0.34, 0.33, 0.32))
-        return _picture(rgb, 0.06)
+        return _picture(rgb, 0.03)
 
     return paint
 

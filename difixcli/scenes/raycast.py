@@ -20,7 +20,7 @@ Painter = Callable[[int, int, float, np.random.Generator], np.ndarray]
 
 SUPERSAMPLING = 2
 SHININESS = 48.0
-MIRROR_THRESHOLD = 0.02
+MIRROR_THRESHOLD = 0.03
 SURFACE_OFFSET = 2e-3
 FAR = np.float32(1e6)
 BOUNCE = 0.35

@@ -309,7 +309,7 @@ def _street(rng: np.random.Generator) -> tuple[World, list[View]]:
         solids.append(box((x, far + 5, 6.0), (9.4, 8, 12 + 1.5 * i), {"-y": front}, density=24))
     sky = _sky(rng)
     sun = Light(np.array([-0.34, -0.44, 0.83]), np.array([1.7, 1.52, 1.25]), 0.02, distant=True, samples=4)
-    world = World(solids, [sun], sky, 7.0, 5, rng)
+    world = World(solids, [sun], sky, 7.0, 4, rng)
     views = []
     for name, offset, turn in (("centre", 0.0, 0.0), ("left", -0.5, -32.0), ("right", 0.5, 32.0)):
         for i in range(16):

@@ -39,8 +39,8 @@ def make_split(scene: Scene, rule: str) -> Split:
     kind, _, argument = rule.partition(":")
     if kind not in RULES:
         near = get_close_matches(kind, RULES, n=2)
-        hint = f"did you mean {' or '.join(near)}" if near else f"use one of {', '.join(RULES)}"
-        raise InputError(f"Unknown split rule {rule!r}; {hint}?" if near else f"Unknown split rule {rule!r}; {hint}.")
+        hint = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(RULES)}."
+        raise InputError(f"Unknown split rule {rule!r}; {hint}")
     if kind == "every":
         train, test = _every(len(scene.frames), argument, rule)
     elif kind == "clusters":
