@@ -1,0 +1,285 @@
+"""The command line: bad input gets one clear sentence and exit code 2, and the promised lines work as typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from difixcli.cli import app
+from difixcli.fixer import new_small_fixer
+
+QUICK = ["--iterations", "12", "--size", "48", "--set", "max_gaussians=400"]
+
+
+def difix(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def refused(result: Result, *words: str) -> None:
+    """The command ended with exit code 2 and one sentence that has these words, without a traceback."""
+    shown = " ".join(result.stderr.split())
+    assert result.exit_code == 2, (result.exit_code, shown, result.exception)
+    assert "Traceback" not in shown
+    message = shown[shown.index("Error:") :]
+    for word in words:
+        assert word in message, message
+
+
+@pytest.fixture(scope="session")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample room, at 64 pixels so that everything is quick."""
+    from difixcli.scenes.sample import cached_sample
+
+    folder = tmp_path_factory.mktemp("scenes") / "room"
+    shutil.copytree(cached_sample("room"), folder)
+    meta = json.loads((folder / "transforms.json").read_text())
+    for frame in meta["frames"]:
+        image = Image.open(folder / frame["file_path"])
+        image.resize((64, 48), Image.Resampling.BOX).save(folder / frame["file_path"])
+    for holder in (meta, *meta["frames"]):
+        for key, size in (("fl_x", 64), ("cx", 64), ("fl_y", 48), ("cy", 48)):
+            if key in holder:
+                holder[key] *= size / (image.width if size == 64 else image.height)
+        for key, size in (("w", 64), ("h", 48)):
+            if key in holder:
+                holder[key] = size
+    (folder / "transforms.json").write_text(json.dumps(meta))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_fixer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fixer with random weights: quick, and real in every part."""
+    return new_small_fixer("tiny", seed=0).save_pretrained(tmp_path_factory.mktemp("fixer") / "tiny")
+
+
+@pytest.fixture
+def broken(room: Path, tmp_path: Path) -> Callable[[Callable[[dict, Path], None]], Path]:
+    """A copy of the room that a function of (transforms, folder) has spoiled."""
+
+    def spoil(how: Callable[[dict, Path], None]) -> Path:
+        folder = tmp_path / "spoiled"
+        shutil.copytree(room, folder)
+        meta = json.loads((folder / "transforms.json").read_text())
+        how(meta, folder)
+        (folder / "transforms.json").write_text(json.dumps(meta))
+        return folder
+
+    return spoil
+
+
+def test_a_missing_scene(tmp_path: Path) -> None:
+    refused(difix("distill", tmp_path / "nowhere"), "nowhere")
+    refused(difix("curate", tmp_path / "nowhere"), "nowhere")
+    refused(difix("distill", "sample:romo"), "romo", "room")
+
+
+def test_a_scene_without_frames(broken: Callable) -> None:
+    folder = broken(lambda meta, _: meta.update(frames=[]))
+    refused(difix("distill", folder), "frame")
+
+
+def test_a_corrupt_image_is_named(broken: Callable) -> None:
+    def spoil(meta: dict, folder: Path) -> None:
+        (folder / meta["frames"][3]["file_path"]).write_bytes(b"\x89PNG\r\n\x1a\n not really")
+
+    folder = broken(spoil)
+    name = json.loads((folder / "transforms.json").read_text())["frames"][3]["file_path"]
+    refused(difix("distill", folder, "--output", folder / "out"), Path(name).name)
+
+
+def test_an_image_of_another_size_than_declared(broken: Callable) -> None:
+    def spoil(meta: dict, folder: Path) -> None:
+        path = folder / meta["frames"][0]["file_path"]
+        Image.open(path).resize((50, 50)).save(path)
+
+    refused(difix("distill", broken(spoil)), "50")
+
+
+@pytest.mark.parametrize("value", [float("nan"), 3.0])
+def test_poses_that_are_nan_or_not_rigid(broken: Callable, value: float) -> None:
+    folder = broken(lambda meta, _: meta["frames"][1]["transform_matrix"][0].__setitem__(0, value))
+    name = json.loads((folder / "transforms.json").read_text())["frames"][1]["file_path"]
+    refused(difix("distill", folder), Path(name).stem)
+
+
+def test_unknown_names_come_with_near_matches(room: Path, tmp_path: Path) -> None:
+    refused(difix("distill", room, "--method", "splatfact"), "splatfact", "splatfacto")
+    refused(difix("curate", room, "--strategy", "sprase"), "sprase", "sparse")
+    refused(difix("distill", room, "--fixer", "bundeld"), "bundeld", "bundled")
+    refused(difix("distill", room, "--split", "evry:4"), "evry:4", "every")
+    refused(difix("curate", room, "--set", "pipeline.model.sh_degre=1", "-o", tmp_path / "o"), "sh_degre", "sh_degree")
+
+
+def test_a_split_that_leaves_no_training_view(room: Path) -> None:
+    refused(difix("distill", room, "--split", "names:nothing-like-this"), "no training view")
+
+
+def test_an_output_that_cannot_be_written(room: Path, tmp_path: Path, tiny_fixer: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    refused(
+        difix("distill", room, "--fixer", tiny_fixer, "--output", tmp_path / "file" / "run"), "cannot be written", "run"
+    )
+
+
+def test_a_hub_model_without_network(room: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    refused(difix("distill", room, "--fixer", "nvidia/difix_ref"), "nvidia/difix_ref")
+
+
+def test_cuda_asked_for_and_absent(room: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("CUDA is there")
+    refused(difix("distill", room, "--device", "cuda"), "CUDA", "--device")
+    refused(difix("fix", room / "images", "--device", "cuda"), "CUDA")
+
+
+def test_bad_images_for_fix_and_eval(tmp_path: Path, tiny_fixer: Path) -> None:
+    refused(difix("fix", tmp_path / "no.png"), "no.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    refused(difix("fix", tmp_path / "bad.png", "--fixer", tiny_fixer, "-o", tmp_path / "o"), "bad.png")
+    for folder, name, size in (("a", "1.png", 40), ("b", "1.png", 40), ("b", "2.png", 40), ("c", "1.png", 44)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Image.new("RGB", (size, 40)).save(tmp_path / folder / name)
+    refused(difix("eval", tmp_path / "a", tmp_path / "b"), "2")
+    refused(difix("eval", tmp_path / "a", tmp_path / "c"), "44")
+
+
+def test_curate_writes_pairs_that_the_release_could_read(room: Path, tmp_path: Path) -> None:
+    result = difix("curate", room, "--split", "every:3", *QUICK, "--output", tmp_path / "pairs", "--json")
+    assert result.exit_code == 0, result.stderr
+    said = json.loads(result.stdout.splitlines()[-1])["results"]
+    manifest = json.loads((tmp_path / "pairs" / "data.json").read_text())
+    assert set(manifest) == {"train", "test"} and len(manifest["train"]) == said["pairs"] > 10
+    for entry in manifest["train"].values():
+        assert entry["prompt"] == "remove degradation"
+        sizes = set()
+        for path in (entry["image"], entry["target_image"], entry["ref_image"], entry["opacity"]):
+            assert not Path(path).is_absolute()
+            sizes.add(Image.open(tmp_path / "pairs" / path).size)
+        assert len(sizes) == 1
+        assert entry["ref_image"] == entry["ref_images"][0] and entry["target_image"] not in entry["ref_images"]
+        for path in entry["aligned_refs"]:
+            assert Image.open(tmp_path / "pairs" / path).mode == "RGBA"
+        assert 0 < entry["psnr"] < 60 and -1 <= entry["ssim"] <= 1
+    # the very same line again finds everything done, and changes nothing
+    before = (tmp_path / "pairs" / "data.json").read_bytes()
+    again = difix("curate", room, "--split", "every:3", *QUICK, "--output", tmp_path / "pairs", "--json")
+    assert again.exit_code == 0 and (tmp_path / "pairs" / "data.json").read_bytes() == before
+
+
+def test_curate_cycle_inside_a_scenes_folder(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(room)
+    result = difix("curate", "--strategy", "cycle", *QUICK, "--shift", "0.1", "--output", tmp_path / "pairs")
+    assert result.exit_code == 0, result.stderr
+    entries = json.loads((tmp_path / "pairs" / "data.json").read_text())["train"].values()
+    frames = json.loads((room / "transforms.json").read_text())["frames"]
+    assert len(entries) == len(frames)
+    assert all(entry["strategy"] == "cycle" and entry["strategy_params"] == {"shift": "0.1"} for entry in entries)
+
+
+@pytest.fixture(scope="session")
+def distilled(room: Path, tiny_fixer: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A whole distillation with a comparison, at toy size."""
+    folder = tmp_path_factory.mktemp("runs") / "room"
+    result = difix(
+        *("distill", room, "--method", "splatfacto", "--fixer", tiny_fixer, "--rounds", "2", "--compare", "--json"),
+        *("--iterations", "60", "--size", "48", "--set", "max_gaussians=400", "--output", folder),
+    )
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    return folder, json.loads(result.stdout.splitlines()[-1])
+
+
+def test_distill_compares_three_variants(distilled: tuple[Path, dict]) -> None:
+    folder, said = distilled
+    assert set(said["results"]) == {"plain", "distilled", "enhanced"}
+    for figures in said["results"].values():
+        assert 3 < figures["psnr"] < 60 and -1 <= figures["ssim"] <= 1 and 0 <= figures["st_lpips"] < 2
+    for variant in ("truth", "plain", "distilled", "enhanced"):
+        assert len(list((folder / "renders" / variant).glob("*.png"))) == 8
+    rounds = [json.loads(p.read_text()) for p in sorted(folder.glob("rounds/*/round.json"))]
+    assert [r["round"] for r in rounds] == [1, 2] and all(len(r["views"]) == 8 for r in rounds)
+    assert json.loads((folder / "run.json").read_text())["state"] == "done"
+    for plain_run in (folder, folder / "plain"):
+        assert (plain_run / "config.yml").is_file() and len(list(plain_run.glob("nerfstudio_models/*.ckpt"))) == 1
+
+
+def test_pseudo_views_changed_the_training(distilled: tuple[Path, dict]) -> None:
+    folder, _ = distilled
+    images = [
+        [np.asarray(Image.open(p), float) for p in sorted((folder / "renders" / v).glob("*.png"))]
+        for v in ("plain", "distilled")
+    ]
+    assert max(np.abs(a - b).mean() for a, b in zip(*images, strict=True)) > 0.5
+
+
+def test_eval_and_enhance_take_the_run(distilled: tuple[Path, dict], tiny_fixer: Path, tmp_path: Path) -> None:
+    folder, said = distilled
+    measured = difix("eval", folder, "--output", tmp_path / "eval", "--json")
+    assert measured.exit_code == 0, measured.stderr
+    results = json.loads(measured.stdout.splitlines()[-1])["results"]
+    assert results["distilled"]["psnr"] == pytest.approx(said["results"]["distilled"]["psnr"])
+    assert (tmp_path / "eval" / "report.html").stat().st_size > 10_000
+    enhanced = difix("enhance", folder, "--fixer", tiny_fixer, "--output", tmp_path / "enhanced", "--json")
+    assert enhanced.exit_code == 0, enhanced.stderr
+    frames = sorted((tmp_path / "enhanced").glob("*.png"))
+    assert len(frames) == 8
+    for frame in frames:
+        # the run's own enhanced views were made of the same renders by the same fixer
+        assert np.array_equal(
+            np.asarray(Image.open(frame)), np.asarray(Image.open(folder / "renders/enhanced" / frame.name))
+        )
+
+
+def test_enhance_a_folder_as_typed(distilled: tuple[Path, dict], tiny_fixer: Path, tmp_path: Path) -> None:
+    shutil.copytree(distilled[0] / "renders" / "distilled", tmp_path / "renders")
+    result = difix("enhance", tmp_path / "renders", "--fixer", tiny_fixer, "--json")
+    assert result.exit_code == 0, result.stderr
+    said = json.loads(result.stdout.splitlines()[-1])
+    assert said["output"] == str(tmp_path / "renders_enhanced")
+    assert len(list((tmp_path / "renders_enhanced").glob("*.png"))) == 8
+
+
+def test_distill_goes_on_after_a_kill(room: Path, tiny_fixer: Path, tmp_path: Path) -> None:
+    """SIGKILL in the second round, then the same line: it takes up the run and finishes it."""
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    line = [
+        *(sys.executable, "-W", "ignore", "-c", "from difixcli.cli import main; main()"),
+        *("distill", str(room), "--method", "splatfacto", "--fixer", str(tiny_fixer), "--rounds", "3"),
+        *("--iterations", "90", "--size", "48", "--set", "max_gaussians=400", "--json"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    process = subprocess.Popen(line, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        if list(tmp_path.glob("outputs/*/*/*/rounds/02/round.json")):
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.05)
+    assert process.wait() == -signal.SIGKILL
+    again = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "going on with an earlier run" in again.stderr and "round 1/3" not in again.stderr
+    runs = list(tmp_path.glob("outputs/*/*/*/run.json"))
+    assert len(runs) == 1
+    assert json.loads(runs[0].read_text())["state"] == "done"
+    assert len(list(runs[0].parent.glob("rounds/*/round.json"))) == 3
+    assert not list(runs[0].parent.rglob("*.part"))
