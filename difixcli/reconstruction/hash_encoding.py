@@ -1,7 +1,8 @@
 """The multi-resolution hash encoding of Instant-NGP (Müller et al. 2022) on a CPU.
 
-nerfstudio's PyTorch form of it takes nine tenths of nerfacto's time on a CPU, in temporaries as large as all corners of
-all samples. This is the same function, of the same tables, compiled: a twentieth of the time and none of the memory.
+nerfstudio's PyTorch form of it takes most of nerfacto's time on a CPU, in temporaries as large as all corners of all
+samples. This is the same function of the same tables, compiled: a sixteenth of the forward pass's time, and no
+temporaries.
 """
 
 # numba's types are not Python's: what the compiler checks here, a Python type checker cannot.
@@ -101,9 +102,9 @@ def _forward(positions, table, scalings, table_size, features):
             i011 = base + _hashed(x0, y1, z1, mask)
             i111 = base + _hashed(x1, y1, z1, mask)
             for k in range(width):
-                low = (table[i000, k] * ux + table[i100, k] * wx) * uy + (table[i010, k] * ux + table[i110, k] * wx) * wy
-                up = (table[i001, k] * ux + table[i101, k] * wx) * uy + (table[i011, k] * ux + table[i111, k] * wx) * wy
-                features[i, level * width + k] = low * uz + up * wz
+                low_y0, low_y1 = table[i000, k] * ux + table[i100, k] * wx, table[i010, k] * ux + table[i110, k] * wx
+                up_y0, up_y1 = table[i001, k] * ux + table[i101, k] * wx, table[i011, k] * ux + table[i111, k] * wx
+                features[i, level * width + k] = (low_y0 * uy + low_y1 * wy) * uz + (up_y0 * uy + up_y1 * wy) * wz
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")

@@ -184,4 +184,4 @@ def _spell(annotation: Any) -> str:
     choices = typing.get_args(annotation)
     if typing.get_origin(annotation) is typing.Literal:
         return "one of " + ", ".join(str(choice) for choice in choices)
-    return getattr(annotation, "__name__", None) if not choices else str(annotation).replace("typing.", "")
+    return str(annotation).replace("typing.", "") if choices else str(getattr(annotation, "__name__", annotation))

@@ -10,7 +10,12 @@ if TYPE_CHECKING:
     from nerfstudio.engine.trainer import TrainerConfig
 
 PRESETS = ("cpu", "gpu")
-MAX_GAUSSIANS = {"cpu": 20_000, "gpu": 1_000_000}
+OWN_SETTINGS = {
+    "cpu": {"max_gaussians": 20_000, "seed_depth_mult": 0.05},
+    "gpu": {"max_gaussians": 1_000_000, "seed_depth_mult": 0.0},
+}
+"""Settings that nerfstudio has no field for: an upper bound for splats, and how much seed points say about depth."""
+
 SEED_GAUSSIANS = {"cpu": 10_000, "gpu": 100_000}
 _CPU_RAYS = 512
 
@@ -23,13 +28,14 @@ def default_iterations(method: str, preset: str) -> int:
     return 2_000 if "splat" in method else 1_000
 
 
-def apply_preset(config: TrainerConfig, preset: str, iterations: int, device: str) -> None:
+def apply_preset(config: TrainerConfig, preset: str, iterations: int, device: str, near: float | None) -> None:
     """Adapt a registered configuration in place to the preset and to a schedule of `iterations` in all.
 
     Both presets train from posed photos in an already normalised world, and without per-photo camera corrections and
     appearance embeddings, which Difix3D switches off too: they would let photos disagree with the views that are
     rendered from them. Everything that is scheduled (learning rates, densification, resolution, annealing) is
-    stretched or shrunk to `iterations`.
+    stretched or shrunk to `iterations`. `near` is a distance (normalised units) before which no camera sees anything,
+    if that is known.
 
     Raises InputError for an unknown preset and for methods that need CUDA on a CPU.
     """
@@ -56,7 +62,7 @@ def apply_preset(config: TrainerConfig, preset: str, iterations: int, device: st
     for entry in config.optimizers.values():
         _scale_schedule(entry["scheduler"], ratio, iterations if preset == "cpu" else None)
     if isinstance(model, NerfactoModelConfig):
-        _nerfacto(config, model, preset, iterations, ratio)
+        _nerfacto(config, model, preset, iterations, ratio, near)
     if isinstance(model, SplatfactoModelConfig):
         _splatfacto(config, model, preset, iterations, ratio)
 
@@ -79,12 +85,16 @@ def _scale_schedule(scheduler: Any, ratio: float, whole: int | None) -> None:
         scheduler.max_steps = max(2, round(scheduler.max_steps * ratio) if whole is None else whole)
 
 
-def _nerfacto(config: TrainerConfig, model: Any, preset: str, iterations: int, ratio: float) -> None:
+def _nerfacto(
+    config: TrainerConfig, model: Any, preset: str, iterations: int, ratio: float, near: float | None
+) -> None:
     model.use_appearance_embedding = False
     model.proposal_warmup = max(1, round(model.proposal_warmup * ratio))
     model.proposal_weights_anneal_max_num_iters = max(1, round(model.proposal_weights_anneal_max_num_iters * ratio))
     if preset == "gpu":
         return
+    if near is not None:
+        model.near_plane = max(model.near_plane, near)
     model.num_levels, model.log2_hashmap_size, model.max_res = 8, 15, 512
     model.hidden_dim = model.hidden_dim_color = 32
     model.num_nerf_samples_per_ray = 24

@@ -7,6 +7,7 @@ A run's folder is a normal nerfstudio run:
     nerfstudio_models/step-N.ckpt       the latest checkpoint
     scene/                              its photos as a pinhole nerfstudio data set in the normalised world
     reconstruction.json                 what it was created with; loading rebuilds the method from this
+    seed_rays.npz                       with radiance fields on the cpu preset: what the seed points say about depth
     pseudo_views/                       the images of the present pseudo-views
 """
 
@@ -29,16 +30,18 @@ from difixcli.errors import InputError
 from difixcli.reconstruction.dataset import write_dataset
 from difixcli.reconstruction.methods import method_config
 from difixcli.reconstruction.overrides import apply_overrides
-from difixcli.reconstruction.presets import MAX_GAUSSIANS, SEED_GAUSSIANS, apply_preset
+from difixcli.reconstruction.presets import OWN_SETTINGS, SEED_GAUSSIANS, apply_preset
 from difixcli.reconstruction.surroundings import RandomState, no_perceptual_download, on_device, quiet
 from difixcli.reconstruction.views import PseudoView, Render
-from difixcli.runs import make_folder, read_json, write_json
+from difixcli.runs import atomic, make_folder, read_json, write_json
 from difixcli.scenes import nearest_cameras
 from difixcli.scenes.scene import Camera, Scene
 from difixcli.torchvision_cure import cure
 
 _NOTHING = 0.05
 """Rays with less accumulated opacity than this have no depth."""
+
+_SEED_RAYS = "seed_rays.npz"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class _Recipe:
     frames: list[str]
     train: list[int]
     cameras: list[list[list[float]]]  # camera-to-world of the training photos
+    near: float | None  # where sampling along rays begins, known from the seed points
 
 
 class Reconstruction:
@@ -69,6 +73,7 @@ class Reconstruction:
         self.step = 0
         self._recipe = recipe
         self._pseudo: Any = None
+        self._mixer: Any = None
         self._probability = 0.0
         self._random = RandomState(recipe.seed)
         self._config = _configure(recipe, folder)
@@ -94,7 +99,8 @@ class Reconstruction:
 
         `preset` is `cpu` or `gpu`, `device` `cpu` or `cuda`. `iterations` is the length of the whole schedule, to which
         learning rates and densification are fitted; training may stop short of it or go beyond. `overrides` are
-        settings `a.b.c=value` of the method's configuration, and `max_gaussians=N` for splats.
+        settings `a.b.c=value` of the method's configuration, and of our own: `max_gaussians=N` bounds splats, and
+        `seed_depth_mult=F` weighs what seed points say about depth in nerfacto's loss (0: not at all).
 
         Raises InputError for an unknown method, preset or setting, no training frames, fewer than one iteration, a
         folder that cannot be written, and CUDA where there is none.
@@ -103,6 +109,7 @@ class Reconstruction:
             raise InputError("No frame is left to train on; choose another --split.")
         if iterations < 1:
             raise InputError(f"{iterations} iterations train nothing; ask for at least 1.")
+        train = sorted(train)
         recipe = _Recipe(
             method=method,
             preset=preset,
@@ -111,8 +118,9 @@ class Reconstruction:
             overrides=list(overrides),
             seed=seed,
             frames=[frame.name for frame in scene.frames],
-            train=sorted(train),
-            cameras=[scene.frames[i].camera.camera_to_world.tolist() for i in sorted(train)],
+            train=train,
+            near=_nearest_surface([scene.frames[i].camera for i in train], scene.points),
+            cameras=[scene.frames[i].camera.camera_to_world.tolist() for i in train],
         )
         folder = Path(folder).expanduser().absolute()
         _check_device(device)
@@ -123,8 +131,12 @@ class Reconstruction:
         if _is_splat(config):
             from difixcli.reconstruction.seeding import seed_gaussians
 
-            count = min(SEED_GAUSSIANS[preset], _max_gaussians(recipe))
-            seeds = seed_gaussians(scene, recipe.train, count, seed)
+            count = min(SEED_GAUSSIANS[preset], _own_settings(recipe)["max_gaussians"])
+            seeds = seed_gaussians(scene, train, count, seed)
+        if _heeds_seed_depth(config, recipe) and len(scene.points):
+            from difixcli.reconstruction.seed_depth import SeedRays
+
+            SeedRays.of(scene, train).save(folder / _SEED_RAYS)
         made = cls(recipe, folder, seeds)
         write_json(folder / "reconstruction.json", asdict(recipe))
         return made
@@ -280,14 +292,15 @@ class Reconstruction:
         return stack
 
     def _build(self, seeds: tuple[np.ndarray, np.ndarray] | None) -> None:
-        from nerfstudio.engine.callbacks import TrainingCallbackAttributes
+        import yaml
 
         from difixcli.reconstruction.pseudo_views import weigh_targets
 
         self._torch_device = "cuda:0" if self._recipe.device == "cuda" else "cpu"
         amp = self._recipe.device == "cuda" and self._config.mixed_precision
         self._autocast = amp
-        self._scaler = torch.amp.GradScaler(self._recipe.device, enabled=amp or self._config.use_grad_scaler)
+        # Any: nerfstudio's annotations still ask for the scaler's older, deprecated class.
+        self._scaler: Any = torch.amp.GradScaler(self._recipe.device, enabled=amp or self._config.use_grad_scaler)
         with _seeded(self._config.pipeline.datamanager.dataparser, seeds):
             # "inference" loads no image by itself: held-out photos are not our training's business.
             self._pipeline = self._config.pipeline.setup(
@@ -298,33 +311,41 @@ class Reconstruction:
         if hasattr(manager, "cached_train"):
             _ = manager.cached_train  # loads the photos now, while nerfstudio's progress bars are silent
         manager.train_dataparser_outputs.save_dataparser_transform(self.folder / "dataparser_transforms.json")
-        self._config_file().write_text(_yaml(self._config), encoding="utf-8")
+        with atomic(self.folder / "config.yml") as temporary:
+            temporary.write_text(yaml.dump(self._config), encoding="utf-8")
         self._photos_next = manager.next_train
         manager.next_train = self._next_train
         self._model = self._pipeline.model
         self._model.get_loss_dict = weigh_targets(self._model.get_loss_dict)
+        if _heeds_seed_depth(self._config, self._recipe) and (self.folder / _SEED_RAYS).is_file():
+            from difixcli.reconstruction.seed_depth import SeedRayMixer, SeedRays, heed_seed_depth
+
+            rays = SeedRays.load(self.folder / _SEED_RAYS)
+            if len(rays.pixels):
+                factor = _own_settings(self._recipe)["seed_depth_mult"]
+                self._mixer = SeedRayMixer(rays, manager.train_ray_generator)
+                self._model.get_loss_dict = heed_seed_depth(self._model.get_loss_dict, factor)
         if _is_splat(self._config):
             from difixcli.reconstruction.bounded_strategy import BoundedStrategy
             from difixcli.reconstruction.ssim import CpuSsim
 
-            self._model.strategy = BoundedStrategy.like(self._model.strategy, _max_gaussians(self._recipe))
+            bound = _own_settings(self._recipe)["max_gaussians"]
+            self._model.strategy = BoundedStrategy.like(self._model.strategy, bound)
             if self._recipe.device == "cpu":
                 self._model.ssim = CpuSsim()
         self._optimize()
+
+    def _optimize(self) -> None:
+        """Optimisers for the parameters that the model has now, and the callbacks that hold on to them."""
+        from nerfstudio.engine.callbacks import TrainingCallbackAttributes
+        from nerfstudio.engine.optimizers import Optimizers
+
+        self._optimizers = Optimizers(dict(self._config.optimizers), self._pipeline.get_param_groups())
         self._callbacks = self._pipeline.get_training_callbacks(
             TrainingCallbackAttributes(
                 optimizers=self._optimizers, grad_scaler=self._scaler, pipeline=self._pipeline, trainer=None
             )
         )
-
-    def _config_file(self) -> Path:
-        return self.folder / "config.yml"
-
-    def _optimize(self) -> None:
-        """Optimisers for the parameters that the model has now."""
-        from nerfstudio.engine.optimizers import Optimizers
-
-        self._optimizers = Optimizers(dict(self._config.optimizers), self._pipeline.get_param_groups())
 
     @property
     def _renders_rays(self) -> bool:
@@ -339,7 +360,8 @@ class Reconstruction:
             draw = random.Random(f"{self._recipe.seed}:{step}").random()
             if draw < self._probability:
                 return self._pseudo.next_train(step)
-        return self._photos_next(step)
+        source, batch = self._photos_next(step)
+        return (source, batch) if self._mixer is None else self._mixer.mix(batch)
 
     def _iterate(self, step: int) -> None:
         """One training iteration, as nerfstudio's trainer does it."""
@@ -364,8 +386,6 @@ class Reconstruction:
             callback.run_callback_at_location(step, location=TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        from nerfstudio.engine.callbacks import TrainingCallbackAttributes
-
         extra = state["difix"]
         with self._working(), quiet():
             self._pipeline.load_pipeline(state["pipeline"], state["step"])
@@ -374,11 +394,6 @@ class Reconstruction:
             self._optimizers.load_optimizers(state["optimizers"])
             self._optimizers.load_schedulers(state["schedulers"])
             self._scaler.load_state_dict(state["scalers"])
-            self._callbacks = self._pipeline.get_training_callbacks(
-                TrainingCallbackAttributes(
-                    optimizers=self._optimizers, grad_scaler=self._scaler, pipeline=self._pipeline, trainer=None
-                )
-            )
         self.step = extra["iterations"]
         if hasattr(self._model, "step"):
             self._model.step = state["step"]
@@ -406,16 +421,13 @@ class Reconstruction:
 def _configure(recipe: _Recipe, folder: Path) -> Any:
     """The method's configuration for this run."""
     cure()
-    config = method_config(recipe.method)
+    config: Any = method_config(recipe.method)
     with quiet():
-        apply_preset(config, recipe.preset, recipe.iterations, recipe.device)
-        settings = [override for override in recipe.overrides if not override.startswith("max_gaussians=")]
+        apply_preset(config, recipe.preset, recipe.iterations, recipe.device, recipe.near)
+        settings = [override for override in recipe.overrides if override.partition("=")[0] not in OWN_SETTINGS["cpu"]]
         apply_overrides(config, settings, recipe.method)
         _use_dataset(config, folder / "scene", recipe.device)
-    if _is_splat(config):
-        _max_gaussians(recipe)
-    elif len(settings) != len(recipe.overrides):
-        raise InputError(f"{recipe.method} has no setting max_gaussians; only splats have Gaussians.")
+    _own_settings(recipe)
     config.machine.device_type = recipe.device
     config.machine.seed = recipe.seed
     config.max_num_iterations = recipe.iterations
@@ -448,9 +460,10 @@ def _use_dataset(config: Any, data: Path, device: str) -> None:
     manager.data = data
     target = manager._target
     if getattr(target, "__origin__", target) is ParallelDataManager:
-        arguments = getattr(target, "__args__", ())
+        datasets = getattr(target, "__args__", ())
         # Worker processes draw their own random numbers; in this process the seed decides.
-        manager._target = VanillaDataManager[arguments] if arguments else VanillaDataManager
+        in_process: Any = VanillaDataManager
+        manager._target = in_process[datasets] if datasets else in_process
     if device == "cuda":
         manager.images_on_gpu = True
     elif getattr(manager, "cache_images", None) == "cpu":
@@ -464,12 +477,13 @@ def _seeded(parser_config: Any, seeds: tuple[np.ndarray, np.ndarray] | None) -> 
         yield
         return
     original = parser_config._target
+    points, colors = (torch.from_numpy(array) for array in seeds)
 
     class _WithSeeds(original):  # type: ignore[misc, valid-type]
         def _generate_dataparser_outputs(self, split: str = "train", **kwargs: Any) -> Any:
             outputs = super()._generate_dataparser_outputs(split, **kwargs)
-            outputs.metadata["points3D_xyz"] = torch.from_numpy(seeds[0])
-            outputs.metadata["points3D_rgb"] = torch.from_numpy(seeds[1])
+            outputs.metadata["points3D_xyz"] = points
+            outputs.metadata["points3D_rgb"] = colors
             return outputs
 
     parser_config._target = _WithSeeds
@@ -485,15 +499,40 @@ def _is_splat(config: Any) -> bool:
     return isinstance(config.pipeline.model, SplatfactoModelConfig)
 
 
-def _max_gaussians(recipe: _Recipe) -> int:
-    count = MAX_GAUSSIANS[recipe.preset]
+def _own_settings(recipe: _Recipe) -> dict[str, Any]:
+    """The settings that are ours rather than nerfstudio's, with what the overrides say."""
+    values: dict[str, Any] = dict(OWN_SETTINGS[recipe.preset])
     for override in recipe.overrides:
-        name, _, value = override.partition("=")
-        if name == "max_gaussians":
-            if not value.isdigit() or int(value) < 100:
-                raise InputError(f"max_gaussians={value} is not a number of Gaussians; give at least 100.")
-            count = int(value)
-    return count
+        name, _, text = override.partition("=")
+        if name in values:
+            try:
+                values[name] = type(values[name])(text)
+            except ValueError:
+                raise InputError(f"{name}={text} is not a number; write for example {name}={values[name]}.") from None
+    if values["max_gaussians"] < 100:
+        raise InputError(f"max_gaussians={values['max_gaussians']} is too few to show anything; give at least 100.")
+    if values["seed_depth_mult"] < 0:
+        raise InputError(f"seed_depth_mult={values['seed_depth_mult']} is negative; give 0 or more.")
+    return values
+
+
+def _heeds_seed_depth(config: Any, recipe: _Recipe) -> bool:
+    from nerfstudio.models.nerfacto import NerfactoModelConfig
+
+    return isinstance(config.pipeline.model, NerfactoModelConfig) and _own_settings(recipe)["seed_depth_mult"] > 0
+
+
+def _nearest_surface(cameras: Sequence[Camera], points: np.ndarray) -> float | None:
+    """Half the z-depth of the nearest seed points that the cameras see (their first percentile); None without any."""
+    depths = []
+    for camera in cameras:
+        local = (points - camera.position) @ camera.camera_to_world[:3, :3]
+        z = -local[:, 2]
+        across = np.abs(local[:, 0]) * camera.fx < z * max(camera.cx, camera.width - camera.cx)
+        upright = np.abs(local[:, 1]) * camera.fy < z * max(camera.cy, camera.height - camera.cy)
+        depths.append(z[(z > 0) & across & upright])
+    seen = np.concatenate(depths)
+    return float(np.percentile(seen, 1) / 2) if len(seen) else None
 
 
 def _check_device(device: str) -> None:
@@ -540,9 +579,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_plain(item) for item in value)
     return value
-
-
-def _yaml(config: Any) -> str:
-    import yaml
-
-    return yaml.dump(config)

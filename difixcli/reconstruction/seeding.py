@@ -54,7 +54,8 @@ def _depth_at(camera: Camera, points: np.ndarray, x: np.ndarray, y: np.ndarray, 
         & (pixels[:, 1] < camera.height + margin)
     )
     if seen.sum() < _NEIGHBOURS:
-        return np.exp(rng.uniform(*np.log(_UNKNOWN_DEPTHS), len(x)))
+        low, high = np.log(_UNKNOWN_DEPTHS)
+        return np.exp(rng.uniform(low, high, len(x)))
     _, nearest = cKDTree(pixels[seen]).query(np.stack([x, y], axis=1), k=_NEIGHBOURS)
     logs = np.log(z[seen][nearest])
     # One neighbour's own depth, not their mean: across an edge the mean lies on neither surface.

@@ -155,7 +155,6 @@ def _gradient(other, image, mean_1, mean_2, square_1, square_2, product, scale):
         _spread(v_product, rows, spread_product)
         for y in range(image.shape[1]):
             for x in range(image.shape[2]):
-                result[c, y, x] = (
-                    spread_mean[y, x] + F(2) * image[c, y, x] * spread_square[y, x] + other[c, y, x] * spread_product[y, x]
-                )
+                value = spread_mean[y, x] + F(2) * image[c, y, x] * spread_square[y, x]
+                result[c, y, x] = value + other[c, y, x] * spread_product[y, x]
     return result

@@ -9,6 +9,7 @@ import contextlib
 import os
 import random
 import sys
+import warnings
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -36,8 +37,12 @@ def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """nerfstudio talks on stdout, which is for results; inside the block it is silent."""
-    with contextlib.ExitStack() as stack:
+    """nerfstudio talks on stdout, which is for results; inside the block it is silent.
+
+    So are its warnings, which are about its own use of its libraries.
+    """
+    with contextlib.ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
         from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -51,7 +56,7 @@ def no_perceptual_download(model: type) -> Iterator[None]:
 
     Figures are computed by `difixcli.evaluation`, so nothing here ever calls that network.
     """
-    import torchmetrics.image.lpip as lpip
+    from torchmetrics.image import lpip
 
     original = lpip.LearnedPerceptualImagePatchSimilarity
     with contextlib.ExitStack() as stack:
@@ -75,19 +80,22 @@ class _NoMetric(nn.Module):
 def on_device(device: str, model: type) -> Iterator[None]:
     """Lets `model` run on `device`; for CUDA there is nothing to do.
 
-    On a CPU: Gaussians are rasterised and hash grids looked up by our own compiled code, `.cuda()` leaves tensors where they are, functions that
-    were wrapped in torch.compile run as written (compiling takes longer than a short training), and torch uses one
-    thread, since on a busy machine more of them spend their time waiting for each other.
+    On a CPU: Gaussians are rasterised and hash grids looked up by our own compiled code, `.cuda()` leaves tensors where
+    they are, functions that were wrapped in torch.compile run as written (compiling takes longer than a short
+    training), and torch uses one thread, since on a busy machine more of them spend their time waiting for each other.
     """
     if device != "cpu":
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
         return
     from nerfstudio.field_components.encodings import HashEncoding
 
     from difixcli.reconstruction.hash_encoding import encode
 
     threads = torch.get_num_threads()
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         stack.callback(torch.set_num_threads, threads)
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)

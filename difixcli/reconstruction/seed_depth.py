@@ -1,0 +1,126 @@
+"""Seed points as depth along some of the rays that a radiance field trains on.
+
+From a handful of photos a field explains each of them by colours far behind the scene: 23 dB on the photos, 14 dB
+between them. The points that posed the photos say how far the surfaces are. DS-NeRF (Deng et al. 2022) uses them so;
+the penalty here is a transport cost: a ray's weights w_i at distances m_i, with a point at distance d, cost
+Σ w_i · min(|m_i − d| / d, 1) + (1 − Σ w_i), which is 0 for an opaque surface at d and the same at every scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from difixcli.scenes import load_photo
+from difixcli.scenes.scene import Scene
+
+DEPTH = "seed_distance"
+"""Key of a batch's known distances along its rays, (R, 1), 0 where none is known."""
+
+_SHARE = 8  # one ray in so many goes through a seed point
+_HIDDEN_BEHIND = 1.05  # a point so many times farther than one that projects beside it is not seen
+_COLOR_TOLERANCE = 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class SeedRays:
+    """Pixels of training photos that show a seed point.
+
+    `pixels` (N, 3) int64: the photo's position among the training photos, row and column. `distances` (N,) float32
+    along the ray, in normalised world units. `colors` (N, 3) float32, the photo's own.
+    """
+
+    pixels: np.ndarray
+    distances: np.ndarray
+    colors: np.ndarray
+
+    @classmethod
+    def of(cls, scene: Scene, train: Sequence[int]) -> SeedRays:
+        """The visible seed points of each training photo: not behind another, and of the pixel's colour."""
+        pixels, distances, colors = [np.zeros((0, 3), np.int64)], [np.zeros(0, np.float32)], [np.zeros((0, 3))]
+        for position, index in enumerate(train):
+            camera, photo = scene.frames[index].camera, load_photo(scene.frames[index])
+            offset = scene.points - camera.position
+            local = offset @ camera.camera_to_world[:3, :3]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                x = np.floor(local[:, 0] / -local[:, 2] * camera.fx + camera.cx)
+                y = np.floor(-local[:, 1] / -local[:, 2] * camera.fy + camera.cy)
+            inside = (local[:, 2] < -1e-3) & (x >= 0) & (x < camera.width) & (y >= 0) & (y < camera.height)
+            candidates = np.flatnonzero(inside)
+            column, row = x[candidates].astype(np.int64), y[candidates].astype(np.int64)
+            color = photo[row, column]
+            alike = np.abs(color - scene.colors[candidates] / 255).max(axis=1) < _COLOR_TOLERANCE
+            keep = alike & _unhidden(row, column, -local[candidates, 2], photo.shape[:2])
+            pixels.append(np.stack([np.full(keep.sum(), position), row[keep], column[keep]], axis=1))
+            distances.append(np.linalg.norm(offset[candidates[keep]], axis=1).astype(np.float32))
+            colors.append(color[keep])
+        return cls(np.concatenate(pixels), np.concatenate(distances), np.concatenate(colors).astype(np.float32))
+
+    def save(self, path: Path) -> None:
+        np.savez_compressed(path, pixels=self.pixels, distances=self.distances, colors=self.colors)
+
+    @classmethod
+    def load(cls, path: Path) -> SeedRays:
+        with np.load(path, allow_pickle=False) as held:
+            return cls(held["pixels"], held["distances"], held["colors"])
+
+
+class SeedRayMixer:
+    """Lets a part of every batch of rays go through seed points, whose distance the batch then holds."""
+
+    def __init__(self, rays: SeedRays, generator: Callable[[Tensor], Any]) -> None:
+        self._pixels = torch.from_numpy(rays.pixels)
+        self._distances = torch.from_numpy(rays.distances)
+        self._colors = torch.from_numpy(rays.colors)
+        self._generator = generator
+
+    def mix(self, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The rays of the changed batch, and the batch: its last eighth replaced, `DEPTH` added."""
+        indices, image = batch["indices"].clone(), batch["image"].clone()
+        count = len(indices) // _SHARE
+        chosen = torch.randint(len(self._pixels), (count,))
+        indices[-count:] = self._pixels[chosen].to(indices)
+        image[-count:, :3] = self._colors[chosen].to(image)
+        distances = torch.zeros(len(indices), 1)
+        distances[-count:, 0] = self._distances[chosen]
+        return self._generator(indices), {**batch, "indices": indices, "image": image, DEPTH: distances}
+
+
+def heed_seed_depth(get_loss_dict: Callable[..., dict[str, Tensor]], factor: float) -> Callable[..., dict[str, Tensor]]:
+    """A nerfacto-like model's `get_loss_dict` with the transport cost of every sampling level added, times `factor`."""
+
+    def with_depth(outputs: dict[str, Any], batch: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        losses = get_loss_dict(outputs, batch, *args, **kwargs)
+        if DEPTH in batch and "weights_list" in outputs:
+            known = batch[DEPTH][:, 0] > 0
+            distances = batch[DEPTH][known].to(outputs["weights_list"][0].device)
+            costs = [
+                _transport(weights[known.to(weights.device)][..., 0], samples, known, distances)
+                for weights, samples in zip(outputs["weights_list"], outputs["ray_samples_list"], strict=True)
+            ]
+            losses["seed_depth_loss"] = factor * torch.stack(costs).sum()
+        return losses
+
+    return with_depth
+
+
+def _transport(weights: Tensor, samples: Any, known: Tensor, distances: Tensor) -> Tensor:
+    """weights (K, S), distances (K, 1) → mean cost ()."""
+    middles = (samples.frustums.starts + samples.frustums.ends)[known.to(weights.device)][..., 0] / 2
+    apart = ((middles - distances).abs() / distances).clamp_max(1)
+    return ((weights * apart).sum(dim=-1) + 1 - weights.sum(dim=-1)).mean()
+
+
+def _unhidden(row: np.ndarray, column: np.ndarray, depth: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Which of the points at pixels are not behind another one within two pixels."""
+    from scipy.ndimage import minimum_filter
+
+    nearest = np.full(shape, np.inf)
+    np.minimum.at(nearest, (row, column), depth)
+    return depth <= _HIDDEN_BEHIND * minimum_filter(nearest, size=5, mode="nearest")[row, column]

@@ -1,0 +1,306 @@
+"""nerfstudio methods behind our interface, on a small real scene and short trainings."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from difixcli.errors import InputError
+from difixcli.reconstruction import PseudoView, Reconstruction, default_iterations, known_methods
+from difixcli.scenes import load_photo, load_scene
+from difixcli.scenes.scene import Scene
+
+ITERATIONS = 100
+TRAIN = [0, 2, 4, 6]
+
+
+@pytest.fixture(scope="session")
+def scene(shared_scenes: Path) -> Scene:
+    return load_scene(shared_scenes / "fountain_p11", size=64)
+
+
+def create(scene: Scene, folder: Path, method: str = "splatfacto", **changes: object) -> Reconstruction:
+    options: dict = {"preset": "cpu", "device": "cpu", "iterations": ITERATIONS, "seed": 3}
+    if method == "splatfacto":
+        options["overrides"] = ["max_gaussians=2500"]
+    elif method == "nerfacto":
+        options["overrides"] = ["pipeline.datamanager.train_num_rays_per_batch=128"]
+    return Reconstruction.create(scene, TRAIN, method=method, folder=folder, **{**options, **changes})
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(-10 * np.log10(np.mean((a - b) ** 2)))
+
+
+@pytest.fixture(scope="session", params=["splatfacto", "nerfacto"])
+def trained(request: pytest.FixtureRequest, scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Reconstruction:
+    """A short training, saved halfway and at its end; the folder with the halfway state has `half` beside it."""
+    folder = tmp_path_factory.mktemp("runs") / request.param
+    made = create(scene, folder, request.param)
+    made.train(ITERATIONS // 2)
+    made.save()
+    subprocess.run(["cp", "-r", str(folder), str(folder.with_name("half"))], check=True)
+    made.train(ITERATIONS // 2)
+    made.save()
+    return made
+
+
+def test_training_learns_the_photos(trained: Reconstruction, scene: Scene) -> None:
+    frame = scene.frames[TRAIN[0]]
+    photo = load_photo(frame)
+    render = trained.render(frame.camera)
+    assert render.color.shape == photo.shape and render.color.dtype == np.float32
+    assert psnr(render.color, photo) > psnr(np.full_like(photo, photo.mean()), photo) + 1
+    assert render.accumulation.min() >= 0 and render.accumulation.max() <= 1 + 1e-6
+    assert trained.step == ITERATIONS
+
+
+def test_depth_is_along_the_viewing_axis(trained: Reconstruction, scene: Scene) -> None:
+    """Depths agree with those of the seed points the photo shows, in units of the normalised world."""
+    camera = scene.frames[TRAIN[0]].camera
+    depth = trained.render(camera).depth
+    local = (scene.points - camera.position) @ camera.camera_to_world[:3, :3]
+    z = -local[:, 2]
+    x = np.floor(local[:, 0] / z * camera.fx + camera.cx).astype(int)
+    y = np.floor(-local[:, 1] / z * camera.fy + camera.cy).astype(int)
+    seen = (z > 0) & (x >= 0) & (x < camera.width) & (y >= 0) & (y < camera.height)
+    ratio = depth[y[seen], x[seen]] / z[seen]
+    assert 0.6 < np.median(ratio) < 1.4
+
+
+def test_going_on_after_a_load_is_going_on(trained: Reconstruction, scene: Scene) -> None:
+    """Loading halfway and training to the end gives what training through gave."""
+    half = Reconstruction.load(trained.folder.with_name("half"), scene)
+    assert half.step == ITERATIONS // 2
+    before = half.render(scene.frames[1].camera).color
+    half.train(ITERATIONS // 2)
+    after = half.render(scene.frames[1].camera).color
+    assert np.abs(after - before).max() > 1e-3
+    np.testing.assert_allclose(after, trained.render(scene.frames[1].camera).color, atol=1e-5)
+
+
+def test_loading_shows_the_same(trained: Reconstruction, scene: Scene) -> None:
+    again = Reconstruction.load(trained.folder)
+    camera = scene.frames[3].camera
+    np.testing.assert_allclose(again.render(camera).color, trained.render(camera).color, atol=1e-6)
+    with pytest.raises(InputError, match="other photos"):
+        Reconstruction.load(trained.folder, Scene(**{**scene.__dict__, "frames": scene.frames[:5]}))
+
+
+def test_the_folder_is_a_nerfstudio_run(trained: Reconstruction) -> None:
+    """nerfstudio's own loader opens it in another process, with the test split, and finds the checkpoint."""
+    assert (trained.folder / "dataparser_transforms.json").is_file()
+    script = f"""
+from difixcli.torchvision_cure import cure; cure()
+from difixcli.reconstruction.surroundings import no_perceptual_download
+from nerfstudio.models.base_model import Model
+from nerfstudio.utils.eval_utils import eval_setup
+from pathlib import Path
+with no_perceptual_download(Model):
+    config, pipeline, checkpoint, step = eval_setup(Path({str(trained.folder / "config.yml")!r}), test_mode="inference")
+print("RESULT", step, len(pipeline.datamanager.train_dataset), len(pipeline.datamanager.eval_dataset))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert f"RESULT {ITERATIONS - 1} {len(TRAIN)} {11 - len(TRAIN)}" in done.stdout, done.stderr[-2000:]
+
+
+def test_checkpoints_hold_nothing_but_tensors_and_plain_values(trained: Reconstruction) -> None:
+    files = sorted((trained.folder / "nerfstudio_models").iterdir())
+    assert [file.name for file in files] == [f"step-{ITERATIONS - 1:09d}.ckpt"]
+    torch.load(files[0], weights_only=True)
+
+
+@pytest.mark.parametrize("method", ["splatfacto", "nerfacto"])
+def test_pseudo_views_pull_as_far_as_they_are_trusted(method: str, scene: Scene, tmp_path: Path) -> None:
+    """A red pseudo-view reddens the render where it is trusted; where its weight is 0 it does nothing."""
+    camera = scene.frames[1].camera
+    red = np.zeros((camera.height, camera.width, 3), dtype=np.float32)
+    red[..., 0] = 1
+    reddened = []
+    for trust in (0.0, 1.0):
+        made = create(scene, tmp_path / f"run{trust}", method)
+        made.train(5)
+        before = made.render(camera).color
+        weight = np.full(red.shape[:2], trust, dtype=np.float32)
+        made.set_pseudo_views([PseudoView(camera, red, weight, nearest=1)], probability=1.0)
+        made.train(80)
+        change = made.render(camera).color - before
+        reddened.append(float((change[..., 0] - change[..., 1:].mean(axis=-1)).mean()))
+    assert reddened[1] > 0.2
+    assert abs(reddened[0]) < reddened[1] / 4
+
+
+def test_weights_blend_targets_towards_the_render() -> None:
+    from difixcli.reconstruction.pseudo_views import WEIGHT, weigh_targets
+
+    seen = []
+    loss = weigh_targets(lambda outputs, batch: seen.append(batch["image"]) or {})
+    render, image = torch.full((4, 6, 3), 0.5), torch.full((4, 6, 3), 255, dtype=torch.uint8)
+    weight = torch.zeros(4, 6, 1)
+    weight[:, 3:] = 0.5
+    loss({"rgb": render}, {"image": image, WEIGHT: weight})
+    assert torch.allclose(seen[0][:, :3], torch.tensor(0.5)) and torch.allclose(seen[0][:, 3:], torch.tensor(0.75))
+    loss({"rgb": render}, {"image": image})
+    assert seen[1] is image
+
+
+def test_pseudo_views_borrow_photo_ids(scene: Scene, tmp_path: Path) -> None:
+    made = create(scene, tmp_path / "run")
+    camera = scene.frames[3].camera
+    image = np.zeros((camera.height, camera.width, 3), dtype=np.float32)
+    made.set_pseudo_views([PseudoView(camera, image, None, nearest=4)], probability=0.5)
+    drawn = [made._next_train(step) for step in range(200)]
+    pseudo = [batch for _, batch in drawn if "pseudo_weight" in batch]
+    assert 70 < len(pseudo) < 130
+    assert {batch["image_idx"] for batch in pseudo} == {TRAIN.index(4)}
+    again = ["pseudo_weight" in made._next_train(step)[1] for step in range(200)]
+    assert again == ["pseudo_weight" in batch for _, batch in drawn]
+    made.set_pseudo_views([], 0.0)
+    assert not any("pseudo_weight" in made._next_train(step)[1] for step in range(20))
+    with pytest.raises(InputError, match="size"):
+        made.set_pseudo_views([PseudoView(camera, image[:-1], None, nearest=4)], 0.5)
+
+
+def test_splats_densify_within_their_bound_reset_and_export(scene: Scene, tmp_path: Path) -> None:
+    overrides = [
+        "max_gaussians=1200",
+        "pipeline.model.warmup_length=5",
+        "pipeline.model.refine_every=10",
+        "pipeline.model.reset_alpha_every=2",
+        "pipeline.model.densify_grad_thresh=1e-7",
+        "pipeline.model.stop_split_at=35",
+    ]
+    few = Scene(**{**scene.__dict__, "points": scene.points[:100], "colors": scene.colors[:100]})
+    made = create(few, tmp_path / "run", overrides=overrides)
+    counts = []
+    for _ in range(4):
+        made.train(10)
+        counts.append(made.gaussians)
+    assert max(counts) <= 1200
+    path = made.export(tmp_path / "splat.ply")
+    from plyfile import PlyData
+
+    vertices = PlyData.read(str(path))["vertex"]
+    assert len(vertices) == made.gaussians
+    assert {"x", "f_dc_2", "f_rest_44", "opacity", "scale_2", "rot_3"} <= set(vertices.data.dtype.names)
+
+
+def test_the_same_seed_gives_the_same_bytes(scene: Scene, tmp_path: Path) -> None:
+    images = []
+    for name in ("a", "b"):
+        torch.manual_seed(len(images))  # what happens outside does not matter
+        made = create(scene, tmp_path / name, iterations=10)
+        made.train(10)
+        images.append(made.render(scene.frames[1].camera).color)
+    np.testing.assert_array_equal(*images)
+
+
+def test_method_names() -> None:
+    assert {"nerfacto", "splatfacto", "tensorf", "instant-ngp"} <= set(known_methods())
+    assert default_iterations("splatfacto", "cpu") < default_iterations("splatfacto", "gpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "nerfakto"}, "nerfacto"),
+        ({"method": "instant-ngp"}, "needs CUDA"),
+        ({"method": "generfacto"}, "posed photos"),
+        ({"preset": "tpu"}, "preset tpu"),
+        ({"device": "tpu"}, "device tpu"),
+        ({"iterations": 0}, "at least 1"),
+        ({"overrides": ["pipeline.model.sh_degre=2"]}, r"pipeline\.model\.sh_degree"),
+        ({"overrides": ["pipeline.model.sh_degree=two"]}, "no value"),
+        ({"overrides": ["pipeline.model.sh_degree"]}, "a.b.c=value"),
+        ({"overrides": ["pipeline.datamanager.data=x"]}, "cannot be set"),
+        ({"overrides": ["max_gaussians=few"]}, "not a number"),
+        ({"overrides": ["max_gaussians=5"]}, "at least 100"),
+    ],
+)
+def test_bad_requests_are_one_sentence(changes: dict, message: str, scene: Scene, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        create(scene, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_that_is_not_there(scene: Scene, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="CUDA"):
+        create(scene, tmp_path / "run", device="cuda")
+
+
+def test_no_training_frames(scene: Scene, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="split"):
+        Reconstruction.create(scene, [], method="nerfacto", folder=tmp_path, preset="cpu", device="cpu", iterations=5)
+
+
+def test_damaged_checkpoint(scene: Scene, tmp_path: Path) -> None:
+    made = create(scene, tmp_path / "run", iterations=10)
+    checkpoint = made.save()
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cannot be read"):
+        Reconstruction.load(tmp_path / "run")
+
+
+def test_overrides_take_the_fields_type() -> None:
+    from difixcli.reconstruction.methods import method_config
+    from difixcli.reconstruction.overrides import apply_overrides
+
+    config = method_config("nerfacto")
+    settings = [
+        "pipeline.model.num_proposal_samples_per_ray=[64, 32]",
+        "pipeline.model.background_color=white",
+        "pipeline.model.predict_normals=true",
+        "optimizers.fields.optimizer.lr=2e-3",
+        "optimizers.fields.scheduler.lr_final=none",
+        "pipeline.model.proposal_net_args_list.0.max_res=64",
+    ]
+    apply_overrides(config, settings, "nerfacto")
+    model = config.pipeline.model
+    assert model.num_proposal_samples_per_ray == (64, 32)
+    assert model.background_color == "white" and model.predict_normals is True
+    assert config.optimizers["fields"]["optimizer"].lr == 2e-3
+    assert config.optimizers["fields"]["scheduler"].lr_final is None
+    assert model.proposal_net_args_list[0]["max_res"] == 64
+    with pytest.raises(InputError, match="one of random, last_sample, black, white"):
+        apply_overrides(config, ["pipeline.model.background_color=green"], "nerfacto")
+
+
+def test_compiled_ssim_is_ssim() -> None:
+    from pytorch_msssim import SSIM
+
+    from difixcli.reconstruction.ssim import CpuSsim
+
+    torch.manual_seed(0)
+    first = torch.rand(2, 3, 20, 31, requires_grad=True)
+    second = (first.detach() + 0.2 * torch.randn(2, 3, 20, 31)).clamp(0, 1).requires_grad_()
+    gradients = []
+    for measure in (SSIM(data_range=1.0, size_average=True, channel=3), CpuSsim()):
+        value = measure(first, second)
+        gradients.append((value, *torch.autograd.grad(value, (first, second))))
+    for expected, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_compiled_hash_encoding_is_nerfstudios() -> None:
+    from nerfstudio.field_components.encodings import HashEncoding
+
+    from difixcli.reconstruction.hash_encoding import encode
+
+    torch.manual_seed(0)
+    module = HashEncoding(num_levels=4, max_res=128, log2_hashmap_size=10, implementation="torch", hash_init_scale=1.0)
+    positions = torch.rand(6, 50, 3)
+    positions[0, :2] = torch.tensor([[0.0, 1.0, 0.5], [0.25, 0.0, 1.0]])  # on the corners of cells
+    positions.requires_grad_()
+    weight = torch.randn(6, 50, 8)
+    results = []
+    for function in (HashEncoding.pytorch_fwd, encode):
+        value = function(module, positions)
+        results.append((value, *torch.autograd.grad((value * weight).sum(), (positions, module.hash_table))))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
