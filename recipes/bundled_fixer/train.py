@@ -1,0 +1,37 @@
+"""The three stages of the bundled fixer's training; each goes on from where it was stopped."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from difixcli.fixer import Fixer
+from difixcli.training import finetune
+
+COMMON = {"crop": 112, "window": 56, "validation_pairs": 9, "learning_rate": 3e-4}
+
+
+def main(photos: Path, output: Path) -> None:
+    torch.set_num_threads(1)  # on two cores a second thread only spins
+    held_out = output / "pairs-held-out" / "data.json"
+    pairs = [output / "pairs-350" / "data.json", output / "pairs-900" / "data.json"]
+    stages = (
+        ("synthetic", "tiny", [], {"iterations": 500, "crop": 96, "window": 48, "learning_rate": 4e-4,
+                                   "perceptual_weight": 0.1}),
+        ("real-a", output / "synthetic", [pairs[0], held_out],
+         {"iterations": 700, "schedule": "constant", "warm_up": 50, "photo_share": 0.4, "perceptual_weight": 0.1}),
+        ("real-b", output / "real-a", [*pairs, held_out],
+         {"iterations": 1000, "warm_up": 30, "photo_share": 0.25, "perceptual_weight": 0.12, "ema": 0.995}),
+    )  # fmt: skip
+    for name, base, manifests, options in stages:
+        results = finetune(manifests, base, output / name, photos=photos, **{**COMMON, **options})
+        print(name, results["validation"])
+    fixer = Fixer.from_pretrained(output / "real-b")
+    fixer.network.half()
+    fixer.save_pretrained(output / "bundled")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
