@@ -100,6 +100,8 @@ class PseudoViewSource:
         # "inference" loads no image by itself, so that nothing is cached twice as evaluation data.
         self._manager = config.setup(device=device, test_mode="inference", world_size=1, local_rank=0)
         self._manager.setup_train()
+        if hasattr(self._manager, "cached_train"):
+            _ = self._manager.cached_train  # loads the images now, while nerfstudio's progress bars are silent
         self._manager.to(device)
         self._ids = torch.tensor(list(ids), dtype=torch.long)
         self._weights = [_weight(view) for view in views]
