@@ -103,7 +103,7 @@ def test_references_are_brought_to_the_frames_size(frames, photos, tmp_path):
     enhance_images(frames, tmp_path / "out", fixer, references=photos[:2])
     _, references, visibility = fixer.calls[0]
     assert references is not None and references.shape == (1, 2, 3, 47, 65) and visibility is None
-    assert 0 <= references.min() and references.max() <= 1
+    assert references.min() >= 0 and references.max() <= 1
 
 
 def test_aligned_references_are_registered(frames):
