@@ -182,7 +182,10 @@ def test_folders_match_by_stem(run):
     Image.open(renders / "plain/0.png").save(renders / "plain/0.bmp")
     (renders / "plain/0.png").unlink()
     found = evaluate_folders(renders / "plain", renders / "truth")
-    assert found["results"] == evaluate_run(run)["results"]["plain"]
+    assert list(found["per_image"]["images"]) == ["0", "1", "2"]
+    assert found["results"]["psnr"] == pytest.approx(
+        np.mean([f["psnr"] for f in found["per_image"]["images"].values()])
+    )
     one = evaluate_folders(renders / "plain/1.png", renders / "truth/1.png")
     assert one["results"]["psnr"] == found["per_image"]["images"]["1"]["psnr"]
 

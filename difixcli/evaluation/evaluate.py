@@ -49,7 +49,7 @@ def evaluate_run(folder: Path, device: str = "cpu", unsharp: bool = False) -> di
     given = next((name for name in ("distilled", "plain") if name in folders), None)
     if unsharp and given is not None:
         pairs = matched_files(folders[given], folders[TRUTH])
-        best = best_unsharp(_read_pair(*files) for files in pairs.values())
+        best = best_unsharp((_read_pair(*files) for files in pairs.values()), device=device)
         made = {**best.figures, "sigma": best.sigma, "amount": best.amount}
         evaluated["baselines"] = {f"{given} + unsharp": made}
     return evaluated

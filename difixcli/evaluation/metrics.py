@@ -159,7 +159,9 @@ class Sharpening:
         return unsharp_mask(image, self.sigma, self.amount)
 
 
-def best_unsharp(pairs: Iterable[tuple[np.ndarray, np.ndarray]], judge: str = "st_lpips") -> Sharpening:
+def best_unsharp(
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]], judge: str = "st_lpips", device: str = "cpu"
+) -> Sharpening:
     """The best of four unsharp masks for (image, truth) pairs by the mean of one figure; pairs are taken one by one.
 
     It is chosen on the very images it is measured on, so it is the most that sharpening can give: a fixer that does
@@ -168,7 +170,7 @@ def best_unsharp(pairs: Iterable[tuple[np.ndarray, np.ndarray]], judge: str = "s
     tried: dict[tuple[float, float], list[dict[str, float]]] = {setting: [] for setting in _SHARPENINGS}
     for image, truth in pairs:
         sharpened = (unsharp_mask(image, sigma, amount) for sigma, amount in _SHARPENINGS)
-        for setting, figures in zip(_SHARPENINGS, metrics_against(truth, sharpened), strict=True):
+        for setting, figures in zip(_SHARPENINGS, metrics_against(truth, sharpened, device=device), strict=True):
             tried[setting].append(figures)
     means = [Sharpening(sigma, amount, summary(figures)[0]) for (sigma, amount), figures in tried.items()]
     sign = 1 if judge in ("psnr", "ssim") else -1
