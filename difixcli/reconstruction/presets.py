@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 PRESETS = ("cpu", "gpu")
 OWN_SETTINGS = {
-    "cpu": {"max_gaussians": 20_000, "seed_depth_mult": 0.05},
+    "cpu": {"max_gaussians": 12_000, "seed_depth_mult": 0.05},
     "gpu": {"max_gaussians": 1_000_000, "seed_depth_mult": 0.0},
 }
 """Settings that nerfstudio has no field for: an upper bound for splats, and how much seed points say about depth."""
@@ -25,7 +25,7 @@ def default_iterations(method: str, preset: str) -> int:
     _check(preset)
     if preset == "gpu":
         return 30_000
-    return 2_000 if "splat" in method else 1_000
+    return 1_500 if "splat" in method else 1_000
 
 
 def apply_preset(config: TrainerConfig, preset: str, iterations: int, device: str, near: float | None) -> None:
