@@ -51,13 +51,19 @@ class ReferenceViews:
         self._depths.clear()
 
     def photo(self, frame: int) -> np.ndarray:
+        """(H, W, 3) the reference photo, read once."""
         if frame not in self._photos:
             self._photos[frame] = load_photo(self.scene.frames[frame])
         return self._photos[frame]
 
     def depth(self, frame: int) -> np.ndarray:
+        """(h, w) the reconstruction's z-depth at a reference's camera, at half its size."""
         if frame not in self._depths:
-            self._depths[frame] = self.reconstruction.render(self.scene.frames[frame].camera).depth
+            camera = self.scene.frames[frame].camera
+            # it only tells what hides what: half the size serves, at a quarter of a ray method's time
+            self._depths[frame] = self.reconstruction.render(
+                camera.resized(max(1, camera.width // 2), max(1, camera.height // 2))
+            ).depth
         return self._depths[frame]
 
     def nearest(self, camera: Camera, exclude: Iterable[int] = ()) -> list[int]:
