@@ -200,7 +200,7 @@ def enhance(
 @console.handled
 def distill(
     scene: SceneArgument = ".",
-    method: MethodOption = "nerfacto",
+    method: MethodOption = "splatfacto",
     split: SplitOption = None,
     fixer: FixerOption = "bundled",
     iterations: Annotated[int | None, typer.Option(help="Training steps in all.", min=1)] = None,

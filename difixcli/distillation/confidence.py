@@ -8,7 +8,7 @@ from difixcli.reconstruction import Render
 from difixcli.reference_views import References
 
 _SIGMA = 2.0  # pixels; what is finer than this is texture, what is coarser is tone and structure
-_TONE = 0.02  # mean colour change that counts as mending something
+_TONE = 0.04  # mean colour change that counts as mending something
 _DISAGREEMENT = 0.1  # mean colour difference at which a reference no longer supports a fix
 
 
