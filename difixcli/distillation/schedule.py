@@ -44,7 +44,10 @@ def make_schedule(preset: str, method: str, iterations: int, rounds: int | None)
     if count < 1 or iterations < 2 * count:
         raise InputError(f"{iterations} iterations cannot be shared among {count} rounds; ask for more or fewer.")
     every = int(iterations * (0.5 if preset == "gpu" else 0.4)) // count
-    probability = 0.3 if "splat" in method else 0.4
+    if "splat" in method:
+        probability = 0.3
+    else:
+        probability = 0.4 if preset == "gpu" else 0.2  # a short training cannot spare more of its steps
     return Schedule(iterations - every * count, count, every, step=0.5, probability=probability)
 
 
