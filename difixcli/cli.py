@@ -111,7 +111,7 @@ def curate(
     ] = None,
     shift: Annotated[
         list[str] | None,
-        typer.Option(help="cycle: sideways shift, 2m or a share of the path (0.1); repeat for several."),
+        typer.Option(help="cycle: sideways shift, 2m or a share of the path (default 0.1); repeat for several."),
     ] = None,
     references: Annotated[int, typer.Option(help="Reference photos beside each render.", min=0)] = 3,
     test_scene: Annotated[list[str] | None, typer.Option(help="Scenes kept for testing; repeat for several.")] = None,
@@ -137,7 +137,7 @@ def curate(
     if method not in (methods := known_methods()):
         raise unknown("method", method, methods)
     loaded = [_scene(spec, size, sizes) for spec in scenes or ["."]]
-    shifts = shift or (["1m", "3m"] if all(scene.metric for scene in loaded) else ["0.1"])
+    shifts = shift or ["0.1"]
     recipe = Recipe(
         strategy=strategy,
         method=method,
