@@ -127,7 +127,7 @@ def test_pseudo_views_pull_as_far_as_they_are_trusted(method: str, scene: Scene,
         made.train(5)
         before = made.render(camera).color
         weight = np.full(red.shape[:2], trust, dtype=np.float32)
-        made.set_pseudo_views([PseudoView(camera, red, weight, nearest=1)], probability=1.0)
+        made.set_pseudo_views([PseudoView(camera, red, weight, nearest=1)], share=1.0)
         made.train(80)
         change = made.render(camera).color - before
         reddened.append(float((change[..., 0] - change[..., 1:].mean(axis=-1)).mean()))
@@ -153,7 +153,7 @@ def test_pseudo_views_borrow_photo_ids(scene: Scene, tmp_path: Path) -> None:
     made = create(scene, tmp_path / "run")
     camera = scene.frames[3].camera
     image = np.zeros((camera.height, camera.width, 3), dtype=np.float32)
-    made.set_pseudo_views([PseudoView(camera, image, None, nearest=4)], probability=0.5)
+    made.set_pseudo_views([PseudoView(camera, image, None, nearest=4)], share=0.5)
     drawn = [made._next_train(step) for step in range(200)]
     pseudo = [batch for _, batch in drawn if "pseudo_weight" in batch]
     assert 70 < len(pseudo) < 130

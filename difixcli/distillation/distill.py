@@ -160,7 +160,7 @@ def _update(
                 update(i + 1)
         run.time("fixing", time.monotonic() - begun)
         write_json(folder / "round.json", {"round": number, "schedule": asdict(schedule), "views": entries})
-        reconstruction.set_pseudo_views(views, schedule.probability)
+        reconstruction.set_pseudo_views(views, schedule.share)
         until = schedule.start + number * schedule.every
         _train(reconstruction, until, f"round {number}/{schedule.rounds}: train", run, progress)
     reconstruction.set_pseudo_views([], 0.0)

@@ -15,14 +15,14 @@ class Schedule:
     """`start` iterations on photos alone, then `rounds` updates with `every` iterations after each.
 
     In each round the pseudo-views move `step` normalised units towards their targets (straight line and slerp, as
-    Difix3D's release does); a training step draws from them with `probability`.
+    Difix3D's release does). How much they count is `share`: see `Reconstruction.set_pseudo_views`.
     """
 
     start: int
     rounds: int
     every: int
     step: float
-    probability: float
+    share: float
 
     @property
     def iterations(self) -> int:
@@ -44,10 +44,8 @@ def make_schedule(preset: str, method: str, iterations: int, rounds: int | None)
     if count < 1 or iterations < 2 * count:
         raise InputError(f"{iterations} iterations cannot be shared among {count} rounds; ask for more or fewer.")
     every = int(iterations * (0.5 if preset == "gpu" else 0.4)) // count
-    # on rays the paper draws 0.4; a short training cannot spare so many of its steps
-    rays = 0.4 if preset == "gpu" else 0.2
-    probability = 0.3 if "splat" in method else rays
-    return Schedule(iterations - every * count, count, every, step=0.5, probability=probability)
+    share = 0.3 if "splat" in method else 0.4  # the release's loss weight for splats and probability for rays
+    return Schedule(iterations - every * count, count, every, step=0.5, share=share)
 
 
 def pseudo_cameras(train: Sequence[Camera], targets: Sequence[Camera], rounds: int, step: float) -> list[Camera]:

@@ -1,6 +1,8 @@
 """Pseudo-views enter training through a second datamanager of the method's own class.
 
-The method never learns that they are no photos. Two things are adjusted on the way:
+Methods that train on whole images take one of them now and then in a photo's place. Methods that train on rays get
+theirs beside the photos' in every batch: a short training cannot spare steps on photos, and both kinds pull at every
+step. The method never learns that they are no photos. Two things are adjusted on the way:
 
 - Their ids are those of training photos, so that appearance embeddings, camera optimisers and bilateral grids neither
   grow nor learn about images that are not there.
@@ -13,6 +15,7 @@ The method never learns that they are no photos. Two things are adjusted on the 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,14 +73,15 @@ class PseudoViewSource:
     """Draws training batches from pseudo-views.
 
     `manager_config` is the method's own datamanager configuration, `photos` the datamanager it made for the photos,
-    `ids` the training photo (its position among the training photos) each view stands in for. The images are written
-    to `folder`, whose former content goes.
+    `ids` the training photo (its position among the training photos) each view stands in for. `share` is the number of
+    rays to draw per photo ray, where rays are drawn. The images are written to `folder`, whose former content goes.
     """
 
     def __init__(
         self,
         views: Sequence[PseudoView],
         ids: Sequence[int],
+        share: float,
         manager_config: Any,
         photos: Any,
         folder: Path,
@@ -96,6 +100,9 @@ class PseudoViewSource:
             dataparser_transform=described.dataparser_transform,
         )
         config = copy.deepcopy(manager_config)
+        self.draws_rays = hasattr(config, "train_num_rays_per_batch")
+        if self.draws_rays:
+            config.train_num_rays_per_batch = max(1, round(share * config.train_num_rays_per_batch))
         config.dataparser._target = lambda parser_config: _FixedDataParser(parser_config, outputs)
         # "inference" loads no image by itself, so that nothing is cached twice as evaluation data.
         self._manager = config.setup(device=device, test_mode="inference", world_size=1, local_rank=0)
@@ -127,6 +134,37 @@ class PseudoViewSource:
             ids = self._ids.to(source.camera_indices.device)
             source.camera_indices = ids[source.camera_indices.long()]
         return source, batch
+
+
+    def beside(self, step: int, rays: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """A batch of photo rays with pseudo-views' rays after them; photos weigh 1.
+
+        What only the photos know of their rays (known distances, a sensor's depth) is 0 for the others, which says
+        "unknown" wherever it is used; masks let all of them pass.
+        """
+        more, other = self.next_train(step)
+        count, added = len(batch["indices"]), len(other["indices"])
+        joined: dict[str, Any] = {WEIGHT: torch.cat([torch.ones(count, 1), other[WEIGHT]])}
+        for key, value in batch.items():
+            if not isinstance(value, Tensor) or len(value) != count:
+                joined[key] = value
+            elif key in other:
+                joined[key] = torch.cat([value, other[key].to(value)])
+            else:
+                fill = torch.ones if key == "mask" else torch.zeros
+                joined[key] = torch.cat([value, fill(added, *value.shape[1:]).to(value)])
+        return _join_rays(rays, more), joined
+
+
+def _join_rays(rays: Any, more: Any) -> Any:
+    """Two of nerfstudio's ray bundles as one; what one of them lacks, the whole lacks."""
+
+    def join(one: Any, other: Any) -> Any:
+        if isinstance(one, dict):
+            return {key: join(one[key], other[key]) for key in one.keys() & other.keys()}
+        return torch.cat([one, other.to(one.device)]) if one is not None and other is not None else None
+
+    return type(rays)(**{f.name: join(getattr(rays, f.name), getattr(more, f.name)) for f in dataclasses.fields(rays)})
 
 
 def weigh_targets(get_loss_dict: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:

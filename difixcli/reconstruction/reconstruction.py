@@ -74,7 +74,7 @@ class Reconstruction:
         self._recipe = recipe
         self._pseudo: Any = None
         self._mixer: Any = None
-        self._probability = 0.0
+        self._share = 0.0
         self._random = RandomState(recipe.seed)
         self._config = _configure(recipe, folder)
         self._model_class: type = self._config.pipeline.model._target
@@ -206,23 +206,25 @@ class Reconstruction:
                 render = _render(outputs, camera, self._renders_rays)
             yield render
 
-    def set_pseudo_views(self, views: Sequence[PseudoView], probability: float) -> None:
+    def set_pseudo_views(self, views: Sequence[PseudoView], share: float) -> None:
         """Replace the pseudo-views by `views` (none: train on photos alone).
 
-        Every training step draws from them with `probability`, decided by seed and step, and else from the photos.
-        Raises InputError for an image or weight of another size than its camera, a probability outside [0, 1], or an
-        index that is none of the scene's frames.
+        `share` says how much they count. A method that trains on whole images draws a pseudo-view with this
+        probability, decided by seed and step, and else a photo. A method that trains on rays gets this many of them
+        for each ray of a photo, in every batch.
+        Raises InputError for an image or weight of another size than its camera, a share outside [0, 1], or an index
+        that is none of the scene's frames.
         """
-        if not 0 <= probability <= 1:
-            raise InputError(f"The probability {probability} of pseudo-views is not between 0 and 1.")
+        if not 0 <= share <= 1:
+            raise InputError(f"The share {share} of pseudo-views is not between 0 and 1.")
         for view in views:
             size = (view.camera.height, view.camera.width)
             if view.image.shape != (*size, 3) or (view.weight is not None and view.weight.shape != size):
                 raise InputError(f"A pseudo-view's image and weight must be of its camera's size {size[1]}×{size[0]}.")
             if not 0 <= view.nearest < len(self._recipe.frames):
                 raise InputError(f"A pseudo-view names frame {view.nearest} of {len(self._recipe.frames)} as nearest.")
-        self._pseudo, self._probability = None, probability
-        if not views or not probability:
+        self._pseudo, self._share = None, share
+        if not views or not share:
             return
         from difixcli.reconstruction.pseudo_views import PseudoViewSource
 
@@ -230,6 +232,7 @@ class Reconstruction:
             self._pseudo = PseudoViewSource(
                 views,
                 [self._photo_for(view) for view in views],
+                share,
                 self._config.pipeline.datamanager,
                 self._pipeline.datamanager,
                 self.folder / "pseudo_views",
@@ -355,13 +358,17 @@ class Reconstruction:
         return type(self._model).get_outputs_for_camera is Model.get_outputs_for_camera
 
     def _next_train(self, step: int) -> tuple[Any, dict[str, Any]]:
-        """The batch of a step, from photos or pseudo-views; the draw depends on seed and step alone."""
-        if self._pseudo is not None:
+        """The batch of a step; where whole images are drawn, seed and step alone decide which kind it is."""
+        if self._pseudo is not None and not self._pseudo.draws_rays:
             draw = random.Random(f"{self._recipe.seed}:{step}").random()
-            if draw < self._probability:
+            if draw < self._share:
                 return self._pseudo.next_train(step)
         source, batch = self._photos_next(step)
-        return (source, batch) if self._mixer is None else self._mixer.mix(batch)
+        if self._mixer is not None:
+            source, batch = self._mixer.mix(batch)
+        if self._pseudo is not None and self._pseudo.draws_rays:
+            source, batch = self._pseudo.beside(step, source, batch)
+        return source, batch
 
     def _iterate(self, step: int) -> None:
         """One training iteration, as nerfstudio's trainer does it."""
