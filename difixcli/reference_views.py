@@ -66,12 +66,15 @@ class ReferenceViews:
             ).depth
         return self._depths[frame]
 
-    def nearest(self, camera: Camera, exclude: Iterable[int] = ()) -> list[int]:
-        """The `count` frames nearest to the camera by pose distance, nearest first, without those excluded."""
+    def nearest(self, camera: Camera, exclude: Iterable[int] = (), count: int | None = None) -> list[int]:
+        """The frames nearest to the camera by pose distance, nearest first, without those excluded; at most `count`,
+        or as many as references are wanted.
+        """
+        wanted = self.count if count is None else count
         excluded = set(exclude)
         candidates = [f for f in self.frames if f not in excluded]
         cameras = [self.scene.frames[f].camera for f in candidates]
-        return [candidates[i] for i in nearest_cameras(camera, cameras, min(self.count, len(candidates)))]
+        return [candidates[i] for i in nearest_cameras(camera, cameras, min(wanted, len(candidates)))]
 
     def beside(self, camera: Camera, render: Render, exclude: Iterable[int] = ()) -> References:
         """The references of a render made at `camera`, aligned through the render's depth."""

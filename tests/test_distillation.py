@@ -41,8 +41,9 @@ def test_a_schedule_spends_exactly_its_iterations(preset: str, iterations: int) 
 
 
 def test_too_many_rounds_are_refused() -> None:
-    with pytest.raises(InputError, match="cannot be shared"):
-        make_schedule("cpu", "nerfacto", 10, 20)
+    for iterations, rounds in ((10, 20), (12, 5), (40, 0)):
+        with pytest.raises(InputError, match="cannot be shared"):
+            make_schedule("cpu", "nerfacto", iterations, rounds)
 
 
 def test_pseudo_views_start_at_the_nearest_photo_and_reach_their_targets() -> None:

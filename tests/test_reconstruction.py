@@ -12,8 +12,9 @@ import torch
 
 from difixcli.errors import InputError
 from difixcli.reconstruction import PseudoView, Reconstruction, default_iterations, known_methods
+from difixcli.runs import write_image
 from difixcli.scenes import load_photo, load_scene
-from difixcli.scenes.scene import Scene
+from difixcli.scenes.scene import Camera, Scene
 
 ITERATIONS = 100
 TRAIN = [0, 2, 4, 6]
@@ -126,13 +127,23 @@ def test_pseudo_views_pull_as_far_as_they_are_trusted(method: str, scene: Scene,
         made = create(scene, tmp_path / f"run{trust}", method)
         made.train(5)
         before = made.render(camera).color
-        weight = np.full(red.shape[:2], trust, dtype=np.float32)
-        made.set_pseudo_views([PseudoView(camera, red, weight, nearest=1)], share=1.0)
+        made.set_pseudo_views([pseudo_view(tmp_path, camera, red, trust, nearest=1)], share=1.0)
         made.train(80)
         change = made.render(camera).color - before
         reddened.append(float((change[..., 0] - change[..., 1:].mean(axis=-1)).mean()))
     assert reddened[1] > 0.2
     assert abs(reddened[0]) < reddened[1] / 4
+
+
+def pseudo_view(folder: Path, camera: Camera, image: np.ndarray, trust: float | None, nearest: int) -> PseudoView:
+    """A pseudo-view from an array, trusted alike everywhere (None: wholly)."""
+    name = f"{len(list(folder.glob('*.fixed.png')))}"
+    write_image(folder / f"{name}.fixed.png", image)
+    weight = None
+    if trust is not None:
+        weight = folder / f"{name}.confidence.png"
+        write_image(weight, np.full(image.shape[:2], trust, dtype=np.float32))
+    return PseudoView(camera, folder / f"{name}.fixed.png", weight, nearest)
 
 
 def test_weights_blend_targets_towards_the_render() -> None:
@@ -153,7 +164,7 @@ def test_pseudo_views_borrow_photo_ids(scene: Scene, tmp_path: Path) -> None:
     made = create(scene, tmp_path / "run")
     camera = scene.frames[3].camera
     image = np.zeros((camera.height, camera.width, 3), dtype=np.float32)
-    made.set_pseudo_views([PseudoView(camera, image, None, nearest=4)], share=0.5)
+    made.set_pseudo_views([pseudo_view(tmp_path, camera, image, None, nearest=4)], share=0.5)
     drawn = [made._next_train(step) for step in range(200)]
     pseudo = [batch for _, batch in drawn if "pseudo_weight" in batch]
     assert 70 < len(pseudo) < 130
@@ -163,7 +174,46 @@ def test_pseudo_views_borrow_photo_ids(scene: Scene, tmp_path: Path) -> None:
     made.set_pseudo_views([], 0.0)
     assert not any("pseudo_weight" in made._next_train(step)[1] for step in range(20))
     with pytest.raises(InputError, match="size"):
-        made.set_pseudo_views([PseudoView(camera, image[:-1], None, nearest=4)], 0.5)
+        made.set_pseudo_views([pseudo_view(tmp_path, camera, image[:-1], None, nearest=4)], 0.5)
+    with pytest.raises(InputError, match="cannot be read"):
+        made.set_pseudo_views([PseudoView(camera, tmp_path / "gone.png", None, nearest=4)], 0.5)
+
+
+@pytest.mark.parametrize("method", ["splatfacto"])
+def test_training_on_pseudo_views_goes_on_exactly_after_a_load(method: str, scene: Scene, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    cameras = [scene.frames[i].camera for i in (1, 3, 5)]
+    images = [rng.random((c.height, c.width, 3)).astype(np.float32) for c in cameras]
+    views = [pseudo_view(tmp_path, c, m, 0.5, i) for i, (c, m) in enumerate(zip(cameras, images, strict=True))]
+    made = create(scene, tmp_path / "run", method)
+    made.train(2)
+    made.set_pseudo_views(views, share=0.6)
+    made.train(11)
+    made.save()
+    made.train(12)
+    again = Reconstruction.load(tmp_path / "run", scene)
+    again.set_pseudo_views(views, share=0.6)
+    again.train(12)
+    assert np.array_equal(made.render(cameras[0]).color, again.render(cameras[0]).color)
+
+
+def test_rays_of_pseudo_views_join_those_of_photos(scene: Scene, tmp_path: Path) -> None:
+    made = create(scene, tmp_path / "run", "nerfacto")
+    photos = len(made._next_train(0)[1]["image"])
+    camera = scene.frames[3].camera
+    red = np.zeros((camera.height, camera.width, 3), dtype=np.float32)
+    red[..., 0] = 1
+    made.set_pseudo_views([pseudo_view(tmp_path, camera, red, 0.4, nearest=4)], share=0.25)
+    rays, batch = made._next_train(1)
+    added = round(0.25 * photos)
+    assert len(rays) == len(batch["image"]) == len(batch["indices"]) == photos + added
+    assert torch.equal(batch["image"][photos:, 0], torch.ones(added)) and not batch["image"][photos:, 1:].any()
+    assert torch.equal(batch["pseudo_weight"][:photos], torch.ones(photos, 1))
+    assert torch.allclose(batch["pseudo_weight"][photos:], torch.tensor(0.4))
+    assert set(batch["indices"][photos:, 0].tolist()) == {TRAIN.index(4)}
+    assert (rays.camera_indices[photos:] == TRAIN.index(4)).all()
+    origin = torch.tensor(camera.position, dtype=torch.float32)
+    assert torch.allclose(rays.origins[photos:], origin.expand(added, 3), atol=1e-6)
 
 
 def test_splats_densify_within_their_bound_reset_and_export(scene: Scene, tmp_path: Path) -> None:

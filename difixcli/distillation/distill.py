@@ -25,9 +25,9 @@ from difixcli.distillation.confidence import confidence
 from difixcli.distillation.schedule import Schedule, pseudo_cameras
 from difixcli.reconstruction import PseudoView, Reconstruction
 from difixcli.reference_views import ReferenceViews, fix_render
-from difixcli.runs import Run, file_name, write_image, write_json
+from difixcli.runs import Run, file_name, read_json, write_image, write_json
 from difixcli.scenes import load_photo
-from difixcli.scenes.scene import Scene, Split
+from difixcli.scenes.scene import Camera, Frame, Scene, Split
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
@@ -133,37 +133,57 @@ def _update(
     for number in range(schedule.finished_rounds(reconstruction.step) + 1, schedule.rounds + 1):
         cameras = pseudo_cameras(train, targets, number, schedule.step)
         folder = run.folder / "rounds" / f"{number:02d}"
-        begun = time.monotonic()
-        views, entries = [], []
-        references.refresh()
-        with progress(f"round {number}/{schedule.rounds}: fix", len(cameras)) as update:
-            for i, camera in enumerate(cameras):
-                render = reconstruction.render(camera)
-                beside = references.beside(camera, render)
-                fixed = fix_render(fixer, render, beside)
-                weight = confidence(render, fixed, beside)
-                nearest = beside.frames[0] if beside.frames else split.train[0]
-                views.append(PseudoView(camera, fixed, weight, nearest))
-                name = file_name(scene.frames[split.test[i]].name)
-                write_image(folder / f"{name}.render.png", render.color)
-                write_image(folder / f"{name}.fixed.png", fixed)
-                write_image(folder / f"{name}.confidence.png", weight)
-                entries.append(
-                    {
-                        "target": scene.frames[split.test[i]].name,
-                        "camera_to_world": camera.camera_to_world.tolist(),
-                        "references": [scene.frames[f].name for f in beside.frames],
-                        "confidence": float(weight.mean()),
-                        "change": float(np.abs(fixed - render.color).mean()),
-                    }
-                )
-                update(i + 1)
-        run.time("fixing", time.monotonic() - begun)
-        write_json(folder / "round.json", {"round": number, "schedule": asdict(schedule), "views": entries})
+        if not (folder / "round.json").is_file():
+            begun = time.monotonic()
+            references.refresh()
+            entries = []
+            with progress(f"round {number}/{schedule.rounds}: fix", len(cameras)) as update:
+                for i, camera in enumerate(cameras):
+                    entries.append(_fix(folder, scene.frames[split.test[i]], camera, fixer, reconstruction, references))
+                    update(i + 1)
+            run.time("fixing", time.monotonic() - begun)
+            write_json(folder / "round.json", {"round": number, "schedule": asdict(schedule), "views": entries})
+        # from disk, so that a run that was stopped in the middle of a round goes on with the very same views
+        entries = read_json(folder / "round.json")["views"]
+        index = {frame.name: i for i, frame in enumerate(scene.frames)}
+        views = [
+            PseudoView(camera, folder / entry["fixed"], folder / entry["confidence"], index[entry["nearest"]])
+            for camera, entry in zip(cameras, entries, strict=True)
+        ]
         reconstruction.set_pseudo_views(views, schedule.share)
         until = schedule.start + number * schedule.every
         _train(reconstruction, until, f"round {number}/{schedule.rounds}: train", run, progress)
     reconstruction.set_pseudo_views([], 0.0)
+
+
+def _fix(
+    folder: Path,
+    target: Frame,
+    camera: Camera,
+    fixer: Fixer,
+    reconstruction: Reconstruction,
+    references: ReferenceViews,
+) -> dict[str, Any]:
+    """Render and fix one pseudo-view, write its pictures into the round's folder and return its entry."""
+    render = reconstruction.render(camera)
+    beside = references.beside(camera, render)
+    fixed = fix_render(fixer, render, beside)
+    weight = confidence(render, fixed, beside)
+    name = file_name(target.name)
+    files = {kind: f"{name}.{kind}.png" for kind in ("render", "fixed", "confidence")}
+    write_image(folder / files["render"], render.color)
+    write_image(folder / files["fixed"], fixed)
+    write_image(folder / files["confidence"], weight)
+    nearest = references.nearest(camera, count=1)[0]
+    return {
+        "target": target.name,
+        "camera_to_world": camera.camera_to_world.tolist(),
+        "references": [references.scene.frames[f].name for f in beside.frames],
+        "nearest": references.scene.frames[nearest].name,
+        **files,
+        "mean_confidence": float(weight.mean()),
+        "change": float(np.abs(fixed - render.color).mean()),
+    }
 
 
 def _render_variants(

@@ -41,9 +41,9 @@ def make_schedule(preset: str, method: str, iterations: int, rounds: int | None)
     Raises InputError when there are fewer iterations than rounds.
     """
     count = rounds if rounds is not None else (max(1, iterations // 4000) if preset == "gpu" else 5)
-    if count < 1 or iterations < 2 * count:
+    every = int(iterations * (0.5 if preset == "gpu" else 0.4)) // max(count, 1)
+    if count < 1 or every < 1:
         raise InputError(f"{iterations} iterations cannot be shared among {count} rounds; ask for more or fewer.")
-    every = int(iterations * (0.5 if preset == "gpu" else 0.4)) // count
     share = 0.3 if "splat" in method else 0.4  # the release's loss weight for splats and probability for rays
     return Schedule(iterations - every * count, count, every, step=0.5, share=share)
 

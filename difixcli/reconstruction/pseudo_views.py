@@ -16,20 +16,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from difixcli.reconstruction.views import PseudoView
-from difixcli.runs import write_image
 from difixcli.scenes.scene import Camera
 
 WEIGHT = "pseudo_weight"
@@ -74,7 +72,8 @@ class PseudoViewSource:
 
     `manager_config` is the method's own datamanager configuration, `photos` the datamanager it made for the photos,
     `ids` the training photo (its position among the training photos) each view stands in for. `share` is the number of
-    rays to draw per photo ray, where rays are drawn. The images are written to `folder`, whose former content goes.
+    rays to draw per photo ray, where rays are drawn. `order` is what `state` gave in an earlier process: the same views
+    go on being drawn in the same order, others begin anew.
     """
 
     def __init__(
@@ -84,16 +83,12 @@ class PseudoViewSource:
         share: float,
         manager_config: Any,
         photos: Any,
-        folder: Path,
         device: str,
+        order: dict[str, Any] | None = None,
     ) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        files = [folder / f"{i:05d}.png" for i in range(len(views))]
-        for file, view in zip(files, views, strict=True):
-            write_image(file, view.image)
         described = photos.train_dataparser_outputs
         outputs = DataparserOutputs(
-            image_filenames=files,
+            image_filenames=[view.image for view in views],
             cameras=nerfstudio_cameras([view.camera for view in views]),
             scene_box=described.scene_box,
             dataparser_scale=described.dataparser_scale,
@@ -110,12 +105,20 @@ class PseudoViewSource:
         if hasattr(self._manager, "cached_train"):
             _ = self._manager.cached_train  # loads the images now, while nerfstudio's progress bars are silent
         self._manager.to(device)
+        self._names = ["/".join(view.image.parts[-2:]) for view in views]  # a run's folder may have moved
+        if order is not None and order["views"] == self._names:
+            restore_order(self._manager, order)
         self._ids = torch.tensor(list(ids), dtype=torch.long)
         self._weights = [_weight(view) for view in views]
         self._flat_weights = torch.cat([weight.flatten() for weight in self._weights])
         sizes = torch.tensor([[view.camera.height, view.camera.width] for view in views])
         self._widths = sizes[:, 1]
         self._starts = torch.cumsum(sizes.prod(dim=1), dim=0) - sizes.prod(dim=1)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What `order` takes."""
+        return {"views": self._names, **order_of(self._manager)}
 
     def next_train(self, step: int) -> tuple[Any, dict[str, Any]]:
         """A batch as the method's datamanager makes them, with photo ids and `WEIGHT` added."""
@@ -125,16 +128,15 @@ class PseudoViewSource:
             view = int(batch["image_idx"])
             source.metadata = {**(source.metadata or {}), "cam_idx": int(self._ids[view])}
             batch["image_idx"] = int(self._ids[view])
-            batch[WEIGHT] = self._weights[view][..., None]
+            batch[WEIGHT] = self._weights[view][..., None] / 255
             return source, batch
         view, y, x = (column.long() for column in batch["indices"].cpu().unbind(dim=-1))
-        batch[WEIGHT] = self._flat_weights[self._starts[view] + y * self._widths[view] + x][:, None]
+        batch[WEIGHT] = self._flat_weights[self._starts[view] + y * self._widths[view] + x][:, None] / 255
         batch["indices"] = torch.stack([self._ids[view], y, x], dim=-1).to(batch["indices"].device)
         if source.camera_indices is not None:
             ids = self._ids.to(source.camera_indices.device)
             source.camera_indices = ids[source.camera_indices.long()]
         return source, batch
-
 
     def beside(self, step: int, rays: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """A batch of photo rays with pseudo-views' rays after them; photos weigh 1.
@@ -193,6 +195,27 @@ def _blend(render: Tensor, image: Tensor, weight: Tensor) -> Tensor:
 
 
 def _weight(view: PseudoView) -> Tensor:
+    """(H, W) uint8."""
     if view.weight is None:
-        return torch.ones(view.camera.height, view.camera.width)
-    return torch.from_numpy(np.clip(view.weight, 0, 1).astype(np.float32))
+        return torch.full((view.camera.height, view.camera.width), 255, dtype=torch.uint8)
+    with Image.open(view.weight) as image:
+        return torch.from_numpy(np.array(image.convert("L")))
+
+
+def order_of(manager: Any) -> dict[str, Any]:
+    """What decides the order in which a datamanager draws whole images; empty for those that draw rays."""
+    state: dict[str, Any] = {}
+    if hasattr(manager, "train_unseen_cameras"):
+        state["unseen_cameras"] = list(manager.train_unseen_cameras)
+    if hasattr(manager, "random_generator"):
+        state["camera_order"] = manager.random_generator.getstate()
+    return state
+
+
+def restore_order(manager: Any, state: dict[str, Any]) -> None:
+    """Let a datamanager go on in the order that `order_of` told."""
+    if "unseen_cameras" in state:
+        manager.train_unseen_cameras = list(state["unseen_cameras"])
+    if "camera_order" in state:
+        version, words, gauss = state["camera_order"]
+        manager.random_generator.setstate((version, tuple(words), gauss))

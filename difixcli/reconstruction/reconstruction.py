@@ -8,7 +8,6 @@ A run's folder is a normal nerfstudio run:
     scene/                              its photos as a pinhole nerfstudio data set in the normalised world
     reconstruction.json                 what it was created with; loading rebuilds the method from this
     seed_rays.npz                       with radiance fields on the cpu preset: what the seed points say about depth
-    pseudo_views/                       the images of the present pseudo-views
 """
 
 from __future__ import annotations
@@ -74,6 +73,7 @@ class Reconstruction:
         self._recipe = recipe
         self._pseudo: Any = None
         self._mixer: Any = None
+        self._pseudo_order: dict[str, Any] | None = None  # of the views that a loaded run was training on
         self._share = 0.0
         self._random = RandomState(recipe.seed)
         self._config = _configure(recipe, folder)
@@ -212,17 +212,19 @@ class Reconstruction:
         `share` says how much they count. A method that trains on whole images draws a pseudo-view with this
         probability, decided by seed and step, and else a photo. A method that trains on rays gets this many of them
         for each ray of a photo, in every batch.
-        Raises InputError for an image or weight of another size than its camera, a share outside [0, 1], or an index
-        that is none of the scene's frames.
+        Given the same views again right after a `load`, training goes on with them exactly as it would have.
+        Raises InputError for an image or weight that is missing or of another size than its camera, a share outside
+        [0, 1], or an index that is none of the scene's frames.
         """
         if not 0 <= share <= 1:
             raise InputError(f"The share {share} of pseudo-views is not between 0 and 1.")
         for view in views:
-            size = (view.camera.height, view.camera.width)
-            if view.image.shape != (*size, 3) or (view.weight is not None and view.weight.shape != size):
-                raise InputError(f"A pseudo-view's image and weight must be of its camera's size {size[1]}×{size[0]}.")
+            for file in (view.image, view.weight):
+                if file is not None:
+                    _check_size(file, view.camera)
             if not 0 <= view.nearest < len(self._recipe.frames):
                 raise InputError(f"A pseudo-view names frame {view.nearest} of {len(self._recipe.frames)} as nearest.")
+        order, self._pseudo_order = self._pseudo_order, None
         self._pseudo, self._share = None, share
         if not views or not share:
             return
@@ -235,8 +237,8 @@ class Reconstruction:
                 share,
                 self._config.pipeline.datamanager,
                 self._pipeline.datamanager,
-                self.folder / "pseudo_views",
                 self._torch_device,
+                order,
             )
 
     def save(self) -> Path:
@@ -246,12 +248,12 @@ class Reconstruction:
         exact continuation needs under `difix`. It holds nothing but tensors and plain values, so that loading it
         needs no trust.
         """
-        manager = self._pipeline.datamanager
+        from difixcli.reconstruction.pseudo_views import order_of
+
         extra: dict[str, Any] = {"iterations": self.step, "random": self._random.state_dict()}
-        if hasattr(manager, "train_unseen_cameras"):
-            extra["unseen_cameras"] = manager.train_unseen_cameras
-        if hasattr(manager, "random_generator"):
-            extra["camera_order"] = manager.random_generator.getstate()
+        extra["photo_order"] = order_of(self._pipeline.datamanager)
+        if self._pseudo is not None:
+            extra["pseudo_order"] = self._pseudo.state
         if hasattr(self._model, "strategy_state"):
             extra["strategy"] = self._model.strategy_state
         state = {
@@ -393,6 +395,8 @@ class Reconstruction:
             callback.run_callback_at_location(step, location=TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
 
     def _restore(self, state: dict[str, Any]) -> None:
+        from difixcli.reconstruction.pseudo_views import restore_order
+
         extra = state["difix"]
         with self._working(), quiet():
             self._pipeline.load_pipeline(state["pipeline"], state["step"])
@@ -404,12 +408,8 @@ class Reconstruction:
         self.step = extra["iterations"]
         if hasattr(self._model, "step"):
             self._model.step = state["step"]
-        manager = self._pipeline.datamanager
-        if "unseen_cameras" in extra:
-            manager.train_unseen_cameras = list(extra["unseen_cameras"])
-        if "camera_order" in extra:
-            version, words, gauss = extra["camera_order"]
-            manager.random_generator.setstate((version, tuple(words), gauss))
+        restore_order(self._pipeline.datamanager, extra["photo_order"])
+        self._pseudo_order = extra.get("pseudo_order")
         if "strategy" in extra:
             self._model.strategy_state = {
                 key: value.to(self._torch_device) if isinstance(value, Tensor) else value
@@ -547,6 +547,21 @@ def _check_device(device: str) -> None:
         raise InputError(f"There is no device {device}; choose cpu or cuda.")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("CUDA was asked for but torch finds no CUDA device; use --device cpu.")
+
+
+def _check_size(file: Path, camera: Camera) -> None:
+    """InputError for an image file that is missing, broken or of another size than its camera."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as image:
+            size = image.size
+    except (OSError, UnidentifiedImageError):
+        raise InputError(f"The pseudo-view {file} cannot be read as an image; run distill with --force.") from None
+    if size != (camera.width, camera.height):
+        raise InputError(
+            f"The pseudo-view {file} is {size[0]}×{size[1]}, not of its camera's size {camera.width}×{camera.height}."
+        )
 
 
 def _latest_checkpoint(folder: Path) -> Path:

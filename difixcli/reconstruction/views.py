@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -23,17 +24,18 @@ class Render:
     depth: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class PseudoView:
     """An image that stands in for a photo during training.
 
-    `image` is (H, W, 3) float32 RGB in [0, 1] at the camera's size. `weight` is (H, W) float32 in [0, 1], how far each
-    pixel is trusted, or None for all of them. `nearest` is the index, among the scene's frames, of the training photo
-    whose appearance embedding, camera correction or bilateral grid the view borrows; a frame that does not train
-    is replaced by the training photo that stands nearest to the camera.
+    `image` is an 8-bit RGB file of the camera's size. `weight` is an 8-bit grey one, how far each pixel is trusted, or
+    None for wholly. They are read when training takes the view up, so that many views cost no memory before.
+    `nearest` is the index, among the scene's frames, of the training photo whose appearance embedding, camera
+    correction or bilateral grid the view borrows; a frame that does not train is replaced by the training photo that
+    stands nearest to the camera.
     """
 
     camera: Camera
-    image: np.ndarray
-    weight: np.ndarray | None
+    image: Path
+    weight: Path | None
     nearest: int
