@@ -163,7 +163,10 @@ class Reconstruction:
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise InputError(f"The checkpoint {checkpoint} cannot be read ({error}); train again.") from None
         loaded = cls(recipe, folder, None)
-        loaded._restore(state)
+        try:
+            loaded._restore(state)
+        except KeyError as error:
+            raise InputError(f"{checkpoint} was written by another version (it has no {error}); train again.") from None
         return loaded
 
     @property
