@@ -30,6 +30,9 @@ _OWNED = (
     "machine.seed",
     "pipeline.datamanager.data",
     "pipeline.datamanager.dataparser",
+    # these change a list that every datamanager of the process shares
+    "pipeline.datamanager.images_on_gpu",
+    "pipeline.datamanager.masks_on_gpu",
 )
 
 

@@ -18,7 +18,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,9 @@ _NOTHING = 0.05
 """Rays with less accumulated opacity than this have no depth."""
 
 _SEED_RAYS = "seed_rays.npz"
+
+_SAMPLER_COUNTERS = ("_step", "_steps_since_update", "_anneal")
+"""What nerfacto's proposal sampler counts outside its parameters: when the proposal networks learn next."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,8 @@ class Reconstruction:
             cameras=[scene.frames[i].camera.camera_to_world.tolist() for i in train],
         )
         folder = Path(folder).expanduser().absolute()
-        _check_device(device)
         config = _configure(recipe, folder)  # its errors come before anything is written
+        _check_device(device, config)
         make_folder(folder)
         write_dataset(scene, train, folder / "scene")
         seeds = None
@@ -138,15 +141,24 @@ class Reconstruction:
 
             SeedRays.of(scene, train).save(folder / _SEED_RAYS)
         made = cls(recipe, folder, seeds)
+        made._describe()
         write_json(folder / "reconstruction.json", asdict(recipe))
         return made
 
     @classmethod
-    def load(cls, folder: Path, scene: Scene | None = None) -> Reconstruction:
-        """Take up a saved run where its last checkpoint left it, on the device it was trained on.
+    def load(
+        cls,
+        folder: Path,
+        scene: Scene | None = None,
+        train: Sequence[int] | None = None,
+        device: str | None = None,
+    ) -> Reconstruction:
+        """Take up a saved run where its last checkpoint left it, on `device` or else the one it was trained on.
 
-        With `scene`, it is checked to be the one the run was made from. Raises InputError if the folder holds no
-        reconstruction, its checkpoint is damaged, the scene is another, or its device is absent.
+        With `scene`, it is checked to be the one the run was made from, and with `train` (indices of frames) the split
+        to be the one it trains on: trained on, its test views would be photos it has seen. Raises InputError if the
+        folder holds no reconstruction, its checkpoint is damaged, scene or split are others, or the device is absent
+        or none that the method's networks run on.
         """
         folder = Path(folder).expanduser().absolute()
         held = read_json(folder / "reconstruction.json")
@@ -156,14 +168,27 @@ class Reconstruction:
             raise InputError(f"{folder / 'reconstruction.json'} was written by another version; train again.") from None
         if scene is not None and [frame.name for frame in scene.frames] != recipe.frames:
             raise InputError(f"{folder} was made from other photos than those of {scene.root}; name its own scene.")
-        _check_device(recipe.device)
+        if train is not None and sorted(train) != recipe.train:
+            raise InputError(f"{folder} trains on other photos than this split says; restore the split or train anew.")
+        recipe = replace(recipe, device=device or recipe.device)
+        _check_device(recipe.device, _configure(recipe, folder))
         checkpoint = _latest_checkpoint(folder)
         try:
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise InputError(f"The checkpoint {checkpoint} cannot be read ({error}); train again.") from None
         loaded = cls(recipe, folder, None)
-        loaded._restore(state)
+        try:
+            loaded._restore(state)
+        except RuntimeError as error:
+            if recipe.device == held["device"]:
+                raise
+            raise InputError(
+                f"{folder} was trained on {held['device']} with networks that {recipe.device} does not have; "
+                f"use --device {held['device']}."
+            ) from error
+        if recipe.device == held["device"]:
+            loaded._describe()  # the folder may have been moved or copied since
         return loaded
 
     @property
@@ -196,11 +221,11 @@ class Reconstruction:
         return next(self.render_all([camera]))
 
     def render_all(self, cameras: Sequence[Camera]) -> Iterator[Render]:
-        """Render views one after another; only one is held at a time."""
+        """Render views one after another; only one is held at a time. Training goes on as if none had been."""
         from difixcli.reconstruction.pseudo_views import nerfstudio_cameras
 
         for camera in cameras:
-            with self._working(), torch.no_grad():
+            with self._undisturbed(), self._working(), torch.no_grad():
                 self._pipeline.eval()
                 outputs = self._model.get_outputs_for_camera(nerfstudio_cameras([camera]).to(self._torch_device))
                 render = _render(outputs, camera, self._renders_rays)
@@ -247,7 +272,11 @@ class Reconstruction:
         needs no trust.
         """
         manager = self._pipeline.datamanager
-        extra: dict[str, Any] = {"iterations": self.step, "random": self._random.state_dict()}
+        extra: dict[str, Any] = {
+            "iterations": self.step,
+            "random": self._random.state_dict(),
+            "sampler": self._sampler_counters(),
+        }
         if hasattr(manager, "train_unseen_cameras"):
             extra["unseen_cameras"] = manager.train_unseen_cameras
         if hasattr(manager, "random_generator"):
@@ -294,9 +323,34 @@ class Reconstruction:
         stack.enter_context(self._random.active())
         return stack
 
-    def _build(self, seeds: tuple[np.ndarray, np.ndarray] | None) -> None:
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """What the block does to random numbers and counters is undone at its end."""
+        counters, numbers = self._sampler_counters(), self._random.state_dict()
+        try:
+            yield
+        finally:
+            self._set_sampler_counters(counters)
+            self._random.load_state_dict(numbers)
+
+    def _sampler_counters(self) -> dict[str, Any]:
+        sampler = getattr(self._model, "proposal_sampler", None)
+        return {name: getattr(sampler, name) for name in _SAMPLER_COUNTERS if hasattr(sampler, name)}
+
+    def _set_sampler_counters(self, counters: dict[str, Any]) -> None:
+        for name, value in counters.items():
+            setattr(self._model.proposal_sampler, name, value)
+
+    def _describe(self) -> None:
+        """Write what nerfstudio's own tools open the run by."""
         import yaml
 
+        manager = self._pipeline.datamanager
+        manager.train_dataparser_outputs.save_dataparser_transform(self.folder / "dataparser_transforms.json")
+        with atomic(self.folder / "config.yml") as temporary:
+            temporary.write_text(yaml.dump(self._config), encoding="utf-8")
+
+    def _build(self, seeds: tuple[np.ndarray, np.ndarray] | None) -> None:
         from difixcli.reconstruction.pseudo_views import weigh_targets
 
         self._torch_device = "cuda:0" if self._recipe.device == "cuda" else "cpu"
@@ -313,9 +367,6 @@ class Reconstruction:
         manager.setup_train()
         if hasattr(manager, "cached_train"):
             _ = manager.cached_train  # loads the photos now, while nerfstudio's progress bars are silent
-        manager.train_dataparser_outputs.save_dataparser_transform(self.folder / "dataparser_transforms.json")
-        with atomic(self.folder / "config.yml") as temporary:
-            temporary.write_text(yaml.dump(self._config), encoding="utf-8")
         self._photos_next = manager.next_train
         manager.next_train = self._next_train
         self._model = self._pipeline.model
@@ -400,7 +451,8 @@ class Reconstruction:
             self._optimize()
             self._optimizers.load_optimizers(state["optimizers"])
             self._optimizers.load_schedulers(state["schedulers"])
-            self._scaler.load_state_dict(state["scalers"])
+            if state["scalers"]:  # empty where the run trained without one
+                self._scaler.load_state_dict(state["scalers"])
         self.step = extra["iterations"]
         if hasattr(self._model, "step"):
             self._model.step = state["step"]
@@ -415,6 +467,7 @@ class Reconstruction:
                 key: value.to(self._torch_device) if isinstance(value, Tensor) else value
                 for key, value in extra["strategy"].items()
             }
+        self._set_sampler_counters(extra["sampler"])
         self._random.load_state_dict(extra["random"])
 
     def _photo_for(self, view: PseudoView) -> int:
@@ -433,7 +486,7 @@ def _configure(recipe: _Recipe, folder: Path) -> Any:
         apply_preset(config, recipe.preset, recipe.iterations, recipe.device, recipe.near)
         settings = [override for override in recipe.overrides if override.partition("=")[0] not in OWN_SETTINGS["cpu"]]
         apply_overrides(config, settings, recipe.method)
-        _use_dataset(config, folder / "scene", recipe.device)
+        _use_dataset(config, folder / "scene")
     _own_settings(recipe)
     config.machine.device_type = recipe.device
     config.machine.seed = recipe.seed
@@ -449,8 +502,12 @@ def _configure(recipe: _Recipe, folder: Path) -> Any:
     return config
 
 
-def _use_dataset(config: Any, data: Path, device: str) -> None:
-    """Let the method read the run's own data set as it stands, in this process."""
+def _use_dataset(config: Any, data: Path) -> None:
+    """Let the method read the run's own data set as it stands, in this process.
+
+    Photos stay where the method's datamanager keeps them: `images_on_gpu` changes a list that all of nerfstudio's
+    data sets share, so it can be asked for once in a process only, and it needs a GPU that holds every photo.
+    """
     from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager
     from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManager
     from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
@@ -471,10 +528,6 @@ def _use_dataset(config: Any, data: Path, device: str) -> None:
         # Worker processes draw their own random numbers; in this process the seed decides.
         in_process: Any = VanillaDataManager
         manager._target = in_process[datasets] if datasets else in_process
-    if device == "cuda":
-        manager.images_on_gpu = True
-    elif getattr(manager, "cache_images", None) == "cpu":
-        manager.cache_images = "gpu"  # which means the training's device; "cpu" pins memory and needs CUDA
 
 
 @contextmanager
@@ -542,11 +595,29 @@ def _nearest_surface(cameras: Sequence[Camera], points: np.ndarray) -> float | N
     return float(np.percentile(seen, 1) / 2) if len(seen) else None
 
 
-def _check_device(device: str) -> None:
+def _check_device(device: str, config: Any) -> None:
+    """InputError where the device is absent, or the method cannot run on it."""
     if device not in {"cpu", "cuda"}:
         raise InputError(f"There is no device {device}; choose cpu or cuda.")
-    if device == "cuda" and not torch.cuda.is_available():
+    if device == "cpu":
+        return
+    if not torch.cuda.is_available():
         raise InputError("CUDA was asked for but torch finds no CUDA device; use --device cpu.")
+    if _is_splat(config) and not _gsplat_is_compiled():
+        raise InputError(
+            "gsplat has no compiled CUDA kernels here, which splats need; install the CUDA toolkit (nvcc), or a gsplat "
+            "wheel for this torch from docs.gsplat.studio/whl, or use --device cpu."
+        )
+
+
+def _gsplat_is_compiled() -> bool:
+    """Whether gsplat's kernels are there; the first call may compile them, for minutes."""
+    with quiet():
+        try:
+            from gsplat.cuda._backend import _C
+        except Exception:  # whatever a compiler, a linker or a broken toolkit brings forth
+            return False
+    return _C is not None
 
 
 def _latest_checkpoint(folder: Path) -> Path:
