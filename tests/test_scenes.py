@@ -24,6 +24,7 @@ from difixcli.scenes import (
     make_split,
     nearest_cameras,
     pose_distance,
+    scene_fingerprint,
     spiral,
     step_towards,
     write_nerfstudio,
@@ -167,6 +168,43 @@ def test_missing_images_are_left_out_and_the_world_stays(tmp_path: Path) -> None
 def test_frames_are_in_natural_order(tmp_path: Path) -> None:
     write_scene(tmp_path, names=[f"images/f{i}.png" for i in (10, 9, 2, 1)])
     assert [frame.name for frame in load_scene(tmp_path).frames] == [f"images/f{i}.png" for i in (1, 2, 9, 10)]
+
+
+def test_file_names_are_one_for_each_frame(tmp_path: Path) -> None:
+    write_scene(tmp_path, names=["images/a.png", "images/a.jpg", "images-a.png", "images/A.webp", "images/b.png"])
+    scene = load_scene(tmp_path)
+    names = dict(zip([frame.name for frame in scene.frames], scene.file_names, strict=True))
+    assert names["images/b.png"] == "images-b"
+    assert len({name.casefold() for name in names.values()}) == 5
+    assert all(name.casefold().startswith("images-a-") for frame, name in names.items() if frame != "images/b.png")
+
+
+def test_fingerprints_see_all_that_a_scene_is_read_from(shared_scenes: Path, tmp_path: Path) -> None:
+    import shutil
+
+    import pycolmap
+
+    source = shared_scenes / "fountain_p11"
+    (tmp_path / "images").symlink_to(source / "images")
+    shutil.copytree(source / "sparse", tmp_path / "sparse")
+    model = tmp_path / "sparse" / "0"
+    seen = [scene_fingerprint(load_scene(tmp_path, size)) for size in (None, 64)]
+    assert seen[0] == seen[1]
+    read = pycolmap.Reconstruction(str(model))
+    for camera in read.cameras.values():
+        camera.params = [value * 1.01 for value in camera.params]
+    read.write_binary(str(model))
+    seen.append(scene_fingerprint(load_scene(tmp_path)))
+    read.delete_point3D(min(read.point3D_ids()))
+    read.write_binary(str(model))
+    seen.append(scene_fingerprint(load_scene(tmp_path)))
+    name = Path(load_scene(tmp_path).frames[2].name).name
+    (tmp_path / "masks").mkdir()
+    with Image.open(source / "images" / name) as photo:
+        for level in (255, 254):  # as many bytes, other content
+            Image.new("L", photo.size, level).save(tmp_path / "masks" / f"{name}.png", compress_level=0)
+            seen.append(scene_fingerprint(load_scene(tmp_path)))
+    assert len(set(seen)) == len(seen) - 1
 
 
 def test_cameras_by_folder_by_lens_and_by_name(tmp_path: Path) -> None:

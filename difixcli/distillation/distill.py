@@ -7,6 +7,7 @@ On disk a finished run is a nerfstudio run folder with, beside it,
     rounds/03/round.json     its poses and figures
     plain/                   with --compare: the same iterations on photos alone, a nerfstudio run too
     renders/{truth,plain,distilled,enhanced}/*.png   the test views
+    renders/mask/*.png       which pixels of the truth count, for test views whose photo has a mask
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from difixcli.distillation.confidence import confidence
 from difixcli.distillation.schedule import Schedule, pseudo_cameras
 from difixcli.reconstruction import PseudoView, Reconstruction
 from difixcli.reference_views import ReferenceViews, fix_render
-from difixcli.runs import Run, file_name, write_image, write_json
-from difixcli.scenes import load_photo
+from difixcli.runs import Run, write_image, write_json
+from difixcli.scenes import load_mask, load_photo
 from difixcli.scenes.scene import Scene, Split
 
 if TYPE_CHECKING:
@@ -66,19 +67,19 @@ def distill(
     _update(scene, split, fixer, settings, distilled, run, progress)
     _render_variants(scene, split, fixer, distilled, run, progress)
     if settings.compare:
-        plain = Reconstruction.load(run.folder / "plain", scene)
+        plain = Reconstruction.load(run.folder / "plain", scene, split.train)
         _train(plain, schedule.iterations, "plain, for comparison", run, progress)
         _render(plain, scene, split, run.folder / "renders" / "plain", progress)
 
     from difixcli.evaluation import evaluate_run
 
-    return evaluate_run(run.folder)["results"]
+    return evaluate_run(run.folder, settings.device)["results"]
 
 
 def _reconstruction(scene: Scene, split: Split, settings: Settings, folder: Path) -> Reconstruction:
     """The run's reconstruction from its last checkpoint, or a new one."""
     if any((folder / "nerfstudio_models").glob("*.ckpt")):
-        return Reconstruction.load(folder, scene)
+        return Reconstruction.load(folder, scene, split.train)
     return Reconstruction.create(
         scene,
         split.train,
@@ -144,7 +145,7 @@ def _update(
                 weight = confidence(render, fixed, beside)
                 nearest = beside.frames[0] if beside.frames else split.train[0]
                 views.append(PseudoView(camera, fixed, weight, nearest))
-                name = file_name(scene.frames[split.test[i]].name)
+                name = scene.file_names[split.test[i]]
                 write_image(folder / f"{name}.render.png", render.color)
                 write_image(folder / f"{name}.fixed.png", fixed)
                 write_image(folder / f"{name}.confidence.png", weight)
@@ -176,11 +177,14 @@ def _render_variants(
     with progress("final renders", len(split.test)) as update:
         for done, i in enumerate(split.test, start=1):
             frame = scene.frames[i]
-            name = f"{file_name(frame.name)}.png"
+            name = f"{scene.file_names[i]}.png"
             render = distilled.render(frame.camera)
             write_image(renders / "truth" / name, load_photo(frame))
+            if (mask := load_mask(frame)) is not None:
+                write_image(renders / "mask" / name, mask.astype(np.float32))
             write_image(renders / "distilled" / name, render.color)
-            fixed = fix_render(fixer, render, references.beside(frame.camera, render))
+            beside = references.beside(frame.camera, render, align=fixer.config.references == "aligned")
+            fixed = fix_render(fixer, render, beside)
             write_image(renders / "enhanced" / name, fixed)
             update(done)
     run.time("final renders", time.monotonic() - begun)
@@ -190,5 +194,5 @@ def _render(reconstruction: Reconstruction, scene: Scene, split: Split, folder: 
     with progress(f"{folder.name} renders", len(split.test)) as update:
         for done, i in enumerate(split.test, start=1):
             frame = scene.frames[i]
-            write_image(folder / f"{file_name(frame.name)}.png", reconstruction.render(frame.camera).color)
+            write_image(folder / f"{scene.file_names[i]}.png", reconstruction.render(frame.camera).color)
             update(done)

@@ -89,6 +89,16 @@ def load_network(name_or_path: str | Path) -> FixerNetwork:
     )
 
 
+def local_files(name_or_path: str | Path) -> list[Path]:
+    """The files here that hold these weights, sorted; none for a name that is on the hub or nowhere."""
+    path = BUNDLED if str(name_or_path) == "bundled" else Path(name_or_path).expanduser()
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        return []
+    return sorted(f for f in path.rglob("*") if f.suffix == ".safetensors" or f.name.endswith("config.json"))
+
+
 def save_network(network: FixerNetwork, folder: Path) -> Path:
     """Writes config.json and model.safetensors, each whole or not at all; returns the folder."""
     from safetensors.torch import save_file

@@ -172,7 +172,7 @@ class Reconstruction:
             raise InputError(f"{folder} trains on other photos than this split says; restore the split or train anew.")
         recipe = replace(recipe, device=device or recipe.device)
         _check_device(recipe.device, _configure(recipe, folder))
-        checkpoint = _latest_checkpoint(folder)
+        checkpoint = latest_checkpoint(folder)
         try:
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
@@ -620,7 +620,8 @@ def _gsplat_is_compiled() -> bool:
     return _C is not None
 
 
-def _latest_checkpoint(folder: Path) -> Path:
+def latest_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint of a run; InputError when it has none."""
     found = sorted((folder / "nerfstudio_models").glob("step-*.ckpt"))
     if not found:
         raise InputError(f"{folder} holds no checkpoint in nerfstudio_models; train it first.")

@@ -141,7 +141,7 @@ class PairStore:
         target = self._photo(pair.target, height, width)
         opacity = np.full((height, width), 255, np.uint8)
         if pair.opacity is not None:
-            opacity = _read_opacity(pair.opacity)
+            opacity = _bytes(read_image(pair.opacity).mean(axis=-1))
             if opacity.shape != (height, width):
                 raise ValueError(f"{pair.opacity} has another size than its render")
         references, visibility = self._references(pair, render)
@@ -150,7 +150,7 @@ class PairStore:
     def _references(self, pair: PairFiles, render: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         height, width = render.shape[:2]
         if self.kind == "aligned" and pair.aligned:
-            layers = np.stack([_read_rgba(path) for path in pair.aligned[: self.views]])
+            layers = np.stack([_bytes(read_image(path, alpha=True)) for path in pair.aligned[: self.views]])
             if layers.shape[1:3] != (height, width):
                 raise ValueError(f"{pair.aligned[0]} has another size than its render")
             return np.ascontiguousarray(layers[..., :3]), np.ascontiguousarray(layers[..., 3])
@@ -347,23 +347,3 @@ def _bytes(values: np.ndarray) -> np.ndarray:
 def _planar(images: np.ndarray) -> Tensor:
     """(N, H, W, 3) uint8 → (N, 3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(_unit(images)).permute(0, 3, 1, 2).contiguous()
-
-
-def _read_rgba(path: Path) -> np.ndarray:
-    """(H, W, 4) uint8."""
-    return _read_mode(path, "RGBA")
-
-
-def _read_opacity(path: Path) -> np.ndarray:
-    """(H, W) uint8."""
-    return _read_mode(path, "L")
-
-
-def _read_mode(path: Path, mode: str) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert(mode))
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise InputError(f"{path} cannot be read as an image; restore it or remove it.") from error
