@@ -386,7 +386,9 @@ def _images(
         console.warn(warning)
     arguments = {"source": source.absolute(), "references": references, "fixer": fixer, "size": size}
     files = [source] if source.is_file() else [path for path in source.iterdir() if path.is_file()]
-    inputs = {"source": fingerprint(files), "references": fingerprint(references, content=True), **_fixer_input(fixer)}
+    # by content: renders made anew often have the names and sizes of those before
+    inputs = {"source": fingerprint(files, content=True), "references": fingerprint(references, content=True)}
+    inputs |= _fixer_input(fixer)
     run = Run.open(folder, command, arguments, inputs, force, reads=[source, *references, *_read_files(fixer)])
     _announce(run, references=[path.name for path in references])
     results = enhance_images(
@@ -477,7 +479,7 @@ def _inputs(*scenes: Scene) -> dict[str, str]:
     """Fingerprints of the scenes: their photos' names and sizes, masks, poses, lenses and seed points."""
     from difixcli.scenes import scene_fingerprint
 
-    return {scene.name: scene_fingerprint(scene) for scene in scenes}
+    return {f"scene {scene.name}": scene_fingerprint(scene) for scene in scenes}
 
 
 def _split_input(scene: Scene, split: Split) -> dict[str, str]:
