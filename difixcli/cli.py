@@ -5,6 +5,9 @@ No torch and no nerfstudio at import: `difix --help` answers at once.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import time
 import warnings
 from enum import Enum
@@ -19,7 +22,7 @@ from difixcli.runs import Run, file_name, find_unfinished, fingerprint, make_fol
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
-    from difixcli.scenes.scene import Scene
+    from difixcli.scenes.scene import Scene, Split
 
 app = typer.Typer(
     name="difix",
@@ -46,7 +49,7 @@ class Preset(str, Enum):
 SceneArgument = Annotated[str, typer.Argument(help="A posed scene's folder, or sample:room, sample:street.")]
 MethodOption = Annotated[str, typer.Option(help="Any nerfstudio method: nerfacto, splatfacto, a plug-in's.")]
 SplitOption = Annotated[
-    str | None, typer.Option(help="Which frames train: every:N, clusters, names:PATTERN, file:JSON.")
+    str | None, typer.Option(help="Which frames train: every:N, clusters, names:PATTERN, camera:ID, file:JSON.")
 ]
 SizeOption = Annotated[int | None, typer.Option(help="Long side to work at, in pixels.", min=16)]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -61,6 +64,8 @@ FixerOption = Annotated[str, typer.Option(help="bundled, a folder, a .pkl of the
 
 def main() -> None:
     """Entry point of the console script."""
+    # threads that spin while they wait slow a busy machine down tenfold; heeded when torch is first imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # the libraries' notes to their own developers would bury ours
     warnings.simplefilter("ignore")
     app()
@@ -191,6 +196,12 @@ def enhance(
 ) -> None:
     """Clean final renders, and write them as frames and a video."""
     if (source / "reconstruction.json").is_file():
+        if reference or size is not None:
+            option = "--reference" if reference else "--size"
+            raise InputError(
+                f"{source} is a run: its references are its own photos, and its size is the one it was trained at; "
+                f"leave out {option}."
+            )
         _enhance_run(source, fixer, device, output, force, as_json)
     else:
         _images("enhance", source, reference, fixer, size, device, output, force, as_json)
@@ -229,16 +240,20 @@ def distill(
     rule = split or default_split_rule(loaded)
     chosen = make_split(loaded, rule)
     schedule = make_schedule(sizes, method, iterations or default_iterations(method, sizes), rounds)
-    network = _fixer(fixer, on)
     plan = Settings(method, sizes, on, schedule, seed, compare, settings or [])
     arguments = {**vars(plan), "schedule": vars(schedule), "scene": _spec(scene), "size": size, "split": rule}
     arguments["fixer"] = fixer
+    inputs = {**_inputs(loaded), **_split_input(loaded, chosen), **_fixer_input(fixer)}
     folder = output
     if folder is None:
         parent = Path("outputs") / file_name(loaded.name) / method
-        folder = None if force else find_unfinished(parent, "distill", arguments)
+        folder = None if force else find_unfinished(parent, "distill", arguments, inputs)
         folder = folder or parent / time.strftime("%Y-%m-%d_%H%M%S")
-    run = Run.open(folder, "distill", arguments, _inputs(loaded), force)
+    run = None if force else Run.held(folder, "distill", arguments, inputs)
+    network = None
+    if run is None or not run.done:  # what is done needs no fixer, which may be far away
+        network = _fixer(fixer, on)
+        run = Run.open(folder, "distill", arguments, inputs, force, reads=_read_files(fixer, loaded))
     _announce(
         run,
         scene=f"{loaded.name}, {len(chosen.train)} photos train, {len(chosen.test)} test ({rule})",
@@ -246,7 +261,7 @@ def distill(
         schedule=f"{schedule.start} iterations on photos, then {schedule.rounds} rounds of {schedule.every}",
         fixer=fixer,
     )
-    if run.done:
+    if network is None:
         results = run.record["results"]
     else:
         results = update(loaded, chosen, network, plan, run, console.progress)
@@ -271,7 +286,7 @@ def evaluate(
     for path in prediction:
         if not path.exists():
             raise InputError(f"There is no {path}; check its name.")
-    on, _ = _device(device, Preset.auto)
+    on, _ = _device(device)
     if len(prediction) == 1:
         (run,) = prediction
         evaluated = evaluate_run(run, on, unsharp=True)
@@ -315,7 +330,7 @@ def finetune(
 
     if not pairs and photos is None:
         raise InputError("Nothing to train on; name folders made by difix curate, or --photos.")
-    on, _ = _device(device, Preset.auto)
+    on, _ = _device(device)
     manifests = [path / "data.json" if path.is_dir() else path for path in pairs or []]
     options: dict[str, Any] = {
         "iterations": iterations,
@@ -325,11 +340,14 @@ def finetune(
     }
     chosen = {name: value for name, value in options.items() if value is not None} | {"seed": seed}
     arguments = {"pairs": [str(m.absolute()) for m in manifests], "base": base, "photos": photos, **chosen}
-    inputs = {str(m.absolute()): fingerprint([m]) for m in manifests if m.is_file()}
+    inputs = {str(m.absolute()): fingerprint([m]) for m in manifests if m.is_file()} | _fixer_input(base, "base")
+    if photos is not None:
+        inputs["photos"] = fingerprint([path for path in photos.rglob("*") if path.is_file()])
     folder = (
         output or Path("outputs") / "fixers" / f"{file_name(base)}-{'-'.join(p.parent.name for p in manifests[:3])}"
     )
-    run = Run.open(folder, "finetune", arguments, inputs, force)
+    reads = [*manifests, *([photos] if photos else []), *_read_files(base)]
+    run = Run.open(folder, "finetune", arguments, inputs, force, reads=reads)
     _announce(run, base=base, pairs=manifests, photos=photos)
     total = iterations or TrainingOptions().iterations
     with console.progress("train", total) as update:
@@ -354,19 +372,24 @@ def _images(
     as_json: bool,
 ) -> None:
     """What `fix` and `enhance` do with images and videos of unknown pose."""
-    from difixcli.enhancement import enhance_images
+    from difixcli.enhancement import check_images, enhance_images
 
     if not source.exists():
         raise InputError(f"There is no image, folder or video {source}; check its name.")
-    on, _ = _device(device, Preset.auto)
+    on, _ = _device(device)
     network = _fixer(fixer, on)
     references = [photo for path in reference or [] for photo in _photos(path)]
     folder = output or source.absolute().with_name(
         f"{source.absolute().stem}_{'fixed' if command == 'fix' else 'enhanced'}"
     )
+    for warning in check_images(source, folder, references):
+        console.warn(warning)
     arguments = {"source": source.absolute(), "references": references, "fixer": fixer, "size": size}
     files = [source] if source.is_file() else [path for path in source.iterdir() if path.is_file()]
-    run = Run.open(folder, command, arguments, {"source": fingerprint(files)}, force)
+    # by content: renders made anew often have the names and sizes of those before
+    inputs = {"source": fingerprint(files, content=True), "references": fingerprint(references, content=True)}
+    inputs |= _fixer_input(fixer)
+    run = Run.open(folder, command, arguments, inputs, force, reads=[source, *references, *_read_files(fixer)])
     _announce(run, references=[path.name for path in references])
     results = enhance_images(
         source, run.folder, network, references, size, video=command == "enhance", progress=console.progress
@@ -380,16 +403,28 @@ def _images(
 def _enhance_run(source: Path, fixer: str, device: Device, output: Path | None, force: bool, as_json: bool) -> None:
     """Render a distilled run along its test views and fix every frame with aligned references."""
     from difixcli.enhancement.runs import enhance_run
+    from difixcli.reconstruction import latest_checkpoint
 
-    held = read_json(source / "run.json")["arguments"]
-    on, _ = _device(device, Preset.auto)
+    if not (source / "run.json").is_file() and (source.absolute().parent / "run.json").is_file():
+        raise InputError(f"{source} is a part of the run {source.absolute().parent}; name that run.")
+    record = read_json(source / "run.json")
+    if not isinstance(record, dict) or record.get("command") != "distill":
+        raise InputError(f"{source / 'run.json'} is not of a run of difix distill; name one.")
+    held = record["arguments"]
+    on, _ = _device(device)
     network = _fixer(fixer, on)
     scene = _scene(held["scene"], held["size"], held["preset"])
-    run = Run.open(
-        output or source / "enhanced", "enhance", {"source": source.absolute(), "fixer": fixer}, _inputs(scene), force
-    )
+    # a run that has trained on since makes other frames
+    checkpoint = latest_checkpoint(source)
+    inputs = {**_inputs(scene), "checkpoint": fingerprint([checkpoint], content=True), **_fixer_input(fixer)}
+    # not the run's folder itself: its part that is written to by default is not read
+    reads = [checkpoint, source / "run.json", source / "scene", *_read_files(fixer, scene)]
+    arguments = {"source": source.absolute(), "fixer": fixer}
+    run = Run.open(output or source / "enhanced", "enhance", arguments, inputs, force, reads=reads)
     _announce(run, scene=scene.name)
-    results = enhance_run(source, run.folder, network, scene, held["split"], console.progress)
+    # where it was trained, unless that is not here or another place is asked for
+    where = None if device is Device.auto and on == "cuda" else on
+    results = enhance_run(source, run.folder, network, scene, held["split"], console.progress, where)
     run.finish(results)
     console.say(f"{results['frames']} frames and {results['video']}")
     console.finish({"results": results, "output": str(run.folder)}, as_json)
@@ -402,8 +437,12 @@ def _photos(path: Path) -> list[Path]:
     return sorted(image_files(path)) if path.is_dir() else [path]
 
 
-def _device(device: Device, preset: Preset) -> tuple[str, str]:
-    """The torch device to use and the preset that goes with it; InputError when CUDA is asked for and absent."""
+def _device(device: Device, preset: Preset | None = None) -> tuple[str, str]:
+    """The torch device to use and the preset that goes with it; InputError when CUDA is asked for and absent.
+
+    Commands that train a reconstruction name a preset. On a CPU torch then has one thread: the compiled kernels bring
+    their own, and a second one of torch's spins against them. Networks alone may have all threads.
+    """
     import torch
 
     from difixcli.torchvision_cure import cure
@@ -414,10 +453,10 @@ def _device(device: Device, preset: Preset) -> tuple[str, str]:
         raise InputError("--device cuda was asked for, but torch finds no CUDA device here; use --device cpu or auto.")
     on = "cuda" if there and device is not Device.cpu else "cpu"
     if on == "cpu":
-        # the CPU kernels bring their own threads; a second torch thread spins against them
-        torch.set_num_threads(1)
+        if preset is not None:
+            torch.set_num_threads(1)
         torch.set_flush_denormal(True)
-    return on, ("gpu" if on == "cuda" else "cpu") if preset is Preset.auto else preset.value
+    return on, ("gpu" if on == "cuda" else "cpu") if preset in (None, Preset.auto) else preset.value
 
 
 def _scene(spec: str, size: int | None, preset: str) -> Scene:
@@ -437,13 +476,31 @@ def _spec(spec: str) -> str:
 
 
 def _inputs(*scenes: Scene) -> dict[str, str]:
-    """Fingerprints of the scenes' files."""
-    found = {}
-    for scene in scenes:
-        files = [frame.image_path for frame in scene.frames]
-        transforms = scene.root / "transforms.json"
-        found[scene.name] = fingerprint([*files, transforms] if transforms.is_file() else files)
-    return found
+    """Fingerprints of the scenes: their photos' names and sizes, masks, poses, lenses and seed points."""
+    from difixcli.scenes import scene_fingerprint
+
+    return {f"scene {scene.name}": scene_fingerprint(scene) for scene in scenes}
+
+
+def _split_input(scene: Scene, split: Split) -> dict[str, str]:
+    """Which frames train and which test, since the file of a split may change under its name."""
+    names = [[scene.frames[i].name for i in part] for part in (split.train, split.test)]
+    return {"split": hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}
+
+
+def _fixer_input(name: str, key: str = "fixer") -> dict[str, str]:
+    """The fingerprint of a fixer's files; a name on the hub or of an untrained network stands for itself."""
+    from difixcli.fixer import local_files
+
+    files = local_files(name)
+    return {key: fingerprint(files, content=True)} if files else {}
+
+
+def _read_files(fixer: str, *scenes: Scene) -> list[Path]:
+    """The files that a command reads, which no output may take the place of."""
+    from difixcli.fixer import local_files
+
+    return [*local_files(fixer), *(frame.image_path for scene in scenes for frame in scene.frames)]
 
 
 def _fixer(name: str, device: str) -> Fixer:

@@ -34,6 +34,7 @@ from rich.table import Table
 from rich.text import Text
 
 from difixcli.errors import InputError
+from difixcli.runs import finite
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,9 +42,12 @@ R = TypeVar("R")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+_LESS_MEMORY = (
+    "The memory was too small for this; work at a smaller --size, or bound splats with --set max_gaussians=N. "
+    "Nothing already written is lost."
+)
 # what the machine or its owner can mend: no space, no permission, a read-only disk
 _CALLERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
-METRIC_NAMES = {"psnr": "PSNR ↑", "ssim": "SSIM ↑", "st_lpips": "st-LPIPS ↓", "lpips": "LPIPS ↓"}
 
 
 def handled(command: Callable[P, R]) -> Callable[P, R]:
@@ -69,6 +73,9 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except Exception as error:
+            if _out_of_memory(error):
+                err.print(f"[red]Error:[/] {_LESS_MEMORY}", soft_wrap=True)
+                raise typer.Exit(2) from error
             err.print(traceback.format_exc(), markup=False)
             err.print("[red]This is a fault in difix.[/] Please report it with the lines above.")
             raise typer.Exit(1) from error
@@ -76,6 +83,16 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
         raise typer.Exit(code)
 
     return run
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether the memory of the GPU, or what torch may have of the machine's, was too small."""
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")  # where it was never imported, it has not run out of memory
+    if torch is None or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def say(message: str) -> None:
@@ -120,32 +137,37 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(task, completed=done)
 
 
-def figures_table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
-    """Rows of image figures, the best of each column in bold."""
-    keys = [k for k in METRIC_NAMES if any(k in row for row in rows.values())]
+def figures_table(title: str, rows: Mapping[str, Mapping[str, float | None]]) -> Table:
+    """Rows of image figures, the best of each column in bold; a figure that is no number is missing (None)."""
+    from difixcli.evaluation.metrics import METRICS
+
+    keys = [k for k in METRICS if any(k in row for row in rows.values())]
     best: dict[str, float] = {}
     for key in keys:
-        values = [row[key] for row in rows.values() if math.isfinite(row.get(key, math.nan))]
+        values = [value for row in rows.values() if (value := row.get(key)) is not None and math.isfinite(value)]
         if values:
-            best[key] = max(values) if "↑" in METRIC_NAMES[key] else min(values)
+            best[key] = max(values) if METRICS[key].higher_is_better else min(values)
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for key in keys:
-        table.add_column(METRIC_NAMES[key], justify="right")
+        table.add_column(METRICS[key].label, justify="right")
     for name, row in rows.items():
         cells = []
         for key in keys:
-            value = row.get(key, math.nan)
-            text = f"{value:.2f}" if key == "psnr" else f"{value:.4f}"
+            value = row.get(key)
+            text = "–" if value is None else f"{value:.{METRICS[key].digits}f}"
             cells.append(f"[bold]{text}[/]" if len(rows) > 1 and value == best.get(key) else text)
         table.add_row(name, *cells)
     return table
 
 
 def finish(results: Mapping[str, Any], as_json: bool, *tables: Table) -> None:
-    """Print a command's results on stdout: tables for people, one JSON object as the last line for machines."""
+    """Print a command's results on stdout: tables for people, one JSON object as the last line for machines.
+
+    A figure that is no finite number (the PSNR of identical images) is null there.
+    """
     for table in tables:
         (err if as_json else out).print(table)
     if as_json:
-        sys.stdout.write(json.dumps(results, sort_keys=True, allow_nan=True) + "\n")
+        sys.stdout.write(json.dumps(finite(results), sort_keys=True, allow_nan=False) + "\n")
         sys.stdout.flush()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_FEW = 12
+
 
 class InputError(Exception):
     """Bad input or an impossible request.
@@ -13,8 +15,27 @@ class InputError(Exception):
     """
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that is none of the known ones, with the nearest matches, or all where few."""
+def unknown(what: str, name: str, known: Iterable[str], tail: str = "") -> InputError:
+    """The error for a name that is none of the known ones, with the nearest of them, or all where they are few.
+
+    `tail` is what else to do about it: a whole sentence or more, put at the end.
+    """
     choices = sorted(known)
-    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5) or choices[:12]
-    return InputError(f"There is no {what} called {name}; did you mean {' or '.join(near)}?")
+    hint = "."
+    if close := near(name, choices):
+        hint = f"; did you mean {' or '.join(close)}?"
+    elif len(choices) <= _FEW:
+        *first, last = choices
+        hint = "; there " + (f"are {', '.join(first)} and {last}." if first else f"is {last}.")
+    return InputError(f"There is no {what} called {name}{hint}{' ' if tail else ''}{tail}")
+
+
+def near(name: str, known: Iterable[str]) -> list[str]:
+    """At most three of the known names that may have been meant; their last part counts too, and case does not."""
+    keys: dict[str, str] = {}
+    for choice in known:
+        for key in (choice, choice.rsplit("/", maxsplit=1)[-1]):
+            keys.setdefault(key.lower(), choice)
+    wanted = (name.lower(), name.lower().rsplit("/", maxsplit=1)[-1])
+    found = [keys[key] for text in wanted for key in difflib.get_close_matches(text, keys, n=3, cutoff=0.6)]
+    return list(dict.fromkeys(found))[:3]

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from difixcli.scenes import load_photo, nearest_cameras
+from difixcli.scenes import load_mask, load_photo, nearest_cameras
 from difixcli.scenes.scene import Camera, Scene
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
     from difixcli.reconstruction import Reconstruction, Render
+
+
+_PHOTOS_HELD = 16
+_DEPTHS_HELD = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,28 +48,22 @@ class ReferenceViews:
 
     def __init__(self, scene: Scene, frames: Sequence[int], reconstruction: Reconstruction, count: int) -> None:
         self.scene, self.frames, self.reconstruction, self.count = scene, list(frames), reconstruction, count
-        self._photos: dict[int, np.ndarray] = {}
-        self._depths: dict[int, np.ndarray] = {}
+        # neighbours on a path share references; the rest of a long one need not be held
+        self._photos = lru_cache(_PHOTOS_HELD)(partial(_photo, scene))
+        self._masks = lru_cache(_PHOTOS_HELD)(partial(_mask, scene))
+        self._depths = lru_cache(_DEPTHS_HELD)(partial(_half_size_depth, scene, reconstruction))
 
     def refresh(self) -> None:
         """Forget the rendered depths, because the reconstruction has changed."""
-        self._depths.clear()
+        self._depths.cache_clear()
 
     def photo(self, frame: int) -> np.ndarray:
-        """(H, W, 3) the reference photo, read once."""
-        if frame not in self._photos:
-            self._photos[frame] = load_photo(self.scene.frames[frame])
-        return self._photos[frame]
+        """(H, W, 3) the reference photo, read once for neighbouring views."""
+        return self._photos(frame)
 
     def depth(self, frame: int) -> np.ndarray:
         """(h, w) the reconstruction's z-depth at a reference's camera, at half its size."""
-        if frame not in self._depths:
-            camera = self.scene.frames[frame].camera
-            # it only tells what hides what: half the size serves, at a quarter of a ray method's time
-            self._depths[frame] = self.reconstruction.render(
-                camera.resized(max(1, camera.width // 2), max(1, camera.height // 2))
-            ).depth
-        return self._depths[frame]
+        return self._depths(frame)
 
     def nearest(self, camera: Camera, exclude: Iterable[int] = (), count: int | None = None) -> list[int]:
         """The frames nearest to the camera by pose distance, nearest first, without those excluded; at most `count`,
@@ -76,23 +75,33 @@ class ReferenceViews:
         cameras = [self.scene.frames[f].camera for f in candidates]
         return [candidates[i] for i in nearest_cameras(camera, cameras, min(wanted, len(candidates)))]
 
-    def beside(self, camera: Camera, render: Render, exclude: Iterable[int] = ()) -> References:
-        """The references of a render made at `camera`, aligned through the render's depth."""
+    def beside(self, camera: Camera, render: Render, exclude: Iterable[int] = (), align: bool = True) -> References:
+        """The references of a render made at `camera`, aligned through the render's depth.
+
+        What their masks leave out is not visible. Without `align`, for fixers that take raw references, `aligned` and
+        `visibility` are empty, and no depth is rendered.
+        """
         import torch
 
         from difixcli.fixer.alignment import align_references
 
         frames = self.nearest(camera, exclude)
         height, width = render.depth.shape
-        if not frames:
-            return References([], [], np.zeros((0, height, width, 3), np.float32), np.zeros((0, height, width)))
+        photos = [self.photo(f) for f in frames]
+        if not frames or not align:
+            nothing = np.zeros((0, height, width), np.float32)
+            return References(frames, photos, np.zeros((0, height, width, 3), np.float32), nothing)
         # references of one lens share one size; others are brought to the first one's
         first = self.scene.frames[frames[0]].camera
         cameras = [self.scene.frames[f].camera.resized(first.width, first.height) for f in frames]
-        photos = [self.photo(f) for f in frames]
         size = (first.height, first.width)
         images = torch.stack([_resized(_planar(photo), size) for photo in photos])
         depths = torch.stack([_resized(torch.from_numpy(self.depth(f))[None], size) for f in frames])
+        held = [self._masks(f) for f in frames]
+        masks = None
+        if any(mask is not None for mask in held):
+            whole = [np.ones(photo.shape[:2], bool) if m is None else m for m, photo in zip(held, photos, strict=True)]
+            masks = torch.stack([_resized(torch.from_numpy(m.astype(np.float32))[None], size) for m in whole])[None]
         aligned, visibility = align_references(
             _planar(render.color)[None],
             torch.from_numpy(render.depth)[None, None],
@@ -102,8 +111,23 @@ class ReferenceViews:
             depths[None],
             torch.stack([_matrix(c.intrinsics) for c in cameras])[None],
             torch.stack([_matrix(c.camera_to_world) for c in cameras])[None],
+            ref_masks=masks,
         )
         return References(frames, photos, aligned[0].permute(0, 2, 3, 1).numpy(), visibility[0, :, 0].numpy())
+
+
+def _photo(scene: Scene, frame: int) -> np.ndarray:
+    return load_photo(scene.frames[frame])
+
+
+def _mask(scene: Scene, frame: int) -> np.ndarray | None:
+    return load_mask(scene.frames[frame])
+
+
+def _half_size_depth(scene: Scene, reconstruction: Reconstruction, frame: int) -> np.ndarray:
+    camera = scene.frames[frame].camera
+    # it only tells what hides what: half the size serves, at a quarter of a ray method's time
+    return reconstruction.render(camera.resized(max(1, camera.width // 2), max(1, camera.height // 2))).depth
 
 
 def fix_render(fixer: Fixer, render: Render, references: References) -> np.ndarray:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import numpy as np
 from difixcli import __version__
 from difixcli.errors import InputError
 
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+_READ_WHOLE = 64 * 2**20  # bytes
 _PACKAGES = ("torch", "nerfstudio", "gsplat", "diffusers", "numba", "numpy")
 
 
@@ -35,18 +38,30 @@ class Run:
 
     @classmethod
     def open(
-        cls, folder: Path, command: str, arguments: Mapping[str, Any], inputs: Mapping[str, str], force: bool = False
+        cls,
+        folder: Path,
+        command: str,
+        arguments: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        force: bool = False,
+        *,
+        reads: Sequence[Path] = (),
     ) -> Run:
         """Begin the run, or take it up where it stopped.
 
-        Raises InputError when the folder holds something else (unless `force`, which removes an earlier run's folder
-        but never a folder that no run of ours made), or cannot be written.
+        Another run in the folder is replaced if it has written nothing yet, or with `force`; it is removed only once
+        the new run stands. What no run of ours made is never removed, and neither are `reads`, the files and folders
+        that the command is going to read. Raises InputError when the folder holds something else, would be replaced
+        although the command reads it or from it, or cannot be written.
         """
         folder = folder.expanduser().absolute()
-        record_file = folder / "run.json"
+        if folder.is_file():
+            raise InputError(f"The output {folder} is a file; name a folder with --output.")
+        if not force and (same := cls.held(folder, command, arguments, inputs)):
+            return same
         fresh = {
             "command": command,
-            "arguments": json.loads(json.dumps(dict(arguments), default=str)),
+            "arguments": _as_json(arguments),
             "inputs": dict(inputs),
             "versions": versions(),
             "state": "running",
@@ -54,23 +69,36 @@ class Run:
             "timings": {},
             "results": {},
         }
-        if folder.is_file():
-            raise InputError(f"The output {folder} is a file; name a folder with --output.")
-        if record_file.is_file():
-            held = read_json(record_file)
-            same = all(held.get(key) == fresh[key] for key in ("command", "arguments", "inputs"))
-            if same and not force:
-                return cls(folder, held, resumed=True)
-            if not force:
+        if (folder / "run.json").is_file():
+            held = _own_record(folder)
+            if held is None:
+                raise InputError(f"{folder} holds a run.json that difix did not write; choose another --output.")
+            if not force and _has_outputs(folder):
                 raise InputError(
-                    f"{folder} already holds another run (difix {held.get('command')}); "
+                    f"{folder} already holds another run (difix {held['command']}); "
                     "choose another --output, or replace it with --force."
                 )
-            shutil.rmtree(folder)
-        elif folder.is_dir() and any(folder.iterdir()):
+            for path in reads:
+                if folder.resolve() in (path.resolve(), *path.resolve().parents):
+                    raise InputError(f"{folder} cannot be replaced: {path} is read from it; choose another --output.")
+            return _replaced(folder, lambda: cls._begun(folder, fresh))
+        if folder.is_dir() and any(folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run of difix; choose another --output.")
-        make_folder(folder)
-        run = cls(folder, fresh, resumed=False)
+        return cls._begun(folder, fresh)
+
+    @classmethod
+    def held(cls, folder: Path, command: str, arguments: Mapping[str, Any], inputs: Mapping[str, str]) -> Run | None:
+        """The run in the folder if it is this very one, finished or not; nothing is written."""
+        folder = folder.expanduser().absolute()
+        held = _own_record(folder)
+        wanted = {"command": command, "arguments": _as_json(arguments), "inputs": dict(inputs)}
+        if held is None or any(held.get(key) != value for key, value in wanted.items()):
+            return None
+        return cls(folder, held, resumed=True)
+
+    @classmethod
+    def _begun(cls, folder: Path, record: dict[str, Any]) -> Run:
+        run = cls(make_folder(folder), record, resumed=False)
         run.save()
         return run
 
@@ -94,14 +122,54 @@ class Run:
         self.save(results=dict(results), state="done")
 
 
-def find_unfinished(parent: Path, command: str, arguments: Mapping[str, Any]) -> Path | None:
-    """The newest unfinished run of this very command under `parent`, if there is one."""
-    wanted = json.loads(json.dumps(dict(arguments), default=str))
+def find_unfinished(parent: Path, command: str, arguments: Mapping[str, Any], inputs: Mapping[str, str]) -> Path | None:
+    """The newest unfinished run of this very command on these very inputs under `parent`, if there is one."""
     for record_file in sorted(parent.glob("*/run.json"), reverse=True):
-        held = read_json(record_file)
-        if held.get("command") == command and held.get("arguments") == wanted and held.get("state") == "running":
-            return record_file.parent
+        run = Run.held(record_file.parent, command, arguments, inputs)
+        if run is not None and not run.done:
+            return run.folder
     return None
+
+
+def _as_json(arguments: Mapping[str, Any]) -> Any:
+    """Arguments as they come back from a file."""
+    return json.loads(json.dumps(dict(arguments), default=str))
+
+
+def _own_record(folder: Path) -> dict[str, Any] | None:
+    """What `run.json` in the folder says, or None where there is none or another program wrote it."""
+    path = folder / "run.json"
+    held = read_json(path) if path.is_file() else None
+    ours = (
+        isinstance(held, dict)
+        and isinstance(held.get("command"), str)
+        and isinstance(held.get("versions"), dict)
+        and "difixcli" in held["versions"]
+        and held.get("state") in ("running", "done")
+    )
+    return held if ours else None
+
+
+def _has_outputs(folder: Path) -> bool:
+    return any(path.is_file() and path != folder / "run.json" for path in folder.rglob("*"))
+
+
+def _replaced(folder: Path, begin: Callable[[], Run]) -> Run:
+    """The run that `begin` makes in place of the one in the folder, which goes only when the new one stands."""
+    here = folder.resolve()
+    aside = here.with_name(f".{here.name}.replaced-{os.getpid()}")
+    try:
+        here.rename(aside)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be replaced ({error.strerror}); choose another --output.") from error
+    try:
+        run = begin()
+    except BaseException:
+        shutil.rmtree(here, ignore_errors=True)
+        aside.rename(here)
+        raise
+    shutil.rmtree(aside)
+    return run
 
 
 def versions() -> dict[str, str]:
@@ -115,13 +183,20 @@ def versions() -> dict[str, str]:
     return found
 
 
-def fingerprint(files: Sequence[Path]) -> str:
-    """A short hash of the files' names and sizes and of the content of small text files among them."""
+def fingerprint(files: Sequence[Path], content: bool = False) -> str:
+    """A short hash of the files' names and sizes and of the content of small text files among them.
+
+    With `content` every file counts by its content; above 64 MiB by its time of change instead, because reading
+    gigabytes of weights at every start takes too long, and weights of one architecture all have one size.
+    """
     digest = hashlib.sha256()
     for path in sorted(files):
-        digest.update(f"{path.name}:{path.stat().st_size};".encode())
-        if path.suffix in {".json", ".txt"}:
+        facts = path.stat()
+        digest.update(f"{path.name}:{facts.st_size};".encode())
+        if path.suffix in {".json", ".txt"} or (content and facts.st_size <= _READ_WHOLE):
             digest.update(path.read_bytes())
+        elif content:
+            digest.update(f"{facts.st_mtime_ns};".encode())
     return digest.hexdigest()[:16]
 
 
@@ -149,9 +224,20 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is not valid JSON ({error}); restore it or remove it.") from error
 
 
+def finite(value: Any) -> Any:
+    """The same value with None for every number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
-    text = json.dumps(value, indent=1, sort_keys=True) + "\n"
+    """Write JSON whole or not at all; numbers that are not finite, which JSON does not have, are null."""
+    text = json.dumps(finite(value), indent=1, sort_keys=True, allow_nan=False) + "\n"
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -165,20 +251,39 @@ def write_image(path: Path, image: np.ndarray) -> None:
         Image.fromarray(pixels).save(temporary, format="PNG", compress_level=4)
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Read an image file as (H, W, 3) float32 RGB in [0, 1]; InputError when it is missing or broken."""
-    from PIL import Image, UnidentifiedImageError
+def read_image(path: Path, alpha: bool = False, upright: bool = False) -> np.ndarray:
+    """Read an image file of 8 or 16 bits a channel as (H, W, 3) float32 RGB in [0, 1].
+
+    Transparent pixels stand before black, as renders do; with `alpha` they do not, and their alpha is a fourth
+    channel, (H, W, 4), 1 where the file has none. With `upright` the EXIF orientation is applied: right for photos
+    that are only looked at, wrong for posed ones, whose intrinsics belong to the pixels as they are stored.
+    InputError when it is missing or broken.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise InputError(f"{path} cannot be read as an image; restore it or remove it.") from error
+        with Image.open(path) as opened:
+            opened.load()
+            image = ImageOps.exif_transpose(opened) if upright else opened
+            if image.mode == "F" or image.mode.startswith("I"):  # one channel of more than 8 bits
+                grey = np.asarray(image, dtype=np.float32) / (1 if image.mode == "F" else 65535)
+                pixels = np.repeat(np.clip(grey, 0, 1)[..., None], 3, axis=2)
+            else:
+                transparent = "A" in image.getbands() or "transparency" in image.info
+                pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"), dtype=np.float32) / 255
+    except FileNotFoundError:
+        raise InputError(f"The image {path} does not exist; check its name.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{path} cannot be read as an image ({reason}); restore it or remove it.") from error
+    if pixels.shape[2] == 3:
+        return np.pad(pixels, ((0, 0), (0, 0), (0, 1)), constant_values=1) if alpha else pixels
+    return pixels if alpha else pixels[..., :3] * pixels[..., 3:]
 
 
 def file_name(name: str) -> str:
-    """A frame's or scene's name as one safe file name, the suffix dropped."""
-    stem = name.rsplit(".", 1)[0] if "/" in name or re.search(r"\.(jpe?g|png|webp|tiff?)$", name, re.I) else name
+    """A frame's or scene's name as one safe file name, an image's suffix dropped."""
+    stem = name[: -len(suffix)] if (suffix := Path(name).suffix).lower() in IMAGE_SUFFIXES else name
     return re.sub(r"[^\w.-]+", "-", stem)
 
 

@@ -178,8 +178,10 @@ def test_curate_writes_pairs_that_the_release_could_read(room: Path, tmp_path: P
         assert 0 < entry["psnr"] < 60 and -1 <= entry["ssim"] <= 1
     # the very same line again finds everything done, and changes nothing
     before = (tmp_path / "pairs" / "data.json").read_bytes()
+    images = {path: path.stat().st_mtime_ns for path in (tmp_path / "pairs").rglob("*.png")}
     again = difix("curate", room, "--split", "every:3", *QUICK, "--output", tmp_path / "pairs", "--json")
     assert again.exit_code == 0 and (tmp_path / "pairs" / "data.json").read_bytes() == before
+    assert images == {path: path.stat().st_mtime_ns for path in (tmp_path / "pairs").rglob("*.png")}
 
 
 def test_curate_cycle_inside_a_scenes_folder(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,6 +245,115 @@ def test_eval_and_enhance_take_the_run(distilled: tuple[Path, dict], tiny_fixer:
         assert np.array_equal(
             np.asarray(Image.open(frame)), np.asarray(Image.open(folder / "renders/enhanced" / frame.name))
         )
+
+
+def test_what_is_done_needs_no_fixer(distilled: tuple[Path, dict], room: Path, tiny_fixer: Path) -> None:
+    """The very same line again answers at once, changes nothing, and does not even read the weights."""
+    folder, said = distilled
+    held = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    again = difix(
+        *("distill", room, "--method", "splatfacto", "--fixer", tiny_fixer, "--rounds", "2", "--compare", "--json"),
+        *("--iterations", "60", "--size", "48", "--set", "max_gaussians=400", "--output", folder),
+    )
+    assert again.exit_code == 0, again.stderr
+    assert json.loads(again.stdout.splitlines()[-1])["results"] == said["results"]
+    assert "licence" not in again.stderr
+    assert held == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_enhance_says_what_a_run_cannot_use(distilled: tuple[Path, dict], room: Path, tmp_path: Path) -> None:
+    folder, _ = distilled
+    refused(difix("enhance", folder, "--size", "32"), "--size", "trained")
+    refused(difix("enhance", folder, "--reference", next((room / "images").iterdir())), "--reference")
+    refused(difix("enhance", folder / "plain"), "plain", "part of the run", folder.name)
+    shutil.copy(folder / "reconstruction.json", tmp_path)
+    (tmp_path / "run.json").write_text("[]")
+    refused(difix("enhance", tmp_path), "run.json", "difix distill")
+
+
+def test_frames_of_a_run_that_trained_on_are_not_kept(
+    distilled: tuple[Path, dict], tiny_fixer: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(distilled[0], folder)
+    line = ("enhance", folder, "--fixer", tiny_fixer, "--output", tmp_path / "frames")
+    assert difix(*line).exit_code == 0
+    checkpoint = next((folder / "nerfstudio_models").glob("*.ckpt"))
+    checkpoint.rename(checkpoint.with_name("step-000000077.ckpt"))
+    refused(difix(*line), "already holds another run")
+
+
+def test_force_never_removes_what_it_reads(distilled: tuple[Path, dict], tiny_fixer: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(distilled[0], folder)
+    held = sorted(folder.rglob("*"))
+    for line in (
+        ("fix", folder / "renders" / "distilled", "--fixer", tiny_fixer, "--output", folder),
+        ("enhance", folder, "--fixer", tiny_fixer, "--output", folder),
+    ):
+        refused(difix(*line, "--force"), "cannot be replaced", "read from it")
+    shutil.copytree(tiny_fixer, tmp_path / "fixer")
+    shutil.copy(folder / "run.json", tmp_path / "fixer" / "run.json")
+    refused(
+        difix("finetune", folder, "--base", tmp_path / "fixer", "--output", tmp_path / "fixer", "--force"), "read from"
+    )
+    assert sorted(folder.rglob("*")) == held and (tmp_path / "fixer" / "model.safetensors").is_file()
+
+
+def test_a_split_file_that_changed_is_another_run(
+    distilled: tuple[Path, dict], broken: Callable, tiny_fixer: Path, tmp_path: Path
+) -> None:
+    scene = broken(lambda *_: None)
+    line = (
+        *("distill", scene, "--fixer", tiny_fixer, "--rounds", "1", "--iterations", "4", "--size", "48"),
+        *("--set", "max_gaussians=400", "--output", tmp_path / "run"),
+    )
+    assert difix(*line).exit_code == 0
+    split = json.loads((scene / "split.json").read_text())
+    split["test"].append(split["train"].pop())
+    (scene / "split.json").write_text(json.dumps(split))
+    refused(difix(*line), "already holds another run")
+
+
+def test_a_mended_input_needs_no_force(tmp_path: Path, tiny_fixer: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"no image")
+    line = ("fix", tmp_path / "in", "--fixer", tiny_fixer, "--output", tmp_path / "out")
+    refused(difix(*line), "a.png")
+    assert not (tmp_path / "out").exists()
+    Image.new("RGB", (40, 32)).save(tmp_path / "in" / "a.png")
+    assert difix(*line).exit_code == 0
+
+
+def test_json_of_identical_images_is_json(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (40, 32), "teal").save(tmp_path / name / "1.png")
+    result = difix("eval", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "eval", "--json")
+    assert result.exit_code == 0, (result.stderr, result.exception)
+
+    def no_constant(name: str) -> None:
+        raise AssertionError(name)
+
+    said = json.loads(result.stdout.splitlines()[-1], parse_constant=no_constant)
+    assert said["results"]["psnr"] is None and said["results"]["ssim"] == 1
+    json.loads((tmp_path / "eval" / "eval.json").read_text(), parse_constant=no_constant)
+
+
+def test_too_little_memory_is_one_sentence() -> None:
+    import torch
+    import typer
+
+    from difixcli import console
+
+    app_of_one = typer.Typer()
+
+    @app_of_one.command()
+    @console.handled
+    def run() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    refused(CliRunner().invoke(app_of_one), "--size", "max_gaussians")
 
 
 def test_enhance_a_folder_as_typed(distilled: tuple[Path, dict], tiny_fixer: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from difixcli.enhancement import enhance_images, fix_image, write_video
+from difixcli.enhancement import check_images, enhance_images, fix_image, write_video
 from difixcli.enhancement.video import read_video
 from difixcli.errors import InputError
 from difixcli.fixer.fixer import new_small_fixer
@@ -102,6 +102,22 @@ def test_references_are_brought_to_the_frames_size(frames, photos, tmp_path):
     _, references, visibility = fixer.calls[0]
     assert references is not None and references.shape == (1, 2, 3, 47, 65) and visibility is None
     assert references.min() >= 0 and references.max() <= 1
+
+
+def test_a_reference_of_another_shape_is_told(frames, photos, tmp_path):
+    for name, size in (("same.png", (130, 94)), ("tall.png", (47, 65))):
+        Image.new("RGB", size).save(tmp_path / name)
+    assert check_images(frames, tmp_path / "out", [tmp_path / "same.png"]) == []
+    (warning,) = check_images(frames, tmp_path / "out", [tmp_path / "same.png", tmp_path / "tall.png"])
+    assert "tall.png (47×65)" in warning and "same.png" not in warning
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (47, 65)).save(tmp_path / "phone.jpg", exif=turned)
+    assert check_images(frames, tmp_path / "out", [tmp_path / "phone.jpg"]) == []
+    fixer = Inverter()
+    enhance_images(tmp_path / "phone.jpg", tmp_path / "phone", fixer)
+    assert fixer.calls[0][0].shape == (1, 3, 47, 65)
+    assert not (tmp_path / "out").exists()
 
 
 def test_aligned_references_are_registered(frames):

@@ -135,7 +135,7 @@ def test_unsharp_mask_sharpens_what_was_blurred(photos):
     cv2 = pytest.importorskip("cv2")
     truth = photo(photos[0])
     blurred = cv2.GaussianBlur(truth, (0, 0), 1.0)
-    best = best_unsharp([(blurred, truth)])
+    best = best_unsharp([(blurred, truth, None)])
     assert best.figures["psnr"] > psnr(blurred, truth) + 1
     assert best.figures["psnr"] == pytest.approx(psnr(best(blurred), truth))
     flat = np.full((20, 20, 3), 0.4, np.float32)

@@ -240,7 +240,12 @@ def test_shapes_that_do_not_belong_together_are_refused(tiny: Fixer) -> None:
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("bundeld", "bundled"), ("difix_reff", "nvidia/difix_ref"), ("./nowhere/at/all", "no fixer"), ("x.pkl", "x.pkl")],
+    [
+        ("bundeld", "bundled"),
+        ("difix_reff", "nvidia/difix_ref"),
+        ("./nowhere/at/all", "no fixer called"),
+        ("x.pkl", "x.pkl"),
+    ],
 )
 def test_unknown_names_are_answered_with_near_ones(name: str, near: str) -> None:
     with pytest.raises(InputError, match=near):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from difixcli.scenes import load_photo, load_scene
 from difixcli.scenes.scene import Camera, Scene
 
 ITERATIONS = 100
+STOP = 53  # no multiple of anything that is scheduled
 TRAIN = [0, 2, 4, 6]
 
 
@@ -40,13 +43,13 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.fixture(scope="session", params=["splatfacto", "nerfacto"])
 def trained(request: pytest.FixtureRequest, scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Reconstruction:
-    """A short training, saved halfway and at its end; the folder with the halfway state has `half` beside it."""
+    """A short training, saved on the way and at its end; the folder with the earlier state is `half` beside it."""
     folder = tmp_path_factory.mktemp("runs") / request.param
     made = create(scene, folder, request.param)
-    made.train(ITERATIONS // 2)
+    made.train(STOP)
     made.save()
     subprocess.run(["cp", "-r", str(folder), str(folder.with_name("half"))], check=True)
-    made.train(ITERATIONS // 2)
+    made.train(ITERATIONS - STOP)
     made.save()
     return made
 
@@ -75,11 +78,13 @@ def test_depth_is_along_the_viewing_axis(trained: Reconstruction, scene: Scene) 
 
 
 def test_going_on_after_a_load_is_going_on(trained: Reconstruction, scene: Scene) -> None:
-    """Loading halfway and training to the end gives what training through gave."""
-    half = Reconstruction.load(trained.folder.with_name("half"), scene)
-    assert half.step == ITERATIONS // 2
+    """Loading on the way, rendering now and then, and training to the end gives what training through gave."""
+    half = Reconstruction.load(trained.folder.with_name("half"), scene, TRAIN)
+    assert half.step == STOP
     before = half.render(scene.frames[1].camera).color
-    half.train(ITERATIONS // 2)
+    half.train(4)
+    half.render(scene.frames[2].camera)
+    half.train(ITERATIONS - STOP - 4)
     after = half.render(scene.frames[1].camera).color
     assert np.abs(after - before).max() > 1e-3
     np.testing.assert_allclose(after, trained.render(scene.frames[1].camera).color, atol=1e-5)
@@ -91,6 +96,8 @@ def test_loading_shows_the_same(trained: Reconstruction, scene: Scene) -> None:
     np.testing.assert_allclose(again.render(camera).color, trained.render(camera).color, atol=1e-6)
     with pytest.raises(InputError, match="other photos"):
         Reconstruction.load(trained.folder, Scene(**{**scene.__dict__, "frames": scene.frames[:5]}))
+    with pytest.raises(InputError, match="restore the split"):
+        Reconstruction.load(trained.folder, scene, [0, 1, 4, 6])
 
 
 def test_the_folder_is_a_nerfstudio_run(trained: Reconstruction) -> None:
@@ -179,7 +186,7 @@ def test_pseudo_views_borrow_photo_ids(scene: Scene, tmp_path: Path) -> None:
         made.set_pseudo_views([PseudoView(camera, tmp_path / "gone.png", None, nearest=4)], 0.5)
 
 
-@pytest.mark.parametrize("method", ["splatfacto"])
+@pytest.mark.parametrize("method", ["splatfacto", "nerfacto"])
 def test_training_on_pseudo_views_goes_on_exactly_after_a_load(method: str, scene: Scene, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     cameras = [scene.frames[i].camera for i in (1, 3, 5)]
@@ -261,13 +268,14 @@ def test_method_names() -> None:
         ({"method": "nerfakto"}, "nerfacto"),
         ({"method": "instant-ngp"}, "needs CUDA"),
         ({"method": "generfacto"}, "posed photos"),
-        ({"preset": "tpu"}, "preset tpu"),
+        ({"preset": "tpu"}, "preset called tpu"),
         ({"device": "tpu"}, "device tpu"),
         ({"iterations": 0}, "at least 1"),
         ({"overrides": ["pipeline.model.sh_degre=2"]}, r"pipeline\.model\.sh_degree"),
         ({"overrides": ["pipeline.model.sh_degree=two"]}, "no value"),
         ({"overrides": ["pipeline.model.sh_degree"]}, "a.b.c=value"),
         ({"overrides": ["pipeline.datamanager.data=x"]}, "cannot be set"),
+        ({"overrides": ["pipeline.datamanager.images_on_gpu=true"]}, "cannot be set"),
         ({"overrides": ["max_gaussians=few"]}, "not a number"),
         ({"overrides": ["max_gaussians=5"]}, "at least 100"),
     ],
@@ -276,6 +284,54 @@ def test_bad_requests_are_one_sentence(changes: dict, message: str, scene: Scene
     with pytest.raises(InputError, match=message):
         create(scene, tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["splatfacto", "nerfacto"])
+def test_the_configuration_for_cuda_serves_several_datamanagers(method: str, scene: Scene, tmp_path: Path) -> None:
+    """A run has two of them and a process several runs; what one is asked for is none of the others' business."""
+    from nerfstudio.data.datasets.base_dataset import InputDataset
+
+    from difixcli.reconstruction.reconstruction import _configure
+
+    recipe = dataclasses.replace(create(scene, tmp_path / "run", method)._recipe, device="cuda")
+    shared = list(InputDataset.exclude_batch_keys_from_device)
+    for _ in range(2):
+        config = _configure(recipe, tmp_path / "run")
+        config.pipeline.datamanager.setup(device="cpu", test_mode="inference", world_size=1, local_rank=0)
+        assert InputDataset.exclude_batch_keys_from_device == shared
+
+
+def test_photos_cached_beside_the_device_need_no_cuda(scene: Scene, tmp_path: Path) -> None:
+    """nerfstudio caches more than 500 photos in pinned memory, which there is none of without an accelerator."""
+    made = create(scene, tmp_path / "run", overrides=["pipeline.datamanager.cache_images=cpu", "max_gaussians=500"])
+    made.train(2)
+    assert made.step == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_splats_on_cuda_need_compiled_kernels(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    # in place of gsplat's own module, which would begin to compile where it finds a compiler
+    monkeypatch.setitem(sys.modules, "gsplat.cuda._backend", SimpleNamespace(_C=None))
+    with pytest.raises(InputError, match="no compiled CUDA kernels"):
+        create(scene, tmp_path / "run", device="cuda")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_run_of_another_device_is_rendered_here(scene: Scene, tmp_path: Path) -> None:
+    made = create(scene, tmp_path / "run", iterations=10)
+    made.train(3)
+    made.save()
+    recipe = tmp_path / "run" / "reconstruction.json"
+    recipe.write_text(recipe.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    described = (tmp_path / "run" / "config.yml").read_bytes()
+    with pytest.raises(InputError, match="CUDA"):
+        Reconstruction.load(tmp_path / "run", scene)
+    again = Reconstruction.load(tmp_path / "run", scene, device="cpu")
+    camera = scene.frames[1].camera
+    np.testing.assert_allclose(again.render(camera).color, made.render(camera).color, atol=1e-6)
+    assert (tmp_path / "run" / "config.yml").read_bytes() == described
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

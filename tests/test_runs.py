@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from difixcli.errors import InputError
-from difixcli.runs import Run, atomic, find_unfinished, fingerprint, read_image, read_json, write_image, write_json
+from difixcli.runs import (
+    Run,
+    atomic,
+    file_name,
+    find_unfinished,
+    fingerprint,
+    read_image,
+    read_json,
+    write_image,
+    write_json,
+)
 
 ARGUMENTS = {"method": "nerfacto", "seed": 0}
 
 
 def test_the_same_command_resumes_and_another_is_refused(tmp_path: Path) -> None:
     first = Run.open(tmp_path / "run", "distill", ARGUMENTS, {"scene": "a"})
+    (first.folder / "made.txt").write_text("work")
     first.time("training", 1.5)
     first.save()
     again = Run.open(tmp_path / "run", "distill", ARGUMENTS, {"scene": "a"})
@@ -37,6 +50,55 @@ def test_force_replaces_runs_but_never_a_strangers_folder(tmp_path: Path) -> Non
     assert (tmp_path / "holiday" / "photo.jpg").read_bytes() == b"precious"
 
 
+def test_a_run_that_has_written_nothing_gives_way(tmp_path: Path) -> None:
+    """What stopped it was most likely its input; mended, the same line is another command."""
+    Run.open(tmp_path / "run", "fix", ARGUMENTS, {"source": "broken"})
+    (tmp_path / "run" / "checkpoints").mkdir()
+    again = Run.open(tmp_path / "run", "fix", ARGUMENTS, {"source": "mended"})
+    assert not again.resumed and again.record["inputs"] == {"source": "mended"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", '{"name": "training", "epochs": 3}', '{"command": "train"}'])
+def test_force_spares_what_another_program_called_a_run(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(content)
+    for force in (False, True):
+        with pytest.raises(InputError, match="did not write"):
+            Run.open(tmp_path / "run", "distill", ARGUMENTS, {}, force=force)
+    assert find_unfinished(tmp_path, "distill", ARGUMENTS, {}) is None
+    assert (tmp_path / "run" / "run.json").read_text() == content
+
+
+def test_force_spares_what_is_about_to_be_read(tmp_path: Path) -> None:
+    Run.open(tmp_path / "run", "finetune", ARGUMENTS, {}).finish({})
+    image = tmp_path / "run" / "renders" / "a.png"
+    write_image(image, np.zeros((4, 4, 3)))
+    for path in (image, image.parent, tmp_path / "run", tmp_path / "run" / ".." / "run"):
+        with pytest.raises(InputError, match="is read from it"):
+            Run.open(tmp_path / "run", "fix", {}, {}, force=True, reads=[path])
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with pytest.raises(InputError, match="is read from it"):
+        Run.open(tmp_path / "link", "fix", {}, {}, force=True, reads=[image])
+    assert image.is_file()
+    assert not Run.open(tmp_path / "run", "fix", {}, {}, force=True, reads=[tmp_path / "other.png"]).resumed
+
+
+def test_an_earlier_run_goes_only_when_the_new_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.open(tmp_path / "run", "distill", ARGUMENTS, {})
+    (run.folder / "weights").write_text("precious")
+
+    def full(self: Run, **_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(Run, "save", full)
+        Run.open(tmp_path / "run", "distill", {}, {}, force=True)
+    assert (run.folder / "weights").read_text() == "precious"
+    Run.open(tmp_path / "run", "distill", {}, {}, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"] and not (run.folder / "weights").exists()
+
+
 def test_output_that_is_a_file_or_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
@@ -48,10 +110,11 @@ def test_output_that_is_a_file_or_cannot_be_written(tmp_path: Path) -> None:
 def test_unfinished_runs_are_found_by_command_and_arguments(tmp_path: Path) -> None:
     Run.open(tmp_path / "1", "distill", ARGUMENTS, {}).finish({})
     second = Run.open(tmp_path / "2", "distill", ARGUMENTS, {})
-    assert find_unfinished(tmp_path, "distill", ARGUMENTS) == second.folder
-    assert find_unfinished(tmp_path, "distill", {**ARGUMENTS, "seed": 3}) is None
+    assert find_unfinished(tmp_path, "distill", ARGUMENTS, {}) == second.folder
+    assert find_unfinished(tmp_path, "distill", {**ARGUMENTS, "seed": 3}, {}) is None
+    assert find_unfinished(tmp_path, "distill", ARGUMENTS, {"scene": "changed"}) is None
     second.finish({"psnr": 20.0})
-    assert find_unfinished(tmp_path, "distill", ARGUMENTS) is None
+    assert find_unfinished(tmp_path, "distill", ARGUMENTS, {}) is None
     assert read_json(second.folder / "run.json")["results"] == {"psnr": 20.0}
 
 
@@ -89,3 +152,41 @@ def test_fingerprints_see_content_of_json_and_sizes_of_images(tmp_path: Path) ->
     assert before == fingerprint(files[::-1])
     (tmp_path / "t.json").write_text("[2]")
     assert fingerprint(files) != before
+    weights = tmp_path / "w.bin"
+    weights.write_bytes(b"1234")
+    before = fingerprint([weights], content=True)
+    weights.write_bytes(b"4321")
+    assert fingerprint([weights], content=True) != before
+
+
+def test_json_has_no_infinity(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"psnr": [math.inf, math.nan, 1.5], "n": (2,)})
+    assert read_json(tmp_path / "a.json") == {"psnr": [None, None, 1.5], "n": [2]}
+
+
+def test_file_names_drop_the_suffix_of_an_image_only() -> None:
+    assert file_name("images/a.JPG") == "images-a" and file_name("a.png") == "a"
+    assert (
+        file_name("run.2/cam.1/frame") == "run.2-cam.1-frame"
+        and file_name("outputs/fixer-v1.5") == "outputs-fixer-v1.5"
+    )
+
+
+def test_one_reader_for_every_kind_of_image(tmp_path: Path) -> None:
+    grey = np.array([[0, 65535], [32768, 257]], np.uint16)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    np.testing.assert_allclose(read_image(tmp_path / "deep.png")[..., 1], grey / 65535, atol=1e-6)
+    half = np.full((2, 3, 4), 255, np.uint8)
+    half[:, 0, 3] = 0
+    Image.fromarray(half).save(tmp_path / "clear.png")
+    assert read_image(tmp_path / "clear.png")[:, 0].max() == 0 and read_image(tmp_path / "clear.png")[:, 1:].min() == 1
+    with_alpha = read_image(tmp_path / "clear.png", alpha=True)
+    assert with_alpha.shape == (2, 3, 4) and with_alpha[..., :3].min() == 1 and with_alpha[:, 0, 3].max() == 0
+    assert read_image(tmp_path / "deep.png", alpha=True)[..., 3].min() == 1
+    lying = Image.fromarray(np.arange(18, dtype=np.uint8).reshape(2, 3, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    lying.save(tmp_path / "phone.png", exif=exif)
+    assert read_image(tmp_path / "phone.png").shape == (2, 3, 3)
+    upright = read_image(tmp_path / "phone.png", upright=True)
+    np.testing.assert_array_equal(upright, np.rot90(read_image(tmp_path / "phone.png"), -1))

@@ -15,6 +15,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from difixcli.errors import InputError
+from difixcli.reconstruction.dataset import write_dataset
 from difixcli.scenes import (
     default_split_rule,
     interpolate,
@@ -24,9 +25,9 @@ from difixcli.scenes import (
     make_split,
     nearest_cameras,
     pose_distance,
+    scene_fingerprint,
     spiral,
     step_towards,
-    write_nerfstudio,
 )
 from difixcli.scenes.ply import read_points, write_points
 from difixcli.scenes.poses import look_at, normalisation, rotation_between
@@ -169,6 +170,43 @@ def test_frames_are_in_natural_order(tmp_path: Path) -> None:
     assert [frame.name for frame in load_scene(tmp_path).frames] == [f"images/f{i}.png" for i in (1, 2, 9, 10)]
 
 
+def test_file_names_are_one_for_each_frame(tmp_path: Path) -> None:
+    write_scene(tmp_path, names=["images/a.png", "images/a.jpg", "images-a.png", "images/A.webp", "images/b.png"])
+    scene = load_scene(tmp_path)
+    names = dict(zip([frame.name for frame in scene.frames], scene.file_names, strict=True))
+    assert names["images/b.png"] == "images-b"
+    assert len({name.casefold() for name in names.values()}) == 5
+    assert all(name.casefold().startswith("images-a-") for frame, name in names.items() if frame != "images/b.png")
+
+
+def test_fingerprints_see_all_that_a_scene_is_read_from(shared_scenes: Path, tmp_path: Path) -> None:
+    import shutil
+
+    import pycolmap
+
+    source = shared_scenes / "fountain_p11"
+    (tmp_path / "images").symlink_to(source / "images")
+    shutil.copytree(source / "sparse", tmp_path / "sparse")
+    model = tmp_path / "sparse" / "0"
+    seen = [scene_fingerprint(load_scene(tmp_path, size)) for size in (None, 64)]
+    assert seen[0] == seen[1]
+    read = pycolmap.Reconstruction(str(model))
+    for camera in read.cameras.values():
+        camera.params = [value * 1.01 for value in camera.params]
+    read.write_binary(str(model))
+    seen.append(scene_fingerprint(load_scene(tmp_path)))
+    read.delete_point3D(min(read.point3D_ids()))
+    read.write_binary(str(model))
+    seen.append(scene_fingerprint(load_scene(tmp_path)))
+    name = Path(load_scene(tmp_path).frames[2].name).name
+    (tmp_path / "masks").mkdir()
+    with Image.open(source / "images" / name) as photo:
+        for level in (255, 254):  # as many bytes, other content
+            Image.new("L", photo.size, level).save(tmp_path / "masks" / f"{name}.png", compress_level=0)
+            seen.append(scene_fingerprint(load_scene(tmp_path)))
+    assert len(set(seen)) == len(seen) - 1
+
+
 def test_cameras_by_folder_by_lens_and_by_name(tmp_path: Path) -> None:
     names = [f"{side}/{i}.png" for side in ("left", "right") for i in range(3)]
     data = write_scene(tmp_path, names=names)
@@ -271,15 +309,16 @@ def test_written_scene_reads_back_as_it_was(tmp_path: Path) -> None:
     write_points(tmp_path / "a" / "p.ply", np.array([[0.1, 0.2, 0.3]]), np.array([[9, 8, 7]], np.uint8))
     save(tmp_path / "a", {**data, "ply_file_path": "p.ply"})
     scene = load_scene(tmp_path / "a", 40)
-    path = write_nerfstudio(scene, tmp_path / "b")
-    again = load_scene(path)
+    write_dataset(scene, [0, 3], tmp_path / "b")
+    again = load_scene(tmp_path / "b")
     for x, y in zip(scene.frames, again.frames, strict=True):
         np.testing.assert_allclose(x.camera.camera_to_world, y.camera.camera_to_world, atol=1e-9)
         np.testing.assert_allclose(x.camera.intrinsics, y.camera.intrinsics)
         np.testing.assert_allclose(load_photo(x), load_photo(y), atol=0.5 / 255 + 1e-6)
         np.testing.assert_array_equal(load_mask(x), load_mask(y))
-    np.testing.assert_allclose(scene.points, again.points, atol=1e-6)
     assert not again.frames[0].distortion.any()
+    written = json.loads((tmp_path / "b" / "transforms.json").read_text())
+    assert len(written["train_filenames"]) == 2 and len(written["test_filenames"]) == len(scene.frames) - 2
 
 
 # Bad input
@@ -427,7 +466,7 @@ def test_names_cameras_and_files(tmp_path: Path) -> None:
     ("rule", "words"),
     [
         ("evry:4", ("evry", "every")),
-        ("nonsense", ("every, clusters",)),
+        ("nonsense", ("camera, clusters",)),
         ("every:1", ("every:1",)),
         ("every:x", ("every:x",)),
         ("every:99", ()),
@@ -459,8 +498,8 @@ def test_bad_split_files(tmp_path: Path) -> None:
     for text, words in [
         ("{", ("JSON",)),
         ("[]", ("must hold",)),
-        ('{"train": ["0"]}', ("names 0", "no frame")),
-        ('{"train": ["images/0.png"]}', ("near", "images/0")),
+        ('{"train": ["0"]}', ("no frame", "called 0")),
+        ('{"train": ["images/0.png"]}', ("no frame", "did you mean images/0")),
         ('{"train": ["00"], "test": ["00"]}', ("both halves",)),
         ('{"train": ["00"], "test": []}', ("no test view",)),
     ]:

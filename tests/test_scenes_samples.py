@@ -124,7 +124,7 @@ def test_room(room: Scene) -> None:
 
 
 def test_room_points_lie_on_what_the_photos_show(room: Scene) -> None:
-    frame = room.frames[room.index("images/train_000.png")]
+    frame = next(frame for frame in room.frames if frame.name == "images/train_000.png")
     camera, photo = frame.camera, load_photo(frame)
     local = (room.points - camera.position) @ camera.camera_to_world[:3, :3]
     column = np.floor(camera.fx * local[:, 0] / -local[:, 2] + camera.cx).astype(int)

@@ -122,6 +122,17 @@ def test_a_damaged_checkpoint_is_named(pairs: Path, tmp_path: Path) -> None:
         finetune([pairs], "tiny", tmp_path / "out", **options)
 
 
+def test_photos_are_held_no_larger_than_they_are_used(pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (1500, 1100), "teal").save(tmp_path / "photos" / "large.jpg")
+    Image.new("RGB", (90, 60), "teal").save(tmp_path / "photos" / "small.jpg")
+    assert [photo.shape for photo in PhotoPairs(tmp_path / "photos").train] == [(751, 1024, 3), (60, 90, 3)]
+    store = PairStore(read_manifests([pairs]).train, "raw", 1, memory_gib=0)
+    for index in range(len(store)):
+        _ = store[index]
+    assert store._photos is None  # what is read again from disk is not held beside the pairs
+
+
 def test_collapse_stops_training(pairs: Path, tmp_path: Path) -> None:
     options = {**FAST, "perceptual_weight": 0.0, "signs_every": 2}
     with pytest.raises(InputError, match=r"collapsed at step|not a number"):
@@ -183,7 +194,7 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text('{"train": {}}')
     with pytest.raises(InputError, match="nothing to train on"):
         finetune([tmp_path], "tiny", tmp_path / "out", iterations=1, perceptual_weight=0.0)
-    with pytest.raises(InputError, match="no training option learning_speed"):
+    with pytest.raises(InputError, match=r"learning_speed; did you mean learning_rate"):
         finetune([tmp_path], "tiny", tmp_path / "out", learning_speed=1)
 
 

@@ -7,6 +7,7 @@ On disk a finished run is a nerfstudio run folder with, beside it,
     rounds/03/round.json     its poses and figures
     plain/                   with --compare: the same iterations on photos alone, a nerfstudio run too
     renders/{truth,plain,distilled,enhanced}/*.png   the test views
+    renders/mask/*.png       which pixels of the truth count, for test views whose photo has a mask
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from difixcli.distillation.confidence import confidence
 from difixcli.distillation.schedule import Schedule, pseudo_cameras
 from difixcli.reconstruction import PseudoView, Reconstruction
 from difixcli.reference_views import ReferenceViews, fix_render
-from difixcli.runs import Run, file_name, read_json, write_image, write_json
-from difixcli.scenes import load_photo
-from difixcli.scenes.scene import Camera, Frame, Scene, Split
+from difixcli.runs import Run, read_json, write_image, write_json
+from difixcli.scenes import load_mask, load_photo
+from difixcli.scenes.scene import Camera, Scene, Split
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
@@ -66,19 +67,19 @@ def distill(
     _update(scene, split, fixer, settings, distilled, run, progress)
     _render_variants(scene, split, fixer, distilled, run, progress)
     if settings.compare:
-        plain = Reconstruction.load(run.folder / "plain", scene)
+        plain = Reconstruction.load(run.folder / "plain", scene, split.train)
         _train(plain, schedule.iterations, "plain, for comparison", run, progress)
         _render(plain, scene, split, run.folder / "renders" / "plain", progress)
 
     from difixcli.evaluation import evaluate_run
 
-    return evaluate_run(run.folder)["results"]
+    return evaluate_run(run.folder, settings.device)["results"]
 
 
 def _reconstruction(scene: Scene, split: Split, settings: Settings, folder: Path) -> Reconstruction:
     """The run's reconstruction from its last checkpoint, or a new one."""
     if any((folder / "nerfstudio_models").glob("*.ckpt")):
-        return Reconstruction.load(folder, scene)
+        return Reconstruction.load(folder, scene, split.train)
     return Reconstruction.create(
         scene,
         split.train,
@@ -139,7 +140,7 @@ def _update(
             entries = []
             with progress(f"round {number}/{schedule.rounds}: fix", len(cameras)) as update:
                 for i, camera in enumerate(cameras):
-                    entries.append(_fix(folder, scene.frames[split.test[i]], camera, fixer, reconstruction, references))
+                    entries.append(_fix(folder, split.test[i], camera, fixer, reconstruction, references))
                     update(i + 1)
             run.time("fixing", time.monotonic() - begun)
             write_json(folder / "round.json", {"round": number, "schedule": asdict(schedule), "views": entries})
@@ -158,28 +159,31 @@ def _update(
 
 def _fix(
     folder: Path,
-    target: Frame,
+    target: int,
     camera: Camera,
     fixer: Fixer,
     reconstruction: Reconstruction,
     references: ReferenceViews,
 ) -> dict[str, Any]:
-    """Render and fix one pseudo-view, write its pictures into the round's folder and return its entry."""
+    """Render and fix the pseudo-view on its way to the frame `target`, write its pictures into the round's folder and
+    return its entry.
+    """
+    scene = references.scene
     render = reconstruction.render(camera)
     beside = references.beside(camera, render)
     fixed = fix_render(fixer, render, beside)
     weight = confidence(render, fixed, beside)
-    name = file_name(target.name)
+    name = scene.file_names[target]
     files = {kind: f"{name}.{kind}.png" for kind in ("render", "fixed", "confidence")}
     write_image(folder / files["render"], render.color)
     write_image(folder / files["fixed"], fixed)
     write_image(folder / files["confidence"], weight)
     nearest = references.nearest(camera, count=1)[0]
     return {
-        "target": target.name,
+        "target": scene.frames[target].name,
         "camera_to_world": camera.camera_to_world.tolist(),
-        "references": [references.scene.frames[f].name for f in beside.frames],
-        "nearest": references.scene.frames[nearest].name,
+        "references": [scene.frames[f].name for f in beside.frames],
+        "nearest": scene.frames[nearest].name,
         **files,
         "mean_confidence": float(weight.mean()),
         "change": float(np.abs(fixed - render.color).mean()),
@@ -196,11 +200,14 @@ def _render_variants(
     with progress("final renders", len(split.test)) as update:
         for done, i in enumerate(split.test, start=1):
             frame = scene.frames[i]
-            name = f"{file_name(frame.name)}.png"
+            name = f"{scene.file_names[i]}.png"
             render = distilled.render(frame.camera)
             write_image(renders / "truth" / name, load_photo(frame))
+            if (mask := load_mask(frame)) is not None:
+                write_image(renders / "mask" / name, mask.astype(np.float32))
             write_image(renders / "distilled" / name, render.color)
-            fixed = fix_render(fixer, render, references.beside(frame.camera, render))
+            beside = references.beside(frame.camera, render, align=fixer.config.references == "aligned")
+            fixed = fix_render(fixer, render, beside)
             write_image(renders / "enhanced" / name, fixed)
             update(done)
     run.time("final renders", time.monotonic() - begun)
@@ -210,5 +217,5 @@ def _render(reconstruction: Reconstruction, scene: Scene, split: Split, folder: 
     with progress(f"{folder.name} renders", len(split.test)) as update:
         for done, i in enumerate(split.test, start=1):
             frame = scene.frames[i]
-            write_image(folder / f"{file_name(frame.name)}.png", reconstruction.render(frame.camera).color)
+            write_image(folder / f"{scene.file_names[i]}.png", reconstruction.render(frame.camera).color)
             update(done)

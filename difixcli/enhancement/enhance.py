@@ -14,8 +14,9 @@ import numpy as np
 
 from difixcli.enhancement.video import is_video, read_video, write_video
 from difixcli.errors import InputError
-from difixcli.evaluation.pictures import IMAGE_SUFFIXES, image_files
-from difixcli.runs import make_folder, read_image, write_image
+from difixcli.evaluation.pictures import image_files
+from difixcli.runs import IMAGE_SUFFIXES, make_folder, read_image, write_image
+from difixcli.scenes.loading import natural_order
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
@@ -24,6 +25,8 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 _Frame = tuple[str, Callable[[], np.ndarray]]
 VIDEO_NAME = "video.mp4"
 _SMALLEST = 16  # pixels: optical flow and the networks' lowest level need something to look at
+_STRETCH = 1.03  # of a reference's shape that nobody minds
+_ORIENTATION = 0x0112  # EXIF's tag; from 5 on the image lies on its side
 _FPS = 24.0  # of a folder of frames, which does not say
 
 
@@ -47,6 +50,7 @@ def enhance_images(
         fixer: `Fixer`; one for aligned references gets them registered to each frame by optical flow.
         references: clean photos, all given beside every frame in this order. A photo of another size than the frame
             is brought to the frame's size (area-averaged where it shrinks), so it should have the frame's shape.
+            Photos and frames are turned upright as their EXIF orientation says.
         size: long side to work at; larger frames are shrunk to it, smaller ones stay as they are.
         video: also write `output`/video.mp4 when the source is a video, or a folder whose names count and whose
             images have one size. A folder's video has 24 frames a second.
@@ -99,6 +103,32 @@ def enhance_images(
     }
 
 
+def check_images(source: Path, output: Path, references: Sequence[Path] = ()) -> list[str]:
+    """Look at what `enhance_images` is going to read, at the images' headers only.
+
+    Returns warnings, a sentence each: a reference of another shape than the first frame will be stretched to it.
+    Raises InputError for what `enhance_images` would refuse.
+    """
+    _References(references)
+    _open(source, output)
+    first = source if source.is_file() else image_files(source)[0]
+    if is_video(first) or not references:
+        return []
+    width, height = _checked_size(first)
+    stretched = []
+    for path in references:
+        other = _checked_size(path)
+        factor = (other[0] / other[1]) / (width / height)
+        if max(factor, 1 / factor) > _STRETCH:
+            stretched.append(f"{path.name} ({other[0]}×{other[1]})")
+    if not stretched:
+        return []
+    return [
+        f"references of another shape than {first.name} ({width}×{height}) are stretched to it, which spoils what they "
+        f"can give; crop them first: {', '.join(stretched)}."
+    ]
+
+
 def fix_image(fixer: Fixer, image: np.ndarray, references: Sequence[np.ndarray] = ()) -> np.ndarray:
     """The clean view (H, W, 3) of an image (H, W, 3) in [0, 1], with photos of the same size whose poses are unknown.
 
@@ -135,7 +165,7 @@ class _References:
     def at(self, size: tuple[int, int]) -> list[np.ndarray]:
         """Each photo at (height, width)."""
         if size != self._size:
-            self._photos = [_resized(read_image(path), size) for path in self._originals]
+            self._photos = [_resized(read_image(path, upright=True), size) for path in self._originals]
             self._size = size
         return self._photos
 
@@ -150,7 +180,7 @@ def _open(source: Path, output: Path) -> tuple[Iterator[_Frame], int, float]:
             raise InputError(f"{source} is neither an image nor a video that difix knows; convert it to PNG or MP4.")
         files = [source]
     elif source.is_dir():
-        files = sorted(image_files(source), key=lambda path: (_natural(path.stem), path.name))
+        files = sorted(image_files(source), key=lambda path: (natural_order(path.stem), path.name))
     else:
         raise InputError(f"There is no image, folder or video {source}; check its name.")
     if output.resolve() == files[0].parent.resolve():
@@ -161,7 +191,7 @@ def _open(source: Path, output: Path) -> tuple[Iterator[_Frame], int, float]:
         if path.stem in by_stem:
             raise InputError(f"{source} holds {by_stem[path.stem].name} and {path.name}; keep one image of that name.")
         by_stem[path.stem] = path
-    return ((stem, partial(read_image, path)) for stem, path in by_stem.items()), len(by_stem), _FPS
+    return ((stem, partial(read_image, path, upright=True)) for stem, path in by_stem.items()), len(by_stem), _FPS
 
 
 def _numbered(frames: Iterator[np.ndarray]) -> Iterator[_Frame]:
@@ -170,14 +200,17 @@ def _numbered(frames: Iterator[np.ndarray]) -> Iterator[_Frame]:
 
 
 def _checked_size(path: Path) -> tuple[int, int]:
-    """(width, height) from an image's header, so that a broken file is known before the work begins."""
+    """(width, height), upright, from an image's header, so that a broken file is known before the work begins."""
     from PIL import Image
 
     if not path.exists():
         raise InputError(f"There is no image {path}; check its name.")
     try:
         with Image.open(path) as image:
-            return image.size
+            width, height = image.size
+            # a PNG's may stand behind its pixels, which are not read here
+            turned = image.format != "PNG" and image.getexif().get(_ORIENTATION, 1) >= 5
+            return (height, width) if turned else (width, height)
     except (OSError, SyntaxError) as error:
         raise InputError(f"{path} cannot be read as an image; restore it or remove it.") from error
 
@@ -199,11 +232,6 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return image
     how = cv2.INTER_AREA if size[0] * size[1] < image.shape[0] * image.shape[1] else cv2.INTER_CUBIC
     return np.clip(cv2.resize(image, (size[1], size[0]), interpolation=how), 0, 1)
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts frame_2 before frame_10."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _counts(names: Sequence[str]) -> bool:

@@ -14,6 +14,7 @@ from difixcli.evaluation.pictures import image_files
 from difixcli.runs import read_image
 
 TRUTH = "truth"
+MASK = "mask"
 _ORDER = ("plain", "distilled", "enhanced")  # the order of a table; other variants come after
 _NAMED = 5  # how many missing images a message names
 
@@ -32,6 +33,7 @@ def evaluate_folders(prediction: Path, truth: Path, device: str = "cpu") -> dict
 def evaluate_run(folder: Path, device: str = "cpu", unsharp: bool = False) -> dict[str, Any]:
     """Figures of every variant in `folder/renders` against `folder/renders/truth`.
 
+    Where `folder/renders/mask` holds an image of a view's name, only the pixels that are white there count.
     Returns the same keys as `evaluate_folders`, with `results`, `std` and `per_image` by variant. With `unsharp`
     there is also `baselines`: what the best of a few unsharp masks makes of the images that the fixer was given
     (`distilled`, or else `plain`), its figures and its `sigma` and `amount`.
@@ -40,16 +42,20 @@ def evaluate_run(folder: Path, device: str = "cpu", unsharp: bool = False) -> di
     renders = folder / "renders"
     if not (renders / TRUTH).is_dir():
         raise InputError(f"{folder} has no renders/{TRUTH}; finish the run first, or give two folders of images.")
-    names = [p.name for p in renders.iterdir() if p.is_dir() and p.name != TRUTH and not p.name.startswith(".")]
+    names = [
+        p.name for p in renders.iterdir() if p.is_dir() and p.name not in (TRUTH, MASK) and not p.name.startswith(".")
+    ]
     if not names:
         raise InputError(f"{renders} holds no renders beside {TRUTH}; finish the run first.")
     names.sort(key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
     folders = {TRUTH: renders / TRUTH, **{name: renders / name for name in names}}
-    evaluated = _evaluate(folders, device)
+    evaluated = _evaluate(folders, device, renders / MASK)
     given = next((name for name in ("distilled", "plain") if name in folders), None)
     if unsharp and given is not None:
         pairs = matched_files(folders[given], folders[TRUTH])
-        best = best_unsharp((_read_pair(*files) for files in pairs.values()), device=device)
+        measured = evaluated["per_image"][given]
+        views = ((*_read_pair(*pairs[stem]), _read_mask(renders / MASK, stem)) for stem in measured)
+        best = best_unsharp(views, device=device)
         made = {**best.figures, "sigma": best.sigma, "amount": best.amount}
         evaluated["baselines"] = {f"{given} + unsharp": made}
     return evaluated
@@ -70,26 +76,31 @@ def matched_files(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]
     return {stem: (ours[stem], theirs[stem]) for stem in ours}
 
 
-def _evaluate(folders: Mapping[str, Path], device: str) -> dict[str, Any]:
+def _evaluate(folders: Mapping[str, Path], device: str, masks: Path | None = None) -> dict[str, Any]:
     """Figures of each folder but the truth's against it, one view in memory at a time."""
     variants = [name for name in folders if name != TRUTH]
     files = {name: matched_files(folders[name], folders[TRUTH]) for name in variants}
     stems = list(files[variants[0]])
     per_image: dict[str, dict[str, dict[str, float]]] = {name: {} for name in variants}
+    masked = False
     for stem in stems:
         images = []
+        mask = None if masks is None else _read_mask(masks, stem)
+        if mask is not None and not mask.any():
+            continue  # nothing of this view can be measured
+        masked = masked or mask is not None
         for name in variants:
             image, truth = _read_pair(*files[name][stem])
             images.append(image)
-        for name, figures in zip(variants, metrics_against(truth, images, device=device), strict=True):
+        for name, figures in zip(variants, metrics_against(truth, images, mask, device), strict=True):
             per_image[name][stem] = figures
     means = {name: summary(list(per_image[name].values())) for name in variants}
     return {
         "results": {name: mean for name, (mean, _) in means.items()},
         "std": {name: std for name, (_, std) in means.items()},
         "per_image": per_image,
-        "images": len(stems),
-        "protocol": protocol(),
+        "images": len(per_image[variants[0]]),
+        "protocol": protocol(masked),
         "folders": {name: str(folder) for name, folder in folders.items()},
     }
 
@@ -102,6 +113,12 @@ def _read_pair(prediction: Path, truth: Path) -> tuple[np.ndarray, np.ndarray]:
             f"{photo.shape[1]}×{photo.shape[0]}; render or resize them to one size."
         )
     return image, photo
+
+
+def _read_mask(folder: Path, stem: str) -> np.ndarray | None:
+    """(H, W) bool, or None where the view has no mask."""
+    path = folder / f"{stem}.png"
+    return read_image(path).mean(axis=-1) > 0.5 if path.is_file() else None
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

@@ -18,6 +18,29 @@ from difixcli.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+
+@dataclass(frozen=True)
+class Metric:
+    """How a figure is called and read: its unit (empty for none), whether more is better, and digits to show."""
+
+    name: str
+    unit: str
+    higher_is_better: bool
+    digits: int
+
+    @property
+    def label(self) -> str:
+        """The name with an arrow in the direction of better."""
+        return f"{self.name} {'↑' if self.higher_is_better else '↓'}"
+
+
+METRICS = {
+    "psnr": Metric("PSNR", "dB", True, 2),
+    "ssim": Metric("SSIM", "", True, 4),
+    "st_lpips": Metric("st-LPIPS", "", False, 4),
+    "lpips": Metric("LPIPS", "", False, 4),
+}
+
 SSIM_WINDOW = 11  # pixels; Gaussian of σ = 1.5
 _SHARPENINGS = tuple((sigma, amount) for sigma in (0.8, 1.5) for amount in (0.5, 1.0))
 
@@ -125,8 +148,8 @@ def summary(per_image: Sequence[Mapping[str, float]]) -> tuple[dict[str, float],
     return mean, std
 
 
-def protocol() -> dict[str, str]:
-    """How each figure is made, in words, so that a number can be compared."""
+def protocol(masked: bool = False) -> dict[str, str]:
+    """How each figure is made, in words, so that a number can be compared; `masked` if some pixels did not count."""
     from difixcli.evaluation.perceptual import lpips_available
 
     made = {
@@ -136,6 +159,9 @@ def protocol() -> dict[str, str]:
     }
     if lpips_available("alex"):
         made["lpips"] = "LPIPS 0.1, AlexNet"
+    if masked:
+        made = {key: f"{how}; masked pixels are the truth's" for key, how in made.items()}
+        made["psnr"] = f"{made['psnr'].partition(';')[0]}; masked pixels do not count"
     return made
 
 
@@ -160,20 +186,20 @@ class Sharpening:
 
 
 def best_unsharp(
-    pairs: Iterable[tuple[np.ndarray, np.ndarray]], judge: str = "st_lpips", device: str = "cpu"
+    views: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray | None]], judge: str = "st_lpips", device: str = "cpu"
 ) -> Sharpening:
-    """The best of four unsharp masks for (image, truth) pairs by the mean of one figure; pairs are taken one by one.
+    """The best of four unsharp masks for (image, truth, mask) by the mean of one figure; views are taken one by one.
 
     It is chosen on the very images it is measured on, so it is the most that sharpening can give: a fixer that does
     not beat it has learned no more.
     """
     tried: dict[tuple[float, float], list[dict[str, float]]] = {setting: [] for setting in _SHARPENINGS}
-    for image, truth in pairs:
+    for image, truth, mask in views:
         sharpened = (unsharp_mask(image, sigma, amount) for sigma, amount in _SHARPENINGS)
-        for setting, figures in zip(_SHARPENINGS, metrics_against(truth, sharpened, device=device), strict=True):
+        for setting, figures in zip(_SHARPENINGS, metrics_against(truth, sharpened, mask, device), strict=True):
             tried[setting].append(figures)
     means = [Sharpening(sigma, amount, summary(figures)[0]) for (sigma, amount), figures in tried.items()]
-    sign = 1 if judge in ("psnr", "ssim") else -1
+    sign = 1 if METRICS[judge].higher_is_better else -1
     return max(means, key=lambda one: sign * one.figures[judge])
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from difixcli.errors import InputError
+from difixcli.runs import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 _GAP = 6  # pixels between the images of a contact sheet
 _LABEL = 22  # pixels of a line of labels
 

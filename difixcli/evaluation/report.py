@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from difixcli.console import METRIC_NAMES
 from difixcli.evaluation.evaluate import TRUTH, matched_files
+from difixcli.evaluation.metrics import METRICS
 from difixcli.evaluation.pictures import error_map, fit
 from difixcli.runs import atomic, read_image
 
@@ -79,7 +79,7 @@ def write_report(evaluated: Mapping[str, Any], output: Path, title: str) -> Path
     body += [_view(stem, variants, files, per_image) for stem in stems[:_VIEWS]]
     body += ["<h2>PSNR of every image, worst first</h2>", _psnr_table(stems, variants, per_image)]
     made = "".join(
-        f"<dt>{escape(METRIC_NAMES[key])}</dt><dd>{escape(how)}</dd>" for key, how in evaluated["protocol"].items()
+        f"<dt>{escape(METRICS[key].label)}</dt><dd>{escape(how)}</dd>" for key, how in evaluated["protocol"].items()
     )
     body += ["<h2>How the figures are made</h2>", f"<dl>{made}</dl>"]
     page = (
@@ -98,17 +98,17 @@ def _results(evaluated: Mapping[str, Any], variants: Sequence[str]) -> str:
     """The table of mean figures, the best of each column marked; baselines stand apart below."""
     results = evaluated["results"]
     rows = {name: results.get(name, results) for name in variants}
-    keys = [key for key in METRIC_NAMES if key in rows[variants[0]]]
+    keys = [key for key in METRICS if key in rows[variants[0]]]
     best = {}
     for key in keys:
         values = [row[key] for row in rows.values() if math.isfinite(row[key])]
         if values:
-            best[key] = max(values) if "↑" in METRIC_NAMES[key] else min(values)
+            best[key] = max(values) if METRICS[key].higher_is_better else min(values)
     lines = [_row(name, row, keys, best if len(rows) > 1 else {}) for name, row in rows.items()]
     for name, row in evaluated.get("baselines", {}).items():
         label = f"{name} (σ {row['sigma']:g}, amount {row['amount']:g})"
         lines.append(_row(label, row, keys, {}, "aside"))
-    heads = "".join(f"<th>{escape(METRIC_NAMES[key])}</th>" for key in keys)
+    heads = "".join(f"<th>{escape(METRICS[key].label)}</th>" for key in keys)
     return _table(f"<tr><th></th>{heads}</tr>", lines)
 
 
@@ -150,7 +150,10 @@ def _view(
     pictures: list[_Figure] = [(TRUTH, [], truth)]
     for name, image in images.items():
         figures = per_image[name][stem]
-        detail = [f"{_number('psnr', figures['psnr'])} dB", f"st-LPIPS {_number('st_lpips', figures['st_lpips'])}"]
+        detail = [
+            f"{_number('psnr', figures['psnr'])} {METRICS['psnr'].unit}",
+            f"st-LPIPS {_number('st_lpips', figures['st_lpips'])}",
+        ]
         pictures.append((name, detail, image))
     for name, image in images.items():
         pictures.append((f"error of {name}", [], error_map(image, truth, _ERROR_SCALE)))
@@ -194,4 +197,4 @@ def _sizes(files: Mapping[str, tuple[Path, Path]]) -> str:
 
 
 def _number(key: str, value: float) -> str:
-    return f"{value:.2f}" if key == "psnr" else f"{value:.4f}"
+    return f"{value:.{METRICS[key].digits}f}"

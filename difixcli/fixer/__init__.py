@@ -2,5 +2,6 @@
 
 from difixcli.fixer.fixer import SMALL_SIZES, Fixer, new_small_fixer
 from difixcli.fixer.network import FixerConfig, FixerNetwork
+from difixcli.fixer.weights import local_files
 
-__all__ = ["SMALL_SIZES", "Fixer", "FixerConfig", "FixerNetwork", "new_small_fixer"]
+__all__ = ["SMALL_SIZES", "Fixer", "FixerConfig", "FixerNetwork", "local_files", "new_small_fixer"]

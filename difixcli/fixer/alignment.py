@@ -35,6 +35,7 @@ def align_references(
     ref_intrinsics: Tensor,
     ref_camera_to_world: Tensor,
     register: bool = True,
+    ref_masks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The references as they look from the render's camera, and where that is believable.
 
@@ -54,6 +55,7 @@ def align_references(
         ref_intrinsics: (B, V, 3, 3) in pixels of the references.
         ref_camera_to_world: (B, V, 4, 4).
         register: whether to refine by optical flow.
+        ref_masks: (B, V, 1, h, w), 1 where a reference's pixel counts and 0 where not, or None for everywhere.
 
     Returns:
         aligned (B, V, 3, H, W) in [0, 1], zero where the photo has nothing, and visibility (B, V, 1, H, W) in [0, 1].
@@ -70,6 +72,8 @@ def align_references(
             visible = ((depth[b, 0] > 0) & (ref_z > 0)).to(render) * _inside(grid, image.shape[-2:])
             if ref_depths is not None:
                 visible = visible * _depth_agreement(ref_depths[b, v].to(render), grid, ref_z)
+            if ref_masks is not None:
+                visible = visible * _counted(ref_masks[b, v].to(render), grid)
             scale = _pixels_per_pixel(depth[b, 0], ref_z, intrinsics[b], ref_intrinsics[b, v], visible)
             image = _reduced(image, scale)
             color = _sample(image, grid)
@@ -78,6 +82,8 @@ def align_references(
                 # the photo is sampled once, at the shifted place, so that registration costs no sharpness
                 grid, visible = _shifted(grid, shift), _shifted(visible[..., None], shift)[..., 0]
                 visible = visible * _inside(grid, image.shape[-2:])
+                if ref_masks is not None:
+                    visible = visible * _counted(ref_masks[b, v].to(render), grid)
                 color = _sample(image, grid)
             aligned[b, v] = color * (visible > 0)
             visibility[b, v, 0] = visible
@@ -165,6 +171,11 @@ def _inside(grid: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
 def _sample(image: Tensor, grid: Tensor, mode: str = "bilinear") -> Tensor:
     """(C, h, w) sampled at (H, W, 2) normalised positions → (C, H, W)."""
     return F.grid_sample(image[None], grid[None], mode=mode, padding_mode="border", align_corners=False)[0]
+
+
+def _counted(mask: Tensor, grid: Tensor) -> Tensor:
+    """(1, h, w) mask at (H, W, 2) positions → (H, W): 1 where everything a colour is interpolated from counts."""
+    return (_sample(mask, grid)[0] > 0.999).to(mask)
 
 
 def _depth_agreement(ref_depth: Tensor, grid: Tensor, z: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difixcli.errors import InputError
+from difixcli.errors import unknown
 from difixcli.fixer.network import FixerConfig, FixerNetwork, small_config
-from difixcli.fixer.weights import load_network, near_matches, save_network
+from difixcli.fixer.weights import load_network, save_network
 
 SMALL_SIZES = ("tiny", "small")
 
@@ -99,7 +99,7 @@ class Fixer:
 def new_small_fixer(size: str = "small", seed: int = 0) -> Fixer:
     """A small fixer for aligned references with random weights, `tiny` or `small`, to be trained from scratch."""
     if size not in SMALL_SIZES:
-        raise InputError(f"No small fixer is called '{size}'{near_matches(size, SMALL_SIZES)}.")
+        raise unknown("small fixer", size, SMALL_SIZES)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Fixer(FixerNetwork(small_config(size)))

@@ -12,19 +12,19 @@ Nothing is unpickled but tensors, and no code comes with weights.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import json
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from difixcli.errors import InputError
+from difixcli.errors import InputError, near, unknown
 from difixcli.fixer.network import ADAPTER, FixerConfig, FixerNetwork
+from difixcli.runs import read_json
 from difixcli.torchvision_cure import cure
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -83,10 +83,22 @@ def load_network(name_or_path: str | Path) -> FixerNetwork:
         return _load_folder(_download(name), HUB_NAMES.get(name, 1))
     known = ["bundled", *HUB_NAMES]
     siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-    raise InputError(
-        f"There is no fixer '{name_or_path}'{near_matches(str(name_or_path), [*known, *siblings])}; "
-        "give 'bundled', the folder of a fixer, a model_N.pkl or a name on the Hugging Face hub."
+    raise unknown(
+        "fixer",
+        str(name_or_path),
+        [*known, *siblings],
+        "Give bundled, the folder of a fixer, a model_N.pkl or a name on the Hugging Face hub.",
     )
+
+
+def local_files(name_or_path: str | Path) -> list[Path]:
+    """The files here that hold these weights, sorted; none for a name that is on the hub or nowhere."""
+    path = BUNDLED if str(name_or_path) == "bundled" else Path(name_or_path).expanduser()
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        return []
+    return sorted(f for f in path.rglob("*") if f.suffix == ".safetensors" or f.name.endswith("config.json"))
 
 
 def save_network(network: FixerNetwork, folder: Path) -> Path:
@@ -108,13 +120,6 @@ def save_network(network: FixerNetwork, folder: Path) -> Path:
     return folder
 
 
-def near_matches(name: str, known: Iterable[str]) -> str:
-    """', did you mean 'x' or 'y'?'-like ending for a message about an unknown name, empty if nothing is near."""
-    last = {k.split("/")[-1].lower(): k for k in known}
-    near = difflib.get_close_matches(name.rsplit("/", maxsplit=1)[-1].lower(), last, n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(repr(last[n]) for n in near)}?)" if near else ""
-
-
 def _looks_like_hub_name(name: str) -> bool:
     parts = name.split("/")
     return len(parts) == 2 and all(parts) and not name.startswith((".", "~", "/")) and not Path(parts[0]).exists()
@@ -131,7 +136,7 @@ def _load_folder(folder: Path, views: int) -> FixerNetwork:
 
 
 def _load_own(folder: Path) -> FixerNetwork:
-    values = _read_json(folder / "config.json")
+    values = _read_config(folder / "config.json")
     if values.pop("format", None) != FORMAT:
         raise InputError(f"{folder / 'config.json'} is not a fixer's configuration; give a folder this program wrote.")
     known = {f.name for f in dataclasses.fields(FixerConfig)}
@@ -158,13 +163,13 @@ def _published_vae(folder: Path, views: int) -> tuple[FixerConfig, dict[str, Ten
     cure()
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    vae_values = _read_json(folder / "vae" / "config.json")
+    vae_values = _read_config(folder / "vae" / "config.json")
     tensors = _read_tensors(folder / "vae" / "diffusion_pytorch_model.safetensors")
     ending = f".lora_A.{ADAPTER}.weight"
     adapted = sorted(name.removesuffix(ending) for name in tensors if name.endswith(ending))
     beta_start, beta_end = _noise_schedule(folder)
     config = FixerConfig(
-        unet=_accepted(UNet2DConditionModel, _read_json(folder / "unet" / "config.json")),
+        unet=_accepted(UNet2DConditionModel, _read_config(folder / "unet" / "config.json")),
         vae=_accepted(AutoencoderKL, vae_values),
         views=views,
         skip_scale=0.0 if vae_values.get("ignore_skip") else float(vae_values.get("gamma", 1.0)),
@@ -245,7 +250,7 @@ def _accepted(model: type, values: dict[str, Any]) -> dict[str, Any]:
 def _noise_schedule(folder: Path) -> tuple[float, float]:
     """First and last β, once the schedule is known to be the one a single step was derived for."""
     path = folder / "scheduler" / "scheduler_config.json"
-    values = _read_json(path)
+    values = _read_config(path)
     wanted = {"beta_schedule": "scaled_linear", "prediction_type": "epsilon", "num_train_timesteps": 1000}
     for name, value in wanted.items():
         if values.get(name) != value:
@@ -291,18 +296,16 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except Exception as error:  # the hub's client raises errors of several libraries for a missing network
-        suggestion = "" if name in HUB_NAMES else near_matches(name, HUB_NAMES)
+        close = [] if name in HUB_NAMES else near(name, HUB_NAMES)
+        suggestion = f" (did you mean {' or '.join(close)}?)" if close else ""
         raise InputError(
             f"The fixer '{name}' is neither in the Hugging Face cache nor reachable on the hub{suggestion}: "
             f"check the name and the network, or give a local folder ({type(error).__name__})."
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}); give a whole fixer folder.") from error
+def _read_config(path: Path) -> dict[str, Any]:
+    values = read_json(path)
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a JSON object; give a whole fixer folder.")
     return values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import enum
 import json
 import types
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from difixcli.errors import InputError
+from difixcli.errors import InputError, unknown
 
 # What a run decides itself; changing it behind its back would break the run's folder or its world.
 _OWNED = (
@@ -30,6 +29,9 @@ _OWNED = (
     "machine.seed",
     "pipeline.datamanager.data",
     "pipeline.datamanager.dataparser",
+    # these change a list that every datamanager of the process shares
+    "pipeline.datamanager.images_on_gpu",
+    "pipeline.datamanager.masks_on_gpu",
 )
 
 
@@ -73,9 +75,7 @@ def _child(root: Any, holder: Any, name: str, path: str, method: str) -> Any:
         if isinstance(holder, dict):
             return holder[name]
         return holder[int(name)] if isinstance(holder, (list, tuple)) else getattr(holder, name)
-    near = difflib.get_close_matches(path, _paths(root), n=3, cutoff=0.6)
-    hint = f"; did you mean {' or '.join(near)}?" if near else "; see the method's configuration in nerfstudio."
-    raise InputError(f"{method} has no setting {path}{hint}")
+    raise unknown(f"setting of {method}", path, _paths(root), "nerfstudio's configuration of the method has them all.")
 
 
 def _names(holder: Any) -> list[str]:

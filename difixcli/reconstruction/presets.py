@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from difixcli.errors import InputError
+from difixcli.errors import InputError, unknown
+from difixcli.reconstruction.methods import method_config
 
 if TYPE_CHECKING:
     from nerfstudio.engine.trainer import TrainerConfig
@@ -21,11 +22,22 @@ _CPU_RAYS = 512
 
 
 def default_iterations(method: str, preset: str) -> int:
-    """How many iterations train `method` when nobody says: the preset's usual schedule."""
+    """How many iterations train `method` when nobody says: the preset's usual schedule.
+
+    Raises InputError for an unknown preset or method.
+    """
     _check(preset)
+    config = method_config(method)
     if preset == "gpu":
         return 30_000
-    return 1_500 if "splat" in method else 1_000
+    return 1_500 if is_splat(config) else 1_000
+
+
+def is_splat(config: TrainerConfig) -> bool:
+    """Whether a method's model is nerfstudio's Gaussian splats or derives from them."""
+    from nerfstudio.models.splatfacto import SplatfactoModelConfig
+
+    return isinstance(config.pipeline.model, SplatfactoModelConfig)
 
 
 def apply_preset(config: TrainerConfig, preset: str, iterations: int, device: str, near: float | None) -> None:
@@ -41,7 +53,6 @@ def apply_preset(config: TrainerConfig, preset: str, iterations: int, device: st
     """
     from nerfstudio.models.instant_ngp import InstantNGPModelConfig
     from nerfstudio.models.nerfacto import NerfactoModelConfig
-    from nerfstudio.models.splatfacto import SplatfactoModelConfig
 
     _check(preset)
     model = config.pipeline.model
@@ -63,13 +74,13 @@ def apply_preset(config: TrainerConfig, preset: str, iterations: int, device: st
         _scale_schedule(entry["scheduler"], ratio, iterations if preset == "cpu" else None)
     if isinstance(model, NerfactoModelConfig):
         _nerfacto(config, model, preset, iterations, ratio, near)
-    if isinstance(model, SplatfactoModelConfig):
+    if is_splat(config):
         _splatfacto(config, model, preset, iterations, ratio)
 
 
 def _check(preset: str) -> None:
     if preset not in PRESETS:
-        raise InputError(f"There is no preset {preset}; choose cpu or gpu.")
+        raise unknown("preset", preset, PRESETS)
 
 
 def _scale_schedule(scheduler: Any, ratio: float, whole: int | None) -> None:

@@ -17,7 +17,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from difixcli.errors import InputError
 from difixcli.reconstruction.dataset import write_dataset
 from difixcli.reconstruction.methods import method_config
 from difixcli.reconstruction.overrides import apply_overrides
-from difixcli.reconstruction.presets import OWN_SETTINGS, SEED_GAUSSIANS, apply_preset
+from difixcli.reconstruction.presets import OWN_SETTINGS, SEED_GAUSSIANS, apply_preset, is_splat
 from difixcli.reconstruction.surroundings import RandomState, no_perceptual_download, on_device, quiet
 from difixcli.reconstruction.views import PseudoView, Render
 from difixcli.runs import atomic, make_folder, read_json, write_json
@@ -41,6 +41,9 @@ _NOTHING = 0.05
 """Rays with less accumulated opacity than this have no depth."""
 
 _SEED_RAYS = "seed_rays.npz"
+
+_SAMPLER_COUNTERS = ("_step", "_steps_since_update", "_anneal")
+"""What nerfacto's proposal sampler counts outside its parameters: when the proposal networks learn next."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +126,12 @@ class Reconstruction:
             cameras=[scene.frames[i].camera.camera_to_world.tolist() for i in train],
         )
         folder = Path(folder).expanduser().absolute()
-        _check_device(device)
         config = _configure(recipe, folder)  # its errors come before anything is written
+        _check_device(device, config)
         make_folder(folder)
         write_dataset(scene, train, folder / "scene")
         seeds = None
-        if _is_splat(config):
+        if is_splat(config):
             from difixcli.reconstruction.seeding import seed_gaussians
 
             count = min(SEED_GAUSSIANS[preset], _own_settings(recipe)["max_gaussians"])
@@ -138,15 +141,24 @@ class Reconstruction:
 
             SeedRays.of(scene, train).save(folder / _SEED_RAYS)
         made = cls(recipe, folder, seeds)
+        made._describe()
         write_json(folder / "reconstruction.json", asdict(recipe))
         return made
 
     @classmethod
-    def load(cls, folder: Path, scene: Scene | None = None) -> Reconstruction:
-        """Take up a saved run where its last checkpoint left it, on the device it was trained on.
+    def load(
+        cls,
+        folder: Path,
+        scene: Scene | None = None,
+        train: Sequence[int] | None = None,
+        device: str | None = None,
+    ) -> Reconstruction:
+        """Take up a saved run where its last checkpoint left it, on `device` or else the one it was trained on.
 
-        With `scene`, it is checked to be the one the run was made from. Raises InputError if the folder holds no
-        reconstruction, its checkpoint is damaged, the scene is another, or its device is absent.
+        With `scene`, it is checked to be the one the run was made from, and with `train` (indices of frames) the split
+        to be the one it trains on: trained on, its test views would be photos it has seen. Raises InputError if the
+        folder holds no reconstruction, its checkpoint is damaged, scene or split are others, or the device is absent
+        or none that the method's networks run on.
         """
         folder = Path(folder).expanduser().absolute()
         held = read_json(folder / "reconstruction.json")
@@ -156,8 +168,11 @@ class Reconstruction:
             raise InputError(f"{folder / 'reconstruction.json'} was written by another version; train again.") from None
         if scene is not None and [frame.name for frame in scene.frames] != recipe.frames:
             raise InputError(f"{folder} was made from other photos than those of {scene.root}; name its own scene.")
-        _check_device(recipe.device)
-        checkpoint = _latest_checkpoint(folder)
+        if train is not None and sorted(train) != recipe.train:
+            raise InputError(f"{folder} trains on other photos than this split says; restore the split or train anew.")
+        recipe = replace(recipe, device=device or recipe.device)
+        _check_device(recipe.device, _configure(recipe, folder))
+        checkpoint = latest_checkpoint(folder)
         try:
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
@@ -167,6 +182,15 @@ class Reconstruction:
             loaded._restore(state)
         except KeyError as error:
             raise InputError(f"{checkpoint} was written by another version (it has no {error}); train again.") from None
+        except RuntimeError as error:
+            if recipe.device == held["device"]:
+                raise
+            raise InputError(
+                f"{folder} was trained on {held['device']} with networks that {recipe.device} does not have; "
+                f"use --device {held['device']}."
+            ) from error
+        if recipe.device == held["device"]:
+            loaded._describe()  # the folder may have been moved or copied since
         return loaded
 
     @property
@@ -182,7 +206,7 @@ class Reconstruction:
     @property
     def gaussians(self) -> int | None:
         """How many Gaussians a splat method has at the moment; None for others."""
-        return len(self._model.means) if _is_splat(self._config) else None
+        return len(self._model.means) if is_splat(self._config) else None
 
     def train(self, iterations: int, progress: Callable[[int], None] | None = None) -> None:
         """Train for so many further iterations; `progress` is called with how many of them are done."""
@@ -199,11 +223,11 @@ class Reconstruction:
         return next(self.render_all([camera]))
 
     def render_all(self, cameras: Sequence[Camera]) -> Iterator[Render]:
-        """Render views one after another; only one is held at a time."""
+        """Render views one after another; only one is held at a time. Training goes on as if none had been."""
         from difixcli.reconstruction.pseudo_views import nerfstudio_cameras
 
         for camera in cameras:
-            with self._working(), torch.no_grad():
+            with self._undisturbed(), self._working(), torch.no_grad():
                 self._pipeline.eval()
                 outputs = self._model.get_outputs_for_camera(nerfstudio_cameras([camera]).to(self._torch_device))
                 render = _render(outputs, camera, self._renders_rays)
@@ -254,6 +278,7 @@ class Reconstruction:
         from difixcli.reconstruction.pseudo_views import order_of
 
         extra: dict[str, Any] = {"iterations": self.step, "random": self._random.state_dict()}
+        extra["sampler"] = self._sampler_counters()
         extra["photo_order"] = order_of(self._pipeline.datamanager)
         if self._pseudo is not None:
             extra["pseudo_order"] = self._pseudo.state
@@ -286,7 +311,7 @@ class Reconstruction:
 
         Raises InputError for methods without Gaussians.
         """
-        if not _is_splat(self._config):
+        if not is_splat(self._config):
             raise InputError(f"{self.method} has no Gaussians to export; use ns-export for meshes and point clouds.")
         from difixcli.reconstruction.export import write_gaussians
 
@@ -299,9 +324,34 @@ class Reconstruction:
         stack.enter_context(self._random.active())
         return stack
 
-    def _build(self, seeds: tuple[np.ndarray, np.ndarray] | None) -> None:
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """What the block does to random numbers and counters is undone at its end."""
+        counters, numbers = self._sampler_counters(), self._random.state_dict()
+        try:
+            yield
+        finally:
+            self._set_sampler_counters(counters)
+            self._random.load_state_dict(numbers)
+
+    def _sampler_counters(self) -> dict[str, Any]:
+        sampler = getattr(self._model, "proposal_sampler", None)
+        return {name: getattr(sampler, name) for name in _SAMPLER_COUNTERS if hasattr(sampler, name)}
+
+    def _set_sampler_counters(self, counters: dict[str, Any]) -> None:
+        for name, value in counters.items():
+            setattr(self._model.proposal_sampler, name, value)
+
+    def _describe(self) -> None:
+        """Write what nerfstudio's own tools open the run by."""
         import yaml
 
+        manager = self._pipeline.datamanager
+        manager.train_dataparser_outputs.save_dataparser_transform(self.folder / "dataparser_transforms.json")
+        with atomic(self.folder / "config.yml") as temporary:
+            temporary.write_text(yaml.dump(self._config), encoding="utf-8")
+
+    def _build(self, seeds: tuple[np.ndarray, np.ndarray] | None) -> None:
         from difixcli.reconstruction.pseudo_views import weigh_targets
 
         self._torch_device = "cuda:0" if self._recipe.device == "cuda" else "cpu"
@@ -318,9 +368,6 @@ class Reconstruction:
         manager.setup_train()
         if hasattr(manager, "cached_train"):
             _ = manager.cached_train  # loads the photos now, while nerfstudio's progress bars are silent
-        manager.train_dataparser_outputs.save_dataparser_transform(self.folder / "dataparser_transforms.json")
-        with atomic(self.folder / "config.yml") as temporary:
-            temporary.write_text(yaml.dump(self._config), encoding="utf-8")
         self._photos_next = manager.next_train
         manager.next_train = self._next_train
         self._model = self._pipeline.model
@@ -333,7 +380,7 @@ class Reconstruction:
                 factor = _own_settings(self._recipe)["seed_depth_mult"]
                 self._mixer = SeedRayMixer(rays, manager.train_ray_generator)
                 self._model.get_loss_dict = heed_seed_depth(self._model.get_loss_dict, factor)
-        if _is_splat(self._config):
+        if is_splat(self._config):
             from difixcli.reconstruction.bounded_strategy import BoundedStrategy
             from difixcli.reconstruction.ssim import CpuSsim
 
@@ -407,7 +454,8 @@ class Reconstruction:
             self._optimize()
             self._optimizers.load_optimizers(state["optimizers"])
             self._optimizers.load_schedulers(state["schedulers"])
-            self._scaler.load_state_dict(state["scalers"])
+            if state["scalers"]:  # empty where the run trained without one
+                self._scaler.load_state_dict(state["scalers"])
         self.step = extra["iterations"]
         if hasattr(self._model, "step"):
             self._model.step = state["step"]
@@ -418,6 +466,7 @@ class Reconstruction:
                 key: value.to(self._torch_device) if isinstance(value, Tensor) else value
                 for key, value in extra["strategy"].items()
             }
+        self._set_sampler_counters(extra["sampler"])
         self._random.load_state_dict(extra["random"])
 
     def _photo_for(self, view: PseudoView) -> int:
@@ -436,7 +485,7 @@ def _configure(recipe: _Recipe, folder: Path) -> Any:
         apply_preset(config, recipe.preset, recipe.iterations, recipe.device, recipe.near)
         settings = [override for override in recipe.overrides if override.partition("=")[0] not in OWN_SETTINGS["cpu"]]
         apply_overrides(config, settings, recipe.method)
-        _use_dataset(config, folder / "scene", recipe.device)
+        _use_dataset(config, folder / "scene")
     _own_settings(recipe)
     config.machine.device_type = recipe.device
     config.machine.seed = recipe.seed
@@ -452,8 +501,12 @@ def _configure(recipe: _Recipe, folder: Path) -> Any:
     return config
 
 
-def _use_dataset(config: Any, data: Path, device: str) -> None:
-    """Let the method read the run's own data set as it stands, in this process."""
+def _use_dataset(config: Any, data: Path) -> None:
+    """Let the method read the run's own data set as it stands, in this process.
+
+    Photos stay where the method's datamanager keeps them: `images_on_gpu` changes a list that all of nerfstudio's
+    data sets share, so it can be asked for once in a process only, and it needs a GPU that holds every photo.
+    """
     from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager
     from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManager
     from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
@@ -474,10 +527,6 @@ def _use_dataset(config: Any, data: Path, device: str) -> None:
         # Worker processes draw their own random numbers; in this process the seed decides.
         in_process: Any = VanillaDataManager
         manager._target = in_process[datasets] if datasets else in_process
-    if device == "cuda":
-        manager.images_on_gpu = True
-    elif getattr(manager, "cache_images", None) == "cpu":
-        manager.cache_images = "gpu"  # which means the training's device; "cpu" pins memory and needs CUDA
 
 
 @contextmanager
@@ -501,12 +550,6 @@ def _seeded(parser_config: Any, seeds: tuple[np.ndarray, np.ndarray] | None) -> 
         yield
     finally:
         parser_config._target = original
-
-
-def _is_splat(config: Any) -> bool:
-    from nerfstudio.models.splatfacto import SplatfactoModelConfig
-
-    return isinstance(config.pipeline.model, SplatfactoModelConfig)
 
 
 def _own_settings(recipe: _Recipe) -> dict[str, Any]:
@@ -545,11 +588,19 @@ def _nearest_surface(cameras: Sequence[Camera], points: np.ndarray) -> float | N
     return float(np.percentile(seen, 1) / 2) if len(seen) else None
 
 
-def _check_device(device: str) -> None:
+def _check_device(device: str, config: Any) -> None:
+    """InputError where the device is absent, or the method cannot run on it."""
     if device not in {"cpu", "cuda"}:
         raise InputError(f"There is no device {device}; choose cpu or cuda.")
-    if device == "cuda" and not torch.cuda.is_available():
+    if device == "cpu":
+        return
+    if not torch.cuda.is_available():
         raise InputError("CUDA was asked for but torch finds no CUDA device; use --device cpu.")
+    if is_splat(config) and not _gsplat_is_compiled():
+        raise InputError(
+            "gsplat has no compiled CUDA kernels here, which splats need; install the CUDA toolkit (nvcc) or a gsplat "
+            "wheel built for this torch, or use --device cpu."
+        )
 
 
 def _check_size(file: Path, camera: Camera) -> None:
@@ -567,7 +618,18 @@ def _check_size(file: Path, camera: Camera) -> None:
         )
 
 
-def _latest_checkpoint(folder: Path) -> Path:
+def _gsplat_is_compiled() -> bool:
+    """Whether gsplat's kernels are there; the first call may compile them, for minutes."""
+    with quiet():
+        try:
+            from gsplat.cuda._backend import _C
+        except Exception:  # whatever a compiler, a linker or a broken toolkit brings forth
+            return False
+    return _C is not None
+
+
+def latest_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint of a run; InputError when it has none."""
     found = sorted((folder / "nerfstudio_models").glob("step-*.ckpt"))
     if not found:
         raise InputError(f"{folder} holds no checkpoint in nerfstudio_models; train it first.")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from difixcli.scenes import load_photo
+from difixcli.scenes import load_mask, load_photo
 from difixcli.scenes.scene import Scene
 
 DEPTH = "seed_distance"
@@ -42,7 +42,7 @@ class SeedRays:
 
     @classmethod
     def of(cls, scene: Scene, train: Sequence[int]) -> SeedRays:
-        """The visible seed points of each training photo: not behind another, and of the pixel's colour."""
+        """The visible seed points of each training photo: not behind another, not masked, of the pixel's colour."""
         pixels, distances, colors = [np.zeros((0, 3), np.int64)], [np.zeros(0, np.float32)], [np.zeros((0, 3))]
         for position, index in enumerate(train):
             camera, photo = scene.frames[index].camera, load_photo(scene.frames[index])
@@ -57,6 +57,8 @@ class SeedRays:
             color = photo[row, column]
             alike = np.abs(color - scene.colors[candidates] / 255).max(axis=1) < _COLOR_TOLERANCE
             keep = alike & _unhidden(row, column, -local[candidates, 2], photo.shape[:2])
+            if (mask := load_mask(scene.frames[index])) is not None:
+                keep &= mask[row, column]
             pixels.append(np.stack([np.full(keep.sum(), position), row[keep], column[keep]], axis=1))
             distances.append(np.linalg.norm(offset[candidates[keep]], axis=1).astype(np.float32))
             colors.append(color[keep])

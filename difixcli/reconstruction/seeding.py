@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from difixcli.scenes import load_photo
+from difixcli.scenes import load_mask, load_photo
 from difixcli.scenes.scene import Camera, Scene
 
 _NEIGHBOURS = 3
@@ -18,7 +18,8 @@ def seed_gaussians(scene: Scene, train: Sequence[int], count: int, seed: int) ->
 
     More seed points than `count` are thinned out at random. Fewer are filled up: random pixels of the training photos
     are placed along their rays at the depth of seed points that project near them (with their spread as jitter),
-    which densifies surfaces instead of filling space. Without seed points depths are drawn log-uniformly.
+    which densifies surfaces instead of filling space. Without seed points depths are drawn log-uniformly. Pixels that
+    a photo's mask leaves out seed nothing; a photo of which nothing is left makes them fewer.
     """
     rng = np.random.default_rng(seed)
     points, colors = np.asarray(scene.points, dtype=np.float32), np.asarray(scene.colors, dtype=np.uint8)
@@ -29,13 +30,23 @@ def seed_gaussians(scene: Scene, train: Sequence[int], count: int, seed: int) ->
     found_points, found_colors = [points], [colors]
     for index, share in zip(train, shares, strict=True):
         frame = scene.frames[index]
-        x = rng.uniform(0, frame.camera.width, share)
-        y = rng.uniform(0, frame.camera.height, share)
+        x, y = _pixels(frame.camera, load_mask(frame), share, rng)
         depth = _depth_at(frame.camera, points, x, y, rng)
         photo = load_photo(frame)
         found_points.append(_unproject(frame.camera, x, y, depth))
         found_colors.append((photo[y.astype(int), x.astype(int)] * 255 + 0.5).astype(np.uint8))
     return np.concatenate(found_points).astype(np.float32), np.concatenate(found_colors)
+
+
+def _pixels(
+    camera: Camera, mask: np.ndarray | None, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random places x and y, (count,) each, in the pixels that count; none where no pixel does."""
+    if mask is None:
+        return rng.uniform(0, camera.width, count), rng.uniform(0, camera.height, count)
+    row, column = np.nonzero(mask)
+    chosen = rng.integers(len(row), size=count) if len(row) else np.zeros(0, np.int64)
+    return column[chosen] + rng.uniform(0, 1, len(chosen)), row[chosen] + rng.uniform(0, 1, len(chosen))
 
 
 def _depth_at(camera: Camera, points: np.ndarray, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -80,9 +80,10 @@ class _NoMetric(nn.Module):
 def on_device(device: str, model: type) -> Iterator[None]:
     """Lets `model` run on `device`; for CUDA there is nothing to do.
 
-    On a CPU: Gaussians are rasterised and hash grids looked up by our own compiled code, `.cuda()` leaves tensors where
-    they are, functions that were wrapped in torch.compile run as written (compiling takes longer than a short
-    training), and torch uses one thread, since on a busy machine more of them spend their time waiting for each other.
+    On a CPU: Gaussians are rasterised and hash grids looked up by our own compiled code, `.cuda()` and `.pin_memory()`
+    leave tensors where they are, functions that were wrapped in torch.compile run as written (compiling takes longer
+    than a short training), and torch uses one thread, since on a busy machine more of them spend their time waiting
+    for each other.
     """
     if device != "cpu":
         with warnings.catch_warnings():
@@ -100,6 +101,7 @@ def on_device(device: str, model: type) -> Iterator[None]:
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
         stack.enter_context(swapped(torch.Tensor, "cuda", _stay))
+        stack.enter_context(swapped(torch.Tensor, "pin_memory", _stay))
         stack.enter_context(swapped(HashEncoding, "pytorch_fwd", encode))
         for module in _modules_of(model):
             for name, value in list(vars(module).items()):
@@ -123,7 +125,10 @@ def _modules_of(model: type) -> list[ModuleType]:
 
 
 class RandomState:
-    """The state of every global random generator, kept by one reconstruction for itself."""
+    """The state of every global random generator, kept by one reconstruction for itself.
+
+    Of the GPUs' generators it is the current device's: a run may go on where there are more or fewer of them.
+    """
 
     def __init__(self, seed: int) -> None:
         with self._outside():
@@ -157,7 +162,7 @@ class RandomState:
             "python": [version, list(words), gauss],
             "numpy": [str(name), [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
         }
 
     @staticmethod
@@ -168,7 +173,7 @@ class RandomState:
         np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
         torch.set_rng_state(state["torch"].cpu())
         if state["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"]])
+            torch.cuda.set_rng_state(state["cuda"][0].cpu())
 
     @contextlib.contextmanager
     def _outside(self) -> Iterator[None]:

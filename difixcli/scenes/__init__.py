@@ -1,7 +1,6 @@
 """Posed photo sets: reading, splitting, camera paths, the sample scenes."""
 
-from difixcli.scenes.loading import load_mask, load_photo, load_scene, read_image
-from difixcli.scenes.nerfstudio_writer import write_nerfstudio
+from difixcli.scenes.loading import load_mask, load_photo, load_scene, scene_fingerprint
 from difixcli.scenes.poses import nearest_cameras, pose_distance
 from difixcli.scenes.sample import write_sample
 from difixcli.scenes.scene import Camera, Frame, Scene, Split
@@ -21,9 +20,8 @@ __all__ = [
     "make_split",
     "nearest_cameras",
     "pose_distance",
-    "read_image",
+    "scene_fingerprint",
     "spiral",
     "step_towards",
-    "write_nerfstudio",
     "write_sample",
 ]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from difixcli.errors import InputError
+from difixcli.runs import fingerprint, read_image
 from difixcli.scenes.colmap import MODEL_FOLDERS, find_model, read_colmap
 from difixcli.scenes.nerfstudio_format import read_transforms
 from difixcli.scenes.poses import apply_similarity, normalisation, transform_points
@@ -54,7 +56,8 @@ def load_photo(frame: Frame) -> np.ndarray:
 
     Raises InputError if the file cannot be decoded.
     """
-    pixels = read_image(frame.image_path)
+    # not upright, and transparency is the mask's business: poses and colours belong to the stored pixels
+    pixels = read_image(frame.image_path, alpha=True)
     if pixels.shape[:2] != (frame.source_camera.height, frame.source_camera.width):
         raise InputError(f"{frame.image_path} changed its size while it was being used; load the scene again.")
     return _to_working_size(pixels[..., :3], frame)
@@ -69,7 +72,7 @@ def load_mask(frame: Frame) -> np.ndarray | None:
     shape = (frame.source_camera.height, frame.source_camera.width)
     keep = np.ones(shape, dtype=np.float32)
     if frame.mask_path is not None:
-        mask = read_image(frame.mask_path)[..., :3].mean(axis=2)
+        mask = read_image(frame.mask_path, alpha=True)[..., :3].mean(axis=2)
         if mask.shape != shape:
             raise InputError(
                 f"The mask {frame.mask_path} is {mask.shape[1]}×{mask.shape[0]} pixels but its photo {shape[1]}×"
@@ -77,33 +80,29 @@ def load_mask(frame: Frame) -> np.ndarray | None:
             )
         keep *= mask > 0.5
     if _has_alpha(frame.image_path):
-        pixels = read_image(frame.image_path)
-        if pixels.shape[2] == 4:
-            keep *= pixels[..., 3] > 0.5
+        keep *= read_image(frame.image_path, alpha=True)[..., 3] > 0.5
     # A pixel counts only if everything it was interpolated from does: a little less than one for rounding.
     counted = _to_working_size(keep, frame) > 0.999
     return None if counted.all() else counted
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Decodes an image file: (H, W, 3) float32 RGB in [0, 1], or (H, W, 4) where it has transparency.
+def scene_fingerprint(scene: Scene) -> str:
+    """A short hash of everything a scene was read from, whatever its layout and working size.
 
-    EXIF orientation is not applied: poses and intrinsics belong to the stored pixels. Raises InputError if the file
-    is missing or broken.
+    Photos count by name and size, masks by content, and poses, lenses and seed points by value.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            if image.mode.startswith("I;16") or image.mode == "I":
-                grey = np.asarray(image, dtype=np.float32) / 65535
-                return np.repeat(grey[..., None], 3, axis=2)
-            transparent = "A" in image.getbands() or "transparency" in image.info
-            return np.asarray(image.convert("RGBA" if transparent else "RGB"), dtype=np.float32) / 255
-    except FileNotFoundError:
-        raise InputError(f"The image {path} does not exist.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(f"The image {path} cannot be read ({reason}); replace it or remove its frame.") from None
+    digest = hashlib.sha256(fingerprint([frame.image_path for frame in scene.frames]).encode())
+    masks = [frame.mask_path for frame in scene.frames if frame.mask_path is not None]
+    digest.update(fingerprint(masks, content=True).encode())
+    for frame in scene.frames:
+        camera = frame.source_camera
+        lens = np.array([camera.fx, camera.fy, camera.cx, camera.cy, *frame.distortion])
+        for values in (camera.camera_to_world, lens):
+            digest.update(np.round(values, 6).astype("<f8").tobytes())
+        digest.update(frame.name.encode())
+    digest.update(np.ascontiguousarray(scene.points, dtype="<f4").tobytes())
+    digest.update(np.ascontiguousarray(scene.colors).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:

@@ -8,13 +8,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from difixcli.errors import InputError
+from difixcli.errors import InputError, unknown
 from difixcli.scenes import paint
 from difixcli.scenes.ply import write_points
 from difixcli.scenes.poses import look_at
@@ -101,9 +100,7 @@ def cached_sample(name: str) -> Path:
 def check_sample(name: str) -> None:
     """Raises InputError, with near matches, if there is no sample scene of that name."""
     if name not in _SAMPLES:
-        near = get_close_matches(name, _SAMPLES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {' and '.join(_SAMPLES)}."
-        raise InputError(f"There is no sample scene {name!r}; {hint}")
+        raise unknown("sample scene", name, _SAMPLES)
 
 
 def _write(world: World, views: Sequence[View], folder: Path, rng: np.random.Generator) -> None:

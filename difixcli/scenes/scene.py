@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+
+from difixcli.runs import file_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +93,23 @@ class Scene:
         """Normalised units per unit of the scene's file."""
         return float(np.cbrt(np.linalg.det(self.source_to_world[:3, :3])))
 
-    def index(self, name: str) -> int:
-        """Position of the frame called `name`; KeyError if there is none."""
-        for i, frame in enumerate(self.frames):
-            if frame.name == name:
-                return i
-        raise KeyError(name)
+    @property
+    def file_names(self) -> list[str]:
+        """A file name without suffix for each frame, unique in the scene also where case does not count.
+
+        It is the frame's own name made safe, with the frame's number where several would be one (`a.jpg`, `a.png`).
+        """
+        names = [file_name(frame.name) for frame in self.frames]
+        count = Counter(name.casefold() for name in names)
+        unique = []
+        for number, name in enumerate(names):
+            chosen = name
+            if count[name.casefold()] > 1:
+                chosen = f"{name}-{number:05d}"
+                while chosen.casefold() in count:
+                    chosen += "-"
+            unique.append(chosen)
+        return unique
 
 
 @dataclass(frozen=True)

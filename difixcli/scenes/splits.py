@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 
-from difixcli.errors import InputError
+from difixcli.errors import InputError, unknown
 from difixcli.scenes.scene import Scene, Split
 
 RULES = ("every", "clusters", "names", "camera", "file")
@@ -38,9 +37,7 @@ def make_split(scene: Scene, rule: str) -> Split:
     """
     kind, _, argument = rule.partition(":")
     if kind not in RULES:
-        near = get_close_matches(kind, RULES, n=2)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(RULES)}."
-        raise InputError(f"Unknown split rule {rule!r}; {hint}")
+        raise unknown("split rule", kind, RULES, f"The whole rule was {rule!r}.")
     if kind == "every":
         train, test = _every(len(scene.frames), argument, rule)
     elif kind == "clusters":
@@ -168,8 +165,6 @@ def _indices(scene: Scene, names: Sequence[object], path: Path) -> list[int]:
         if len(matches) != 1:
             if matches:
                 raise InputError(f"The split file {path} names {name}, which fits several frames; write whole names.")
-            near = get_close_matches(str(name), by_name, n=2)
-            hint = f" (near: {', '.join(near)})" if near else ""
-            raise InputError(f"The split file {path} names {name}, which is no frame of {scene.name}{hint}.")
+            raise unknown(f"frame of {scene.name}", str(name), by_name, f"The split file {path} names it.")
         found.append(matches[0])
     return sorted(set(found))

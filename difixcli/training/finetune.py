@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from difixcli.errors import InputError
-from difixcli.evaluation.metrics import evaluate_images, unsharp_mask
+from difixcli.errors import InputError, unknown
+from difixcli.evaluation.metrics import best_unsharp, evaluate_images
 from difixcli.fixer import SMALL_SIZES, Fixer, new_small_fixer
 from difixcli.fixer.diagnostics import collapse_signs
 from difixcli.runs import atomic, make_folder, write_image, write_json
@@ -36,7 +36,6 @@ MIN_REFERENCE_CHANGE = 1e-4
 REFERENCE_GRACE = 1000
 # One dB of PSNR weighs as much in the choice of the best weights as 20 % of st-LPIPS, the ratio of our aims.
 _LPIPS_PER_DB = 0.2
-_SHARPENINGS = ((1.0, 0.5), (1.0, 1.0), (1.5, 1.0))
 
 
 @dataclass(frozen=True)
@@ -233,7 +232,7 @@ class _Training:
         else:
             self._log({"event": "start", "pairs": self.counts, "dropped": self.dropped, "options": asdict(options)})
         if self.validation and self.baselines is None:
-            self.baselines = _baselines(self.validation)
+            self.baselines = _baselines(self.validation, str(self.fixer.device))
             self._log({"event": "baselines", **self.baselines})
         loader = DataLoader(
             self.batches,
@@ -341,7 +340,8 @@ class _Training:
         with self._averaged():
             self.network.eval()
             fixed = [_picture(self._fixed(batch)) for batch in self.validation]
-            figures = evaluate_images(fixed, (_picture(b.targets) for b in self.validation))["mean"]
+            truths = (_picture(b.targets) for b in self.validation)
+            figures = evaluate_images(fixed, truths, device=str(self.fixer.device))["mean"]
             score = gain(figures, self.baselines["identity"])
             better = self.best is None or score > self.best["score"]
             if better:
@@ -442,9 +442,8 @@ def _base(base: str | Path, device: str, seed: int) -> Fixer:
 
 def _with_options(defaults: TrainingOptions, options: Mapping[str, Any]) -> TrainingOptions:
     given = {name: value for name, value in options.items() if value is not None}
-    unknown = sorted(set(given) - set(asdict(defaults)))
-    if unknown:
-        raise InputError(f"There is no training option {', '.join(unknown)}; known are {', '.join(asdict(defaults))}.")
+    for name in sorted(set(given) - set(asdict(defaults))):
+        raise unknown("training option", name, asdict(defaults))
     chosen = replace(defaults, **given)
     for name in ("iterations", "batch", "crop", "validate_every", "checkpoint_every", "log_every", "signs_every"):
         if getattr(chosen, name) < 1:
@@ -454,16 +453,13 @@ def _with_options(defaults: TrainingOptions, options: Mapping[str, Any]) -> Trai
     return chosen
 
 
-def _baselines(validation: Sequence[Batch]) -> dict[str, dict[str, float]]:
-    """Figures of the renders as they are and of the best of a few unsharp masks."""
+def _baselines(validation: Sequence[Batch], device: str) -> dict[str, dict[str, float]]:
+    """Figures of the renders as they are and of the unsharp mask that `difix eval` compares with."""
     renders = [_picture(b.images) for b in validation]
     truths = [_picture(b.targets) for b in validation]
-    identity = evaluate_images(renders, truths)["mean"]
-    sharpened = [
-        evaluate_images((unsharp_mask(r, sigma, amount) for r in renders), truths)["mean"]
-        for sigma, amount in _SHARPENINGS
-    ]
-    return {"identity": identity, "unsharp": max(sharpened, key=lambda figures: gain(figures, identity))}
+    identity = evaluate_images(renders, truths, device=device)["mean"]
+    sharpened = best_unsharp(((r, t, None) for r, t in zip(renders, truths, strict=True)), device=device)
+    return {"identity": identity, "unsharp": dict(sharpened.figures)}
 
 
 def _picture(images: Tensor) -> np.ndarray:

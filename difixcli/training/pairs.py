@@ -16,6 +16,7 @@ from difixcli.errors import InputError
 from difixcli.runs import read_image, read_json
 from difixcli.training.synthetic import PhotoPairs, Sample
 
+_PHOTOS_HELD = 256
 References = Literal["raw", "aligned"]
 
 
@@ -112,7 +113,8 @@ class PairStore:
         self.files: list[PairFiles] = []
         self.dropped: dict[str, str] = {}
         self._kept: dict[int, Loaded] = {}
-        self._photos: dict[Path, np.ndarray] = {}  # photos stand in many pairs; only while the store is filled
+        # photos stand in many pairs; held, as small as they are used, only while the store is filled
+        self._photos: dict[tuple[Path, int, int], np.ndarray] | None = {}
         free = memory_gib * 2**30
         for pair in files:
             try:
@@ -125,7 +127,7 @@ class PairStore:
                 self._kept[len(self.files)] = loaded
                 free -= size
             self.files.append(pair)
-        self._photos.clear()
+        self._photos = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -141,7 +143,7 @@ class PairStore:
         target = self._photo(pair.target, height, width)
         opacity = np.full((height, width), 255, np.uint8)
         if pair.opacity is not None:
-            opacity = _read_opacity(pair.opacity)
+            opacity = _bytes(read_image(pair.opacity).mean(axis=-1))
             if opacity.shape != (height, width):
                 raise ValueError(f"{pair.opacity} has another size than its render")
         references, visibility = self._references(pair, render)
@@ -150,7 +152,7 @@ class PairStore:
     def _references(self, pair: PairFiles, render: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         height, width = render.shape[:2]
         if self.kind == "aligned" and pair.aligned:
-            layers = np.stack([_read_rgba(path) for path in pair.aligned[: self.views]])
+            layers = np.stack([_bytes(read_image(path, alpha=True)) for path in pair.aligned[: self.views]])
             if layers.shape[1:3] != (height, width):
                 raise ValueError(f"{pair.aligned[0]} has another size than its render")
             return np.ascontiguousarray(layers[..., :3]), np.ascontiguousarray(layers[..., 3])
@@ -168,11 +170,19 @@ class PairStore:
 
     def _photo(self, path: Path, height: int, width: int, stretch: float = 1.03) -> np.ndarray:
         """A photo at the render's size, area-averaged; ValueError when its shape differs by more than `stretch`."""
-        if path not in self._photos:
-            if len(self._photos) >= 256:
+        key = (path, height, width)
+        if self._photos is not None and key in self._photos:
+            return self._photos[key]
+        photo = self._resized(path, height, width, stretch)
+        if self._photos is not None:
+            if len(self._photos) >= _PHOTOS_HELD:
                 self._photos.clear()
-            self._photos[path] = _bytes(read_image(path))
-        photo = self._photos[path]
+            self._photos[key] = photo
+        return photo
+
+    @staticmethod
+    def _resized(path: Path, height: int, width: int, stretch: float) -> np.ndarray:
+        photo = _bytes(read_image(path))
         if photo.shape[:2] == (height, width):
             return photo
         ratio = (photo.shape[1] / photo.shape[0]) / (width / height)
@@ -347,23 +357,3 @@ def _bytes(values: np.ndarray) -> np.ndarray:
 def _planar(images: np.ndarray) -> Tensor:
     """(N, H, W, 3) uint8 → (N, 3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(_unit(images)).permute(0, 3, 1, 2).contiguous()
-
-
-def _read_rgba(path: Path) -> np.ndarray:
-    """(H, W, 4) uint8."""
-    return _read_mode(path, "RGBA")
-
-
-def _read_opacity(path: Path) -> np.ndarray:
-    """(H, W) uint8."""
-    return _read_mode(path, "L")
-
-
-def _read_mode(path: Path, mode: str) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert(mode))
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise InputError(f"{path} cannot be read as an image; restore it or remove it.") from error

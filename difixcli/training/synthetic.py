@@ -22,6 +22,8 @@ import numpy as np
 from difixcli.errors import InputError
 from difixcli.runs import read_image
 
+_LONGEST = 1024  # pixels of a photo held in memory
+
 
 class Sample(NamedTuple):
     """One training pair at crop size; float32, colours and masks in [0, 1].
@@ -37,7 +39,7 @@ class Sample(NamedTuple):
 
 
 class PhotoPairs:
-    """A folder of photos, kept in memory as 8-bit images, from which pairs are drawn.
+    """A folder of photos, kept in memory as 8-bit images of at most 1024 pixels, from which pairs are drawn.
 
     Every `holdout`-th photo (sorted by path) is kept for validation and never drawn for training.
     Raises InputError when the folder holds no photo that can be read; unreadable files are listed in `dropped`.
@@ -51,7 +53,7 @@ class PhotoPairs:
         self.dropped: dict[str, str] = {}
         for i, path in enumerate(files):
             try:
-                photo = _to_bytes(read_image(path))
+                photo = _to_bytes(_shrunk(read_image(path, upright=True)))
             except InputError as error:
                 self.dropped[str(path)] = str(error)
                 continue
@@ -372,6 +374,12 @@ def _direction(rng: np.random.Generator) -> np.ndarray:
 def _mix(a: np.ndarray, b: np.ndarray, weight: np.ndarray | float) -> np.ndarray:
     w = np.asarray(weight, np.float32)
     return a + (b - a) * (w[..., None] if w.ndim == 2 else w)
+
+
+def _shrunk(photo: np.ndarray) -> np.ndarray:
+    """The photo with a long side of at most 1024 pixels, which is more than any crop shows."""
+    scale = _LONGEST / max(photo.shape[:2])
+    return photo if scale >= 1 else cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
 def _to_bytes(image: np.ndarray) -> np.ndarray:

@@ -1,9 +1,11 @@
-"""What needs CUDA: the same pixels as on a CPU, and a splat trained through gsplat."""
+"""What needs CUDA: the same pixels as on a CPU, and methods trained on a GPU, also on photos and pseudo-views."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,3 +44,57 @@ def test_splatfacto_trains_on_cuda(shared_scenes: Path, tmp_path: Path) -> None:
     before = quality()
     reconstruction.train(200)
     assert quality() > before + 3
+
+
+def test_a_fixer_in_half_precision() -> None:
+    from difixcli.fixer import Fixer
+
+    generator = torch.Generator().manual_seed(0)
+    images, references = (torch.rand(shape, generator=generator) for shape in [(1, 3, 48, 64), (1, 2, 3, 48, 64)])
+    fixed = Fixer.from_pretrained("bundled", device="cuda", dtype=torch.bfloat16)(images, references)
+    expected = Fixer.from_pretrained("bundled")(images, references)
+    assert fixed.dtype == torch.float32 and fixed.device.type == "cpu"
+    assert (fixed - expected).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("method", ["nerfacto", "splatfacto"])
+def test_distill_compares_on_cuda(method: str, shared_scenes: Path, tmp_path: Path) -> None:
+    """Three datamanagers in one process: the photos', the pseudo-views' and the plain run's."""
+    from typer.testing import CliRunner
+
+    from difixcli.cli import app
+
+    fixer = new_small_fixer("tiny", seed=0).save_pretrained(tmp_path / "fixer")
+    line = ["distill", shared_scenes / "fountain_p11", "--method", method, "--fixer", fixer, "--compare", "--json"]
+    line += ["--device", "cuda", "--preset", "cpu", "--iterations", 60, "--rounds", 2, "--size", 64]
+    result = CliRunner().invoke(app, [str(word) for word in [*line, "--output", tmp_path / "run"]])
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    said = json.loads(result.stdout.splitlines()[-1])["results"]
+    assert set(said) == {"plain", "distilled", "enhanced"}
+    assert all(np.isfinite(figures["psnr"]) for figures in said.values())
+
+
+@pytest.mark.parametrize("method", ["nerfacto", "splatfacto"])
+def test_going_on_after_a_load_on_cuda(method: str, shared_scenes: Path, tmp_path: Path) -> None:
+    """Going on from a checkpoint learns on; CUDA's kernels add in any order, so the pixels are alike, not equal."""
+    from difixcli.reconstruction import Reconstruction
+    from difixcli.scenes import load_scene
+
+    scene = load_scene(shared_scenes / "fountain_p11", 64)
+    made = Reconstruction.create(
+        scene, [0, 2, 4, 6], method=method, folder=tmp_path, preset="cpu", device="cuda", iterations=100
+    )
+    made.train(53)
+    made.save()
+    camera = scene.frames[1].camera
+    again = Reconstruction.load(tmp_path, scene, [0, 2, 4, 6])
+    before = again.render(camera).color
+    np.testing.assert_allclose(before, made.render(camera).color, atol=2e-3)
+    for one in (made, again):
+        one.train(47)
+    after = again.render(camera).color
+    assert np.abs(after - before).max() > 1e-3
+    assert np.abs(after - made.render(camera).color).mean() < 0.02
+    if method == "splatfacto":  # nerfacto's networks are tiny-cuda-nn's where that is installed
+        on_cpu = Reconstruction.load(tmp_path, scene, device="cpu")
+        assert np.abs(on_cpu.render(camera).color - before).mean() < 0.02

@@ -1,0 +1,20 @@
+"""Unknown names are answered with those that may have been meant."""
+
+from __future__ import annotations
+
+from difixcli.errors import near, unknown
+
+
+def test_near_names_come_first_and_few_names_all() -> None:
+    assert str(unknown("method", "Nerfakto", ["nerfacto", "tensorf"])) == (
+        "There is no method called Nerfakto; did you mean nerfacto?"
+    )
+    assert str(unknown("scene", "x", ["room", "street", "hall"], "Name one.")) == (
+        "There is no scene called x; there are hall, room and street. Name one."
+    )
+    assert str(unknown("name", "zzz", map(str, range(50)))) == "There is no name called zzz."
+
+
+def test_the_last_part_of_a_name_is_enough() -> None:
+    assert near("difix_reff", ["nvidia/difix_ref", "bundled"]) == ["nvidia/difix_ref"]
+    assert near("runs/my-fixr", ["my-fixer", "other"]) == ["my-fixer"]
