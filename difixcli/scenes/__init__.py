@@ -1,6 +1,6 @@
 """Posed photo sets: reading, splitting, camera paths, the sample scenes."""
 
-from difixcli.scenes.loading import load_mask, load_photo, load_scene, read_image
+from difixcli.scenes.loading import load_mask, load_photo, load_scene, read_image, scene_name
 from difixcli.scenes.nerfstudio_writer import write_nerfstudio
 from difixcli.scenes.poses import nearest_cameras, pose_distance
 from difixcli.scenes.sample import write_sample
@@ -22,6 +22,7 @@ __all__ = [
     "nearest_cameras",
     "pose_distance",
     "read_image",
+    "scene_name",
     "spiral",
     "step_towards",
     "write_nerfstudio",
