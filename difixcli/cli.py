@@ -18,6 +18,7 @@ from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, file_name, find_unfinished, fingerprint, make_folder, read_json, write_json
 
 if TYPE_CHECKING:
+    from difixcli.curation.curate import Curated
     from difixcli.fixer import Fixer
     from difixcli.scenes.scene import Scene
 
@@ -103,18 +104,43 @@ def sample(
 @app.command()
 @console.handled
 def curate(
-    scenes: Annotated[list[str] | None, typer.Argument(help="Scene folders; the current one by default.")] = None,
-    strategy: Annotated[str, typer.Option(help="sparse or cycle.")] = "sparse",
+    scenes: Annotated[
+        list[str] | None,
+        typer.Argument(help="Scene folders, globs, or @LIST with one a line; the current folder by default."),
+    ] = None,
+    strategy: Annotated[str, typer.Option(help="sparse, cycle, underfit or cross-camera.")] = "sparse",
     method: MethodOption = "splatfacto",
     split: Annotated[
-        list[str] | None, typer.Option(help="sparse: which frames train; repeat for several reconstructions.")
+        list[str] | None,
+        typer.Option(
+            help="Which frames train: every:N, clusters, groups:K, names:PATTERN, camera:ID, file:JSON; repeatable."
+        ),
     ] = None,
     shift: Annotated[
         list[str] | None,
-        typer.Option(help="cycle: sideways shift, 2m or a share of the path (default 0.1); repeat for several."),
+        typer.Option(help="cycle: sideways shift, 2m or a share of the path (default 0.1); repeatable."),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="underfit: share of the schedule to stop at (default 25%, 50%, 75%); repeatable."),
     ] = None,
     references: Annotated[int, typer.Option(help="Reference photos beside each render.", min=0)] = 3,
-    test_scene: Annotated[list[str] | None, typer.Option(help="Scenes kept for testing; repeat for several.")] = None,
+    test_scene: Annotated[
+        list[str] | None, typer.Option(help="Names or patterns of scenes kept for testing; repeatable.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Keep pairs that are failed, perfect or blurred; repeatable.")
+    ] = None,
+    depth: Annotated[bool, typer.Option("--depth", help="Also write the renders' depth (float32 .npz).")] = False,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Keep the reconstructions in SCENE/models.")
+    ] = False,
+    image_format: Annotated[str, typer.Option(help="Of renders and photos: png, webp or jpeg.")] = "png",
+    pairs_format: Annotated[str, typer.Option("--format", help="folder, or webdataset for tars.")] = "folder",
+    shard: Annotated[str | None, typer.Option(help="Every n-th scene from the i-th on, as 0/4.")] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge the folders of shards, or of other runs, named instead of scenes.")
+    ] = False,
     iterations: Annotated[int | None, typer.Option(help="Training steps a reconstruction.", min=1)] = None,
     size: SizeOption = None,
     seed: SeedOption = 0,
@@ -126,39 +152,96 @@ def curate(
     as_json: JsonOption = False,
 ) -> None:
     """Make (render, photo) pairs from posed scenes, to train a fixer on."""
-    from difixcli.curation.curate import STRATEGIES, Recipe
+    if merge:
+        _merge_pairs([Path(folder) for folder in scenes or ["."]], output, force, as_json)
+        return
+    from difixcli.curation.curate import DEFAULT_SHIFTS, DEFAULT_STOPS, Recipe, check_test_scenes
     from difixcli.curation.curate import curate as make_pairs
+    from difixcli.curation.scene_list import expand_scenes, parse_shard, shard_of
     from difixcli.reconstruction import known_methods
-    from difixcli.scenes import default_split_rule
 
-    if strategy not in STRATEGIES:
-        raise unknown("strategy", strategy, STRATEGIES)
     on, sizes = _device(device, preset)
     if method not in (methods := known_methods()):
         raise unknown("method", method, methods)
-    loaded = [_scene(spec, size, sizes) for spec in scenes or ["."]]
-    shifts = shift or ["0.1"]
     recipe = Recipe(
         strategy=strategy,
         method=method,
         preset=sizes,
         device=on,
         iterations=iterations,
-        splits=split or [default_split_rule(loaded[0]) if len(loaded) == 1 else "every:4"],
-        shifts=shifts,
+        splits=split or [],
+        shifts=shift or DEFAULT_SHIFTS,
+        stops=stop or DEFAULT_STOPS,
         views=references,
         seed=seed,
         overrides=settings or [],
+        keep=keep or [],
+        keep_models=keep_models,
+        image_format=image_format,
+        depth=depth,
+        format=pairs_format,
     )
-    joined = "-".join(file_name(scene.name) for scene in loaded[:3])
+    named = expand_scenes(scenes or ["."])
+    check_test_scenes(test_scene or [], named)
+    part = None if shard is None else parse_shard(shard)
+    chosen = {name: named[name] for name in shard_of(list(named), part)}
+    if len(named) == 1:
+        _scene(next(iter(named.values())), size, sizes)  # a lone scene that is not there leaves nothing behind
+    joined = "-".join(file_name(name) for name in list(named)[:3])
     folder = output or Path("outputs") / "pairs" / f"{joined}-{strategy}-{method}"
-    arguments = {**vars(recipe), "size": size, "test_scenes": test_scene or []}
-    run = Run.open(folder, "curate", arguments, _inputs(*loaded), force)
-    _announce(run, strategy=strategy, method=method, preset=sizes, device=on, shifts=shifts, splits=recipe.splits)
-    results = make_pairs(loaded, recipe, run, test_scene or [], console.progress)
-    run.finish(results)
-    console.say(f"{results['pairs']} pairs, renders at {results['psnr']:.2f} dB on average: {results['manifest']}")
-    console.finish({"results": results, "output": str(run.folder)}, as_json)
+    arguments = {
+        **vars(recipe),
+        "size": size,
+        "test_scenes": test_scene or [],
+        "scenes": list(map(_spec, named.values())),
+    }
+    run = Run.open(folder, "curate", arguments, {}, force, part)
+    _announce(run, scenes=f"{len(chosen)} of {len(named)}", strategy=strategy, method=method, preset=sizes, device=on)
+    curated = make_pairs(
+        chosen, lambda spec: _scene(spec, size, sizes), recipe, run, test_scene or [], console.progress
+    )
+    run.finish(curated.results())
+    if part is not None:
+        console.say(f"When all {part[1]} shards are done: difix curate --merge {folder}")
+    _finish_pairs(curated, run.folder, as_json)
+
+
+def _merge_pairs(folders: list[Path], output: Path | None, force: bool, as_json: bool) -> None:
+    """`difix curate --merge`: into the output, or in place where one folder is named."""
+    from difixcli.curation.merge import merge
+
+    if output is None and len(folders) > 1:
+        raise InputError("Merging several folders needs one more to write to; name it with --output.")
+    folder = output or folders[0]
+    if folder.absolute() not in [path.absolute() for path in folders]:
+        run = Run.open(folder, "curate", {"merge": [path.absolute() for path in folders]}, {}, force)
+        curated = merge(folders, run.folder)
+        run.finish(curated.results())
+    else:
+        curated = merge(folders, folder)
+    _finish_pairs(curated, folder, as_json)
+
+
+def _finish_pairs(curated: Curated, folder: Path, as_json: bool) -> None:
+    """Print what was curated; exit code 2 when a scene failed, 1 when one failed through a fault of ours."""
+    results = curated.results()
+    where = folder / "data.json" if (folder / "data.json").is_file() else folder
+    console.say(f"{results['pairs']} pairs, renders at {results['psnr']:.2f} dB on average: {where}")
+    found = {"results": results, "output": str(folder)}
+    console.finish(found, as_json, console.pairs_table(curated.stages))
+    if len(curated.failed) > 1:
+        for name, failure in curated.failed.items():
+            console.warn(f"Scene {name} failed: {failure.message}")
+    faults = [failure.fault for failure in curated.failed.values() if failure.fault]
+    if faults:
+        raise RuntimeError(
+            f"{len(faults)} scenes failed through a fault of difix; the first one's traceback:\n{faults[0]}"
+        )
+    if curated.failed:
+        name, failure = next(iter(curated.failed.items()))
+        if len(curated.failed) == 1 and not curated.stages:
+            raise InputError(failure.message)
+        raise InputError(f"{len(curated.failed)} of the scenes failed, the others are whole. {name}: {failure.message}")
 
 
 @app.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,10 @@ from difixcli.scenes.scene import Camera, Scene
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
     from difixcli.reconstruction import Reconstruction, Render
+
+
+_PHOTOS_HELD = 16
+_DEPTHS_HELD = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,28 +48,21 @@ class ReferenceViews:
 
     def __init__(self, scene: Scene, frames: Sequence[int], reconstruction: Reconstruction, count: int) -> None:
         self.scene, self.frames, self.reconstruction, self.count = scene, list(frames), reconstruction, count
-        self._photos: dict[int, np.ndarray] = {}
-        self._depths: dict[int, np.ndarray] = {}
+        # neighbours on a path share references; the rest of a long one need not be held
+        self._photos = lru_cache(_PHOTOS_HELD)(partial(_photo, scene))
+        self._depths = lru_cache(_DEPTHS_HELD)(partial(_half_size_depth, scene, reconstruction))
 
     def refresh(self) -> None:
         """Forget the rendered depths, because the reconstruction has changed."""
-        self._depths.clear()
+        self._depths.cache_clear()
 
     def photo(self, frame: int) -> np.ndarray:
-        """(H, W, 3) the reference photo, read once."""
-        if frame not in self._photos:
-            self._photos[frame] = load_photo(self.scene.frames[frame])
-        return self._photos[frame]
+        """(H, W, 3) the reference photo, read once for neighbouring views."""
+        return self._photos(frame)
 
     def depth(self, frame: int) -> np.ndarray:
         """(h, w) the reconstruction's z-depth at a reference's camera, at half its size."""
-        if frame not in self._depths:
-            camera = self.scene.frames[frame].camera
-            # it only tells what hides what: half the size serves, at a quarter of a ray method's time
-            self._depths[frame] = self.reconstruction.render(
-                camera.resized(max(1, camera.width // 2), max(1, camera.height // 2))
-            ).depth
-        return self._depths[frame]
+        return self._depths(frame)
 
     def nearest(self, camera: Camera, exclude: Iterable[int] = ()) -> list[int]:
         """The `count` frames nearest to the camera by pose distance, nearest first, without those excluded."""
@@ -101,6 +99,16 @@ class ReferenceViews:
             torch.stack([_matrix(c.camera_to_world) for c in cameras])[None],
         )
         return References(frames, photos, aligned[0].permute(0, 2, 3, 1).numpy(), visibility[0, :, 0].numpy())
+
+
+def _photo(scene: Scene, frame: int) -> np.ndarray:
+    return load_photo(scene.frames[frame])
+
+
+def _half_size_depth(scene: Scene, reconstruction: Reconstruction, frame: int) -> np.ndarray:
+    camera = scene.frames[frame].camera
+    # it only tells what hides what: half the size serves, at a quarter of a ray method's time
+    return reconstruction.render(camera.resized(max(1, camera.width // 2), max(1, camera.height // 2))).depth
 
 
 def fix_render(fixer: Fixer, render: Render, references: References) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -19,6 +20,11 @@ import numpy as np
 from difixcli import __version__
 from difixcli.errors import InputError
 
+_ENCODERS: dict[str, dict[str, Any]] = {
+    ".png": {"format": "PNG", "compress_level": 4},
+    ".webp": {"format": "WEBP", "quality": 95},
+    ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+}
 _PACKAGES = ("torch", "nerfstudio", "gsplat", "diffusers", "numba", "numpy")
 
 
@@ -27,23 +33,35 @@ class Run:
 
     `run.json` holds the command, its arguments, versions, seed, the inputs' fingerprint, timings, results and state
     (`running` or `done`). The same command with the same arguments and inputs into the same folder resumes it.
+
+    Shard i of n of a run has `run-i-of-n.json` instead, so that shards may share a folder at the same time.
     """
 
-    def __init__(self, folder: Path, record: dict[str, Any], resumed: bool) -> None:
-        self.folder, self.record, self.resumed = folder, record, resumed
+    def __init__(
+        self, folder: Path, record: dict[str, Any], resumed: bool, shard: tuple[int, int] | None = None
+    ) -> None:
+        self.folder, self.record, self.resumed, self.shard = folder, record, resumed, shard
         self._started = time.monotonic()
 
     @classmethod
     def open(
-        cls, folder: Path, command: str, arguments: Mapping[str, Any], inputs: Mapping[str, str], force: bool = False
+        cls,
+        folder: Path,
+        command: str,
+        arguments: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        force: bool = False,
+        shard: tuple[int, int] | None = None,
     ) -> Run:
-        """Begin the run, or take it up where it stopped.
+        """Begin the run, or its shard (i, n), or take it up where it stopped.
 
         Raises InputError when the folder holds something else (unless `force`, which removes an earlier run's folder
-        but never a folder that no run of ours made), or cannot be written.
+        but never a folder that no run of ours made, nor other shards' work), or cannot be written.
         """
         folder = folder.expanduser().absolute()
-        record_file = folder / "run.json"
+        record_file = folder / _record_name(shard)
+        if shard is not None and force:
+            raise InputError(f"--force with --shard would remove other shards' work; remove {folder} by hand.")
         fresh = {
             "command": command,
             "arguments": json.loads(json.dumps(dict(arguments), default=str)),
@@ -60,17 +78,21 @@ class Run:
             held = read_json(record_file)
             same = all(held.get(key) == fresh[key] for key in ("command", "arguments", "inputs"))
             if same and not force:
-                return cls(folder, held, resumed=True)
+                return cls(folder, held, True, shard)
             if not force:
                 raise InputError(
                     f"{folder} already holds another run (difix {held.get('command')}); "
                     "choose another --output, or replace it with --force."
                 )
             shutil.rmtree(folder)
-        elif folder.is_dir() and any(folder.iterdir()):
+        elif shard is not None and (others := sorted(folder.glob(f"run-*-of-{shard[1]}.json"))):
+            if any(read_json(others[0]).get(key) != fresh[key] for key in ("command", "arguments", "inputs")):
+                raise InputError(f"{folder} holds shards of another run ({others[0].name}); choose another --output.")
+        # another shard that begins at this moment has perhaps written no more than its temporary files
+        elif folder.is_dir() and any(shard is None or path.name[0] != "." for path in folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run of difix; choose another --output.")
         make_folder(folder)
-        run = cls(folder, fresh, resumed=False)
+        run = cls(folder, fresh, False, shard)
         run.save()
         return run
 
@@ -88,10 +110,14 @@ class Run:
         self.record["seconds"] = round(self.record["seconds"] + now - self._started, 3)
         self._started = now
         self.record.update(changes)
-        write_json(self.folder / "run.json", self.record)
+        write_json(self.folder / _record_name(self.shard), self.record)
 
     def finish(self, results: Mapping[str, Any]) -> None:
         self.save(results=dict(results), state="done")
+
+
+def _record_name(shard: tuple[int, int] | None) -> str:
+    return "run.json" if shard is None else f"run-{shard[0]}-of-{shard[1]}.json"
 
 
 def find_unfinished(parent: Path, command: str, arguments: Mapping[str, Any]) -> Path | None:
@@ -157,12 +183,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write (H, W), (H, W, 3) or (H, W, 4) float values in [0, 1] as an 8-bit PNG, whole or not at all."""
+    """Write (H, W), (H, W, 3) or (H, W, 4) float values in [0, 1] as an 8-bit image, whole or not at all.
+
+    The suffix says how: `.png` loses nothing; `.webp` and `.jpg` (no transparency) are of high quality.
+    """
     from PIL import Image
 
     pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    encoded = io.BytesIO()  # the encoders hide why a file could not be written
+    Image.fromarray(pixels).save(encoded, **_ENCODERS[path.suffix])
     with atomic(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=4)
+        temporary.write_bytes(encoded.getvalue())
 
 
 def read_image(path: Path) -> np.ndarray:
