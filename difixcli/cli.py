@@ -378,7 +378,7 @@ def evaluate(
 @console.handled
 def finetune(
     pairs: Annotated[
-        list[Path] | None, typer.Argument(help="Folders made by difix curate, or data.json files.")
+        list[Path] | None, typer.Argument(help="Folders made by difix curate (images or tars), or data.json files.")
     ] = None,
     base: Annotated[str, typer.Option(help="tiny or small from scratch, or a fixer to go on from.")] = "bundled",
     photos: Annotated[Path | None, typer.Option(help="Folder of any photos, to make synthetic pairs from.")] = None,
@@ -395,11 +395,12 @@ def finetune(
     """Train a fixer on pairs."""
     from difixcli.training import TrainingOptions
     from difixcli.training import finetune as train
+    from difixcli.training.pairs import pair_files
 
     if not pairs and photos is None:
         raise InputError("Nothing to train on; name folders made by difix curate, or --photos.")
     on, _ = _device(device, Preset.auto)
-    manifests = [path / "data.json" if path.is_dir() else path for path in pairs or []]
+    sources = [path.absolute() for path in pairs or []]
     options: dict[str, Any] = {
         "iterations": iterations,
         "learning_rate": learning_rate,
@@ -407,16 +408,15 @@ def finetune(
         "perceptual_weight": perceptual_weight,
     }
     chosen = {name: value for name, value in options.items() if value is not None} | {"seed": seed}
-    arguments = {"pairs": [str(m.absolute()) for m in manifests], "base": base, "photos": photos, **chosen}
-    inputs = {str(m.absolute()): fingerprint([m]) for m in manifests if m.is_file()}
-    folder = (
-        output or Path("outputs") / "fixers" / f"{file_name(base)}-{'-'.join(p.parent.name for p in manifests[:3])}"
-    )
+    arguments = {"pairs": [str(source) for source in sources], "base": base, "photos": photos, **chosen}
+    inputs = {str(source): fingerprint(pair_files(source)) for source in sources if source.exists()}
+    names = [source.name if source.is_dir() else source.parent.name for source in sources[:3]]
+    folder = output or Path("outputs") / "fixers" / "-".join([file_name(base), *names])
     run = Run.open(folder, "finetune", arguments, inputs, force)
-    _announce(run, base=base, pairs=manifests, photos=photos)
+    _announce(run, base=base, pairs=sources, photos=photos)
     total = iterations or TrainingOptions().iterations
     with console.progress("train", total) as update:
-        results = train(manifests, base, run.folder, photos=photos, device=on, progress=update, **chosen)
+        results = train(sources, base, run.folder, photos=photos, device=on, progress=update, **chosen)
     run.finish(results)
     tables = []
     if results["validation"]:
