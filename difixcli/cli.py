@@ -155,7 +155,7 @@ def curate(
     if merge:
         _merge_pairs([Path(folder) for folder in scenes or ["."]], output, force, as_json)
         return
-    from difixcli.curation.curate import DEFAULT_SHIFTS, DEFAULT_STOPS, Recipe, check_test_scenes
+    from difixcli.curation.curate import DEFAULT_SHIFTS, DEFAULT_STOPS, Recipe, check_test_scenes, plan
     from difixcli.curation.curate import curate as make_pairs
     from difixcli.curation.scene_list import expand_scenes, parse_shard, shard_of
     from difixcli.reconstruction import known_methods
@@ -185,10 +185,10 @@ def curate(
     check_test_scenes(test_scene or [], named)
     part = None if shard is None else parse_shard(shard)
     chosen = {name: named[name] for name in shard_of(list(named), part)}
-    if len(named) == 1:
-        _scene(next(iter(named.values())), size, sizes)  # a lone scene that is not there leaves nothing behind
     joined = "-".join(file_name(name) for name in list(named)[:3])
     folder = output or Path("outputs") / "pairs" / f"{joined}-{strategy}-{method}"
+    if len(named) == 1:  # a lone scene that does not fit leaves nothing behind
+        plan(_scene(next(iter(named.values())), size, sizes), recipe, folder)
     arguments = {
         **vars(recipe),
         "size": size,

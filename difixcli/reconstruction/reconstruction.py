@@ -264,7 +264,8 @@ class Reconstruction:
         # Not beside the checkpoints: nerfstudio reads a step number from every name there.
         temporary = self.folder / f".{target.name}.{os.getpid()}.part"
         try:
-            torch.save(_plain(state), temporary)
+            with temporary.open("wb") as file:  # given a path, torch hides that a disk is full
+                torch.save(_plain(state), file)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
