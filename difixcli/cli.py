@@ -18,9 +18,10 @@ import typer
 
 from difixcli import __version__, console
 from difixcli.errors import InputError, unknown
-from difixcli.runs import Run, file_name, find_unfinished, fingerprint, make_folder, read_json, write_json
+from difixcli.runs import Run, file_name, find_run, fingerprint, make_folder, read_json, write_json
 
 if TYPE_CHECKING:
+    from difixcli.curation.curate import Curated
     from difixcli.fixer import Fixer
     from difixcli.scenes.scene import Scene, Split
 
@@ -108,18 +109,43 @@ def sample(
 @app.command()
 @console.handled
 def curate(
-    scenes: Annotated[list[str] | None, typer.Argument(help="Scene folders; the current one by default.")] = None,
-    strategy: Annotated[str, typer.Option(help="sparse or cycle.")] = "sparse",
+    scenes: Annotated[
+        list[str] | None,
+        typer.Argument(help="Scene folders, globs, or @LIST with one a line; the current folder by default."),
+    ] = None,
+    strategy: Annotated[str, typer.Option(help="sparse, cycle, underfit or cross-camera.")] = "sparse",
     method: MethodOption = "splatfacto",
     split: Annotated[
-        list[str] | None, typer.Option(help="sparse: which frames train; repeat for several reconstructions.")
+        list[str] | None,
+        typer.Option(
+            help="Which frames train: every:N, clusters, groups:K, names:PATTERN, camera:ID, file:JSON; repeatable."
+        ),
     ] = None,
     shift: Annotated[
         list[str] | None,
-        typer.Option(help="cycle: sideways shift, 2m or a share of the path (default 0.1); repeat for several."),
+        typer.Option(help="cycle: sideways shift, 2m or a share of the path (default 0.1); repeatable."),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="underfit: share of the schedule to stop at (default 25%, 50%, 75%); repeatable."),
     ] = None,
     references: Annotated[int, typer.Option(help="Reference photos beside each render.", min=0)] = 3,
-    test_scene: Annotated[list[str] | None, typer.Option(help="Scenes kept for testing; repeat for several.")] = None,
+    test_scene: Annotated[
+        list[str] | None, typer.Option(help="Names or patterns of scenes kept for testing; repeatable.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Keep pairs that are failed, perfect or blurred; repeatable.")
+    ] = None,
+    depth: Annotated[bool, typer.Option("--depth", help="Also write the renders' depth (float32 .npz).")] = False,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Keep the reconstructions in SCENE/models.")
+    ] = False,
+    image_format: Annotated[str, typer.Option(help="Of renders and photos: png, webp or jpeg.")] = "png",
+    pairs_format: Annotated[str, typer.Option("--format", help="folder, or webdataset for tars.")] = "folder",
+    shard: Annotated[str | None, typer.Option(help="Every n-th scene from the i-th on, as 0/4.")] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge the folders of shards, or of other runs, named instead of scenes.")
+    ] = False,
     iterations: Annotated[int | None, typer.Option(help="Training steps a reconstruction.", min=1)] = None,
     size: SizeOption = None,
     seed: SeedOption = 0,
@@ -131,39 +157,97 @@ def curate(
     as_json: JsonOption = False,
 ) -> None:
     """Make (render, photo) pairs from posed scenes, to train a fixer on."""
-    from difixcli.curation.curate import STRATEGIES, Recipe
+    if merge:
+        _merge_pairs([Path(folder) for folder in scenes or ["."]], output, force, as_json)
+        return
+    from difixcli.curation.curate import DEFAULT_SHIFTS, DEFAULT_STOPS, Recipe, check_test_scenes, plan
     from difixcli.curation.curate import curate as make_pairs
+    from difixcli.curation.scene_list import expand_scenes, parse_shard, shard_of
     from difixcli.reconstruction import known_methods
-    from difixcli.scenes import default_split_rule
 
-    if strategy not in STRATEGIES:
-        raise unknown("strategy", strategy, STRATEGIES)
     on, sizes = _device(device, preset)
     if method not in (methods := known_methods()):
         raise unknown("method", method, methods)
-    loaded = [_scene(spec, size, sizes) for spec in scenes or ["."]]
-    shifts = shift or ["0.1"]
     recipe = Recipe(
         strategy=strategy,
         method=method,
         preset=sizes,
         device=on,
         iterations=iterations,
-        splits=split or [default_split_rule(loaded[0]) if len(loaded) == 1 else "every:4"],
-        shifts=shifts,
+        splits=split or [],
+        shifts=shift or DEFAULT_SHIFTS,
+        stops=stop or DEFAULT_STOPS,
         views=references,
         seed=seed,
         overrides=settings or [],
+        keep=keep or [],
+        keep_models=keep_models,
+        image_format=image_format,
+        depth=depth,
+        format=pairs_format,
     )
-    joined = "-".join(file_name(scene.name) for scene in loaded[:3])
+    named = expand_scenes(scenes or ["."])
+    check_test_scenes(test_scene or [], named)
+    part = None if shard is None else parse_shard(shard)
+    chosen = {name: named[name] for name in shard_of(list(named), part)}
+    joined = "-".join(file_name(name) for name in list(named)[:3])
     folder = output or Path("outputs") / "pairs" / f"{joined}-{strategy}-{method}"
-    arguments = {**vars(recipe), "size": size, "test_scenes": test_scene or []}
-    run = Run.open(folder, "curate", arguments, _inputs(*loaded), force)
-    _announce(run, strategy=strategy, method=method, preset=sizes, device=on, shifts=shifts, splits=recipe.splits)
-    results = make_pairs(loaded, recipe, run, test_scene or [], console.progress)
-    run.finish(results)
-    console.say(f"{results['pairs']} pairs, renders at {results['psnr']:.2f} dB on average: {results['manifest']}")
-    console.finish({"results": results, "output": str(run.folder)}, as_json)
+    if len(named) == 1:  # a lone scene that does not fit leaves nothing behind
+        plan(_scene(next(iter(named.values())), size, sizes), recipe, folder)
+    arguments = {
+        **vars(recipe),
+        "size": size,
+        "test_scenes": test_scene or [],
+        "scenes": list(map(_spec, named.values())),
+    }
+    reads = [Path(spec) for spec in named.values() if not spec.startswith("sample:")]
+    run = Run.open(folder, "curate", arguments, {}, force, reads=reads, shard=part)
+    _announce(run, scenes=f"{len(chosen)} of {len(named)}", strategy=strategy, method=method, preset=sizes, device=on)
+    curated = make_pairs(
+        chosen, lambda spec: _scene(spec, size, sizes), recipe, run, test_scene or [], console.progress
+    )
+    run.finish(curated.results())
+    if part is not None:
+        console.say(f"When all {part[1]} shards are done: difix curate --merge {folder}")
+    _finish_pairs(curated, run.folder, as_json)
+
+
+def _merge_pairs(folders: list[Path], output: Path | None, force: bool, as_json: bool) -> None:
+    """`difix curate --merge`: into the output, or in place where one folder is named."""
+    from difixcli.curation.merge import merge
+
+    if output is None and len(folders) > 1:
+        raise InputError("Merging several folders needs one more to write to; name it with --output.")
+    folder = output or folders[0]
+    if folder.absolute() not in [path.absolute() for path in folders]:
+        run = Run.open(folder, "curate", {"merge": [path.absolute() for path in folders]}, {}, force, reads=folders)
+        curated = merge(folders, run.folder)
+        run.finish(curated.results())
+    else:
+        curated = merge(folders, folder)
+    _finish_pairs(curated, folder, as_json)
+
+
+def _finish_pairs(curated: Curated, folder: Path, as_json: bool) -> None:
+    """Print what was curated; exit code 2 when a scene failed, 1 when one failed through a fault of ours."""
+    results = curated.results()
+    where = folder / "data.json" if (folder / "data.json").is_file() else folder
+    console.say(f"{results['pairs']} pairs, renders at {results['psnr']:.2f} dB on average: {where}")
+    found = {"results": results, "output": str(folder)}
+    console.finish(found, as_json, console.pairs_table(curated.stages))
+    if len(curated.failed) > 1:
+        for name, failure in curated.failed.items():
+            console.warn(f"Scene {name} failed: {failure.message}")
+    faults = [failure.fault for failure in curated.failed.values() if failure.fault]
+    if faults:
+        raise RuntimeError(
+            f"{len(faults)} scenes failed through a fault of difix; the first one's traceback:\n{faults[0]}"
+        )
+    if curated.failed:
+        name, failure = next(iter(curated.failed.items()))
+        if len(curated.failed) == 1 and not curated.stages:
+            raise InputError(failure.message)
+        raise InputError(f"{len(curated.failed)} of the scenes failed, the others are whole. {name}: {failure.message}")
 
 
 @app.command()
@@ -247,7 +331,7 @@ def distill(
     folder = output
     if folder is None:
         parent = Path("outputs") / file_name(loaded.name) / method
-        folder = None if force else find_unfinished(parent, "distill", arguments, inputs)
+        folder = None if force else find_run(parent, "distill", arguments, inputs)
         folder = folder or parent / time.strftime("%Y-%m-%d_%H%M%S")
     run = None if force else Run.held(folder, "distill", arguments, inputs)
     network = None
@@ -310,7 +394,7 @@ def evaluate(
 @console.handled
 def finetune(
     pairs: Annotated[
-        list[Path] | None, typer.Argument(help="Folders made by difix curate, or data.json files.")
+        list[Path] | None, typer.Argument(help="Folders made by difix curate (images or tars), or data.json files.")
     ] = None,
     base: Annotated[str, typer.Option(help="tiny or small from scratch, or a fixer to go on from.")] = "bundled",
     photos: Annotated[Path | None, typer.Option(help="Folder of any photos, to make synthetic pairs from.")] = None,
@@ -327,11 +411,12 @@ def finetune(
     """Train a fixer on pairs."""
     from difixcli.training import TrainingOptions
     from difixcli.training import finetune as train
+    from difixcli.training.pairs import pair_files
 
     if not pairs and photos is None:
         raise InputError("Nothing to train on; name folders made by difix curate, or --photos.")
     on, _ = _device(device)
-    manifests = [path / "data.json" if path.is_dir() else path for path in pairs or []]
+    sources = [path.absolute() for path in pairs or []]
     options: dict[str, Any] = {
         "iterations": iterations,
         "learning_rate": learning_rate,
@@ -339,19 +424,18 @@ def finetune(
         "perceptual_weight": perceptual_weight,
     }
     chosen = {name: value for name, value in options.items() if value is not None} | {"seed": seed}
-    arguments = {"pairs": [str(m.absolute()) for m in manifests], "base": base, "photos": photos, **chosen}
-    inputs = {str(m.absolute()): fingerprint([m]) for m in manifests if m.is_file()} | _fixer_input(base, "base")
+    arguments = {"pairs": [str(source) for source in sources], "base": base, "photos": photos, **chosen}
+    inputs = {str(source): fingerprint(pair_files(source)) for source in sources} | _fixer_input(base, "base")
     if photos is not None:
         inputs["photos"] = fingerprint([path for path in photos.rglob("*") if path.is_file()])
-    folder = (
-        output or Path("outputs") / "fixers" / f"{file_name(base)}-{'-'.join(p.parent.name for p in manifests[:3])}"
-    )
-    reads = [*manifests, *([photos] if photos else []), *_read_files(base)]
+    names = [source.name if source.is_dir() else source.parent.name for source in sources[:3]]
+    folder = output or Path("outputs") / "fixers" / "-".join([file_name(base), *(names or ["photos"])])
+    reads = [*sources, *([photos] if photos else []), *_read_files(base)]
     run = Run.open(folder, "finetune", arguments, inputs, force, reads=reads)
-    _announce(run, base=base, pairs=manifests, photos=photos)
+    _announce(run, base=base, pairs=sources, photos=photos)
     total = iterations or TrainingOptions().iterations
     with console.progress("train", total) as update:
-        results = train(manifests, base, run.folder, photos=photos, device=on, progress=update, **chosen)
+        results = train(sources, base, run.folder, photos=photos, device=on, progress=update, **chosen)
     run.finish(results)
     tables = []
     if results["validation"]:

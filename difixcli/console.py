@@ -13,9 +13,9 @@ import math
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -35,6 +35,9 @@ from rich.text import Text
 
 from difixcli.errors import InputError
 from difixcli.runs import finite
+
+if TYPE_CHECKING:
+    from difixcli.curation.manifest import StageSummary
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -158,6 +161,31 @@ def figures_table(title: str, rows: Mapping[str, Mapping[str, float | None]]) ->
             text = "–" if value is None else f"{value:.{METRICS[key].digits}f}"
             cells.append(f"[bold]{text}[/]" if len(rows) > 1 and value == best.get(key) else text)
         table.add_row(name, *cells)
+    return table
+
+
+def pairs_table(stages: Sequence[StageSummary]) -> Table:
+    """What curation made, a row a stage, with the pairs' PSNR as a histogram."""
+    from difixcli.curation.manifest import PSNR_BINS, sparkline
+
+    bars = f"{PSNR_BINS[0]:.0f} to {PSNR_BINS[-1]:.0f} dB"
+    table = Table(title="Pairs", title_justify="left")
+    table.add_column("scene/stage", overflow="fold")
+    for name in ("pairs", "dropped", "PSNR", "SSIM"):
+        table.add_column(name, justify="right")
+    table.add_column(bars, no_wrap=True, min_width=len(PSNR_BINS) - 1)
+    table.add_column("seconds", justify="right")  # to reconstruct, and to make pairs of it
+    for stage in stages:
+        dropped = ", ".join(f"{count} {name}" for name, count in sorted(stage.dropped.items()))
+        table.add_row(
+            escape(stage.folder) + (" (test)" if stage.test else ""),
+            str(stage.pairs),
+            dropped or "0",
+            f"{stage.psnr:.2f}",
+            f"{stage.ssim:.3f}",
+            sparkline(stage.histogram),
+            f"{stage.seconds['reconstruction']:.0f} + {stage.seconds['pairs']:.0f}",
+        )
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -11,9 +12,10 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 
@@ -22,6 +24,11 @@ from difixcli.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 _READ_WHOLE = 64 * 2**20  # bytes
+_ENCODERS: dict[str, dict[str, Any]] = {
+    ".png": {"format": "PNG", "compress_level": 4},
+    ".webp": {"format": "WEBP", "quality": 95},
+    ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+}
 _PACKAGES = ("torch", "nerfstudio", "gsplat", "diffusers", "numba", "numpy")
 
 
@@ -30,10 +37,14 @@ class Run:
 
     `run.json` holds the command, its arguments, versions, seed, the inputs' fingerprint, timings, results and state
     (`running` or `done`). The same command with the same arguments and inputs into the same folder resumes it.
+
+    Shard i of n of a run has `run-i-of-n.json` instead, so that shards may share a folder at the same time.
     """
 
-    def __init__(self, folder: Path, record: dict[str, Any], resumed: bool) -> None:
-        self.folder, self.record, self.resumed = folder, record, resumed
+    def __init__(
+        self, folder: Path, record: dict[str, Any], resumed: bool, shard: tuple[int, int] | None = None
+    ) -> None:
+        self.folder, self.record, self.resumed, self.shard = folder, record, resumed, shard
         self._started = time.monotonic()
 
     @classmethod
@@ -46,18 +57,21 @@ class Run:
         force: bool = False,
         *,
         reads: Sequence[Path] = (),
+        shard: tuple[int, int] | None = None,
     ) -> Run:
-        """Begin the run, or take it up where it stopped.
+        """Begin the run, or its shard (i, n), or take it up where it stopped.
 
         Another run in the folder is replaced if it has written nothing yet, or with `force`; it is removed only once
         the new run stands. What no run of ours made is never removed, and neither are `reads`, the files and folders
-        that the command is going to read. Raises InputError when the folder holds something else, would be replaced
-        although the command reads it or from it, or cannot be written.
+        that the command is going to read, nor other shards' work. Raises InputError when the folder holds something
+        else, would be replaced although the command reads it or from it, or cannot be written.
         """
         folder = folder.expanduser().absolute()
         if folder.is_file():
             raise InputError(f"The output {folder} is a file; name a folder with --output.")
-        if not force and (same := cls.held(folder, command, arguments, inputs)):
+        if shard is not None and force:
+            raise InputError(f"--force with --shard would remove other shards' work; remove {folder} by hand.")
+        if not force and (same := cls.held(folder, command, arguments, inputs, shard)):
             return same
         fresh = {
             "command": command,
@@ -69,11 +83,11 @@ class Run:
             "timings": {},
             "results": {},
         }
-        if (folder / "run.json").is_file():
-            held = _own_record(folder)
+        if (folder / _record_name(shard)).is_file():
+            held = _own_record(folder, shard)
             if held is None:
                 raise InputError(f"{folder} holds a run.json that difix did not write; choose another --output.")
-            if not force and _has_outputs(folder):
+            if not force and (shard is not None or _has_outputs(folder)):
                 raise InputError(
                     f"{folder} already holds another run (difix {held['command']}); "
                     "choose another --output, or replace it with --force."
@@ -81,24 +95,36 @@ class Run:
             for path in reads:
                 if folder.resolve() in (path.resolve(), *path.resolve().parents):
                     raise InputError(f"{folder} cannot be replaced: {path} is read from it; choose another --output.")
-            return _replaced(folder, lambda: cls._begun(folder, fresh))
-        if folder.is_dir() and any(folder.iterdir()):
+            return _replaced(folder, lambda: cls._begun(folder, fresh, shard))
+        if shard is not None and (others := sorted(folder.glob(f"run-*-of-{shard[1]}.json"))):
+            other = read_json(others[0])
+            if any(other.get(key) != fresh[key] for key in ("command", "arguments", "inputs")):
+                raise InputError(f"{folder} holds shards of another run ({others[0].name}); choose another --output.")
+        # another shard that begins at this moment has perhaps written no more than its temporary files
+        elif folder.is_dir() and any(shard is None or path.name[0] != "." for path in folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run of difix; choose another --output.")
-        return cls._begun(folder, fresh)
+        return cls._begun(folder, fresh, shard)
 
     @classmethod
-    def held(cls, folder: Path, command: str, arguments: Mapping[str, Any], inputs: Mapping[str, str]) -> Run | None:
+    def held(
+        cls,
+        folder: Path,
+        command: str,
+        arguments: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        shard: tuple[int, int] | None = None,
+    ) -> Run | None:
         """The run in the folder if it is this very one, finished or not; nothing is written."""
         folder = folder.expanduser().absolute()
-        held = _own_record(folder)
+        held = _own_record(folder, shard)
         wanted = {"command": command, "arguments": _as_json(arguments), "inputs": dict(inputs)}
         if held is None or any(held.get(key) != value for key, value in wanted.items()):
             return None
-        return cls(folder, held, resumed=True)
+        return cls(folder, held, True, shard)
 
     @classmethod
-    def _begun(cls, folder: Path, record: dict[str, Any]) -> Run:
-        run = cls(make_folder(folder), record, resumed=False)
+    def _begun(cls, folder: Path, record: dict[str, Any], shard: tuple[int, int] | None) -> Run:
+        run = cls(make_folder(folder), record, False, shard)
         run.save()
         return run
 
@@ -116,17 +142,21 @@ class Run:
         self.record["seconds"] = round(self.record["seconds"] + now - self._started, 3)
         self._started = now
         self.record.update(changes)
-        write_json(self.folder / "run.json", self.record)
+        write_json(self.folder / _record_name(self.shard), self.record)
 
     def finish(self, results: Mapping[str, Any]) -> None:
         self.save(results=dict(results), state="done")
 
 
-def find_unfinished(parent: Path, command: str, arguments: Mapping[str, Any], inputs: Mapping[str, str]) -> Path | None:
-    """The newest unfinished run of this very command on these very inputs under `parent`, if there is one."""
+def _record_name(shard: tuple[int, int] | None) -> str:
+    return "run.json" if shard is None else f"run-{shard[0]}-of-{shard[1]}.json"
+
+
+def find_run(parent: Path, command: str, arguments: Mapping[str, Any], inputs: Mapping[str, str]) -> Path | None:
+    """The newest run of this very command on these very inputs under `parent`, if there is one."""
     for record_file in sorted(parent.glob("*/run.json"), reverse=True):
         run = Run.held(record_file.parent, command, arguments, inputs)
-        if run is not None and not run.done:
+        if run is not None:
             return run.folder
     return None
 
@@ -136,9 +166,9 @@ def _as_json(arguments: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(dict(arguments), default=str))
 
 
-def _own_record(folder: Path) -> dict[str, Any] | None:
-    """What `run.json` in the folder says, or None where there is none or another program wrote it."""
-    path = folder / "run.json"
+def _own_record(folder: Path, shard: tuple[int, int] | None = None) -> dict[str, Any] | None:
+    """What the run's record in the folder says, or None where there is none or another program wrote it."""
+    path = folder / _record_name(shard)
     held = read_json(path) if path.is_file() else None
     ours = (
         isinstance(held, dict)
@@ -243,15 +273,26 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write (H, W), (H, W, 3) or (H, W, 4) float values in [0, 1] as an 8-bit PNG, whole or not at all."""
+    """Write (H, W), (H, W, 3) or (H, W, 4) float values in [0, 1] as an 8-bit image, whole or not at all.
+
+    The suffix says how: `.png` loses nothing; `.webp` and `.jpg` (no transparency) are of high quality.
+    """
     from PIL import Image
 
     pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    encoded = io.BytesIO()  # the encoders hide why a file could not be written
+    Image.fromarray(pixels).save(encoded, **_ENCODERS[path.suffix])
     with atomic(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=4)
+        temporary.write_bytes(encoded.getvalue())
 
 
-def read_image(path: Path, alpha: bool = False, upright: bool = False) -> np.ndarray:
+class Openable(Protocol):
+    """A path, or whatever else (a member of a tar) can be opened like one and names itself."""
+
+    def open(self, mode: Literal["rb"]) -> AbstractContextManager[IO[bytes]]: ...
+
+
+def read_image(path: Openable, alpha: bool = False, upright: bool = False) -> np.ndarray:
     """Read an image file of 8 or 16 bits a channel as (H, W, 3) float32 RGB in [0, 1].
 
     Transparent pixels stand before black, as renders do; with `alpha` they do not, and their alpha is a fourth
@@ -262,7 +303,7 @@ def read_image(path: Path, alpha: bool = False, upright: bool = False) -> np.nda
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(path) as opened:
+        with path.open("rb") as file, Image.open(file) as opened:
             opened.load()
             image = ImageOps.exif_transpose(opened) if upright else opened
             if image.mode == "F" or image.mode.startswith("I"):  # one channel of more than 8 bits

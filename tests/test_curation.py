@@ -1,15 +1,46 @@
-"""Curation: the geometry of `cycle`, and manifests that the original trainer could read."""
+"""Curation: the strategies' geometry and pairs, manifests that the original trainer could read, killing, shards."""
 
 from __future__ import annotations
 
+import io
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
 
-from difixcli.curation.cycle import shift_distance, shift_sideways
+from difixcli.cli import app
+from difixcli.curation.cycle import shift_distance, shift_path, shift_sideways
+from difixcli.curation.filters import Filters, blurred_photos
+from difixcli.curation.manifest import sparkline
+from difixcli.curation.pairs import Pair
+from difixcli.curation.scene_list import expand_scenes, parse_shard, shard_of
+from difixcli.curation.underfit import parse_stop
 from difixcli.errors import InputError
-from difixcli.scenes.scene import Camera, Scene
+from difixcli.reconstruction import Reconstruction, Render
+from difixcli.reference_views import References
+from difixcli.scenes import load_scene
+from difixcli.scenes.scene import Camera, Frame, Scene
+
+KILLS = int(os.environ.get("DIFIX_TEST_KILLS", "3"))
+QUICK = ["--iterations", "12", "--set", "max_gaussians=300"]
+
+
+# Geometry of the shifted path
 
 
 def _camera(position: np.ndarray, heading: float, pitch: float = 0.0) -> Camera:
@@ -55,8 +86,6 @@ def test_a_single_frame_shifts_to_its_own_level_right() -> None:
 
 def _scene(metric: bool, scale: float = 0.25) -> Scene:
     to_world = np.diag([scale, scale, scale, 1.0])
-    from difixcli.scenes.scene import Frame
-
     frames = []
     for i, y in enumerate((-1.0, 0.0, 1.0)):
         camera = _camera(np.array([0.0, y, 0.0]), 0.0)
@@ -70,7 +99,537 @@ def test_metres_become_scene_units_and_shares_become_extent() -> None:
     assert shift_distance(_scene(metric=False), "0.1") == pytest.approx(0.2)
 
 
+def test_a_photo_stored_on_its_side_shifts_level_too() -> None:
+    upright = _camera(np.zeros(3), heading=0.5, pitch=-0.6)
+    turned = upright.camera_to_world.copy()
+    turned[:3, :2] = upright.camera_to_world[:3, [1, 0]] * [1, -1]
+    (a,), (b,) = shift_sideways([upright], 0.1), shift_sideways([upright.moved(turned)], 0.1)
+    assert np.allclose(a.position, b.position)
+
+
+def test_each_camera_of_a_rig_travels_by_itself(rig: Path) -> None:
+    scene = load_scene(rig)
+    moved = shift_path(scene, 0.2)
+    before = [frame.camera for frame in scene.frames]
+    moves = _check_level_and_same_heading(before, moved, 0.2)
+    assert np.allclose(moves, moves[0], atol=0.02)  # the sample's street is almost straight
+
+
 @pytest.mark.parametrize(("shift", "words"), [("2m", "no metric scale"), ("far", "not a distance"), ("0", "nothing")])
 def test_shifts_that_make_no_sense_are_refused(shift: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         shift_distance(_scene(metric=False), shift)
+
+
+# Scenes at toy size
+
+
+def _street(folder: Path, places: Sequence[int], cameras: Sequence[str] = ("centre", "left", "right")) -> Path:
+    """The sample street at 64 pixels, at some places along it and with some of its cameras."""
+    from difixcli.scenes.sample import cached_sample
+
+    meta = json.loads((cached_sample("street") / "transforms.json").read_text())
+    scale = 64 / meta["w"]
+    for key in ("fl_x", "fl_y", "cx", "cy", "w", "h"):
+        meta[key] *= scale
+    meta["w"], meta["h"] = round(meta["w"]), round(meta["h"])
+    wanted = {f"images/{camera}/{place:03d}.png" for camera in cameras for place in places}
+    meta["frames"] = [frame for frame in meta["frames"] if frame["file_path"] in wanted]
+    for frame in meta["frames"]:
+        target = folder / frame["file_path"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        photo = Image.open(cached_sample("street") / frame["file_path"])
+        photo.resize((meta["w"], meta["h"]), Image.Resampling.BOX).save(target)
+    shutil.copy(cached_sample("street") / "points.ply", folder)
+    (folder / "transforms.json").write_text(json.dumps(meta))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three cameras at six places."""
+    return _street(tmp_path_factory.mktemp("rig") / "rig", range(6))
+
+
+@pytest.fixture(scope="session")
+def three(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three small scenes of one camera."""
+    home = tmp_path_factory.mktemp("three")
+    return [_street(home / name, range(i, i + 5), ["centre"]) for i, name in enumerate("abc")]
+
+
+def difix(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def done(result: Result) -> dict:
+    """What a command that ended well says in its last line."""
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    return json.loads(result.stdout.splitlines()[-1])["results"]
+
+
+def refused(result: Result, *words: str) -> None:
+    """The command ended with exit code 2 and one sentence that has these words, without a traceback."""
+    shown = " ".join(result.stderr.split())
+    assert result.exit_code == 2, (result.exit_code, shown, result.exception)
+    assert "Traceback" not in shown
+    message = shown[shown.index("Error:") :]
+    for word in words:
+        assert word in message, message
+
+
+def manifest(folder: Path) -> dict:
+    return json.loads((folder / "data.json").read_text())
+
+
+class ReleaseDataset:
+    """The manifest as the original trainer's data set takes it, written anew from what is known of it.
+
+    Paths are opened as they stand, from the manifest's folder as the current one; all images are resized to one size
+    and mapped to [-1, 1]; a sample stacks the view and its reference along a first axis.
+    """
+
+    def __init__(self, path: Path, split: str, size: tuple[int, int]) -> None:
+        self.entries = json.loads(path.read_text())[split]
+        self.ids = list(self.entries)
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict:
+        entry = self.entries[self.ids[index]]
+        view, target, reference = (self._image(entry[key]) for key in ("image", "target_image", "ref_image"))
+        return {
+            "conditioning_pixel_values": np.stack([view, reference]),
+            "output_pixel_values": np.stack([target, reference]),
+            "caption": entry["prompt"],
+        }
+
+    def _image(self, name: str) -> np.ndarray:
+        with Image.open(name) as image:
+            assert image.mode == "RGB"  # it does not convert: other modes would have another number of channels
+            return np.asarray(image.resize(self.size), np.float32).transpose(2, 0, 1) / 127.5 - 1
+
+
+# The strategies
+
+CHOICES = {
+    "sparse": ["--split", "every:3", "--split", "groups:4", "--split", "clusters"],
+    "cycle": ["--shift", "2m", "--shift", "-0.1"],
+    "underfit": ["--split", "every:3", "--stop", "25%", "--stop", "0.75", "--depth", "--image-format", "webp"],
+    "cross-camera": ["--image-format", "jpeg"],
+}
+
+
+@pytest.fixture(scope="session")
+def curated(rig: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The pairs of each strategy, made once; nothing is filtered away from such short trainings."""
+    home = tmp_path_factory.mktemp("curated")
+
+    def make(strategy: str) -> Path:
+        folder = home / strategy
+        if not folder.exists():
+            keep = ["--keep", "failed", "--keep", "blurred", "--keep-models"]
+            done(
+                difix("curate", rig, "--strategy", strategy, *CHOICES[strategy], *QUICK, *keep, "--json", "-o", folder)
+            )
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("strategy", CHOICES)
+def test_the_original_trainer_could_read_it(
+    strategy: str, curated: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = curated(strategy)
+    assert list(manifest(folder)) == ["train", "test"]
+    monkeypatch.chdir(folder)
+    dataset = ReleaseDataset(folder / "data.json", "train", (96, 64))
+    assert len(dataset) > 10
+    for i in range(len(dataset)):
+        sample = dataset[i]
+        assert sample["caption"] == "remove degradation"
+        for key in ("conditioning_pixel_values", "output_pixel_values"):
+            assert sample[key].shape == (2, 3, 64, 96)
+            assert -1 <= sample[key].min() < sample[key].max() <= 1
+            assert sample[key].std() > 0.02
+
+
+@pytest.mark.parametrize("strategy", CHOICES)
+def test_what_stands_beside_a_pair(strategy: str, curated: Callable[[str], Path], rig: Path) -> None:
+    folder, scene = curated(strategy), load_scene(rig)
+    for identity, entry in manifest(folder)["train"].items():
+        assert entry["strategy"] == strategy and entry["method"] == "splatfacto" and entry["scene"] == "rig"
+        assert entry["ref_image"] == entry["ref_images"][0] and len(entry["ref_images"]) == 3
+        assert entry["target_image"] not in entry["ref_images"]
+        assert "." not in identity
+        camera = scene.frames[scene.index(entry["frame"])].camera
+        assert np.allclose(entry["camera"]["camera_to_world"], camera.camera_to_world, atol=1e-8)
+        size = (camera.width, camera.height)
+        paths = [entry["image"], entry["target_image"], entry["opacity"], *entry["ref_images"], *entry["aligned_refs"]]
+        assert all(Image.open(folder / path).size == size for path in paths)
+        assert Image.open(folder / entry["opacity"]).mode == "L"
+        assert all(Image.open(folder / path).mode == "RGBA" for path in entry["aligned_refs"])
+        assert all(Path(path).suffix == ".png" for path in (entry["opacity"], *entry["aligned_refs"]))
+        if strategy in ("sparse", "cycle"):  # without loss, the figures can be had again from the files
+            render, photo = (np.asarray(Image.open(folder / entry[k]), float) for k in ("image", "target_image"))
+            assert entry["psnr"] == pytest.approx(-10 * np.log10(((render - photo) ** 2).mean() / 255**2), abs=0.05)
+
+
+def test_sparse_renders_what_it_did_not_see(curated: Callable[[str], Path]) -> None:
+    entries = manifest(curated("sparse"))["train"].values()
+    by_rule: dict[str, list[dict]] = {}
+    for entry in entries:
+        by_rule.setdefault(entry["strategy_params"]["split"], []).append(entry)
+    assert {rule: len(group) for rule, group in by_rule.items()} == {"every:3": 12, "groups:4": 14, "clusters": 9}
+    for group in by_rule.values():
+        targets = {entry["target_image"] for entry in group}
+        assert not targets & {path for entry in group for path in entry["ref_images"]}
+
+
+def test_cycle_keeps_the_models_of_both_stages(curated: Callable[[str], Path], rig: Path) -> None:
+    folder = curated("cycle")
+    assert {entry["strategy_params"]["shift"] for entry in manifest(folder)["train"].values()} == {"2m", "-0.1"}
+    names = {path.name for path in (folder / "rig" / "models").iterdir()}
+    assert names == {"cycle-photos", "cycle-2m-renders", "cycle--0.1-renders"}
+    scene = load_scene(rig)
+    first = Reconstruction.load(folder / "rig" / "models" / "cycle-photos", scene)
+    camera = shift_path(scene, shift_distance(scene, "2m"))[0]
+    written = np.asarray(Image.open(folder / "rig" / "cycle-2m" / "shifted" / "images-centre-000.png"), float) / 255
+    assert np.abs(first.render(camera).color - written).max() < 0.6 / 255
+
+
+def test_underfit_renders_every_view_at_every_stop(curated: Callable[[str], Path], rig: Path) -> None:
+    folder = curated("underfit")
+    entries = list(manifest(folder)["train"].values())
+    assert len(entries) == 2 * 18
+    assert {(e["strategy_params"]["stop"], e["strategy_params"]["stopped_at"]) for e in entries} == {
+        (0.25, 3),
+        (0.75, 9),
+    }
+    mean = {
+        stop: np.mean([e["psnr"] for e in entries if e["strategy_params"]["stop"] == stop]) for stop in (0.25, 0.75)
+    }
+    assert mean[0.25] < mean[0.75]
+    depth = np.load(folder / entries[0]["depth"])["depth"]
+    assert depth.dtype == np.float32 and depth.shape == (40, 64)
+    metres = depth[depth > 0] * entries[0]["depth_scale"]
+    assert entries[0]["metric"] and 1 < np.median(metres) < 60
+    assert all(entry["image"].endswith(".webp") and entry["target_image"].endswith(".webp") for entry in entries)
+
+
+def test_cross_camera_trains_on_one_camera(curated: Callable[[str], Path], rig: Path, tmp_path: Path) -> None:
+    entries = manifest(curated("cross-camera"))["train"].values()
+    assert {entry["frame"].split("/")[1] for entry in entries} == {"left", "right"} and len(entries) == 12
+    assert all("images-centre-" in path for entry in entries for path in entry["ref_images"])
+    by_name = ["--strategy", "cross-camera", "--split", "names:train=left/,test=centre/", "--keep", "failed"]
+    said = done(difix("curate", rig, *by_name, *QUICK, "--method", "nerfacto", "--json", "-o", tmp_path / "out"))
+    assert said["pairs"] == 6 and said["train"] == 6
+
+
+def test_the_pages_to_look_at(curated: Callable[[str], Path]) -> None:
+    folder = curated("sparse")
+    page = (folder / "index.html").read_text()
+    sources = re.findall(r'src="([^"]+)"', page)
+    assert len(sources) == 3 and "http" not in page
+    for source in sources:
+        sheet = Image.open(folder / source)
+        assert sheet.width > 6 * 64 and sheet.height > 8 * 40  # render, photo, three references, opacity; eight pairs
+    assert "12" in page and "groups-4" in page
+    assert sparkline([0, 1, 4, 8]) == " ▁▄█" and sparkline([0, 0]) == ""
+
+
+# Filters
+
+
+def test_filters(rig: Path) -> None:
+    scene = load_scene(rig)
+    frame = scene.frames[0]
+    shape = (frame.camera.height, frame.camera.width)
+    whole = Render(np.zeros((*shape, 3), np.float32), np.ones(shape, np.float32), np.ones(shape, np.float32))
+    nothing = References([], [], np.zeros((0, *shape, 3)), np.zeros((0, *shape)))
+    fine = Pair(0, frame.camera, whole, whole.color, nothing, 20.0, 0.5, {})
+    empty = replace(fine, render=replace(whole, accumulation=np.full(shape, 0.3, np.float32)))
+    bad, good = replace(fine, psnr=9.0), replace(fine, psnr=36.0)
+    filters = Filters(scene, [])
+    assert [filters.reason(pair) for pair in (fine, empty, bad, good)] == [None, "failed", "failed", "perfect"]
+    keeping = Filters(scene, ["failed", "perfect"])
+    assert not any(keeping.reason(pair) for pair in (fine, empty, bad, good))
+
+
+def test_blurred_photos_are_found_and_counted(three: list[Path], tmp_path: Path) -> None:
+    from PIL import ImageFilter
+
+    folder = shutil.copytree(three[0], tmp_path / "scene")
+    name = sorted((folder / "images" / "centre").iterdir())[1]
+    Image.open(name).filter(ImageFilter.GaussianBlur(3)).save(name)
+    assert blurred_photos(load_scene(folder)) == {1}
+    line = ["curate", folder, "--split", "every:2", *QUICK, "--keep", "failed", "--json"]
+    said = done(difix(*line, "-o", tmp_path / "out"))
+    assert said["dropped"] == {"failed": 0, "perfect": 0, "blurred": 1} and said["pairs"] == 1
+    said = done(difix(*line, "--keep", "blurred", "-o", tmp_path / "kept"))
+    assert said["dropped"]["blurred"] == 0 and said["pairs"] == 2
+
+
+# Scale
+
+
+def test_lists_globs_and_shards_of_scenes(three: list[Path], tmp_path: Path) -> None:
+    home = three[0].parent
+    (home / "notes.txt").write_text("no scene")
+    assert list(expand_scenes([f"{home}/[abc]"])) == ["a", "b", "c"]
+    (tmp_path / "scenes.txt").write_text(f"# of one day\n{home}/b\n\n{home}/[ac]\nsample:street\n")
+    found = expand_scenes([f"@{tmp_path / 'scenes.txt'}"])
+    assert list(found) == ["b", "a", "c", "street"] and Path(found["b"]) == home / "b"
+    assert shard_of(list(found), parse_shard("1/2")) == ["a", "street"]
+    assert shard_of(list(found), None) == list(found)
+    with pytest.raises(InputError, match="No folder matches"):
+        expand_scenes([f"{tmp_path}/nothing*"])
+    with pytest.raises(InputError, match="cannot be read"):
+        expand_scenes(["@nowhere.txt"])
+    for wrong in ("2/2", "1", "a/b", "-1/2"):
+        with pytest.raises(InputError, match="no shard"):
+            parse_shard(wrong)
+
+
+def test_a_bad_scene_stops_no_other(three: list[Path], tmp_path: Path) -> None:
+    bad = shutil.copytree(three[1], tmp_path / "bad")
+    (bad / "transforms.json").write_text('{"frames": [')
+    line = ["curate", three[0], bad, three[2], "--split", "every:2", *QUICK, "--keep", "failed", "--test-scene", "[c]"]
+    result = difix(*line, "--json", "-o", tmp_path / "out")
+    refused(result, "bad", "transforms.json")
+    said = json.loads(result.stdout.splitlines()[-1])["results"]
+    assert said["pairs"] == 4 and list(said["failed"]) == ["bad"]
+    entries = manifest(tmp_path / "out")
+    assert {e["scene"] for e in entries["train"].values()} == {"a"}
+    assert {e["scene"] for e in entries["test"].values()} == {"c"}
+    # mended, the same line makes what is missing
+    shutil.copy(three[1] / "transforms.json", bad)
+    assert done(difix(*line, "--json", "-o", tmp_path / "out"))["pairs"] == 6
+
+
+def _in_a_process(arguments: list[str]) -> None:
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        app(arguments)
+
+
+@pytest.fixture(scope="session")
+def processes(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[list[str]], multiprocessing.process.BaseProcess]]:
+    """Starts the program in a process of its own, without waiting for its imports each time."""
+    context = multiprocessing.get_context("forkserver")
+    # conftest mends torchvision before anything needs it
+    context.set_forkserver_preload(["conftest", "difixcli.curation.curate", "nerfstudio.configs.method_configs"])
+    started = []
+
+    def start(arguments: list[str]) -> multiprocessing.process.BaseProcess:
+        process = context.Process(target=_in_a_process, args=([str(a) for a in arguments],))
+        process.start()
+        started.append(process)
+        return process
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        start(["sample", "room", str(tmp_path_factory.mktemp("warm") / "room")]).join()
+    yield start
+    for process in started:
+        process.kill()
+
+
+def _line(scenes: Sequence[Path], output: Path, *more: str) -> list[str]:
+    strategy = ["--strategy", "cycle", "--shift", "0.2", "--keep", "failed", "--test-scene", "b"]
+    return ["curate", *map(str, scenes), *strategy, *QUICK, *more, "-o", str(output)]
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """The pairs: everything but records of the run, figures of time, and the page that shows them."""
+    kinds = (".png", ".tar")
+    found = [path for path in folder.rglob("*") if path.suffix in kinds or path.name == "data.json"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(found)}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(three: list[Path], processes: Callable, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A run over three scenes that nobody disturbs, and the seconds it took."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "out"
+    begun = time.monotonic()
+    process = processes(_line(three, folder))
+    process.join()
+    assert process.exitcode == 0 and len(manifest(folder)["train"]) == 10 and len(manifest(folder)["test"]) == 5
+    return folder, time.monotonic() - begun
+
+
+def test_killed_at_any_moment_the_manifest_is_the_same(
+    three: list[Path], undisturbed: tuple[Path, float], processes: Callable, tmp_path: Path
+) -> None:
+    folder, seconds = undisturbed
+    moments = random.Random(0)
+    for _ in range(KILLS):
+        process = processes(_line(three, tmp_path / "out"))
+        process.join(moments.uniform(0.1, 0.9) * seconds)
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    process = processes(_line(three, tmp_path / "out"))
+    process.join()
+    assert process.exitcode == 0
+    assert _files(tmp_path / "out") == _files(folder)
+    assert not list((tmp_path / "out").glob("*/**/.*.part"))
+
+
+def test_shards_at_the_same_time_in_one_folder(
+    three: list[Path], undisturbed: tuple[Path, float], processes: Callable, tmp_path: Path
+) -> None:
+    both = [processes(_line(three, tmp_path / "out", "--shard", f"{i}/2")) for i in range(2)]
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
+    assert not (tmp_path / "out" / "data.json").exists()
+    for _ in range(2):  # merging again changes nothing
+        assert done(difix("curate", "--merge", tmp_path / "out", "--json"))["pairs"] == 15
+        assert _files(tmp_path / "out") == _files(undisturbed[0])
+    # into another folder
+    assert done(difix("curate", "--merge", tmp_path / "out", "-o", tmp_path / "merged", "--json"))["test"] == 5
+    assert _files(tmp_path / "merged") == _files(undisturbed[0])
+    refused(difix("curate", "--merge", tmp_path / "out", undisturbed[0]), "--output")
+
+
+def test_merging_strategies_and_unfinished_shards(
+    three: list[Path], undisturbed: tuple[Path, float], tmp_path: Path
+) -> None:
+    sparse = tmp_path / "sparse"
+    line = ["curate", *three, "--split", "every:2", *QUICK, "--keep", "failed", "--test-scene", "b"]
+    assert done(difix(*line, "--json", "-o", sparse))["pairs"] == 6
+    merged = tmp_path / "merged"
+    assert done(difix("curate", "--merge", sparse, undisturbed[0], "-o", merged, "--json"))["pairs"] == 21
+    both = [*manifest(sparse)["train"], *manifest(undisturbed[0])["train"]]
+    assert sorted(both) == list(manifest(merged)["train"])
+    for entry in manifest(merged)["train"].values():
+        assert (merged / entry["image"]).is_file() and (merged / entry["ref_image"]).is_file()
+    # the same scene for training here and for testing there
+    other = tmp_path / "other"
+    done(difix(*line[:-2], "--json", "-o", other))
+    refused(difix("curate", "--merge", other, undisturbed[0], "-o", tmp_path / "mixed"), "testing")
+    shard = tmp_path / "shard"
+    done(difix(*line, "--shard", "0/2", "--json", "-o", shard))
+    refused(difix("curate", "--merge", shard), "1/2")
+    refused(difix("curate", "--merge", tmp_path), "no pairs")
+    refused(difix(*line[:-2], "--shard", "1/2", "-o", shard), "another run")
+    refused(difix(*line, "--shard", "0/2", "--force", "-o", shard), "--force")
+
+
+def test_tars_train_like_folders(three: list[Path], tmp_path: Path) -> None:
+    from webdataset import WebDataset
+
+    from difixcli.training import finetune
+    from difixcli.training.pairs import PairStore, read_manifests
+
+    line = ["curate", *three, "--split", "every:2", *QUICK, "--keep", "failed", "--test-scene", "b", "--json"]
+    done(difix(*line, "-o", tmp_path / "folder"))
+    assert done(difix(*line, "--format", "webdataset", "-o", tmp_path / "tars"))["pairs"] == 6
+    assert not (tmp_path / "tars" / "data.json").exists() and not list((tmp_path / "tars").glob("*/*/render"))
+    again = _files(tmp_path / "tars")
+    done(difix(*line, "--format", "webdataset", "-o", tmp_path / "tars"))
+    assert _files(tmp_path / "tars") == again
+    sets = [read_manifests([tmp_path / kind]) for kind in ("folder", "tars")]
+    for part in ("train", "test"):
+        one, other = (getattr(found, part) for found in sets)
+        assert [pair.id for pair in one] == [pair.id for pair in other] and one
+        for kind in ("raw", "aligned"):
+            stores = [PairStore(pairs, kind, 3) for pairs in (one, other)]
+            for i in range(len(stores[0])):
+                assert all(np.array_equal(a, b) for a, b in zip(stores[0][i], stores[1][i], strict=True))
+    # what webdataset itself makes of them
+    tars = [str(path) for path in sorted((tmp_path / "tars" / "train").glob("*.tar"))]
+    samples = list(WebDataset(tars, shardshuffle=False).decode("pil"))
+    assert sorted(sample["__key__"] for sample in samples) == [pair.id for pair in sets[1].train]
+    entries = manifest(tmp_path / "folder")["train"]
+    for sample in samples:
+        entry = entries[sample["__key__"]]
+        assert sample["json"]["psnr"] == entry["psnr"] and sample["json"]["camera"] == entry["camera"]
+        render = np.asarray(Image.open(tmp_path / "folder" / entry["image"]))
+        assert np.array_equal(np.asarray(sample["image.png"].convert("RGB")), render)
+    options = {"iterations": 2, "batch": 1, "crop": 32, "window": 32, "perceptual_weight": 0.0}
+    results = [
+        finetune([tmp_path / kind], "tiny", tmp_path / f"fixer-{kind}", **options) for kind in ("folder", "tars")
+    ]
+    assert results[0]["loss"] == results[1]["loss"] and results[1]["pairs"]["train"] == 4
+    refused(difix("curate", "--merge", tmp_path / "folder", tmp_path / "tars", "-o", tmp_path / "both"), "--format")
+    merged = done(difix("curate", "--merge", tmp_path / "tars", "-o", tmp_path / "merged", "--json"))
+    assert merged["pairs"] == 6 and len(read_manifests([tmp_path / "merged"]).train) == 4
+    (tmp_path / "tars" / "train" / Path(tars[0]).name).write_bytes(b"half a tar")
+    refused(difix("finetune", tmp_path / "tars", "--base", "tiny", "-o", tmp_path / "f"), Path(tars[0]).name)
+
+
+# Bad input
+
+
+def test_requests_that_no_scene_could_fulfil(three: list[Path], tmp_path: Path) -> None:
+    out = ["-o", tmp_path / "out"]
+    refused(difix("curate", three[0], "--split", "names:*", *out), "no test view")
+    refused(difix("curate", three[0], "--strategy", "cross-camera", *out), "one camera", "a rig")
+    refused(difix("curate", three[0], "--strategy", "cycle", "--shift", "0", *out), "moves nothing")
+    refused(difix("curate", three[0], "--strategy", "cycel", *out), "cycle")
+    refused(difix("curate", three[0], "--keep", "blurry", *out), "blurred")
+    refused(difix("curate", three[0], "--image-format", "jpg", *out), "jpeg")
+    refused(difix("curate", three[0], "--format", "tar", *out), "webdataset")
+    refused(difix("curate", three[0], "--test-scene", "d", *out), "--test-scene d", "a")
+    refused(difix("curate", three[0], "--shard", "2/2", *out), "no shard")
+    refused(difix("curate", three[0], "--split", "every:2", "--split", "every:2", *out), "every-2", "leave one out")
+    for stop in ("0", "100%", "half"):
+        with pytest.raises(InputError, match="--stop"):
+            parse_stop(stop)
+    assert parse_stop("25%") == parse_stop("0.25") == 0.25
+    assert not (tmp_path / "out").exists()
+
+
+def test_metres_without_a_scale(three: list[Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(three[0], tmp_path / "scene")
+    meta = json.loads((folder / "transforms.json").read_text())
+    (folder / "transforms.json").write_text(json.dumps({**meta, "metric": False}))
+    line = ["curate", folder, "--strategy", "cycle", "--shift", "2m", *QUICK, "-o", tmp_path / "out"]
+    refused(difix(*line), "no metric scale", "0.1")
+
+
+def test_two_scenes_of_one_name(three: list[Path], tmp_path: Path) -> None:
+    other = shutil.copytree(three[0], tmp_path / "a")
+    refused(difix("curate", three[0], other, "-o", tmp_path / "out"), "Two scenes are called a", str(other))
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_that_were_cut_off(three: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    line = ["curate", three[0], "--split", "every:2", *QUICK, "--keep", "failed", "--json", "-o", out]
+    done(difix(*line))
+    whole = _files(out)
+    for record in (out / "data.json", out / "a" / "sparse-every-2" / "pairs.json"):
+        record.write_bytes(record.read_bytes()[:200])
+    refused(difix("finetune", out, "--base", "tiny", "-o", tmp_path / "fixer"), "data.json")
+    refused(difix(*line), "pairs.json", "remove it")
+    (out / "a" / "sparse-every-2" / "pairs.json").unlink()
+    done(difix(*line))
+    assert _files(out) == whole
+    photo = next((three[0] / "images" / "centre").iterdir())
+    meta = three[0] / "transforms.json"
+    kept = meta.read_text()
+    meta.write_text(kept + " ")
+    refused(difix(*line), "changed", photo.parts[-4])
+    meta.write_text(kept)
+
+
+def test_a_full_disk(three: list[Path], tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here (needs to be root)")
+    try:
+        line = ["curate", *three, "--split", "every:2", *QUICK, "--keep", "failed", "--json", "-o", disk / "out"]
+        refused(difix(*line), "No space left", "Nothing already written is lost")
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        assert done(difix(*line))["pairs"] == 6
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -14,7 +14,7 @@ from difixcli.runs import (
     Run,
     atomic,
     file_name,
-    find_unfinished,
+    find_run,
     fingerprint,
     read_image,
     read_json,
@@ -66,7 +66,7 @@ def test_force_spares_what_another_program_called_a_run(tmp_path: Path, content:
     for force in (False, True):
         with pytest.raises(InputError, match="did not write"):
             Run.open(tmp_path / "run", "distill", ARGUMENTS, {}, force=force)
-    assert find_unfinished(tmp_path, "distill", ARGUMENTS, {}) is None
+    assert find_run(tmp_path, "distill", ARGUMENTS, {}) is None
     assert (tmp_path / "run" / "run.json").read_text() == content
 
 
@@ -110,11 +110,11 @@ def test_output_that_is_a_file_or_cannot_be_written(tmp_path: Path) -> None:
 def test_unfinished_runs_are_found_by_command_and_arguments(tmp_path: Path) -> None:
     Run.open(tmp_path / "1", "distill", ARGUMENTS, {}).finish({})
     second = Run.open(tmp_path / "2", "distill", ARGUMENTS, {})
-    assert find_unfinished(tmp_path, "distill", ARGUMENTS, {}) == second.folder
-    assert find_unfinished(tmp_path, "distill", {**ARGUMENTS, "seed": 3}, {}) is None
-    assert find_unfinished(tmp_path, "distill", ARGUMENTS, {"scene": "changed"}) is None
+    assert find_run(tmp_path, "distill", ARGUMENTS, {}) == second.folder
+    assert find_run(tmp_path, "distill", {**ARGUMENTS, "seed": 3}, {}) is None
+    assert find_run(tmp_path, "distill", ARGUMENTS, {"scene": "changed"}) is None
     second.finish({"psnr": 20.0})
-    assert find_unfinished(tmp_path, "distill", ARGUMENTS, {}) is None
+    assert find_run(tmp_path, "distill", ARGUMENTS, {}) == second.folder
     assert read_json(second.folder / "run.json")["results"] == {"psnr": 20.0}
 
 

@@ -2,112 +2,286 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import traceback
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from difixcli.curation.cycle import cycle
-from difixcli.curation.pairs import Pair, pair_id, write_manifest, write_pair
+from difixcli.curation.build import Build, Progress
+from difixcli.curation.cross_camera import cross_camera, default_camera_rule
+from difixcli.curation.cycle import SHIFTED, cycle, shift_distance
+from difixcli.curation.filters import FILTERS, Filters
+from difixcli.curation.manifest import (
+    MODELS,
+    SCENE_FILE,
+    STAGE_FILE,
+    SceneRecord,
+    StageSummary,
+    read_scene,
+    scene_records,
+    summaries,
+    write_manifest,
+    write_stage,
+)
+from difixcli.curation.pairs import IMAGE_FORMATS, KINDS, Pair, PairFiles, pair_id, write_pair
+from difixcli.curation.sheets import write_index, write_sheet
 from difixcli.curation.sparse import sparse
-from difixcli.errors import InputError
-from difixcli.reconstruction import Reconstruction, default_iterations
-from difixcli.runs import Run, file_name, write_json
-from difixcli.scenes import make_split
+from difixcli.curation.tars import tar_name, write_tar
+from difixcli.curation.underfit import parse_stop, underfit
+from difixcli.errors import InputError, unknown
+from difixcli.reconstruction import default_iterations
+from difixcli.runs import Run, file_name, fingerprint, write_json
+from difixcli.scenes import default_split_rule, make_split
 from difixcli.scenes.scene import Scene
 
-STRATEGIES = ("sparse", "cycle")
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+STRATEGIES = ("sparse", "cycle", "underfit", "cross-camera")
+FORMATS = ("folder", "webdataset")
+DEFAULT_SHIFTS = ("0.1",)
+DEFAULT_STOPS = ("25%", "50%", "75%")
+_NO_SCENE_WOULD_FARE_BETTER = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How every scene's pairs are made."""
+    """How every scene's pairs are made.
+
+    `splits` are the sparse, underfit and cross-camera strategies' (empty: the scene's own), `shifts` cycle's, `stops`
+    underfit's. `keep` names filters that drop nothing.
+    """
 
     strategy: str
     method: str
     preset: str
     device: str
     iterations: int | None  # None: the preset's default for the method
-    splits: Sequence[str]  # sparse: one reconstruction each
-    shifts: Sequence[str]  # cycle: one round trip each
+    splits: Sequence[str]
+    shifts: Sequence[str]
+    stops: Sequence[str]
     views: int
     seed: int
     overrides: Sequence[str] = ()
+    keep: Sequence[str] = ()
+    keep_models: bool = False
+    image_format: str = "png"
+    depth: bool = False
+    format: str = "folder"
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a name that is not known and for a stop that is no share."""
+        for what, names, known in (
+            ("strategy", [self.strategy], STRATEGIES),
+            ("filter", self.keep, FILTERS),
+            ("image format", [self.image_format], IMAGE_FORMATS),
+            ("format of pairs", [self.format], FORMATS),
+        ):
+            for name in names:
+                if name not in known:
+                    raise unknown(what, name, known)
+        for stop in self.stops:
+            parse_stop(stop)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a scene's work that is finished as a whole: its folder's name, how many views, and their pairs."""
+
+    name: str
+    views: int
+    pairs: Callable[[Build], Iterator[Pair]]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a scene could not be finished. `fault` is a traceback where the scene is not to blame."""
+
+    message: str
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Curated:
+    """What a folder of pairs holds: the figures of its finished stages, and the scenes that failed, by name."""
+
+    stages: Sequence[StageSummary]
+    failed: Mapping[str, Failure]
+
+    def results(self) -> dict[str, Any]:
+        """The figures for a run's record."""
+        pairs = sum(stage.pairs for stage in self.stages)
+        return {
+            "pairs": pairs,
+            "train": sum(stage.pairs for stage in self.stages if not stage.test),
+            "test": sum(stage.pairs for stage in self.stages if stage.test),
+            "psnr": sum(stage.psnr * stage.pairs for stage in self.stages) / max(pairs, 1),
+            "ssim": sum(stage.ssim * stage.pairs for stage in self.stages) / max(pairs, 1),
+            "dropped": {name: sum(stage.dropped.get(name, 0) for stage in self.stages) for name in FILTERS},
+            "failed": {name: failure.message for name, failure in self.failed.items()},
+        }
 
 
 def curate(
-    scenes: Sequence[Scene], recipe: Recipe, run: Run, test_scenes: Sequence[str], progress: Progress
-) -> dict[str, Any]:
-    """Make the pairs of all scenes into the run's folder and return the summary.
+    scenes: Mapping[str, str],
+    load: Callable[[str], Scene],
+    recipe: Recipe,
+    run: Run,
+    test_scenes: Sequence[str],
+    progress: Progress,
+) -> Curated:
+    """Make the pairs of all scenes (by name, with what `load` takes) into the run's folder.
 
-    Finished stages (a scene's split or shift) are kept when the run is resumed; a stage that was cut off is made
-    anew. Raises InputError for an unknown strategy, two scenes of one name, or test scenes that are not there.
+    Finished stages (a split, a shift or a stop of a scene) are kept when the run is resumed, and so are trained
+    reconstructions; what was cut off is made anew. A scene that fails does not stop the others. `test_scenes` are
+    names or patterns of the scenes whose pairs are all for testing.
+
+    A shard of a run writes no manifest, because its neighbours may still be at work: `merge` does. Raises OSError when
+    nothing more can be written, and InputError for a damaged record.
     """
-    if recipe.strategy not in STRATEGIES:
-        raise InputError(f"There is no strategy {recipe.strategy}; choose one of {', '.join(STRATEGIES)}.")
-    names = [scene.name for scene in scenes]
-    for name in set(names):
-        if names.count(name) > 1:
-            raise InputError(f"Two scenes are called {name}; rename one folder, or curate them into two outputs.")
-    if missing := sorted(set(test_scenes) - set(names)):
-        raise InputError(f"--test-scene names {missing[0]}, which is none of {', '.join(names)}.")
-    for scene in scenes:
-        for choice in recipe.splits if recipe.strategy == "sparse" else recipe.shifts:
-            _stage(scene, choice, recipe, run, progress)
-    manifest = write_manifest(run.folder, test_scenes)
-    pairs = [*manifest["train"].values(), *manifest["test"].values()]
-    return {
-        "pairs": len(pairs),
-        "train": len(manifest["train"]),
-        "test": len(manifest["test"]),
-        "psnr": sum(p["psnr"] for p in pairs) / max(len(pairs), 1),
-        "ssim": sum(p["ssim"] for p in pairs) / max(len(pairs), 1),
-        "manifest": str(run.folder / "data.json"),
-    }
+    failed: dict[str, Failure] = {}
+    for name, spec in scenes.items():
+        try:
+            _scene(load(spec), recipe, run, any(fnmatchcase(name, one) for one in test_scenes), progress)
+        except InputError as error:
+            failed[name] = Failure(str(error))
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _NO_SCENE_WOULD_FARE_BETTER:
+                raise
+            failed[name] = Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+    if run.shard is None:
+        return finish(run.folder, failed)
+    return Curated([stage for stage in summaries(run.folder) if stage.scene in scenes], failed)
 
 
-def _stage(scene: Scene, choice: str, recipe: Recipe, run: Run, progress: Progress) -> None:
-    """One reconstruction (or round trip) of one scene, skipped when its `pairs.json` is there."""
-    home = run.folder / file_name(scene.name) / file_name(f"{recipe.strategy}-{choice}")
-    if (home / "pairs.json").is_file():
-        return
-    shutil.rmtree(home, ignore_errors=True)
-    iterations = recipe.iterations or default_iterations(recipe.method, recipe.preset)
-    work = home / "reconstruction"
+def finish(folder: Path, failed: Mapping[str, Failure]) -> Curated:
+    """Write the manifest (tars need none) and the page of contact sheets of everything finished in `folder`."""
+    stages = summaries(folder)
+    if not any(record.format == "webdataset" for record in scene_records(folder).values()):
+        write_manifest(folder)
+    write_index(folder, stages, {name: failure.message for name, failure in failed.items()})
+    return Curated(stages, failed)
 
-    def build(stage_scene: Scene, train: Sequence[int], stage: str) -> Reconstruction:
-        begun = time.monotonic()
-        reconstruction = Reconstruction.create(
-            stage_scene,
-            train,
-            method=recipe.method,
-            folder=work / stage,
-            preset=recipe.preset,
-            device=recipe.device,
-            iterations=iterations,
-            overrides=recipe.overrides,
-            seed=recipe.seed,
-        )
-        with progress(f"{scene.name}: reconstruct from {stage}", iterations) as update:
-            reconstruction.train(iterations, update)
-        run.time("reconstruction", time.monotonic() - begun)
-        return reconstruction
 
-    pairs: Iterator[Pair]
-    if recipe.strategy == "sparse":
-        split = make_split(scene, choice)
-        pairs, total = sparse(scene, split, build, recipe.views), len(split.test)
+def check_test_scenes(test_scenes: Sequence[str], names: Collection[str]) -> None:
+    """InputError for a name or pattern of test scenes that is none of the scenes."""
+    for pattern in test_scenes:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise InputError(f"--test-scene {pattern} is none of the scenes {', '.join(names)}.")
+
+
+def plan(scene: Scene, recipe: Recipe, home: Path) -> list[Stage]:
+    """The stages of a scene whose folder is `home`, in the order in which they share reconstructions.
+
+    Raises InputError for what the strategy cannot do with this scene.
+    """
+    shared = [name for name, count in Counter(file_name(f.name) for f in scene.frames).items() if count > 1]
+    if shared:
+        raise InputError(f"Two frames of {scene.name} would share the file name {shared[0]}; rename one image.")
+    views = recipe.views
+    if recipe.strategy == "cycle":
+        for shift in recipe.shifts:
+            shift_distance(scene, shift)  # says now what it cannot do
+        names = [(file_name(f"cycle-{shift}"), shift) for shift in recipe.shifts]
+        stages = [
+            Stage(
+                name, len(scene.frames), partial(cycle, scene, shift=shift, views=views, folder=home / name / SHIFTED)
+            )
+            for name, shift in names
+        ]
     else:
-        pairs, total = cycle(scene, choice, build, recipe.views, home / "shifted"), len(scene.frames)
-    made = {"strategy": recipe.strategy, "method": recipe.method, "iterations": iterations}
-    entries = {}
-    with progress(f"{scene.name}: pairs", total) as update:
-        for done, pair in enumerate(pairs, start=1):
-            entries[pair_id(home, scene, pair)] = write_pair(home, scene, pair, made)
+        rig = recipe.strategy == "cross-camera"
+        rules = recipe.splits or [default_camera_rule(scene) if rig else default_split_rule(scene)]
+        stages = []
+        for split in (make_split(scene, rule) for rule in rules):
+            name = file_name(f"{recipe.strategy}-{split.rule}")
+            if recipe.strategy == "underfit":
+                count = len(split.train) + len(split.test)
+                stages += [
+                    Stage(
+                        f"{name}-at-{100 * stop:g}",
+                        count,
+                        partial(underfit, scene, split=split, stop=stop, views=views),
+                    )
+                    for stop in sorted(map(parse_stop, recipe.stops))
+                ]
+            else:
+                pairs = partial(cross_camera if rig else sparse, scene, split=split, views=views)
+                stages.append(Stage(name, len(split.test), pairs))
+    if repeated := [name for name, count in Counter(stage.name for stage in stages).items() if count > 1]:
+        raise InputError(f"Two of the splits, shifts or stops would share the folder {repeated[0]}; leave one out.")
+    return stages
+
+
+def _scene(scene: Scene, recipe: Recipe, run: Run, test: bool, progress: Progress) -> None:
+    """All stages of one scene, and its record."""
+    home = run.folder / file_name(scene.name)
+    stages = plan(scene, recipe, home)
+    transforms = scene.root / "transforms.json"
+    files = [frame.image_path for frame in scene.frames] + [transforms] * transforms.is_file()
+    record = SceneRecord(scene.name, fingerprint(files), test, recipe.format)
+    if not (home / SCENE_FILE).is_file():
+        write_json(home / SCENE_FILE, asdict(record))
+    elif read_scene(home / SCENE_FILE) != record:
+        raise InputError(f"The photos or poses of {scene.root} have changed since {home} was begun; use --force.")
+    for leftover in home.rglob(".*.part"):  # of a process that was killed
+        leftover.unlink()
+    build = Build(
+        folder=home / MODELS,
+        method=recipe.method,
+        preset=recipe.preset,
+        device=recipe.device,
+        iterations=recipe.iterations or default_iterations(recipe.method, recipe.preset),
+        overrides=recipe.overrides,
+        seed=recipe.seed,
+        progress=progress,
+    )
+    todo = [stage for stage in stages if not (home / stage.name / STAGE_FILE).is_file()]
+    if todo:
+        filters = Filters(scene, recipe.keep)
+        for stage in todo:
+            _stage(scene, stage, home / stage.name, record, recipe, build, filters, run)
+    if recipe.format == "webdataset":
+        for folder in [home / "photos", *(home / stage.name / kind for stage in stages for kind in (*KINDS, SHIFTED))]:
+            shutil.rmtree(folder, ignore_errors=True)
+    if not recipe.keep_models:
+        shutil.rmtree(home / MODELS, ignore_errors=True)
+
+
+def _stage(
+    scene: Scene,
+    stage: Stage,
+    home: Path,
+    record: SceneRecord,
+    recipe: Recipe,
+    build: Build,
+    filters: Filters,
+    run: Run,
+) -> None:
+    """Make, filter and write the pairs of one stage into its folder `home`."""
+    begun, trained = time.monotonic(), build.seconds
+    files = PairFiles(IMAGE_FORMATS[recipe.image_format], recipe.depth)
+    made = {"strategy": recipe.strategy, "method": recipe.method, "iterations": build.iterations}
+    entries: dict[str, Any] = {}
+    dropped: dict[str, str] = {}
+    with build.progress(f"{scene.name}: pairs of {stage.name}", stage.views) as update:
+        for done, pair in enumerate(stage.pairs(build), start=1):
+            key = pair_id(home, scene, pair.frame)
+            if (reason := filters.reason(pair)) is None:
+                entries[key] = write_pair(home, scene, pair, files, made)
+            else:
+                dropped[key] = reason
             update(done)
-    shutil.rmtree(work, ignore_errors=True)
-    write_json(home / "pairs.json", entries)
+    write_sheet(home, entries)
+    if recipe.format == "webdataset" and entries:
+        write_tar(run.folder / tar_name(home, record.test), run.folder, entries)
+    reconstruction = build.seconds - trained
+    seconds = {"reconstruction": reconstruction, "pairs": time.monotonic() - begun - reconstruction}
+    write_stage(home, entries, dropped, {name: round(value, 2) for name, value in seconds.items()})
+    for name, value in seconds.items():
+        run.time(name, value)
     run.save()

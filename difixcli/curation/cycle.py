@@ -8,43 +8,39 @@ from pathlib import Path
 
 import numpy as np
 
-from difixcli.curation.pairs import Pair
-from difixcli.curation.sparse import Build
+from difixcli.curation.build import Build
+from difixcli.curation.pairs import Pair, render_pairs
 from difixcli.errors import InputError
-from difixcli.reference_views import ReferenceViews
 from difixcli.runs import file_name, write_image
 from difixcli.scenes.scene import Camera, Frame, Scene
 
+SHIFTED = "shifted"
+"""The folder, in a stage's, of the renders on the shifted path."""
 _UP = np.array([0.0, 0.0, 1.0])  # scenes are normalised to stand upright
 
 
-def cycle(scene: Scene, shift: str, build: Build, views: int, folder: Path) -> Iterator[Pair]:
+def cycle(scene: Scene, build: Build, shift: str, views: int, folder: Path) -> Iterator[Pair]:
     """Pairs at every frame of the scene, from a reconstruction of a reconstruction.
 
     `shift` is a distance to the right of travel: `2m` in metres (metric scenes only) or `0.1` as a share of the
-    path's extent; negative goes left. The shifted renders are kept under `folder`. (Difix3D+, "cycle
-    reconstruction": T_o → T_s → T_o.)
+    path's extent; negative goes left. The shifted renders are kept under `folder`; the first reconstruction serves
+    all shifts of a scene. (Difix3D+, "cycle reconstruction": T_o → T_s → T_o, 1 to 6 m.)
 
     Raises InputError when metres are asked of a scene that has no scale.
     """
     everything = list(range(len(scene.frames)))
-    first = build(scene, everything, "photos")
-    shifted = shift_sideways([frame.camera for frame in scene.frames], shift_distance(scene, shift))
-    frames = []
-    for frame, camera in zip(scene.frames, shifted, strict=True):
-        path = folder / f"{file_name(frame.name)}.png"
-        write_image(path, first.render(camera).color)
-        frames.append(rendered_frame(frame, camera, path))
-    second = build(replace(scene, frames=frames), everything, "renders")
-    references = ReferenceViews(scene, everything, second, views)
-
-    def pairs() -> Iterator[Pair]:
-        for i in everything:
-            camera = scene.frames[i].camera
-            render = second.render(camera)
-            yield Pair(i, camera, render, references.beside(camera, render, exclude=[i]), {"shift": shift})
-
-    return pairs()
+    shifted = shift_path(scene, shift_distance(scene, shift))
+    frames = [
+        rendered_frame(frame, camera, folder / f"{file_name(frame.name)}.png")
+        for frame, camera in zip(scene.frames, shifted, strict=True)
+    ]
+    missing = [frame for frame in frames if not frame.image_path.exists()]
+    if missing:
+        first = build(scene, everything, "cycle-photos")
+        for frame in missing:
+            write_image(frame.image_path, first.render(frame.camera).color)
+    second = build(replace(scene, frames=frames), everything, file_name(f"cycle-{shift}-renders"))
+    yield from render_pairs(scene, everything, second, everything, views, {"shift": shift})
 
 
 def rendered_frame(frame: Frame, camera: Camera, path: Path) -> Frame:
@@ -75,11 +71,20 @@ def shift_distance(scene: Scene, shift: str) -> float:
     return amount * (extent or 1.0)
 
 
+def shift_path(scene: Scene, distance: float) -> list[Camera]:
+    """The scene's cameras, in the order of its frames, moved sideways; each camera of a rig travels by itself."""
+    moved: dict[int, Camera] = {}
+    for camera_id in {frame.camera_id for frame in scene.frames}:
+        own = [i for i, frame in enumerate(scene.frames) if frame.camera_id == camera_id]
+        moved.update(zip(own, shift_sideways([scene.frames[i].camera for i in own], distance), strict=True))
+    return [moved[i] for i in range(len(scene.frames))]
+
+
 def shift_sideways(cameras: Sequence[Camera], distance: float) -> list[Camera]:
     """The cameras, in order of travel, moved `distance` normalised units to the right, level, heading unchanged.
 
     Right is perpendicular to the local direction of travel in the ground plane; where there is no travel (one frame,
-    or a stop) it is the camera's own level right.
+    or a stop) it is perpendicular to where the camera looks, whichever way its image is turned.
     """
     positions = np.stack([camera.position for camera in cameras])
     travel = np.gradient(positions, axis=0) if len(cameras) > 1 else np.zeros_like(positions)
@@ -87,6 +92,8 @@ def shift_sideways(cameras: Sequence[Camera], distance: float) -> list[Camera]:
     for camera, direction in zip(cameras, travel, strict=True):
         right = np.cross(direction, _UP)
         if np.linalg.norm(right) < 1e-8:
+            right = np.cross(-camera.camera_to_world[:3, 2], _UP)
+        if np.linalg.norm(right) < 1e-8:  # it looks straight up or down: its own right is level
             right = camera.camera_to_world[:3, 0] * (1 - _UP)
         pose = camera.camera_to_world.copy()
         pose[:3, 3] += distance * right / np.linalg.norm(right)

@@ -1,72 +1,121 @@
-"""A pair and its manifest: the original release's `data.json` schema plus our keys."""
+"""A pair and its files: a render, the photo of the same view, and what stands beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from difixcli.reconstruction import Render
-from difixcli.reference_views import References
-from difixcli.runs import file_name, read_json, write_image, write_json
+from difixcli.reconstruction import Reconstruction, Render
+from difixcli.reference_views import References, ReferenceViews
+from difixcli.runs import atomic, file_name, write_image
 from difixcli.scenes import load_photo
 from difixcli.scenes.scene import Camera, Scene
 
 PROMPT = "remove degradation"  # the only prompt the published weights know
+KINDS = ("render", "opacity", "aligned", "depth")
+"""Folders of a stage's images."""
+IMAGE_FORMATS = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
+FILE_KEYS = ("image", "target_image", "ref_image", "ref_images", "aligned_refs", "opacity", "depth")
+"""The keys of a manifest's entry whose values are paths, or lists of paths."""
+
+_PERFECT = 100.0  # dB; JSON knows no infinity
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A degraded render and the photo taken from the same place.
+    """A degraded render and the photo taken from the same place, (H, W, 3) float32 RGB in [0, 1] both.
 
-    `frame` is the index of the photo in its scene; `parameters` say how the strategy was set.
+    `frame` is the index of the photo in its scene; `psnr` (dB) and `ssim` compare the two; `parameters` say how the
+    strategy was set.
     """
 
     frame: int
     camera: Camera
     render: Render
+    photo: np.ndarray
     references: References
+    psnr: float
+    ssim: float
     parameters: Mapping[str, Any]
 
 
-def write_pair(home: Path, scene: Scene, pair: Pair, made: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a pair's images into a stage's folder `home` and return its manifest entry.
+@dataclass(frozen=True)
+class PairFiles:
+    """How pairs are written: the suffix of renders and photos, and whether depth is written too."""
+
+    suffix: str = ".png"
+    depth: bool = False
+
+
+def render_pairs(
+    scene: Scene,
+    frames: Iterable[int],
+    reconstruction: Reconstruction,
+    references: Sequence[int],
+    views: int,
+    parameters: Mapping[str, Any],
+) -> Iterator[Pair]:
+    """Render the given frames' views one after another; only one pair is held at a time.
+
+    The `views` nearest of the frames `references` by pose stand beside each, without the target itself.
+    """
+    from difixcli.evaluation.metrics import psnr, ssim
+
+    beside = ReferenceViews(scene, references, reconstruction, views)
+    for frame in frames:
+        camera = scene.frames[frame].camera
+        render, photo = reconstruction.render(camera), load_photo(scene.frames[frame])
+        yield Pair(
+            frame=frame,
+            camera=camera,
+            render=render,
+            photo=photo,
+            references=beside.beside(camera, render, exclude=[frame]),
+            psnr=min(psnr(render.color, photo), _PERFECT),
+            ssim=ssim(render.color, photo),
+            parameters=parameters,
+        )
+
+
+def write_pair(home: Path, scene: Scene, pair: Pair, files: PairFiles, made: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a pair's files into a stage's folder `home` and return its manifest entry.
 
     `home` is OUTPUT/SCENE/STAGE and the entry's paths are relative to OUTPUT; `made` is what the entry says of the
     stage (strategy, method, iterations).
 
-    Renders, aligned references (RGBA, the alpha is visibility) and opacity (8-bit grey) are PNG; photos are written
-    once a scene and shared by all pairs.
+    Renders and photos have the asked format; aligned references (RGBA, the alpha is visibility) and opacity (8-bit
+    grey) are always PNG. Depth is an .npz with one float32 array `depth` (H, W): the distance along the viewing axis
+    in the unit of the camera's pose, 0 where there is none; times the entry's `depth_scale` it is in the unit of the
+    scene's own file (metres where `metric`). Photos are written once a scene and shared by all pairs.
     """
-    from difixcli.evaluation.metrics import psnr, ssim
-
     name = file_name(scene.frames[pair.frame].name)
-    folder = home.parents[1]
-    truth = load_photo(scene.frames[pair.frame])
-    write_image(home / "render" / f"{name}.png", pair.render.color)
-    write_image(home / "opacity" / f"{name}.png", pair.render.accumulation)
-    aligned = []
-    for i, (color, visible) in enumerate(zip(pair.references.aligned, pair.references.visibility, strict=True)):
-        path = home / "aligned" / f"{name}.{i}.png"
-        write_image(path, np.concatenate([color, visible[..., None]], axis=-1))
-        aligned.append(path)
-    references = [_photo(home.parent, scene, frame) for frame in pair.references.frames]
-
-    def relative(path: Path) -> str:
-        return path.relative_to(folder).as_posix()
-
     camera = pair.camera
-    return {
-        "image": relative(home / "render" / f"{name}.png"),
-        "target_image": relative(_photo(home.parent, scene, pair.frame)),
-        "ref_image": relative(references[0]) if references else None,
+
+    def written(kind: str, image: np.ndarray, suffix: str = ".png", number: str = "") -> str:
+        path = home / kind / f"{name}{number}{suffix}"
+        write_image(path, image)
+        return path.relative_to(home.parents[1]).as_posix()
+
+    references = [
+        _photo(home.parent, scene, frame, photo, files.suffix)
+        for frame, photo in zip(pair.references.frames, pair.references.photos, strict=True)
+    ]
+    aligned = [
+        written("aligned", np.concatenate([color, visible[..., None]], axis=-1), number=f".{i}")
+        for i, (color, visible) in enumerate(zip(pair.references.aligned, pair.references.visibility, strict=True))
+    ]
+    entry = {
+        "image": written("render", pair.render.color, files.suffix),
+        "target_image": _photo(home.parent, scene, pair.frame, pair.photo, files.suffix),
+        "ref_image": references[0] if references else None,
         "prompt": PROMPT,
-        "ref_images": [relative(path) for path in references],
-        "aligned_refs": [relative(path) for path in aligned],
-        "opacity": relative(home / "opacity" / f"{name}.png"),
+        "ref_images": references,
+        "aligned_refs": aligned,
+        "opacity": written("opacity", pair.render.accumulation),
         "scene": scene.name,
         "frame": scene.frames[pair.frame].name,
         "strategy_params": dict(pair.parameters),
@@ -80,28 +129,26 @@ def write_pair(home: Path, scene: Scene, pair: Pair, made: Mapping[str, Any]) ->
             "width": camera.width,
             "height": camera.height,
         },
-        "psnr": round(psnr(pair.render.color, truth), 4),
-        "ssim": round(ssim(pair.render.color, truth), 5),
+        "psnr": round(pair.psnr, 4),
+        "ssim": round(pair.ssim, 5),
     }
+    if files.depth:
+        path = home / "depth" / f"{name}.npz"
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, depth=pair.render.depth.astype(np.float32))
+        entry["depth"] = path.relative_to(home.parents[1]).as_posix()
+        entry["depth_scale"], entry["metric"] = 1 / scene.unit_scale, scene.metric
+    return entry
 
 
-def pair_id(home: Path, scene: Scene, pair: Pair) -> str:
-    """A pair's key in the manifest: scene, stage and frame."""
-    return f"{home.parent.name}__{home.name}__{file_name(scene.frames[pair.frame].name)}"
+def pair_id(home: Path, scene: Scene, frame: int) -> str:
+    """A pair's key in the manifest: scene, stage and frame. No dots: in a tar, what follows the first is a suffix."""
+    return f"{home.parent.name}__{home.name}__{file_name(scene.frames[frame].name)}".replace(".", "_")
 
 
-def write_manifest(folder: Path, test_scenes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Gather the finished stages' entries into `folder/data.json`; scenes in `test_scenes` go to `test` whole."""
-    manifest: dict[str, dict[str, Any]] = {"train": {}, "test": {}}
-    for stage in sorted(folder.glob("*/*/pairs.json")):
-        for identity, entry in read_json(stage).items():
-            manifest["test" if entry["scene"] in test_scenes else "train"][identity] = entry
-    write_json(folder / "data.json", manifest)
-    return manifest
-
-
-def _photo(folder: Path, scene: Scene, frame: int) -> Path:
-    path = folder / "photos" / f"{file_name(scene.frames[frame].name)}.png"
+def _photo(folder: Path, scene: Scene, frame: int, photo: np.ndarray, suffix: str) -> str:
+    """The path, relative to the output, of a photo in the scene's `folder`; written by the first pair that has it."""
+    path = folder / "photos" / f"{file_name(scene.frames[frame].name)}{suffix}"
     if not path.exists():
-        write_image(path, load_photo(scene.frames[frame]))
-    return path
+        write_image(path, photo)
+    return path.relative_to(folder.parent).as_posix()

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
-from difixcli.curation.pairs import Pair
-from difixcli.reconstruction import Reconstruction
-from difixcli.reference_views import ReferenceViews
+from difixcli.curation.build import Build
+from difixcli.curation.pairs import Pair, render_pairs
+from difixcli.runs import file_name
 from difixcli.scenes.scene import Scene, Split
 
-Build = Callable[[Scene, Sequence[int], str], Reconstruction]  # a scene, its training frames and a stage's name
 
-
-def sparse(scene: Scene, split: Split, build: Build, views: int) -> Iterator[Pair]:
+def sparse(scene: Scene, build: Build, split: Split, views: int) -> Iterator[Pair]:
     """Pairs at the split's test frames, from a reconstruction of its training frames alone.
 
-    `views` references stand beside each, chosen among the training frames. (Difix3D+, section "data curation".)
+    `views` references stand beside each, chosen among the training frames. (Difix3D+, section "data curation"; with
+    the splits `clusters` and `groups:K` also DL3DV's protocol there and ArtiFixer's harder pairs.)
     """
-    reconstruction = build(scene, split.train, "photos")
-    references = ReferenceViews(scene, split.train, reconstruction, views)
-
-    def pairs() -> Iterator[Pair]:
-        for frame in split.test:
-            camera = scene.frames[frame].camera
-            render = reconstruction.render(camera)
-            yield Pair(frame, camera, render, references.beside(camera, render), {"split": split.rule})
-
-    return pairs()
+    reconstruction = build(scene, split.train, file_name(f"sparse-{split.rule}"))
+    yield from render_pairs(scene, split.test, reconstruction, split.train, views, {"split": split.rule})

@@ -257,7 +257,7 @@ class Reconstruction:
             return
         from difixcli.reconstruction.pseudo_views import PseudoViewSource
 
-        with self._working(), quiet():
+        with self._working(), self._undisturbed(), quiet():
             self._pseudo = PseudoViewSource(
                 views,
                 [self._photo_for(view) for view in views],
@@ -297,7 +297,8 @@ class Reconstruction:
         # Not beside the checkpoints: nerfstudio reads a step number from every name there.
         temporary = self.folder / f".{target.name}.{os.getpid()}.part"
         try:
-            torch.save(_plain(state), temporary)
+            with temporary.open("wb") as file:  # given a path, torch hides that a disk is full
+                torch.save(_plain(state), file)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)

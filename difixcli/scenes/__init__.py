@@ -1,6 +1,6 @@
 """Posed photo sets: reading, splitting, camera paths, the sample scenes."""
 
-from difixcli.scenes.loading import load_mask, load_photo, load_scene, scene_fingerprint
+from difixcli.scenes.loading import load_mask, load_photo, load_scene, scene_fingerprint, scene_name
 from difixcli.scenes.poses import nearest_cameras, pose_distance
 from difixcli.scenes.sample import write_sample
 from difixcli.scenes.scene import Camera, Frame, Scene, Split
@@ -21,6 +21,7 @@ __all__ = [
     "nearest_cameras",
     "pose_distance",
     "scene_fingerprint",
+    "scene_name",
     "spiral",
     "step_towards",
     "write_sample",

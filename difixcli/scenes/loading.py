@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,9 +18,13 @@ from difixcli.scenes.colmap import MODEL_FOLDERS, find_model, read_colmap
 from difixcli.scenes.nerfstudio_format import read_transforms
 from difixcli.scenes.poses import apply_similarity, normalisation, transform_points
 from difixcli.scenes.scene import Camera, Frame, Scene
-from difixcli.scenes.source import Source, SourceFrame
+from difixcli.scenes.source import Lens, Source, SourceFrame
 
 SAMPLE_PREFIX = "sample:"
+TRANSFORMS = "transforms.json"
+TRANSFORMS_FOLDERS = (".", "nerfstudio")
+DOWNSCALES = (2, 4, 8)
+"""Factors of the smaller copies that data sets bring as `images_2`, `images_4`, `images_8`."""
 
 
 def load_scene(spec: str | Path, size: int | None = None) -> Scene:
@@ -27,6 +32,10 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
 
     `spec` is a folder with a nerfstudio `transforms.json` or, failing that, a COLMAP model in `sparse/0`,
     `colmap/sparse/0` or `sparse` (text or binary); or `sample:NAME`, which is written once into the user's cache.
+    Published layouts are read as they come: Difix3D's release (`colmap/sparse/0` beside `images/image_train_*` and
+    `image_eval_*`), Nerfbusters' captures (`transforms.json`, two paths told by name, see `default_split_rule`), and
+    DL3DV (`transforms.json` at the top or in `nerfstudio/`). Where `images/` was not downloaded but `images_2/`,
+    `images_4/` or `images_8/` was, photos are taken from there and their lens is scaled.
     `size` is the long side in pixels to work at; photos are never enlarged, and None keeps their own size.
 
     The world is normalised from all frames the file lists, whichever of their images are there: cameras centred,
@@ -39,16 +48,23 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
     if str(spec).startswith(SAMPLE_PREFIX):
         from difixcli.scenes.sample import cached_sample
 
-        name = str(spec)[len(SAMPLE_PREFIX) :]
-        return _build_scene(name, cached_sample(name), size)
+        return _build_scene(scene_name(spec), cached_sample(scene_name(spec)), size)
     root = Path(spec)
     if not root.exists():
         raise InputError(f"The scene folder {root} does not exist; give a folder with posed photos or sample:room.")
     if root.is_file():
-        if root.name != "transforms.json":
+        if root.name != TRANSFORMS:
             raise InputError(f"{root} is a file; name the folder that holds transforms.json or a COLMAP model.")
         root = root.parent
-    return _build_scene(root.resolve().name, root, size)
+    return _build_scene(scene_name(spec), root, size)
+
+
+def scene_name(spec: str | Path) -> str:
+    """The name a scene will have, from what `load_scene` takes, without reading it."""
+    if str(spec).startswith(SAMPLE_PREFIX):
+        return str(spec)[len(SAMPLE_PREFIX) :]
+    root = Path(spec).resolve()
+    return root.parent.name if root.name == TRANSFORMS else root.name
 
 
 def load_photo(frame: Frame) -> np.ndarray:
@@ -121,9 +137,9 @@ def working_size(width: int, height: int, size: int | None) -> tuple[int, int]:
 
 
 def _read_source(root: Path) -> Source:
-    transforms = root / "transforms.json"
-    if transforms.is_file():
-        return read_transforms(transforms)
+    for folder in TRANSFORMS_FOLDERS:
+        if (root / folder / TRANSFORMS).is_file():
+            return read_transforms(root / folder / TRANSFORMS)
     model = find_model(root)
     if model is not None:
         return read_colmap(root, model)
@@ -140,18 +156,17 @@ def _build_scene(name: str, root: Path, size: int | None) -> Scene:
         raise InputError(f"{source.path} lists {repeated[0]} more than once; keep one frame for each image.")
     transform = normalisation(np.stack([frame.pose for frame in source.frames]))
     warnings = list(source.warnings)
-    missing = [frame for frame in source.frames if not frame.image_path.is_file()]
-    if len(missing) == len(source.frames):
+    listed = _downscaled(source.frames)
+    missing = [frame for frame in listed if not frame.image_path.is_file()]
+    if len(missing) == len(listed):
         raise InputError(
             f"None of the {len(missing)} images that {source.path} names exists (first: {missing[0].image_path}); "
             "put the photos beside it."
         )
     if missing:
         shown = ", ".join(frame.name for frame in missing[:3]) + (", …" if len(missing) > 3 else "")
-        warnings.append(f"{len(missing)} of {len(source.frames)} images are missing and left out: {shown}")
-    present = sorted(
-        (frame for frame in source.frames if frame.image_path.is_file()), key=lambda f: natural_order(f.name)
-    )
+        warnings.append(f"{len(missing)} of {len(listed)} images are missing and left out: {shown}")
+    present = sorted((frame for frame in listed if frame.image_path.is_file()), key=lambda f: natural_order(f.name))
     frames = [
         _frame(frame, camera_id, transform, size)
         for frame, camera_id in zip(present, _camera_ids(present), strict=True)
@@ -168,6 +183,54 @@ def _build_scene(name: str, root: Path, size: int | None) -> Scene:
         metric=source.metric,
         warnings=tuple(warnings),
     )
+
+
+def _downscaled(frames: Sequence[SourceFrame]) -> Sequence[SourceFrame]:
+    """The frames with photos and lenses of `images_2`, `images_4` or `images_8` (the largest that holds any of them),
+    where none of the photos that the scene's file names is there; else as they are."""
+    if any(frame.image_path.is_file() for frame in frames):
+        return frames
+    for factor in DOWNSCALES:
+        smaller = [_smaller_copy(frame.image_path, factor) for frame in frames]
+        if any(path.is_file() for path in smaller):
+            return [
+                replace(frame, image_path=path, lens=_shrunk(frame.lens, path))
+                for frame, path in zip(frames, smaller, strict=True)
+            ]
+    return frames
+
+
+def _smaller_copy(path: Path, factor: int) -> Path:
+    """`…/images/a/b.png` → `…/images_4/a/b.png`."""
+    parts = [f"images_{factor}" if part == "images" else part for part in path.parts]
+    return Path(*parts)
+
+
+def _shrunk(lens: Lens, image_path: Path) -> Lens:
+    """The lens at the size of a smaller copy of its photo."""
+    if lens.width is None or lens.height is None or not image_path.is_file():
+        return lens
+    width, height = _image_size(image_path)
+    # From the real size: 1080 lines divided by 8 are 135, but 1620 are 202 or 203.
+    sx, sy = width / lens.width, height / lens.height
+    return replace(
+        lens,
+        fx=lens.fx * sx,
+        fy=lens.fy * sy,
+        cx=None if lens.cx is None else lens.cx * sx,
+        cy=None if lens.cy is None else lens.cy * sy,
+        width=width,
+        height=height,
+    )
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    """(width, height) from the header alone: load_scene stays cheap for thousands of photos."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise InputError(f"The image {path} cannot be read; replace it or remove its frame.") from None
 
 
 def _camera_ids(frames: Sequence[SourceFrame]) -> list[str]:
@@ -194,12 +257,7 @@ def _unique_tails(folders: Sequence[str]) -> bool:
 
 def _frame(source: SourceFrame, camera_id: str, transform: np.ndarray, size: int | None) -> Frame:
     lens = source.lens
-    try:
-        # Only the header is read here: load_scene stays cheap for thousands of photos.
-        with Image.open(source.image_path) as image:
-            width, height = image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise InputError(f"The image {source.image_path} cannot be read; replace it or remove its frame.") from None
+    width, height = _image_size(source.image_path)
     declared = (lens.width or width, lens.height or height)
     if declared != (width, height):
         raise InputError(

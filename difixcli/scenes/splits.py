@@ -12,13 +12,25 @@ import numpy as np
 from difixcli.errors import InputError, unknown
 from difixcli.scenes.scene import Scene, Split
 
-RULES = ("every", "clusters", "names", "camera", "file")
+RULES = ("every", "clusters", "groups", "names", "camera", "file")
 SPLIT_FILE = "split.json"
 
 
 def default_split_rule(scene: Scene) -> str:
-    """`file:split.json` where the scene's folder has that file, else `every:4`."""
-    return f"file:{SPLIT_FILE}" if (scene.root / SPLIT_FILE).is_file() else "every:4"
+    """The split that a scene's own layout asks for, else `every:4`.
+
+    - A file `split.json` in the scene's folder: that file.
+    - Difix3D's release: every image is called `image_train_*` or `image_eval_*`; the former train.
+    - Nerfbusters' captures of two paths: `frame_train_*` and `frame_eval_*`, or `frame_1_*` and `frame_2_*` (clips
+      counted from 0 or 1); the first path trains.
+    """
+    if (scene.root / SPLIT_FILE).is_file():
+        return f"file:{SPLIT_FILE}"
+    names = [Path(frame.name).name for frame in scene.frames]
+    for first, second in (("_train_", "_eval_"), ("frame_0_", "frame_1_"), ("frame_1_", "frame_2_")):
+        if {(first in name) + 2 * (second in name) for name in names} == {1, 2}:  # each is one or the other
+            return f"names:train={first},test={second}"
+    return "every:4"
 
 
 def make_split(scene: Scene, rule: str) -> Split:
@@ -26,6 +38,9 @@ def make_split(scene: Scene, rule: str) -> Split:
 
     - `every:N`: frames 0, N, 2N… train, the others are targets (N ≥ 2).
     - `clusters`: two clusters of camera positions; the larger trains (DL3DV's protocol in Difix3D+).
+    - `groups`: the two cameras farthest apart by ‖R_i − R_j‖_F + ‖t_i − t_j‖ seed two groups, every camera joins its
+      nearer seed, the larger group trains. `groups:K`: only K mutually farthest cameras of that group train, all
+      others are targets (ArtiFixer; K = 2 to 12 there).
     - `names:PATTERN`: frames that match train, the others are targets; `names:train=PATTERN,test=PATTERN` uses only
       frames that match either. A pattern with `*`, `?` or `[` must match the whole name or the whole file name;
       without, it may stand anywhere in the name (`names:_train_`).
@@ -44,6 +59,8 @@ def make_split(scene: Scene, rule: str) -> Split:
         if argument:
             raise InputError(f"The split rule {rule!r} takes no argument; write clusters.")
         train, test = _clusters(np.stack([frame.camera.position for frame in scene.frames]))
+    elif kind == "groups":
+        train, test = _groups(np.stack([frame.camera.camera_to_world for frame in scene.frames]), argument, rule)
     elif kind == "names":
         train, test = _by_names(scene, argument, rule)
     elif kind == "camera":
@@ -82,6 +99,31 @@ def _clusters(positions: np.ndarray) -> tuple[list[int], list[int]]:
     # The larger one trains; of equals, the one with the first frame.
     groups.sort(key=lambda group: (-len(group), group))
     return groups[0], groups[1]
+
+
+def _groups(poses: np.ndarray, argument: str, rule: str) -> tuple[list[int], list[int]]:
+    """Two groups of poses (N, 4, 4) seeded by the farthest pair; the larger one, or `argument` of its poses, trains."""
+    if argument and (not argument.isdecimal() or int(argument) < 1):
+        raise InputError(f"The split rule {rule!r} needs a whole number of at least 1, as in groups:6, or none.")
+    from scipy.spatial.distance import cdist
+
+    rotations, positions = poses[:, :3, :3].reshape(-1, 9), poses[:, :3, 3]
+    distances = cdist(rotations, rotations) + cdist(positions, positions)
+    seeds = np.unravel_index(np.argmax(distances), distances.shape)
+    nearer = distances[:, seeds].argmin(axis=1)
+    # The larger one trains; of equals, the one with the first frame.
+    (group, seed), _ = sorted(
+        ((np.flatnonzero(nearer == i).tolist(), int(seeds[i])) for i in range(2)),
+        key=lambda one: (-len(one[0]), one[0]),
+    )
+    train = group
+    if argument:
+        # Greedy: every next camera is the one farthest from all chosen so far.
+        train = [seed] if seed in group else group[:1]
+        while len(train) < min(int(argument), len(group)):
+            left = [i for i in group if i not in train]
+            train.append(left[int(distances[np.ix_(left, train)].min(axis=1).argmax())])
+    return train, [i for i in range(len(poses)) if i not in set(train)]
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -1,9 +1,10 @@
-"""Training pairs from manifests: the release's `data.json`, with or without the keys our curation adds."""
+"""Training pairs: from manifests (the release's `data.json`, with or without the keys our curation adds) and tars."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,21 +16,24 @@ from torch.utils.data import Dataset
 from difixcli.errors import InputError
 from difixcli.runs import read_image, read_json
 from difixcli.training.synthetic import PhotoPairs, Sample
+from difixcli.training.tars import Member, members_by_key
 
 _PHOTOS_HELD = 256
 References = Literal["raw", "aligned"]
+Picture = Path | Member
 
 
 @dataclass(frozen=True)
 class PairFiles:
-    """One manifest entry: files that exist. `aligned` are RGBA (colour and visibility); `references` raw photos."""
+    """One pair's images: files that exist, or members of a tar. `aligned` are RGBA (colour and visibility);
+    `references` raw photos."""
 
     id: str
-    render: Path
-    target: Path
-    references: tuple[Path, ...]
-    aligned: tuple[Path, ...]
-    opacity: Path | None
+    render: Picture
+    target: Picture
+    references: tuple[Picture, ...]
+    aligned: tuple[Picture, ...]
+    opacity: Picture | None
 
 
 @dataclass
@@ -41,28 +45,82 @@ class PairSet:
     dropped: dict[str, str] = field(default_factory=dict)
 
 
+def pair_files(source: Path) -> list[Path]:
+    """What holds the pairs of a folder: its `data.json`, else the tars in its `train` and `test`; a file is itself.
+
+    Raises InputError for a folder that has neither.
+    """
+    if not source.is_dir():
+        return [source]
+    if (source / "data.json").is_file():
+        return [source / "data.json"]
+    tars = [tar for split in ("train", "test") for tar in sorted((source / split).glob("*.tar"))]
+    if not tars:
+        raise InputError(
+            f"{source} holds neither a data.json nor tars in train/; name a folder that difix curate has finished "
+            "(shards need difix curate --merge)."
+        )
+    return tars
+
+
 def read_manifests(sources: Sequence[Path]) -> PairSet:
-    """Read pair folders (or their `data.json` files) in the order given.
+    """Read pair folders (with a `data.json`, or with tars) or `data.json` files in the order given.
 
     Paths in a manifest are relative to its folder, else to the current directory as the release has them, or absolute.
-    Entries whose files are missing are dropped. Raises InputError when a manifest is missing or no manifest.
+    Entries whose files are missing are dropped. Tars are read where they stand, and their pairs come in the order in
+    which a manifest of the same pairs would list them. Raises InputError when a manifest is missing or no manifest,
+    or a tar is damaged.
     """
     pairs = PairSet()
     for source in sources:
-        file = source / "data.json" if source.is_dir() else source
-        manifest = read_json(file)
-        if not isinstance(manifest, dict) or not isinstance(manifest.get("train"), dict):
-            raise InputError(f'{file} is no manifest of pairs: it needs an object "train" of pairs by their id.')
-        for split, into in (("train", pairs.train), ("test", pairs.test)):
-            entries = manifest.get(split) or {}
-            if not isinstance(entries, dict):
-                raise InputError(f'{file}: "{split}" must be an object of pairs by their id.')
-            for key in sorted(entries):
-                try:
-                    into.append(_entry(key, entries[key], file.parent))
-                except ValueError as error:
-                    pairs.dropped[f"{file}: {key}"] = str(error)
+        files = pair_files(source)
+        if files[0].suffix == ".tar":
+            _read_tars(files, pairs)
+        else:
+            _read_manifest(files[0], pairs)
     return pairs
+
+
+def _read_manifest(file: Path, pairs: PairSet) -> None:
+    manifest = read_json(file)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("train"), dict):
+        raise InputError(f'{file} is no manifest of pairs: it needs an object "train" of pairs by their id.')
+    for split, into in (("train", pairs.train), ("test", pairs.test)):
+        entries = manifest.get(split) or {}
+        if not isinstance(entries, dict):
+            raise InputError(f'{file}: "{split}" must be an object of pairs by their id.')
+        for key in sorted(entries):
+            try:
+                into.append(_entry(key, entries[key], file.parent))
+            except ValueError as error:
+                pairs.dropped[f"{file}: {key}"] = str(error)
+
+
+def _read_tars(tars: Sequence[Path], pairs: PairSet) -> None:
+    for split, into in (("train", pairs.train), ("test", pairs.test)):
+        chosen = [tar for tar in tars if (tar.parent.name == "test") == (split == "test")]
+        found = {key: members for tar in chosen for key, members in members_by_key(tar).items()}
+        for key in sorted(found):
+            members = found[key]
+            if "image" not in members or "target_image" not in members:
+                pairs.dropped[key] = "has no image or no target_image"
+                continue
+            into.append(
+                PairFiles(
+                    id=key,
+                    render=members["image"],
+                    target=members["target_image"],
+                    references=_numbered(members, "ref_image"),
+                    aligned=_numbered(members, "aligned_ref"),
+                    opacity=members.get("opacity"),
+                )
+            )
+
+
+def _numbered(members: Mapping[str, Member], name: str) -> tuple[Member, ...]:
+    """The members `name_0`, `name_1`… as far as there are any."""
+    keys = takewhile(members.__contains__, (f"{name}_{i}" for i in count()))
+    return tuple(members[key] for key in keys)
 
 
 def _entry(key: str, entry: Any, folder: Path) -> PairFiles:
@@ -114,7 +172,7 @@ class PairStore:
         self.dropped: dict[str, str] = {}
         self._kept: dict[int, Loaded] = {}
         # photos stand in many pairs; held, as small as they are used, only while the store is filled
-        self._photos: dict[tuple[Path, int, int], np.ndarray] | None = {}
+        self._photos: dict[tuple[Picture, int, int], np.ndarray] | None = {}
         free = memory_gib * 2**30
         for pair in files:
             try:
@@ -168,7 +226,7 @@ class PairStore:
         aligned, visible = register_references(_planar(render[None]), _planar(stacked)[None])
         return _bytes(aligned[0].permute(0, 2, 3, 1).numpy()), _bytes(visible[0, :, 0].numpy())
 
-    def _photo(self, path: Path, height: int, width: int, stretch: float = 1.03) -> np.ndarray:
+    def _photo(self, path: Picture, height: int, width: int, stretch: float = 1.03) -> np.ndarray:
         """A photo at the render's size, area-averaged; ValueError when its shape differs by more than `stretch`."""
         key = (path, height, width)
         if self._photos is not None and key in self._photos:
@@ -181,7 +239,7 @@ class PairStore:
         return photo
 
     @staticmethod
-    def _resized(path: Path, height: int, width: int, stretch: float) -> np.ndarray:
+    def _resized(path: Picture, height: int, width: int, stretch: float) -> np.ndarray:
         photo = _bytes(read_image(path))
         if photo.shape[:2] == (height, width):
             return photo

@@ -1,0 +1,77 @@
+"""How a strategy gets its reconstructions: trained to a given step, or taken up where an earlier process left them."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from difixcli.errors import InputError
+from difixcli.reconstruction import Reconstruction
+from difixcli.scenes.scene import Scene
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass
+class Build:
+    """Trains one scene's reconstructions in `folder`, a run folder for each name.
+
+    `iterations` is the length of the method's whole schedule. `seconds` adds up what setting up and training took in
+    this process.
+    """
+
+    folder: Path
+    method: str
+    preset: str
+    device: str
+    iterations: int
+    overrides: Sequence[str]
+    seed: int
+    progress: Progress
+    seconds: float = 0.0
+
+    def __call__(self, scene: Scene, train: Sequence[int], name: str, iterations: int | None = None) -> Reconstruction:
+        """The reconstruction `name` from the frames `train`, trained for `iterations` of the schedule (None: all).
+
+        One that has been trained so far is loaded, one that has been trained less far is trained on, and anything
+        else begins anew. What is returned always comes from the checkpoint, so that a run that was killed renders
+        the very same bytes as one that was not. Raises what `Reconstruction.create` raises.
+        """
+        begun = time.monotonic()
+        folder = self.folder / name
+        target = self.iterations if iterations is None else iterations
+        reconstruction = _taken_up(folder, target)
+        if reconstruction is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            reconstruction = Reconstruction.create(
+                scene,
+                train,
+                method=self.method,
+                folder=folder,
+                preset=self.preset,
+                device=self.device,
+                iterations=self.iterations,
+                overrides=self.overrides,
+                seed=self.seed,
+            )
+        if reconstruction.step < target:
+            left = target - reconstruction.step
+            with self.progress(f"{scene.name}: reconstruct {name}", left) as update:
+                reconstruction.train(left, update)
+            reconstruction.save()
+            reconstruction = Reconstruction.load(folder)
+        self.seconds += time.monotonic() - begun
+        return reconstruction
+
+
+def _taken_up(folder: Path, target: int) -> Reconstruction | None:
+    """What an earlier process has trained in `folder`, if it is whole and not beyond `target` steps."""
+    try:
+        found = Reconstruction.load(folder)
+    except InputError:  # killed before its first checkpoint
+        return None
+    return found if found.step <= target else None

@@ -1,0 +1,102 @@
+"""Merging what shards, or runs of several strategies, have made."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from difixcli.curation.curate import Curated, Failure, finish
+from difixcli.curation.manifest import SCENE_FILE, STAGE_FILE, read_scene, scene_records
+from difixcli.errors import InputError
+from difixcli.runs import read_json, write_json
+
+
+def merge(folders: Sequence[Path], output: Path) -> Curated:
+    """Gather the pairs of finished runs, and of all shards of runs, into `output` with one manifest.
+
+    Several shards may have written into one folder; `output` may be that folder. Files of other folders are linked
+    where the file system can, else copied; nothing is removed, and merging again changes nothing.
+
+    Raises InputError for a folder without pairs, a run or shard that is missing or unfinished, pairs in different
+    formats, a scene that is for training here and for testing there, and files of one name with different content.
+    """
+    failed = _finished(folders)
+    formats = {record.format for folder in folders for record in scene_records(folder).values()}
+    if len(formats) > 1:
+        raise InputError("One of the folders holds tars and another images; merge those of one --format.")
+    for folder in folders:
+        if folder.resolve() == output.resolve():
+            continue
+        for home, record in scene_records(folder).items():
+            held = output / home.name / SCENE_FILE
+            if held.is_file() and read_scene(held) != record:
+                raise InputError(
+                    f"{held} and {home / SCENE_FILE} disagree about the scene's photos or whether it is for testing; "
+                    "curate it the same way in both."
+                )
+            write_json(held, asdict(record))
+        for path in _files(folder):
+            _place(path, output / path.relative_to(folder))
+    return finish(output, failed)
+
+
+def _finished(folders: Sequence[Path]) -> dict[str, Failure]:
+    """The failed scenes of all runs in the folders; InputError unless all runs and all their shards are done."""
+    shards: dict[tuple[str, int], set[int]] = {}
+    failed: dict[str, Failure] = {}
+    for folder in folders:
+        records = sorted([*folder.glob("run.json"), *folder.glob("run-*-of-*.json")])
+        if not records or not scene_records(folder):
+            raise InputError(f"{folder} holds no pairs of difix curate; name the folders it wrote.")
+        for file in records:
+            held = read_json(file)
+            if held.get("state") != "done":
+                raise InputError(f"The run of {file} has not finished; run its line again, then merge.")
+            failed |= {name: Failure(message) for name, message in held["results"].get("failed", {}).items()}
+            if file.name != "run.json":
+                _, index, _, count = file.stem.split("-")
+                shards.setdefault((_identity(held), int(count)), set()).add(int(index))
+    for (_, total), found in shards.items():
+        if missing := sorted(set(range(total)) - found):
+            raise InputError(f"Shard {missing[0]}/{total} is not among the folders; run it, or name its folder too.")
+    return failed
+
+
+def _identity(record: dict[str, Any]) -> str:
+    """What shards of one run have in common."""
+    return repr(record["arguments"])
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files of finished stages, each stage's record after its images; photos and tars."""
+    for kind in ("train", "test"):
+        yield from sorted((folder / kind).glob("*.tar"))
+    for scene in scene_records(folder):
+        yield from sorted(_whole(scene / "photos"))
+        for record in sorted(scene.glob(f"*/{STAGE_FILE}")):
+            yield from sorted(path for path in _whole(record.parent) if path != record)
+            yield record
+
+
+def _whole(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
+
+
+def _place(path: Path, target: Path) -> None:
+    """Link or copy a file to where nothing is yet, or the same content."""
+    if target.is_file():
+        if not path.samefile(target) and not filecmp.cmp(path, target, shallow=False):
+            raise InputError(f"{path} and {target} differ; merge runs of one --size, or into another --output.")
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        os.link(path, temporary)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, target)

@@ -1,0 +1,69 @@
+"""Which scenes a run works on: folders, globs and list files, and a shard of them."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from difixcli.errors import InputError
+from difixcli.scenes.loading import SAMPLE_PREFIX, scene_name
+
+T = TypeVar("T")
+
+
+def expand_scenes(specs: Sequence[str]) -> dict[str, str]:
+    """Scenes by name, in the order given, from folders, `sample:NAME`, globs and list files.
+
+    A glob (`data/*`) stands for the folders that match, sorted. `@FILE` stands for the lines of a text file, each of
+    them any of the other forms, relative to that file's folder; blank lines and lines that begin with # are skipped.
+
+    Raises InputError for a list that cannot be read, a glob without folders, no scene at all, and two of one name.
+    """
+    found: dict[str, str] = {}
+    for spec in (one for entry in specs for one in _listed(entry)):
+        name = scene_name(spec)
+        if name in found:
+            raise InputError(
+                f"Two scenes are called {name} ({found[name]} and {spec}); rename one folder, or curate them into two "
+                "outputs."
+            )
+        found[name] = spec
+    if not found:
+        raise InputError("There is no scene to curate; name folders, or a list file that has some.")
+    return found
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`0/2` as (0, 2); InputError for anything that is no shard."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise InputError(f"--shard {text} is no shard; write 0/2 for the first of two, 1/2 for the second.")
+    return int(index), int(count)
+
+
+def shard_of(items: Sequence[T], shard: tuple[int, int] | None) -> list[T]:
+    """Every n-th item from the i-th on, for a shard (i, n); all of them without one."""
+    return list(items) if shard is None else list(items[shard[0] :: shard[1]])
+
+
+def _listed(spec: str) -> list[str]:
+    if spec.startswith("@"):
+        path = Path(spec[1:])
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"The list of scenes {path} cannot be read ({error}); name a text file.") from None
+        entries = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+        return [
+            one
+            for entry in entries
+            for one in _listed(entry if entry.startswith(SAMPLE_PREFIX) else str(path.parent / entry))
+        ]
+    if glob.has_magic(spec) and not Path(spec).exists():
+        folders = sorted(one for one in glob.glob(spec) if Path(one).is_dir())
+        if not folders:
+            raise InputError(f"No folder matches {spec}; check the pattern.")
+        return folders
+    return [spec]
