@@ -294,8 +294,11 @@ def test_force_never_removes_what_it_reads(distilled: tuple[Path, dict], tiny_fi
         refused(difix(*line, "--force"), "cannot be replaced", "read from it")
     shutil.copytree(tiny_fixer, tmp_path / "fixer")
     shutil.copy(folder / "run.json", tmp_path / "fixer" / "run.json")
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "data.json").write_text('{"train": {}, "test": {}}')
     refused(
-        difix("finetune", folder, "--base", tmp_path / "fixer", "--output", tmp_path / "fixer", "--force"), "read from"
+        difix("finetune", tmp_path / "pairs", "--base", tmp_path / "fixer", "--output", tmp_path / "fixer", "--force"),
+        "read from",
     )
     assert sorted(folder.rglob("*")) == held and (tmp_path / "fixer" / "model.safetensors").is_file()
 

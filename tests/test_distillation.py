@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from difixcli.distillation.confidence import confidence
+from difixcli.distillation.confidence import confidence, target
 from difixcli.distillation.schedule import make_schedule, pseudo_cameras
 from difixcli.errors import InputError
 from difixcli.reconstruction import Render
@@ -55,21 +55,23 @@ def test_pseudo_views_start_at_the_nearest_photo_and_reach_their_targets() -> No
     assert along[3] == along[4] == pytest.approx([1.2, 3.9])
 
 
-def test_a_fix_that_only_smooths_has_no_say() -> None:
+def test_a_fix_does_not_soften_what_it_trains() -> None:
     photo = 0.4 + 0.2 * RNG.random((48, 64, 3)).astype(np.float32)
-    blurred = np.full_like(photo, photo.mean())
-    # the render is right; the fix keeps the tone and loses the texture
-    weight = confidence(_render(photo), 0.5 * photo + 0.5 * blurred, _beside(photo, 1.0))
-    assert weight.mean() < 0.3
-    mended = confidence(_render(0.5 * photo + 0.5 * blurred), photo, _beside(photo, 1.0))
-    assert mended.mean() > 0.8
+    soft = 0.7 * photo + 0.3 * photo.mean()
+    # the render was sharp: its detail stays, the fix's tone counts
+    kept = target(_render(photo), soft - 0.1)
+    assert kept.std() > 0.97 * photo.std() and kept.mean() == pytest.approx(photo.mean() - 0.1, abs=1e-3)
+    # the render was soft: the fix's detail is what training gets
+    assert np.abs(target(_render(soft), photo) - photo).mean() < 0.1 * np.abs(soft - photo).mean()
 
 
 def test_a_fix_counts_as_far_as_a_reference_supports_it() -> None:
     photo = np.full((48, 64, 3), 0.6, np.float32)
     floater = np.full_like(photo, 0.2)
     assert confidence(_render(floater), photo, _beside(photo, 1.0)).mean() > 0.9
+    # where no reference shows anything a fix may mend the tone, not repaint
     assert confidence(_render(floater), photo, _beside(photo, 0.0)).mean() < 1e-3
+    assert confidence(_render(photo - 0.01), photo, _beside(photo, 0.0)).mean() > 0.9
     # a coloured block that no reference shows: the release's poisoned fixes
     block = photo.copy()
     block[:24, :, 0] = 1.0

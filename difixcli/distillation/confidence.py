@@ -1,4 +1,4 @@
-"""What a fix is allowed to change: a per-pixel weight for its place in training."""
+"""What a fix is allowed to change, and how far each of its pixels is trusted in training."""
 
 from __future__ import annotations
 
@@ -8,34 +8,42 @@ from difixcli.reconstruction import Render
 from difixcli.reference_views import References
 
 _SIGMA = 2.0  # pixels; what is finer than this is texture, what is coarser is tone and structure
-_TONE = 0.04  # mean colour change that counts as mending something
+_GAINED = 0.25  # so much more local contrast than the render's is new detail, not another drawing of the old
 _DISAGREEMENT = 0.1  # mean colour difference at which a reference no longer supports a fix
+_UNSUPPORTED = 0.1  # change of tone that a fix may make where no reference shows anything
+
+
+def target(render: Render, fixed: np.ndarray) -> np.ndarray:
+    """(H, W, 3) float32 in [0, 1]: what training shall see, the fixed image (H, W, 3) without its softness.
+
+    Tone and structure are the fix's. Detail is the fix's where it has more of it, the render's elsewhere: a fixer of
+    any size smooths a little what was already right, and training on that would blur the model round after round.
+    """
+    gained = np.clip((_detail(fixed) / _detail(render.color) - 1) / _GAINED, 0, 1)[..., None]
+    low = _smooth(fixed)
+    detail = gained * (fixed - low) + (1 - gained) * (render.color - _smooth(render.color))
+    return np.clip(low + detail, 0, 1).astype(np.float32)
 
 
 def confidence(render: Render, fixed: np.ndarray, references: References) -> np.ndarray:
     """(H, W) float32 in [0, 1]: how far the fixed image (H, W, 3) may be trusted as a training target.
 
-    The product of three things: the render had substance there (accumulation); a reference is visible there and
-    agrees with the fix at low frequencies (without references this says nothing); and the fix mends something, in
-    tone or by adding detail. Where it only smooths a render that was right, training on it would blur the model
-    round after round, so there it has no say.
+    The render must have had substance there (accumulation). Where references are visible, the one that agrees best
+    with the fix at low frequencies decides: what all of them contradict is invented. Where none is visible the fix may
+    only change the tone a little. Without references there is nothing to contradict it.
     """
-    weight = np.clip(render.accumulation, 0, 1) * _mends(render.color, fixed)
+    weight = np.clip(render.accumulation, 0, 1)
     if len(references.frames):
         low = _smooth(fixed)
-        support = np.zeros_like(weight)
+        seen, support = np.zeros_like(weight), np.zeros_like(weight)
         for aligned, visible in zip(references.aligned, references.visibility, strict=True):
             difference = np.abs(_smooth(aligned.astype(np.float32)) - low).mean(axis=-1)
+            seen = np.maximum(seen, visible)
             support = np.maximum(support, visible * np.exp(-((difference / _DISAGREEMENT) ** 2)))
-        weight = weight * _smooth(support.astype(np.float32))
+        change = np.abs(low - _smooth(render.color)).mean(axis=-1)
+        unseen = (1 - seen) * np.exp(-((change / _UNSUPPORTED) ** 2))
+        weight = weight * _smooth(support + unseen)
     return np.clip(weight, 0, 1).astype(np.float32)
-
-
-def _mends(render: np.ndarray, fixed: np.ndarray) -> np.ndarray:
-    """(H, W) in [0, 1]: whether the fix differs in tone, or has more detail than the render."""
-    tone = np.abs(_smooth(fixed) - _smooth(render)).mean(axis=-1)
-    gained = _detail(fixed) / _detail(render) - 1
-    return np.maximum(1 - np.exp(-((tone / _TONE) ** 2)), np.clip(gained / 0.25, 0, 1))
 
 
 def _detail(image: np.ndarray) -> np.ndarray:

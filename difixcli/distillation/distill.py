@@ -3,7 +3,7 @@
 On disk a finished run is a nerfstudio run folder with, beside it,
 
     run.json                 what was asked, timings, results
-    rounds/03/*.png          each round's renders, fixes and confidences
+    rounds/03/*.png          each round's renders, fixes, training targets and confidences
     rounds/03/round.json     its poses and figures
     plain/                   with --compare: the same iterations on photos alone, a nerfstudio run too
     renders/{truth,plain,distilled,enhanced}/*.png   the test views
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from difixcli.distillation.confidence import confidence
+from difixcli.distillation.confidence import confidence, target
 from difixcli.distillation.schedule import Schedule, pseudo_cameras
 from difixcli.reconstruction import PseudoView, Reconstruction
 from difixcli.reference_views import ReferenceViews, fix_render
@@ -148,7 +148,7 @@ def _update(
         entries = read_json(folder / "round.json")["views"]
         index = {frame.name: i for i, frame in enumerate(scene.frames)}
         views = [
-            PseudoView(camera, folder / entry["fixed"], folder / entry["confidence"], index[entry["nearest"]])
+            PseudoView(camera, folder / entry["target"], folder / entry["confidence"], index[entry["nearest"]])
             for camera, entry in zip(cameras, entries, strict=True)
         ]
         reconstruction.set_pseudo_views(views, schedule.share)
@@ -159,13 +159,13 @@ def _update(
 
 def _fix(
     folder: Path,
-    target: int,
+    frame: int,
     camera: Camera,
     fixer: Fixer,
     reconstruction: Reconstruction,
     references: ReferenceViews,
 ) -> dict[str, Any]:
-    """Render and fix the pseudo-view on its way to the frame `target`, write its pictures into the round's folder and
+    """Render and fix the pseudo-view on its way to a test frame, write its pictures into the round's folder and
     return its entry.
     """
     scene = references.scene
@@ -173,14 +173,14 @@ def _fix(
     beside = references.beside(camera, render)
     fixed = fix_render(fixer, render, beside)
     weight = confidence(render, fixed, beside)
-    name = scene.file_names[target]
-    files = {kind: f"{name}.{kind}.png" for kind in ("render", "fixed", "confidence")}
-    write_image(folder / files["render"], render.color)
-    write_image(folder / files["fixed"], fixed)
-    write_image(folder / files["confidence"], weight)
+    name = scene.file_names[frame]
+    pictures = {"render": render.color, "fixed": fixed, "target": target(render, fixed), "confidence": weight}
+    files = {kind: f"{name}.{kind}.png" for kind in pictures}
+    for kind, picture in pictures.items():
+        write_image(folder / files[kind], picture)
     nearest = references.nearest(camera, count=1)[0]
     return {
-        "target": scene.frames[target].name,
+        "frame": scene.frames[frame].name,
         "camera_to_world": camera.camera_to_world.tolist(),
         "references": [scene.frames[f].name for f in beside.frames],
         "nearest": scene.frames[nearest].name,
