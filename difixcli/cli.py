@@ -186,6 +186,13 @@ def curate(
         depth=depth,
         format=pairs_format,
     )
+    for option, given, users in (
+        ("--split", split, ("sparse", "underfit", "cross-camera")),
+        ("--shift", shift, ("cycle",)),
+        ("--stop", stop, ("underfit",)),
+    ):
+        if given and strategy not in users:
+            raise InputError(f"{option} belongs to {', '.join(users)} and says nothing to {strategy}; leave it out.")
     named = expand_scenes(scenes or ["."])
     check_test_scenes(test_scene or [], named)
     part = None if shard is None else parse_shard(shard)

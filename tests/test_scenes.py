@@ -165,6 +165,60 @@ def test_missing_images_are_left_out_and_the_world_stays(tmp_path: Path) -> None
     np.testing.assert_array_equal(whole.source_to_world, rest.source_to_world)
 
 
+def test_the_releases_layout(tmp_path: Path) -> None:
+    """Difix3D's: a COLMAP model in colmap/sparse/0 beside images called image_train_* and image_eval_*."""
+    import pycolmap
+
+    names = [f"image_{'eval' if i % 3 else 'train'}_{i:06d}.png" for i in range(9)]
+    model = pycolmap.Reconstruction()
+    camera = pycolmap.Camera(model="PINHOLE", width=WIDTH, height=HEIGHT, params=[60, 61, 31.5, 24.5], camera_id=1)
+    model.add_camera_with_trivial_rig(camera)
+    (tmp_path / "images").mkdir()
+    for i, (name, pose) in enumerate(zip(names, orbit(9), strict=True), start=1):
+        Image.new("RGB", (WIDTH, HEIGHT), (i, i, i)).save(tmp_path / "images" / name)
+        inverse = np.linalg.inv(pose @ np.diag([1, -1, -1, 1]))
+        image = pycolmap.Image(name=name, image_id=i, camera_id=1)
+        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(inverse[:3]))
+    (tmp_path / "colmap" / "sparse" / "0").mkdir(parents=True)
+    model.write(tmp_path / "colmap" / "sparse" / "0")
+    scene = load_scene(tmp_path)
+    split = make_split(scene, default_split_rule(scene))
+    assert [scene.frames[i].name for i in split.train] == [f"images/{name}" for name in names if "train" in name]
+    assert len(split.test) == 6
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("frame_train", "frame_eval"), ("frame_0", "frame_1"), ("frame_1", "frame_2")]
+)
+def test_nerfbusters_layout(tmp_path: Path, first: str, second: str) -> None:
+    write_scene(tmp_path, names=[f"images/{path}_{i:05d}.png" for path in (first, second) for i in range(1, 5)])
+    scene = load_scene(tmp_path)
+    split = make_split(scene, default_split_rule(scene))
+    assert {Path(scene.frames[i].name).name.rsplit("_", 1)[0] for i in split.train} == {first}
+    assert {Path(scene.frames[i].name).name.rsplit("_", 1)[0] for i in split.test} == {second}
+
+
+@pytest.mark.parametrize("top", [".", "nerfstudio"])
+def test_dl3dv_layout(tmp_path: Path, top: str) -> None:
+    """transforms.json names images/ of full size, of which only images_4/ and images_8/ were downloaded."""
+    folder = tmp_path / top
+    data = write_scene(folder, names=[f"images/frame_{i:05d}.png" for i in range(1, 7)])
+    whole = load_scene(tmp_path)
+    for factor in (4, 8):
+        for photo in sorted((folder / "images").iterdir()):
+            (folder / f"images_{factor}").mkdir(exist_ok=True)
+            smaller = Image.open(photo).resize((WIDTH // factor, HEIGHT // factor), Image.Resampling.BOX)
+            smaller.save(folder / f"images_{factor}" / photo.name)
+    shutil.rmtree(folder / "images")
+    scene = load_scene(tmp_path)
+    assert scene.name == tmp_path.name and default_split_rule(scene) == "every:4"
+    assert [frame.name for frame in scene.frames] == [frame["file_path"] for frame in data["frames"]]
+    for frame, full in zip(scene.frames, whole.frames, strict=True):
+        assert frame.image_path.parent.name == "images_4" and load_photo(frame).shape == (HEIGHT // 4, WIDTH // 4, 3)
+        np.testing.assert_allclose(frame.camera.intrinsics[:2], full.camera.intrinsics[:2] / 4)
+        np.testing.assert_array_equal(frame.camera.camera_to_world, full.camera.camera_to_world)
+
+
 def test_frames_are_in_natural_order(tmp_path: Path) -> None:
     write_scene(tmp_path, names=[f"images/f{i}.png" for i in (10, 9, 2, 1)])
     assert [frame.name for frame in load_scene(tmp_path).frames] == [f"images/f{i}.png" for i in (1, 2, 9, 10)]
@@ -441,6 +495,28 @@ def test_clusters_are_two_sides(tmp_path: Path) -> None:
     save(tmp_path, data)
     split = make_split(load_scene(tmp_path), "clusters")
     assert tuple(split.train) == (3, 4, 5, 6) and tuple(split.test) == (0, 1, 2)
+
+
+def test_groups_are_seeded_by_the_farthest_pair(tmp_path: Path) -> None:
+    write_scene(tmp_path, 12)
+    scene = load_scene(tmp_path)
+    poses = np.stack([frame.camera.camera_to_world for frame in scene.frames])
+
+    def distance(i: int, j: int) -> float:
+        between = poses[i] - poses[j]
+        return float(np.linalg.norm(between[:3, :3]) + np.linalg.norm(between[:3, 3]))
+
+    seeds = max(((i, j) for i in range(12) for j in range(i)), key=lambda pair: distance(*pair))
+    groups = [{i for i in range(12) if distance(i, a) <= distance(i, b)} for a, b in (seeds, seeds[::-1])]
+    split = make_split(scene, "groups")
+    assert set(split.train) in groups and set(split.test) in groups
+    assert set(split.train) | set(split.test) == set(range(12)) and len(split.train) >= len(split.test)
+    few = make_split(scene, "groups:3")
+    assert len(few.train) == 3 and set(few.train) < set(split.train) and set(few.train) & set(seeds)
+    assert set(few.test) == set(range(12)) - set(few.train)
+    apart = min(distance(i, j) for i in few.train for j in few.train if i != j)
+    assert apart > min(distance(i, j) for i in split.train for j in split.train if i != j)
+    assert set(make_split(scene, "groups:99").train) == set(split.train)
 
 
 def test_names_cameras_and_files(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -42,6 +43,7 @@ class Build:
         the very same bytes as one that was not. Raises what `Reconstruction.create` raises.
         """
         begun = time.monotonic()
+        gc.collect()  # methods hold themselves in cycles, and a large one's memory is wanted for the next
         folder = self.folder / name
         target = self.iterations if iterations is None else iterations
         reconstruction = _taken_up(folder, target)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -183,35 +184,25 @@ def plan(scene: Scene, recipe: Recipe, home: Path) -> list[Stage]:
     if shared:
         raise InputError(f"Two frames of {scene.name} would share the file name {shared[0]}; rename one image.")
     views = recipe.views
+    stages = []
     if recipe.strategy == "cycle":
         for shift in recipe.shifts:
             shift_distance(scene, shift)  # says now what it cannot do
-        names = [(file_name(f"cycle-{shift}"), shift) for shift in recipe.shifts]
-        stages = [
-            Stage(
-                name, len(scene.frames), partial(cycle, scene, shift=shift, views=views, folder=home / name / SHIFTED)
-            )
-            for name, shift in names
-        ]
+            name = file_name(f"cycle-{shift}")
+            pairs = partial(cycle, scene, shift=shift, views=views, folder=home / name / SHIFTED)
+            stages.append(Stage(name, len(scene.frames), pairs))
     else:
         rig = recipe.strategy == "cross-camera"
         rules = recipe.splits or [default_camera_rule(scene) if rig else default_split_rule(scene)]
-        stages = []
         for split in (make_split(scene, rule) for rule in rules):
             name = file_name(f"{recipe.strategy}-{split.rule}")
-            if recipe.strategy == "underfit":
-                count = len(split.train) + len(split.test)
-                stages += [
-                    Stage(
-                        f"{name}-at-{100 * stop:g}",
-                        count,
-                        partial(underfit, scene, split=split, stop=stop, views=views),
-                    )
-                    for stop in sorted(map(parse_stop, recipe.stops))
-                ]
-            else:
+            if recipe.strategy != "underfit":
                 pairs = partial(cross_camera if rig else sparse, scene, split=split, views=views)
                 stages.append(Stage(name, len(split.test), pairs))
+                continue
+            for stop in sorted(map(parse_stop, recipe.stops)):
+                pairs = partial(underfit, scene, split=split, stop=stop, views=views)
+                stages.append(Stage(f"{name}-at-{100 * stop:g}", len(split.train) + len(split.test), pairs))
     if repeated := [name for name, count in Counter(stage.name for stage in stages).items() if count > 1]:
         raise InputError(f"Two of the splits, shifts or stops would share the folder {repeated[0]}; leave one out.")
     return stages
@@ -268,8 +259,10 @@ def _stage(
     made = {"strategy": recipe.strategy, "method": recipe.method, "iterations": build.iterations}
     entries: dict[str, Any] = {}
     dropped: dict[str, str] = {}
+    pairs = stage.pairs(build)
+    first = next(pairs)  # trains, with a bar of its own
     with build.progress(f"{scene.name}: pairs of {stage.name}", stage.views) as update:
-        for done, pair in enumerate(stage.pairs(build), start=1):
+        for done, pair in enumerate(chain([first], pairs), start=1):
             key = pair_id(home, scene, pair.frame)
             if (reason := filters.reason(pair)) is None:
                 entries[key] = write_pair(home, scene, pair, files, made)

@@ -51,10 +51,10 @@ def _finished(folders: Sequence[Path]) -> dict[str, Failure]:
     failed: dict[str, Failure] = {}
     for folder in folders:
         records = sorted([*folder.glob("run.json"), *folder.glob("run-*-of-*.json")])
-        if not records or not scene_records(folder):
+        held_by_file = {file: read_json(file) for file in records}
+        if not records or any(held.get("command") != "curate" for held in held_by_file.values()):
             raise InputError(f"{folder} holds no pairs of difix curate; name the folders it wrote.")
-        for file in records:
-            held = read_json(file)
+        for file, held in held_by_file.items():
             if held.get("state") != "done":
                 raise InputError(f"The run of {file} has not finished; run its line again, then merge.")
             failed |= {name: Failure(message) for name, message in held["results"].get("failed", {}).items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from difixcli.errors import InputError
+from difixcli.runs import file_name
 from difixcli.scenes.loading import SAMPLE_PREFIX, scene_name
 
 T = TypeVar("T")
@@ -22,14 +23,15 @@ def expand_scenes(specs: Sequence[str]) -> dict[str, str]:
     Raises InputError for a list that cannot be read, a glob without folders, no scene at all, and two of one name.
     """
     found: dict[str, str] = {}
+    folders: dict[str, str] = {}
     for spec in (one for entry in specs for one in _listed(entry)):
         name = scene_name(spec)
-        if name in found:
+        if (folder := file_name(name)) in folders:
             raise InputError(
-                f"Two scenes are called {name} ({found[name]} and {spec}); rename one folder, or curate them into two "
-                "outputs."
+                f"Two scenes are called {folder} ({folders[folder]} and {spec}); rename one folder, or curate them "
+                "into two outputs."
             )
-        found[name] = spec
+        found[name] = folders[folder] = spec
     if not found:
         raise InputError("There is no scene to curate; name folders, or a list file that has some.")
     return found
