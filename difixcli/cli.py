@@ -59,6 +59,7 @@ PresetOption = Annotated[Preset, typer.Option(help="Sizes and schedules for a la
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Method setting, as pipeline.model.x=y.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write; made if missing.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an earlier run in the output folder.")]
+ITERATIONS = "Training steps of a reconstruction; by default 1500 (splats) or 1000 on a CPU, 30000 on a GPU."
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 FixerOption = Annotated[str, typer.Option(help="bundled, a folder, a .pkl of the release, or a hub name.")]
 
@@ -100,6 +101,7 @@ def sample(
 
     if folder.exists() and any(folder.iterdir()) and not force:
         raise InputError(f"{folder} is not empty; choose another folder, or write over it with --force.")
+    console.say(f"Painting {name}; this takes a minute.")
     write_sample(name, folder, seed)
     scene = load_scene(str(folder))
     console.say(f"Wrote {len(scene.frames)} posed images to {folder}.")
@@ -146,7 +148,7 @@ def curate(
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge the folders of shards, or of other runs, named instead of scenes.")
     ] = False,
-    iterations: Annotated[int | None, typer.Option(help="Training steps a reconstruction.", min=1)] = None,
+    iterations: Annotated[int | None, typer.Option(help=ITERATIONS, min=1)] = None,
     size: SizeOption = None,
     seed: SeedOption = 0,
     preset: PresetOption = Preset.auto,
@@ -305,8 +307,11 @@ def distill(
     method: MethodOption = "splatfacto",
     split: SplitOption = None,
     fixer: FixerOption = "bundled",
-    iterations: Annotated[int | None, typer.Option(help="Training steps in all.", min=1)] = None,
-    rounds: Annotated[int | None, typer.Option(help="How often pseudo-views move on and are fixed anew.")] = None,
+    iterations: Annotated[int | None, typer.Option(help=ITERATIONS, min=1)] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(help="How often pseudo-views are fixed anew; 5 on a CPU, one per 4,000 steps on a GPU."),
+    ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also train as long on photos alone.")] = False,
     size: SizeOption = None,
     seed: SeedOption = 0,
@@ -348,7 +353,8 @@ def distill(
     _announce(
         run,
         scene=f"{loaded.name}, {len(chosen.train)} photos train, {len(chosen.test)} test ({rule})",
-        method=f"{method}, preset {sizes} on {on}",
+        method=f"{method}, preset {sizes} on {on}, seed {seed}",
+        size=_size_of(loaded),
         schedule=f"{schedule.start} iterations on photos, then {schedule.rounds} rounds of {schedule.every}",
         fixer=fixer,
     )
@@ -358,7 +364,8 @@ def distill(
         results = update(loaded, chosen, network, plan, run, console.progress)
         run.finish(results)
     table = console.figures_table(f"{loaded.name}, {method}: {len(chosen.test)} test views", results)
-    console.say(f"Pictures: {run.folder / 'renders'}    report: difix eval {run.folder}")
+    console.say(f"Pictures: {run.folder / 'renders'}")
+    console.say(f"For a report: difix eval {run.folder}")
     console.finish({"results": results, "output": str(run.folder)}, as_json, table)
 
 
@@ -405,7 +412,7 @@ def finetune(
     ] = None,
     base: Annotated[str, typer.Option(help="tiny or small from scratch, or a fixer to go on from.")] = "bundled",
     photos: Annotated[Path | None, typer.Option(help="Folder of any photos, to make synthetic pairs from.")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Training steps.", min=1)] = None,
+    iterations: Annotated[int | None, typer.Option(help="Training steps (default 10000).", min=1)] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     batch: Annotated[int | None, typer.Option(help="Samples a step.", min=1)] = None,
     perceptual_weight: Annotated[float | None, typer.Option(help="Weight of the perceptual loss.", min=0)] = None,
@@ -487,7 +494,7 @@ def _images(
     )
     run.finish(results)
     pace = results["seconds_per_frame"]
-    console.say(f"{results['frames']} images in {run.folder}" + (f", {pace:.2f} s each" if pace else ""))
+    console.say(f"Images in {run.folder}: {results['frames']}" + (f", {pace:.2f} s each" if pace else ""))
     console.finish({"results": results, "output": str(run.folder)}, as_json)
 
 
@@ -553,13 +560,23 @@ def _device(device: Device, preset: Preset | None = None) -> tuple[str, str]:
 def _scene(spec: str, size: int | None, preset: str) -> Scene:
     """Load a scene at the asked size, or at what the preset can carry."""
     from difixcli.scenes import load_scene
+    from difixcli.scenes.sample import sample_folder
 
     if size is None and preset == "cpu":
         size = 240
+    name = spec.removeprefix("sample:")
+    if name != spec and not sample_folder(name).exists():
+        console.say(f"Painting the sample scene {name}, once; this takes a minute.")
     scene = load_scene(spec, size)
     for warning in scene.warnings:
         console.warn(warning)
     return scene
+
+
+def _size_of(scene: Scene) -> str:
+    """The size at which a scene's photos are worked on, for people."""
+    sizes = sorted({(frame.camera.width, frame.camera.height) for frame in scene.frames})
+    return ", ".join(f"{width}×{height}" for width, height in sizes[:3]) + (", …" if len(sizes) > 3 else "")
 
 
 def _spec(spec: str) -> str:

@@ -54,7 +54,10 @@ _CALLERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.E
 
 
 def handled(command: Callable[P, R]) -> Callable[P, R]:
-    """Wrap a command so that every way it can end becomes a message and an exit code."""
+    """Wrap a command so that every way it can end becomes a message and an exit code.
+
+    With `as_json` the message is also the last line of stdout, as `{"error": …}`.
+    """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -66,8 +69,7 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
             message, code = "Interrupted. Run the same command again to go on from here.", 130
         except OSError as error:
             if error.errno not in _CALLERS_ERRNO:
-                err.print(traceback.format_exc(), markup=False)
-                raise typer.Exit(1) from error
+                raise _fault(error, kwargs) from error
             where = f" ({error.filename})" if error.filename else ""
             message = (
                 f"{error.strerror}{where}. Nothing already written is lost; mend this and run the same line again."
@@ -76,16 +78,27 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except Exception as error:
-            if _out_of_memory(error):
-                err.print(f"[red]Error:[/] {_LESS_MEMORY}", soft_wrap=True)
-                raise typer.Exit(2) from error
-            err.print(traceback.format_exc(), markup=False)
-            err.print("[red]This is a fault in difix.[/] Please report it with the lines above.")
-            raise typer.Exit(1) from error
+            if not _out_of_memory(error):
+                raise _fault(error, kwargs) from error
+            message, code = _LESS_MEMORY, 2
         err.print(f"[red]Error:[/] {escape(message)}", soft_wrap=True)
+        _error_as_json(message, kwargs)
         raise typer.Exit(code)
 
     return run
+
+
+def _fault(error: Exception, options: Mapping[str, Any]) -> typer.Exit:
+    """Print the traceback of a fault of ours and return how to end."""
+    err.print(traceback.format_exc(), markup=False)
+    err.print("[red]This is a fault in difix.[/] Please report it with the lines above.")
+    _error_as_json(f"a fault in difix: {type(error).__name__}: {error}", options)
+    return typer.Exit(1)
+
+
+def _error_as_json(message: str, options: Mapping[str, Any]) -> None:
+    if options.get("as_json"):
+        _write_json({"error": message})
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -118,14 +131,17 @@ class PlainProgress:
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total = label, total
         self.start = self.last = time.monotonic()
+        self.reports = 0
 
     def __call__(self, done: int) -> None:
         now = time.monotonic()
         if done >= self.total or now - self.last >= 10:
             self.last = now
             rate = done / max(now - self.start, 1e-6)
-            left = (self.total - done) / max(rate, 1e-6)
-            say(f"{self.label}: {done}/{self.total}, {rate:.1f}/s, {left:.0f} s left")
+            # the first steps compile and fill caches: they say nothing about the rest
+            left = f", {(self.total - done) / max(rate, 1e-6):.0f} s left" if self.reports and done < self.total else ""
+            self.reports += 1
+            say(f"{self.label}: {done}/{self.total}, {rate:.1f}/s{left}")
 
 
 @contextmanager
@@ -197,5 +213,9 @@ def finish(results: Mapping[str, Any], as_json: bool, *tables: Table) -> None:
     for table in tables:
         (err if as_json else out).print(table)
     if as_json:
-        sys.stdout.write(json.dumps(finite(results), sort_keys=True, allow_nan=False) + "\n")
-        sys.stdout.flush()
+        _write_json(results)
+
+
+def _write_json(value: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(finite(value), sort_keys=True, allow_nan=False) + "\n")
+    sys.stdout.flush()

@@ -397,3 +397,25 @@ def test_distill_goes_on_after_a_kill(room: Path, tiny_fixer: Path, tmp_path: Pa
     assert json.loads(runs[0].read_text())["state"] == "done"
     assert len(list(runs[0].parent.glob("rounds/*/round.json"))) == 3
     assert not list(runs[0].parent.rglob("*.part"))
+
+
+def test_errors_are_json_too(tmp_path: Path) -> None:
+    result = difix("distill", tmp_path / "nowhere", "--json")
+    assert result.exit_code == 2
+    assert "nowhere" in json.loads(result.stdout.splitlines()[-1])["error"]
+    assert not difix("distill", tmp_path / "nowhere").stdout
+
+
+def test_a_finished_distillation_is_found_again(
+    distilled: tuple[Path, dict], room: Path, tiny_fixer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path / "outputs" / room.name / "splatfacto" / "earlier"
+    shutil.copytree(distilled[0], home)
+    again = difix(
+        *("distill", room, "--method", "splatfacto", "--fixer", tiny_fixer, "--rounds", "2", "--compare", "--json"),
+        *("--iterations", "60", "--size", "48", "--set", "max_gaussians=400"),
+    )
+    assert again.exit_code == 0, again.stderr
+    said = json.loads(again.stdout.splitlines()[-1])
+    assert said["results"] == distilled[1]["results"] and Path(said["output"]) == home

@@ -70,7 +70,7 @@ def test_a_fix_counts_as_far_as_a_reference_supports_it() -> None:
     floater = np.full_like(photo, 0.2)
     assert confidence(_render(floater), photo, _beside(photo, 1.0)).mean() > 0.9
     # where no reference shows anything a fix may mend the tone, not repaint
-    assert confidence(_render(floater), photo, _beside(photo, 0.0)).mean() < 1e-3
+    assert confidence(_render(floater), photo, _beside(photo, 0.0)).mean() < 0.1
     assert confidence(_render(photo - 0.01), photo, _beside(photo, 0.0)).mean() > 0.9
     # a coloured block that no reference shows: the release's poisoned fixes
     block = photo.copy()

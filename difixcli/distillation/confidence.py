@@ -9,8 +9,9 @@ from difixcli.reference_views import References
 
 _SIGMA = 2.0  # pixels; what is finer than this is texture, what is coarser is tone and structure
 _GAINED = 0.25  # so much more local contrast than the render's is new detail, not another drawing of the old
-_DISAGREEMENT = 0.1  # mean colour difference at which a reference no longer supports a fix
-_UNSUPPORTED = 0.1  # change of tone that a fix may make where no reference shows anything
+_DISAGREEMENT = 0.25  # colour difference (of the worst channel) at which a reference no longer supports a fix
+_UNSUPPORTED = 0.25  # change of tone (of the worst channel) that a fix may make where no reference shows anything
+_SUBSTANCE = 0.3  # accumulation from which on a render has something to show
 
 
 def target(render: Render, fixed: np.ndarray) -> np.ndarray:
@@ -28,22 +29,28 @@ def target(render: Render, fixed: np.ndarray) -> np.ndarray:
 def confidence(render: Render, fixed: np.ndarray, references: References) -> np.ndarray:
     """(H, W) float32 in [0, 1]: how far the fixed image (H, W, 3) may be trusted as a training target.
 
-    The render must have had substance there (accumulation). Where references are visible, the one that agrees best
-    with the fix at low frequencies decides: what all of them contradict is invented. Where none is visible the fix may
-    only change the tone a little. Without references there is nothing to contradict it.
+    Where references are visible, the one that agrees best with the fix at low frequencies decides: what all of them
+    contradict is invented. Where none is visible the fix may only change the tone a little, against the render's colour
+    without the background that shines through. Without references nothing contradicts it. Where the render shows
+    next to nothing (accumulation) there is no trust at all.
     """
-    weight = np.clip(render.accumulation, 0, 1)
+    accumulation = np.clip(render.accumulation, 0, 1)
+    weight = np.clip(accumulation / _SUBSTANCE, 0, 1)
     if len(references.frames):
         low = _smooth(fixed)
         seen, support = np.zeros_like(weight), np.zeros_like(weight)
         for aligned, visible in zip(references.aligned, references.visibility, strict=True):
-            difference = np.abs(_smooth(aligned.astype(np.float32)) - low).mean(axis=-1)
             seen = np.maximum(seen, visible)
-            support = np.maximum(support, visible * np.exp(-((difference / _DISAGREEMENT) ** 2)))
-        change = np.abs(low - _smooth(render.color)).mean(axis=-1)
-        unseen = (1 - seen) * np.exp(-((change / _UNSUPPORTED) ** 2))
+            support = np.maximum(support, visible * _closeness(_smooth(aligned) - low, _DISAGREEMENT))
+        opaque = _smooth(render.color) / np.maximum(_smooth(accumulation), _SUBSTANCE)[..., None]
+        unseen = (1 - seen) * _closeness(low - np.clip(opaque, 0, 1), _UNSUPPORTED)
         weight = weight * _smooth(support + unseen)
     return np.clip(weight, 0, 1).astype(np.float32)
+
+
+def _closeness(difference: np.ndarray, scale: float) -> np.ndarray:
+    """(H, W, 3) → (H, W) in [0, 1]: 1 for no difference in any channel, 1/e for one of `scale`."""
+    return np.exp(-((np.abs(difference).max(axis=-1) / scale) ** 2))
 
 
 def _detail(image: np.ndarray) -> np.ndarray:

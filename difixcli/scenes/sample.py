@@ -73,9 +73,8 @@ def cached_sample(name: str) -> Path:
     The cache is `DIFIX_CACHE`, or `~/.cache/difix`. It is written under another name and renamed, so that a run that
     is killed, or two at once, never leave half a scene. Raises InputError as `write_sample` does.
     """
-    check_sample(name)
-    cache = Path(os.environ.get("DIFIX_CACHE") or Path.home() / ".cache" / "difix") / "samples"
-    folder = cache / f"{name}-v{SAMPLE_VERSION}"
+    folder = sample_folder(name)
+    cache = folder.parent
     if (folder / "transforms.json").is_file():
         return folder
     try:
@@ -95,6 +94,13 @@ def cached_sample(name: str) -> Path:
             "that can be."
         ) from None
     return folder
+
+
+def sample_folder(name: str) -> Path:
+    """Where `cached_sample` keeps a sample scene, written or not; InputError for an unknown name."""
+    check_sample(name)
+    cache = Path(os.environ.get("DIFIX_CACHE") or Path.home() / ".cache" / "difix") / "samples"
+    return cache / f"{name}-v{SAMPLE_VERSION}"
 
 
 def check_sample(name: str) -> None:

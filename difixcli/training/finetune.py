@@ -36,6 +36,7 @@ MIN_REFERENCE_CHANGE = 1e-4
 REFERENCE_GRACE = 1000
 # One dB of PSNR weighs as much in the choice of the best weights as 20 % of st-LPIPS, the ratio of our aims.
 _LPIPS_PER_DB = 0.2
+_SAVE_AFTER = 60.0  # seconds of training that a stopped run loses at most
 
 
 @dataclass(frozen=True)
@@ -248,8 +249,8 @@ class _Training:
             last = self.step == options.iterations
             if self.validation and (self.step % options.validate_every == 0 or last):
                 self._validate()
-            if self.step % options.checkpoint_every == 0 or last:
-                now = time.monotonic()
+            now = time.monotonic()
+            if self.step % options.checkpoint_every == 0 or last or now - started > _SAVE_AFTER:
                 self.seconds, started = self.seconds + now - started, now
                 self._save()
             if progress is not None:
