@@ -44,7 +44,8 @@ def make_schedule(preset: str, method: str, iterations: int, rounds: int | None)
     every = int(iterations * (0.5 if preset == "gpu" else 0.4)) // max(count, 1)
     if count < 1 or every < 1:
         raise InputError(f"{iterations} iterations cannot be shared among {count} rounds; ask for more or fewer.")
-    share = 0.3 if "splat" in method else 0.4  # the release's loss weight for splats and probability for rays
+    # the release's loss weight for splats; its probability of 0.4 for rays is two of them for three of photos
+    share = 0.3 if "splat" in method else 2 / 3
     return Schedule(iterations - every * count, count, every, step=0.5, share=share)
 
 
