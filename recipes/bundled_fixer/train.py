@@ -1,4 +1,4 @@
-"""The three stages of the bundled fixer's training; each goes on from where it was stopped."""
+"""The four stages of the bundled fixer's training; each goes on from where it was stopped."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ COMMON = {"crop": 112, "window": 56, "validation_pairs": 9, "learning_rate": 3e-
 def main(photos: Path, output: Path) -> None:
     torch.set_num_threads(1)  # on two cores a second thread only spins
     held_out = output / "pairs-held-out" / "data.json"
-    pairs = [output / "pairs-350" / "data.json", output / "pairs-900" / "data.json"]
+    pairs = [output / name / "data.json" for name in ("pairs-350", "pairs-900", "pairs-nerf")]
+    held_out_nerf = output / "pairs-held-out-nerf" / "data.json"
     stages = (
         ("synthetic", "tiny", [], {"iterations": 500, "crop": 96, "window": 48, "learning_rate": 4e-4,
                                    "perceptual_weight": 0.1}),
         ("real-a", output / "synthetic", [pairs[0], held_out],
          {"iterations": 700, "schedule": "constant", "warm_up": 50, "photo_share": 0.4, "perceptual_weight": 0.1}),
-        ("real-b", output / "real-a", [*pairs, held_out],
+        ("real-b", output / "real-a", [*pairs[:2], held_out],
          {"iterations": 1000, "warm_up": 30, "photo_share": 0.25, "perceptual_weight": 0.12, "ema": 0.995}),
+        ("real-c", output / "real-b", [*pairs, held_out, held_out_nerf],
+         {"iterations": 2400, "warm_up": 30, "photo_share": 0.15, "perceptual_weight": 0.12, "ema": 0.995,
+          "validate_every": 400, "validation_pairs": 17}),
     )  # fmt: skip
     for name, base, manifests, options in stages:
         results = finetune(manifests, base, output / name, photos=photos, **{**COMMON, **options})
         print(name, results["validation"])
-    fixer = Fixer.from_pretrained(output / "real-b")
+    fixer = Fixer.from_pretrained(output / "real-c")
     fixer.network.half()
     fixer.save_pretrained(output / "bundled")
 
