@@ -59,7 +59,7 @@ PresetOption = Annotated[Preset, typer.Option(help="Sizes and schedules for a la
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Method setting, as pipeline.model.x=y.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write; made if missing.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an earlier run in the output folder.")]
-ITERATIONS = "Training steps of a reconstruction; by default 1500 (splats) or 1000 on a CPU, 30000 on a GPU."
+ITERATIONS = "Training steps of a reconstruction; by default 1500 (splats) or 2000 on a CPU, 30000 on a GPU."
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 FixerOption = Annotated[str, typer.Option(help="bundled, a folder, a .pkl of the release, or a hub name.")]
 
@@ -207,7 +207,7 @@ def curate(
         **vars(recipe),
         "size": size,
         "test_scenes": test_scene or [],
-        "scenes": list(map(_spec, named.values())),
+        "scenes": list(named),  # by name: a cluster's machines may see them under other paths
     }
     reads = [Path(spec) for spec in named.values() if not spec.startswith("sample:")]
     run = Run.open(folder, "curate", arguments, {}, force, reads=reads, shard=part)
@@ -243,20 +243,22 @@ def _finish_pairs(curated: Curated, folder: Path, as_json: bool) -> None:
     where = folder / "data.json" if (folder / "data.json").is_file() else folder
     console.say(f"{results['pairs']} pairs, renders at {results['psnr']:.2f} dB on average: {where}")
     found = {"results": results, "output": str(folder)}
-    console.finish(found, as_json, console.pairs_table(curated.stages))
-    if len(curated.failed) > 1:
-        for name, failure in curated.failed.items():
-            console.warn(f"Scene {name} failed: {failure.message}")
+    if not curated.failed:
+        console.finish(found, as_json, console.pairs_table(curated.stages))
+        return
+    name, failure = next(iter(curated.failed.items()))
+    if len(curated.failed) == 1 and not curated.stages:
+        message = failure.message
+    else:
+        message = f"{len(curated.failed)} of the scenes failed, the others are whole. {name}: {failure.message}"
+    console.finish({**found, "error": message}, as_json, console.pairs_table(curated.stages))
+    for name, failure in list(curated.failed.items())[1:]:
+        console.warn(f"Scene {name} failed: {failure.message}")
     faults = [failure.fault for failure in curated.failed.values() if failure.fault]
-    if faults:
-        raise RuntimeError(
-            f"{len(faults)} scenes failed through a fault of difix; the first one's traceback:\n{faults[0]}"
-        )
-    if curated.failed:
-        name, failure = next(iter(curated.failed.items()))
-        if len(curated.failed) == 1 and not curated.stages:
-            raise InputError(failure.message)
-        raise InputError(f"{len(curated.failed)} of the scenes failed, the others are whole. {name}: {failure.message}")
+    for fault in faults[:1]:
+        console.say(f"{fault}This is a fault in difix. Please report it with the lines above.")
+    console.error(message)
+    raise typer.Exit(1 if faults else 2)
 
 
 @app.command()
@@ -326,7 +328,7 @@ def distill(
     from difixcli.distillation.distill import Settings
     from difixcli.distillation.distill import distill as update
     from difixcli.distillation.schedule import make_schedule
-    from difixcli.reconstruction import default_iterations, known_methods
+    from difixcli.reconstruction import default_iterations, is_splat, known_methods, method_config
     from difixcli.scenes import default_split_rule, make_split
 
     on, sizes = _device(device, preset)
@@ -335,7 +337,8 @@ def distill(
     loaded = _scene(scene, size, sizes)
     rule = split or default_split_rule(loaded)
     chosen = make_split(loaded, rule)
-    schedule = make_schedule(sizes, method, iterations or default_iterations(method, sizes), rounds)
+    steps = iterations or default_iterations(method, sizes)
+    schedule = make_schedule(sizes, is_splat(method_config(method)), steps, rounds)
     plan = Settings(method, sizes, on, schedule, seed, compare, settings or [])
     arguments = {**vars(plan), "schedule": vars(schedule), "scene": _spec(scene), "size": size, "split": rule}
     arguments["fixer"] = fixer

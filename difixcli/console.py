@@ -33,7 +33,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from difixcli.errors import InputError
+from difixcli.errors import LESS_MEMORY, InputError, out_of_memory
 from difixcli.runs import finite
 
 if TYPE_CHECKING:
@@ -45,10 +45,6 @@ R = TypeVar("R")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-_LESS_MEMORY = (
-    "The memory was too small for this; work at a smaller --size, or bound splats with --set max_gaussians=N. "
-    "Nothing already written is lost."
-)
 # what the machine or its owner can mend: no space, no permission, a read-only disk
 _CALLERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 
@@ -78,9 +74,9 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except Exception as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise _fault(error, kwargs) from error
-            message, code = _LESS_MEMORY, 2
+            message, code = LESS_MEMORY, 2
         err.print(f"[red]Error:[/] {escape(message)}", soft_wrap=True)
         _error_as_json(message, kwargs)
         raise typer.Exit(code)
@@ -101,19 +97,13 @@ def _error_as_json(message: str, options: Mapping[str, Any]) -> None:
         _write_json({"error": message})
 
 
-def _out_of_memory(error: Exception) -> bool:
-    """Whether the memory of the GPU, or what torch may have of the machine's, was too small."""
-    if isinstance(error, MemoryError):
-        return True
-    torch = sys.modules.get("torch")  # where it was never imported, it has not run out of memory
-    if torch is None or not isinstance(error, RuntimeError):
-        return False
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def say(message: str) -> None:
     """One line for the person at the terminal, on stderr."""
     err.print(escape(message), soft_wrap=True)
+
+
+def error(message: str) -> None:
+    err.print(f"[red]Error:[/] {escape(message)}", soft_wrap=True)
 
 
 def warn(message: str) -> None:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 _FEW = 12
+
+
+LESS_MEMORY = (
+    "The memory was too small for this; work at a smaller --size, or bound splats with --set max_gaussians=N. "
+    "Nothing already written is lost."
+)
 
 
 class InputError(Exception):
@@ -39,3 +46,13 @@ def near(name: str, known: Iterable[str]) -> list[str]:
     wanted = (name.lower(), name.lower().rsplit("/", maxsplit=1)[-1])
     found = [keys[key] for text in wanted for key in difflib.get_close_matches(text, keys, n=3, cutoff=0.6)]
     return list(dict.fromkeys(found))[:3]
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether the memory of the GPU, or what torch may have of the machine's, was too small."""
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")  # where it was never imported, it has not run out of memory
+    if torch is None or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -100,8 +100,7 @@ class Run:
             other = read_json(others[0])
             if any(other.get(key) != fresh[key] for key in ("command", "arguments", "inputs")):
                 raise InputError(f"{folder} holds shards of another run ({others[0].name}); choose another --output.")
-        # another shard that begins at this moment has perhaps written no more than its temporary files
-        elif folder.is_dir() and any(shard is None or path.name[0] != "." for path in folder.iterdir()):
+        elif folder.is_dir() and any(_counts(path, shard) for path in folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run of difix; choose another --output.")
         return cls._begun(folder, fresh, shard)
 
@@ -146,6 +145,14 @@ class Run:
 
     def finish(self, results: Mapping[str, Any]) -> None:
         self.save(results=dict(results), state="done")
+
+
+def _counts(path: Path, shard: tuple[int, int] | None) -> bool:
+    """Whether what lies in a folder without a run makes it somebody else's.
+
+    Another shard that begins at this moment has perhaps written its temporary files, or its record just now.
+    """
+    return shard is None or not (path.name[0] == "." or re.fullmatch(rf"run-\d+-of-{shard[1]}\.json", path.name))
 
 
 def _record_name(shard: tuple[int, int] | None) -> str:

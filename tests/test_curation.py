@@ -265,7 +265,7 @@ def test_what_stands_beside_a_pair(strategy: str, curated: Callable[[str], Path]
         assert entry["ref_image"] == entry["ref_images"][0] and len(entry["ref_images"]) == 3
         assert entry["target_image"] not in entry["ref_images"]
         assert "." not in identity
-        camera = scene.frames[scene.index(entry["frame"])].camera
+        camera = scene.frames[[frame.name for frame in scene.frames].index(entry["frame"])].camera
         assert np.allclose(entry["camera"]["camera_to_world"], camera.camera_to_world, atol=1e-8)
         size = (camera.width, camera.height)
         paths = [entry["image"], entry["target_image"], entry["opacity"], *entry["ref_images"], *entry["aligned_refs"]]
@@ -608,14 +608,14 @@ def test_records_that_were_cut_off(three: list[Path], tmp_path: Path) -> None:
     for record in (out / "data.json", out / "a" / "sparse-every-2" / "pairs.json"):
         record.write_bytes(record.read_bytes()[:200])
     refused(difix("finetune", out, "--base", "tiny", "-o", tmp_path / "fixer"), "data.json")
-    refused(difix(*line), "pairs.json", "remove it")
-    (out / "a" / "sparse-every-2" / "pairs.json").unlink()
-    done(difix(*line))
+    done(difix(*line))  # a stage whose record is broken is made again
     assert _files(out) == whole
     photo = next((three[0] / "images" / "centre").iterdir())
     meta = three[0] / "transforms.json"
     kept = meta.read_text()
-    meta.write_text(kept + " ")
+    moved = json.loads(kept)
+    moved["frames"][0]["transform_matrix"][0][3] += 0.1
+    meta.write_text(json.dumps(moved))
     refused(difix(*line), "changed", photo.parts[-4])
     meta.write_text(kept)
 

@@ -46,7 +46,7 @@ class Build:
         gc.collect()  # methods hold themselves in cycles, and a large one's memory is wanted for the next
         folder = self.folder / name
         target = self.iterations if iterations is None else iterations
-        reconstruction = _taken_up(folder, target)
+        reconstruction = _taken_up(folder, scene, train, target)
         if reconstruction is None:
             shutil.rmtree(folder, ignore_errors=True)
             reconstruction = Reconstruction.create(
@@ -65,15 +65,15 @@ class Build:
             with self.progress(f"{scene.name}: reconstruct {name}", left) as update:
                 reconstruction.train(left, update)
             reconstruction.save()
-            reconstruction = Reconstruction.load(folder)
+            reconstruction = Reconstruction.load(folder, scene, train)
         self.seconds += time.monotonic() - begun
         return reconstruction
 
 
-def _taken_up(folder: Path, target: int) -> Reconstruction | None:
-    """What an earlier process has trained in `folder`, if it is whole and not beyond `target` steps."""
+def _taken_up(folder: Path, scene: Scene, train: Sequence[int], target: int) -> Reconstruction | None:
+    """What an earlier process has trained in `folder`, if it is whole, of these very frames and not beyond `target`."""
     try:
-        found = Reconstruction.load(folder)
-    except InputError:  # killed before its first checkpoint
+        found = Reconstruction.load(folder, scene, train)
+    except InputError:  # killed before its first checkpoint, or of a split that was another then
         return None
     return found if found.step <= target else None

@@ -28,5 +28,10 @@ def cross_camera(scene: Scene, build: Build, split: Split, views: int) -> Iterat
     Cameras are what the scene's file, else the folders of its images, say (`camera:ID`), or what a pattern finds in
     the names (`names:PATTERN`). (Difix3D+, "cross reference": train on the centre camera, render the side ones.)
     """
+    if not split.rule.startswith(("camera:", "names:", "file:")):
+        raise InputError(
+            f"--split {split.rule} does not tell a rig's cameras apart; write camera:ID, or names:PATTERN for one that "
+            "is told by its images' names."
+        )
     reconstruction = build(scene, split.train, file_name(f"cross-camera-{split.rule}"))
     yield from render_pairs(scene, split.test, reconstruction, split.train, views, {"split": split.rule})

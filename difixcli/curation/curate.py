@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from difixcli.curation.manifest import (
     StageSummary,
     read_scene,
     scene_records,
+    stage_stands,
     summaries,
     write_manifest,
     write_stage,
@@ -36,10 +37,10 @@ from difixcli.curation.sheets import write_index, write_sheet
 from difixcli.curation.sparse import sparse
 from difixcli.curation.tars import tar_name, write_tar
 from difixcli.curation.underfit import parse_stop, underfit
-from difixcli.errors import InputError, unknown
+from difixcli.errors import LESS_MEMORY, InputError, out_of_memory, unknown
 from difixcli.reconstruction import default_iterations
-from difixcli.runs import Run, file_name, fingerprint, write_json
-from difixcli.scenes import default_split_rule, make_split
+from difixcli.runs import Run, file_name, write_json
+from difixcli.scenes import default_split_rule, make_split, scene_fingerprint
 from difixcli.scenes.scene import Scene
 
 STRATEGIES = ("sparse", "cycle", "underfit", "cross-camera")
@@ -91,11 +92,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a scene's work that is finished as a whole: its folder's name, how many views, and their pairs."""
+    """A part of a scene's work that is finished as a whole: its folder's name, how many views, their pairs, and the
+    names of the frames in the train and test part of its split, if it has one.
+    """
 
     name: str
     views: int
     pairs: Callable[[Build], Iterator[Pair]]
+    split: Mapping[str, Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -153,16 +157,24 @@ def curate(
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _NO_SCENE_WOULD_FARE_BETTER:
                 raise
-            failed[name] = Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+            if isinstance(error, OSError) and error.errno is not None:
+                failed[name] = Failure(f"{error.strerror} ({error.filename}); mend this and run the same line again.")
+            elif out_of_memory(error):
+                failed[name] = Failure(LESS_MEMORY)
+            else:
+                failed[name] = Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
     if run.shard is None:
         return finish(run.folder, failed)
-    return Curated([stage for stage in summaries(run.folder) if stage.scene in scenes], failed)
+    homes = [run.folder / file_name(name) for name in scenes]
+    own = {home: read_scene(home / SCENE_FILE) for home in homes if (home / SCENE_FILE).is_file()}
+    return Curated(summaries(own), failed)
 
 
 def finish(folder: Path, failed: Mapping[str, Failure]) -> Curated:
     """Write the manifest (tars need none) and the page of contact sheets of everything finished in `folder`."""
-    stages = summaries(folder)
-    if not any(record.format == "webdataset" for record in scene_records(folder).values()):
+    homes = scene_records(folder)
+    stages = summaries(homes)
+    if not any(record.format == "webdataset" for record in homes.values()):
         write_manifest(folder)
     write_index(folder, stages, {name: failure.message for name, failure in failed.items()})
     return Curated(stages, failed)
@@ -180,9 +192,6 @@ def plan(scene: Scene, recipe: Recipe, home: Path) -> list[Stage]:
 
     Raises InputError for what the strategy cannot do with this scene.
     """
-    shared = [name for name, count in Counter(file_name(f.name) for f in scene.frames).items() if count > 1]
-    if shared:
-        raise InputError(f"Two frames of {scene.name} would share the file name {shared[0]}; rename one image.")
     views = recipe.views
     stages = []
     if recipe.strategy == "cycle":
@@ -196,13 +205,17 @@ def plan(scene: Scene, recipe: Recipe, home: Path) -> list[Stage]:
         rules = recipe.splits or [default_camera_rule(scene) if rig else default_split_rule(scene)]
         for split in (make_split(scene, rule) for rule in rules):
             name = file_name(f"{recipe.strategy}-{split.rule}")
+            frames = {
+                "train": [scene.frames[i].name for i in split.train],
+                "test": [scene.frames[i].name for i in split.test],
+            }
             if recipe.strategy != "underfit":
                 pairs = partial(cross_camera if rig else sparse, scene, split=split, views=views)
-                stages.append(Stage(name, len(split.test), pairs))
+                stages.append(Stage(name, len(split.test), pairs, frames))
                 continue
             for stop in sorted(map(parse_stop, recipe.stops)):
                 pairs = partial(underfit, scene, split=split, stop=stop, views=views)
-                stages.append(Stage(f"{name}-at-{100 * stop:g}", len(split.train) + len(split.test), pairs))
+                stages.append(Stage(f"{name}-at-{100 * stop:g}", len(split.train) + len(split.test), pairs, frames))
     if repeated := [name for name, count in Counter(stage.name for stage in stages).items() if count > 1]:
         raise InputError(f"Two of the splits, shifts or stops would share the folder {repeated[0]}; leave one out.")
     return stages
@@ -212,13 +225,18 @@ def _scene(scene: Scene, recipe: Recipe, run: Run, test: bool, progress: Progres
     """All stages of one scene, and its record."""
     home = run.folder / file_name(scene.name)
     stages = plan(scene, recipe, home)
-    transforms = scene.root / "transforms.json"
-    files = [frame.image_path for frame in scene.frames] + [transforms] * transforms.is_file()
-    record = SceneRecord(scene.name, fingerprint(files), test, recipe.format)
-    if not (home / SCENE_FILE).is_file():
+    record = SceneRecord(scene.name, scene_fingerprint(scene), test, recipe.format)
+    begun = (home / SCENE_FILE).is_file()
+    if begun and read_scene(home / SCENE_FILE) != record:
+        if any(home.glob(f"*/{STAGE_FILE}")):
+            raise InputError(
+                f"The photos or poses of {scene.root} have changed since {home} was begun; remove that folder, or "
+                "curate into another --output."
+            )
+        shutil.rmtree(home)
+        begun = False
+    if not begun:
         write_json(home / SCENE_FILE, asdict(record))
-    elif read_scene(home / SCENE_FILE) != record:
-        raise InputError(f"The photos or poses of {scene.root} have changed since {home} was begun; use --force.")
     for leftover in home.rglob(".*.part"):  # of a process that was killed
         leftover.unlink()
     build = Build(
@@ -231,7 +249,9 @@ def _scene(scene: Scene, recipe: Recipe, run: Run, test: bool, progress: Progres
         seed=recipe.seed,
         progress=progress,
     )
-    todo = [stage for stage in stages if not (home / stage.name / STAGE_FILE).is_file()]
+    todo = [stage for stage in stages if not stage_stands(home / stage.name, stage.split)]
+    for stage in todo:
+        (home / stage.name / STAGE_FILE).unlink(missing_ok=True)
     if todo:
         filters = Filters(scene, recipe.keep)
         for stage in todo:
@@ -260,9 +280,9 @@ def _stage(
     entries: dict[str, Any] = {}
     dropped: dict[str, str] = {}
     pairs = stage.pairs(build)
-    first = next(pairs)  # trains, with a bar of its own
+    first = list(islice(pairs, 1))  # trains, with a bar of its own
     with build.progress(f"{scene.name}: pairs of {stage.name}", stage.views) as update:
-        for done, pair in enumerate(chain([first], pairs), start=1):
+        for done, pair in enumerate(chain(first, pairs), start=1):
             key = pair_id(home, scene, pair.frame)
             if (reason := filters.reason(pair)) is None:
                 entries[key] = write_pair(home, scene, pair, files, made)
@@ -274,7 +294,7 @@ def _stage(
         write_tar(run.folder / tar_name(home, record.test), run.folder, entries)
     reconstruction = build.seconds - trained
     seconds = {"reconstruction": reconstruction, "pairs": time.monotonic() - begun - reconstruction}
-    write_stage(home, entries, dropped, {name: round(value, 2) for name, value in seconds.items()})
+    write_stage(home, stage.split, entries, dropped, {name: round(value, 2) for name, value in seconds.items()})
     for name, value in seconds.items():
         run.time(name, value)
     run.save()

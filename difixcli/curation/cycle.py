@@ -16,6 +16,7 @@ from difixcli.scenes.scene import Camera, Frame, Scene
 
 SHIFTED = "shifted"
 """The folder, in a stage's, of the renders on the shifted path."""
+_STEP = 0.005  # share of the path's extent that is a step, not noise
 _UP = np.array([0.0, 0.0, 1.0])  # scenes are normalised to stand upright
 
 
@@ -31,8 +32,8 @@ def cycle(scene: Scene, build: Build, shift: str, views: int, folder: Path) -> I
     everything = list(range(len(scene.frames)))
     shifted = shift_path(scene, shift_distance(scene, shift))
     frames = [
-        rendered_frame(frame, camera, folder / f"{file_name(frame.name)}.png")
-        for frame, camera in zip(scene.frames, shifted, strict=True)
+        rendered_frame(frame, camera, folder / f"{name}.png")
+        for frame, camera, name in zip(scene.frames, shifted, scene.file_names, strict=True)
     ]
     missing = [frame for frame in frames if not frame.image_path.exists()]
     if missing:
@@ -83,13 +84,12 @@ def shift_path(scene: Scene, distance: float) -> list[Camera]:
 def shift_sideways(cameras: Sequence[Camera], distance: float) -> list[Camera]:
     """The cameras, in order of travel, moved `distance` normalised units to the right, level, heading unchanged.
 
-    Right is perpendicular to the local direction of travel in the ground plane; where there is no travel (one frame,
-    or a stop) it is perpendicular to where the camera looks, whichever way its image is turned.
+    Right is perpendicular to the local direction of travel in the ground plane; where there is no travel at all (one
+    frame) it is perpendicular to where the camera looks, whichever way its image is turned.
     """
     positions = np.stack([camera.position for camera in cameras])
-    travel = np.gradient(positions, axis=0) if len(cameras) > 1 else np.zeros_like(positions)
     moved = []
-    for camera, direction in zip(cameras, travel, strict=True):
+    for camera, direction in zip(cameras, _travel(positions), strict=True):
         right = np.cross(direction, _UP)
         if np.linalg.norm(right) < 1e-8:
             right = np.cross(-camera.camera_to_world[:3, 2], _UP)
@@ -99,3 +99,18 @@ def shift_sideways(cameras: Sequence[Camera], distance: float) -> list[Camera]:
         pose[:3, 3] += distance * right / np.linalg.norm(right)
         moved.append(camera.moved(pose))
     return moved
+
+
+def _travel(positions: np.ndarray) -> np.ndarray:
+    """(N, 3) positions along a path → (N, 3) local directions of travel, not normalised.
+
+    From the nearest frame before to the nearest one after that lie a step away: while a vehicle stands, the noise of
+    its poses is no direction, and what it did before and after counts.
+    """
+    extent = float(np.linalg.norm(positions.max(0) - positions.min(0)))
+    directions = np.zeros_like(positions)
+    for i, position in enumerate(positions):
+        apart = np.flatnonzero(np.linalg.norm(positions - position, axis=1) >= _STEP * extent)
+        before, after = apart[apart < i], apart[apart > i]
+        directions[i] = positions[after[0] if len(after) else i] - positions[before[-1] if len(before) else i]
+    return directions

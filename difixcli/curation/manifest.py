@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
+from difixcli.errors import InputError
 from difixcli.runs import atomic, read_json, write_json
 
 MANIFEST = "data.json"
@@ -60,14 +61,35 @@ class StageSummary:
     seconds: dict[str, float]
 
 
-def write_stage(home: Path, entries: dict[str, Any], dropped: dict[str, str], seconds: dict[str, float]) -> None:
-    """Mark a stage as finished: its manifest entries, why other pairs were dropped, and what it took."""
-    write_json(home / STAGE_FILE, {"pairs": entries, "dropped": dropped, "seconds": seconds})
+def write_stage(
+    home: Path,
+    split: Mapping[str, Sequence[str]] | None,
+    entries: dict[str, Any],
+    dropped: dict[str, str],
+    seconds: dict[str, float],
+) -> None:
+    """Mark a stage as finished: its split (names of the frames in train and test), its manifest entries, why other
+    pairs were dropped, and what it took.
+    """
+    write_json(home / STAGE_FILE, {"split": split, "pairs": entries, "dropped": dropped, "seconds": seconds})
+
+
+def stage_stands(home: Path, split: Mapping[str, Sequence[str]] | None) -> bool:
+    """Whether a stage is finished, with this very split; one whose record is broken is not."""
+    try:
+        held = read_json(home / STAGE_FILE)
+    except InputError:
+        return False
+    return isinstance(held, dict) and {"pairs", "dropped", "seconds"} <= held.keys() and held.get("split") == split
 
 
 def read_scene(file: Path) -> SceneRecord:
     """A scene's record; InputError when it is missing or broken."""
-    return SceneRecord(**read_json(file))
+    held = read_json(file)
+    try:
+        return SceneRecord(**held)
+    except TypeError:
+        raise InputError(f"{file} is no record of difix curate; remove {file.parent} and curate again.") from None
 
 
 def write_manifest(folder: Path) -> None:
@@ -80,16 +102,16 @@ def write_manifest(folder: Path) -> None:
         for test in (False, True):
             file.write(', "test": {' if test else '{"train": {')
             first = True
-            for record, _, stage in _stages(folder):
+            for record, _, stage in _stages(scene_records(folder)):
                 if record.test == test:
                     first = _write_entries(file, stage["pairs"], first)
             file.write("\n}")
         file.write("}\n")
 
 
-def summaries(folder: Path) -> list[StageSummary]:
-    """The figures of all finished stages under `folder`; InputError for a record that is broken."""
-    return [_summary(record, home, stage) for record, home, stage in _stages(folder)]
+def summaries(homes: Mapping[Path, SceneRecord]) -> list[StageSummary]:
+    """The figures of all finished stages of these scenes; InputError for a record that is broken."""
+    return [_summary(record, home, stage) for record, home, stage in _stages(homes)]
 
 
 def scene_records(folder: Path) -> dict[Path, SceneRecord]:
@@ -97,8 +119,8 @@ def scene_records(folder: Path) -> dict[Path, SceneRecord]:
     return {file.parent: read_scene(file) for file in sorted(folder.glob(f"*/{SCENE_FILE}"))}
 
 
-def _stages(folder: Path) -> Iterator[tuple[SceneRecord, Path, dict[str, Any]]]:
-    for scene, record in scene_records(folder).items():
+def _stages(homes: Mapping[Path, SceneRecord]) -> Iterator[tuple[SceneRecord, Path, dict[str, Any]]]:
+    for scene, record in homes.items():
         for file in sorted(scene.glob(f"*/{STAGE_FILE}")):
             yield record, file.parent, read_json(file)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -69,7 +70,7 @@ def _finished(folders: Sequence[Path]) -> dict[str, Failure]:
 
 def _identity(record: dict[str, Any]) -> str:
     """What shards of one run have in common."""
-    return repr(record["arguments"])
+    return json.dumps(record["arguments"], sort_keys=True)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -83,6 +84,14 @@ def _files(folder: Path) -> Iterator[Path]:
             yield record
 
 
+def _same(path: Path, target: Path) -> bool:
+    """Whether two files say the same; how long a stage took does not count."""
+    if path.name != STAGE_FILE:
+        return filecmp.cmp(path, target, shallow=False)
+    one, other = ({**read_json(file), "seconds": None} for file in (path, target))
+    return one == other
+
+
 def _whole(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
 
@@ -90,7 +99,7 @@ def _whole(folder: Path) -> Iterator[Path]:
 def _place(path: Path, target: Path) -> None:
     """Link or copy a file to where nothing is yet, or the same content."""
     if target.is_file():
-        if not path.samefile(target) and not filecmp.cmp(path, target, shallow=False):
+        if not path.samefile(target) and not _same(path, target):
             raise InputError(f"{path} and {target} differ; merge runs of one --size, or into another --output.")
         return
     target.parent.mkdir(parents=True, exist_ok=True)

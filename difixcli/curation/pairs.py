@@ -11,12 +11,12 @@ import numpy as np
 
 from difixcli.reconstruction import Reconstruction, Render
 from difixcli.reference_views import References, ReferenceViews
-from difixcli.runs import atomic, file_name, write_image
-from difixcli.scenes import load_photo
+from difixcli.runs import atomic, write_image
+from difixcli.scenes import load_mask, load_photo
 from difixcli.scenes.scene import Camera, Scene
 
 PROMPT = "remove degradation"  # the only prompt the published weights know
-KINDS = ("render", "opacity", "aligned", "depth")
+KINDS = ("render", "target", "opacity", "aligned", "depth")
 """Folders of a stage's images."""
 IMAGE_FORMATS = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 FILE_KEYS = ("image", "target_image", "ref_image", "ref_images", "aligned_refs", "opacity", "depth")
@@ -29,8 +29,9 @@ _PERFECT = 100.0  # dB; JSON knows no infinity
 class Pair:
     """A degraded render and the photo taken from the same place, (H, W, 3) float32 RGB in [0, 1] both.
 
-    `frame` is the index of the photo in its scene; `psnr` (dB) and `ssim` compare the two; `parameters` say how the
-    strategy was set.
+    Where the photo does not count (a mask, or what undistorting could not fill) it shows the render, so that nothing is
+    learnt there; then it is `masked`. `frame` is the index of the photo in its scene; `psnr` (dB) and `ssim` compare
+    the two where the photo counts; `parameters` say how the strategy was set.
     """
 
     frame: int
@@ -41,6 +42,7 @@ class Pair:
     psnr: float
     ssim: float
     parameters: Mapping[str, Any]
+    masked: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,20 @@ def render_pairs(
     for frame in frames:
         camera = scene.frames[frame].camera
         render, photo = reconstruction.render(camera), load_photo(scene.frames[frame])
+        mask = load_mask(scene.frames[frame])
+        if mask is not None:
+            if not mask.any():
+                continue
+            photo = np.where(mask[..., None], photo, render.color)
         yield Pair(
             frame=frame,
             camera=camera,
             render=render,
             photo=photo,
+            masked=mask is not None,
             references=beside.beside(camera, render, exclude=[frame]),
-            psnr=min(psnr(render.color, photo), _PERFECT),
-            ssim=ssim(render.color, photo),
+            psnr=min(psnr(render.color, photo, mask), _PERFECT),
+            ssim=ssim(render.color, photo, mask),
             parameters=parameters,
         )
 
@@ -90,9 +98,10 @@ def write_pair(home: Path, scene: Scene, pair: Pair, files: PairFiles, made: Map
     Renders and photos have the asked format; aligned references (RGBA, the alpha is visibility) and opacity (8-bit
     grey) are always PNG. Depth is an .npz with one float32 array `depth` (H, W): the distance along the viewing axis
     in the unit of the camera's pose, 0 where there is none; times the entry's `depth_scale` it is in the unit of the
-    scene's own file (metres where `metric`). Photos are written once a scene and shared by all pairs.
+    scene's own file (metres where `metric`). Photos are written once a scene and shared by all
+    pairs, but a masked one with its pair.
     """
-    name = file_name(scene.frames[pair.frame].name)
+    name = scene.file_names[pair.frame]
     camera = pair.camera
 
     def written(kind: str, image: np.ndarray, suffix: str = ".png", number: str = "") -> str:
@@ -110,7 +119,11 @@ def write_pair(home: Path, scene: Scene, pair: Pair, files: PairFiles, made: Map
     ]
     entry = {
         "image": written("render", pair.render.color, files.suffix),
-        "target_image": _photo(home.parent, scene, pair.frame, pair.photo, files.suffix),
+        "target_image": (
+            written("target", pair.photo, files.suffix)
+            if pair.masked
+            else _photo(home.parent, scene, pair.frame, pair.photo, files.suffix)
+        ),
         "ref_image": references[0] if references else None,
         "prompt": PROMPT,
         "ref_images": references,
@@ -142,13 +155,16 @@ def write_pair(home: Path, scene: Scene, pair: Pair, files: PairFiles, made: Map
 
 
 def pair_id(home: Path, scene: Scene, frame: int) -> str:
-    """A pair's key in the manifest: scene, stage and frame. No dots: in a tar, what follows the first is a suffix."""
-    return f"{home.parent.name}__{home.name}__{file_name(scene.frames[frame].name)}".replace(".", "_")
+    """A pair's key in the manifest: scene, stage and frame.
+
+    In a tar, what follows the first dot is a suffix, so dots become `~`, which no file name of ours has.
+    """
+    return f"{home.parent.name}__{home.name}__{scene.file_names[frame]}".replace(".", "~")
 
 
 def _photo(folder: Path, scene: Scene, frame: int, photo: np.ndarray, suffix: str) -> str:
     """The path, relative to the output, of a photo in the scene's `folder`; written by the first pair that has it."""
-    path = folder / "photos" / f"{file_name(scene.frames[frame].name)}{suffix}"
+    path = folder / "photos" / f"{scene.file_names[frame]}{suffix}"
     if not path.exists():
         write_image(path, photo)
     return path.relative_to(folder.parent).as_posix()

@@ -27,6 +27,8 @@ def expand_scenes(specs: Sequence[str]) -> dict[str, str]:
     for spec in (one for entry in specs for one in _listed(entry)):
         name = scene_name(spec)
         if (folder := file_name(name)) in folders:
+            if Path(folders[folder]).absolute() == Path(spec).absolute():
+                continue
             raise InputError(
                 f"Two scenes are called {folder} ({folders[folder]} and {spec}); rename one folder, or curate them "
                 "into two outputs."
@@ -50,21 +52,24 @@ def shard_of(items: Sequence[T], shard: tuple[int, int] | None) -> list[T]:
     return list(items) if shard is None else list(items[shard[0] :: shard[1]])
 
 
+def _is_run(folder: Path) -> bool:
+    return any(folder.glob("run.json")) or any(folder.glob("run-*-of-*.json"))
+
+
 def _listed(spec: str) -> list[str]:
     if spec.startswith("@"):
-        path = Path(spec[1:])
+        path = Path(spec[1:]).expanduser()
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"The list of scenes {path} cannot be read ({error}); name a text file.") from None
         entries = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
-        return [
-            one
-            for entry in entries
-            for one in _listed(entry if entry.startswith(SAMPLE_PREFIX) else str(path.parent / entry))
-        ]
+        specs = (e if e.startswith(SAMPLE_PREFIX) else str(path.parent / Path(e).expanduser()) for e in entries)
+        return [one for spec in specs for one in _listed(spec)]
     if glob.has_magic(spec) and not Path(spec).exists():
-        folders = sorted(one for one in glob.glob(spec) if Path(one).is_dir())
+        found = (Path(one) for one in glob.glob(str(Path(spec).expanduser())))
+        # what difix itself writes by default is no scene
+        folders = sorted(str(one) for one in found if one.is_dir() and one.name != "outputs" and not _is_run(one))
         if not folders:
             raise InputError(f"No folder matches {spec}; check the pattern.")
         return folders

@@ -1,7 +1,7 @@
 """nerfstudio behind one small interface, and the CPU splat rasteriser."""
 
-from difixcli.reconstruction.methods import known_methods
-from difixcli.reconstruction.presets import PRESETS, default_iterations
+from difixcli.reconstruction.methods import known_methods, method_config
+from difixcli.reconstruction.presets import PRESETS, default_iterations, is_splat
 from difixcli.reconstruction.reconstruction import Reconstruction, latest_checkpoint
 from difixcli.reconstruction.views import PseudoView, Render
 
@@ -11,6 +11,8 @@ __all__ = [
     "Reconstruction",
     "Render",
     "default_iterations",
+    "is_splat",
     "known_methods",
     "latest_checkpoint",
+    "method_config",
 ]
