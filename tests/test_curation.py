@@ -84,6 +84,17 @@ def test_a_single_frame_shifts_to_its_own_level_right() -> None:
     assert np.allclose(moves[0], 0.1 * np.array([np.cos(0.5), -np.sin(0.5), 0]))
 
 
+def test_a_stop_is_no_travel() -> None:
+    """A vehicle that stands has poses that jitter; it still shifts to the right of where it came from and goes to."""
+    rng = np.random.default_rng(0)
+    way = np.concatenate([np.linspace(-1, 0, 6), np.zeros(8), np.linspace(0, 1, 6)])
+    jitter = 1e-5 * rng.standard_normal((len(way), 3))
+    cameras = [_camera(np.array([0.0, y, 0.0]) + j, heading=np.pi) for y, j in zip(way, jitter, strict=True)]
+    for after in (cameras, cameras[:14]):  # the path may end with the stop
+        moves = np.stack([b.position - a.position for a, b in zip(after, shift_sideways(after, 0.2), strict=True)])
+        assert np.allclose(moves, [0.2, 0, 0], atol=1e-3)
+
+
 def _scene(metric: bool, scale: float = 0.25) -> Scene:
     to_world = np.diag([scale, scale, scale, 1.0])
     frames = []
@@ -633,3 +644,79 @@ def test_a_full_disk(three: list[Path], tmp_path: Path) -> None:
         assert done(difix(*line))["pairs"] == 6
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_names_that_differ_in_a_dot_are_two_scenes(three: list[Path], tmp_path: Path) -> None:
+    scenes = [Path(shutil.copytree(three[0], tmp_path / name)) for name in ("room.1", "room_1")]
+    for scene in scenes:
+        meta = json.loads((scene / "transforms.json").read_text())
+        for frame, name in zip(meta["frames"], ("a.1", "a_1", "b", "c", "d"), strict=True):
+            (scene / frame["file_path"]).rename(scene / f"{name}.png")
+            frame["file_path"] = f"{name}.png"
+        (scene / "transforms.json").write_text(json.dumps(meta))
+    out = tmp_path / "out"
+    said = done(difix("curate", *scenes, "--split", "every:5", *QUICK, "--keep", "failed", "--json", "-o", out))
+    entries = manifest(out)["train"]
+    assert len(entries) == said["pairs"] == 8
+    assert len({entry["image"] for entry in entries.values()}) == 8 and not any("." in key for key in entries)
+
+
+def test_a_split_that_changed_is_made_again(three: list[Path], tmp_path: Path) -> None:
+    scene = Path(shutil.copytree(three[0], tmp_path / "scene"))
+    names = [frame["file_path"] for frame in json.loads((scene / "transforms.json").read_text())["frames"]]
+    line = ["curate", scene, *QUICK, "--keep", "failed", "--keep-models", "--json", "-o", tmp_path / "out"]
+    for train in (names[::2], names[1::2]):
+        rest = [name for name in names if name not in train]
+        (scene / "split.json").write_text(json.dumps({"train": train, "test": rest}))
+        done(difix(*line))
+        entries = manifest(tmp_path / "out")["train"].values()
+        assert {entry["frame"] for entry in entries} == set(rest)
+        (record,) = (tmp_path / "out").glob("scene/models/*/reconstruction.json")
+        held = json.loads(record.read_text())
+        assert [held["frames"][i] for i in held["train"]] == train
+
+
+def test_what_a_mask_leaves_out_is_no_target(three: list[Path], tmp_path: Path) -> None:
+    scene = Path(shutil.copytree(three[0], tmp_path / "scene"))
+    meta = json.loads((scene / "transforms.json").read_text())
+    mask = np.full((meta["h"], meta["w"]), 255, np.uint8)
+    mask[:, :20] = 0
+    Image.fromarray(mask).save(scene / "mask.png")
+    for frame in meta["frames"]:
+        frame["mask_path"] = "mask.png"
+    (scene / "transforms.json").write_text(json.dumps(meta))
+    out = tmp_path / "out"
+    done(difix("curate", scene, "--split", "every:2", *QUICK, "--keep", "failed", "--json", "-o", out))
+    for entry in manifest(out)["train"].values():
+        render, target = (np.asarray(Image.open(out / entry[key]), float) for key in ("image", "target_image"))
+        photo = np.asarray(Image.open(scene / entry["frame"]).convert("RGB"), float)
+        assert np.array_equal(target[:, :20], render[:, :20]) and np.array_equal(target[:, 20:], photo[:, 20:])
+        error = np.mean((render - photo)[:, 20:] ** 2)
+        assert entry["psnr"] == pytest.approx(20 * np.log10(255 / np.sqrt(error)), abs=0.05)
+
+
+def test_runs_made_twice_merge(undisturbed: tuple[Path, float], tmp_path: Path) -> None:
+    first, _ = undisturbed
+    second = Path(shutil.copytree(first, tmp_path / "again"))
+    for record in second.glob("*/*/pairs.json"):
+        held = json.loads(record.read_text())
+        record.write_text(json.dumps({**held, "seconds": {"reconstruction": 1.0, "pairs": 2.0}}))
+    done(difix("curate", "--merge", first, second, "-o", tmp_path / "both", "--json"))
+    assert (tmp_path / "both" / "data.json").read_bytes() == (first / "data.json").read_bytes()
+
+
+def test_what_difix_wrote_is_no_scene(three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for scene in three[:2]:
+        shutil.copytree(scene, tmp_path / scene.name)
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "run.json").write_text("{}")
+    (tmp_path / "list.txt").write_text("\ufeff# two\na\n./a\nb\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert list(expand_scenes(["*"])) == ["a", "b"]
+    assert list(expand_scenes(["@list.txt"])) == ["a", "b"]
+
+
+def test_cameras_of_a_rig_must_be_told_apart(rig: Path, tmp_path: Path) -> None:
+    line = ("curate", rig, "--strategy", "cross-camera", "--split", "every:2", *QUICK, "-o", tmp_path / "out")
+    refused(difix(*line), "every:2", "camera:ID")
