@@ -7,6 +7,16 @@ mkdir -p "$OUTPUT"
 difix curate $SCENES --method splatfacto --iterations 350 --split every:2 --split every:4 -o "$OUTPUT/pairs-350"
 difix curate $SCENES --method splatfacto --iterations 900 --split every:3 --split every:4 --seed 1 -o "$OUTPUT/pairs-900"
 difix curate $SCENES --method nerfacto --iterations 700 --split every:2 --split every:3 --split every:4 -o "$OUTPUT/pairs-nerf"
+difix curate $SCENES --strategy underfit --iterations 1200 --split every:3 -o "$OUTPUT/pairs-underfit"
+difix curate $SCENES --iterations 900 --split every:2 --split every:4 --split groups:4 -o "$OUTPUT/pairs-sparse"
+difix curate $SCENES --strategy underfit --method nerfacto --iterations 1000 --split every:3 --stop 40% --stop 75% -o "$OUTPUT/pairs-underfit-nerf"
+for strategy in sparse cycle cross-camera; do
+    shift_by=""
+    if [ "$strategy" = cycle ]; then shift_by="--shift 2m"; fi
+    difix curate sample:street --strategy "$strategy" $shift_by --iterations 900 -o "$OUTPUT/pairs-street-$strategy"
+done
+difix curate --merge "$OUTPUT"/pairs-underfit "$OUTPUT"/pairs-sparse "$OUTPUT"/pairs-underfit-nerf "$OUTPUT"/pairs-street-* \
+    -o "$OUTPUT/pairs-wider"
 held=""
 for scene in $HELD_OUT; do held="$held --test-scene $(basename "$scene")"; done
 difix curate $HELD_OUT $held --method splatfacto --iterations 500 --split every:4 --seed 3 -o "$OUTPUT/pairs-held-out"

@@ -1,4 +1,4 @@
-"""The four stages of the bundled fixer's training; each goes on from where it was stopped."""
+"""The five stages of the bundled fixer's training; each goes on from where it was stopped."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def main(photos: Path, output: Path) -> None:
     torch.set_num_threads(1)  # on two cores a second thread only spins
     held_out = output / "pairs-held-out" / "data.json"
     pairs = [output / name / "data.json" for name in ("pairs-350", "pairs-900", "pairs-nerf")]
+    wider = [output / "pairs-wider" / "data.json"]
     held_out_nerf = output / "pairs-held-out-nerf" / "data.json"
     stages = (
         ("synthetic", "tiny", [], {"iterations": 500, "crop": 96, "window": 48, "learning_rate": 4e-4,
@@ -28,11 +29,14 @@ def main(photos: Path, output: Path) -> None:
         ("real-c", output / "real-b", [*pairs, held_out, held_out_nerf],
          {"iterations": 2400, "warm_up": 30, "photo_share": 0.15, "perceptual_weight": 0.12, "ema": 0.995,
           "validate_every": 400, "validation_pairs": 17}),
+        ("real-d", output / "real-c", [*pairs, *wider, held_out, held_out_nerf],
+         {"iterations": 1600, "learning_rate": 2.5e-4, "warm_up": 30, "photo_share": 0.1, "perceptual_weight": 0.12,
+          "ema": 0.995, "validate_every": 400, "validation_pairs": 17}),
     )  # fmt: skip
     for name, base, manifests, options in stages:
         results = finetune(manifests, base, output / name, photos=photos, **{**COMMON, **options})
         print(name, results["validation"])
-    fixer = Fixer.from_pretrained(output / "real-c")
+    fixer = Fixer.from_pretrained(output / "real-d")
     fixer.network.half()
     fixer.save_pretrained(output / "bundled")
 
