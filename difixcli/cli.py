@@ -59,7 +59,7 @@ PresetOption = Annotated[Preset, typer.Option(help="Sizes and schedules for a la
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Method setting, as pipeline.model.x=y.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write; made if missing.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an earlier run in the output folder.")]
-ITERATIONS = "Training steps of a reconstruction; by default 1500 (splats) or 2000 on a CPU, 30000 on a GPU."
+ITERATIONS = "Training steps of a reconstruction; by default 1500 (splats) or 1000 on a CPU, 30000 on a GPU."
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 FixerOption = Annotated[str, typer.Option(help="bundled, a folder, a .pkl of the release, or a hub name.")]
 

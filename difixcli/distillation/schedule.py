@@ -36,18 +36,17 @@ class Schedule:
 def make_schedule(preset: str, images: bool, iterations: int, rounds: int | None) -> Schedule:
     """Share `iterations` between photos alone and the rounds; `images` says that the method trains on whole images.
 
-    gpu: half on photos (the paper starts from 30k iterations and updates every 1.5k to 2k). cpu: five rounds, since a
-    small network's fixes cost as much as the steps between them; 60 % on photos for splats, which soon overfit, 40 %
-    for fields, which learn slowly and need more of the pseudo-views' rays to follow.
+    gpu: half on photos (the paper starts from 30k iterations and updates every 1.5k to 2k). cpu: 60 % on photos and
+    five rounds, since a small network's fixes cost as much as the steps between them.
     Raises InputError when there are fewer iterations than rounds.
     """
     gpu = preset == "gpu"
     count = rounds if rounds is not None else (max(1, iterations // 4000) if gpu else 5)
-    every = int(iterations * (0.5 if gpu else 0.4 if images else 0.6)) // max(count, 1)
+    every = int(iterations * (0.5 if gpu else 0.4)) // max(count, 1)
     if count < 1 or every < 1:
         raise InputError(f"{iterations} iterations cannot be shared among {count} rounds; ask for more or fewer.")
     # the release's loss weight for splats; its probability of 0.4 for rays is two of them for three of photos
-    share = 0.3 if images else 2 / 3 if gpu else 1.0
+    share = 0.3 if images else 2 / 3
     return Schedule(iterations - every * count, count, every, step=0.5, share=share)
 
 

@@ -30,7 +30,7 @@ def default_iterations(method: str, preset: str) -> int:
     config = method_config(method)
     if preset == "gpu":
         return 30_000
-    return 1_500 if is_splat(config) else 2_000
+    return 1_500 if is_splat(config) else 1_000
 
 
 def is_splat(config: TrainerConfig) -> bool:
