@@ -257,7 +257,7 @@ class Reconstruction:
             return
         from difixcli.reconstruction.pseudo_views import PseudoViewSource
 
-        with self._working(), self._undisturbed(), quiet():
+        with self._undisturbed(), self._working(), quiet():
             self._pseudo = PseudoViewSource(
                 views,
                 [self._photo_for(view) for view in views],
