@@ -257,7 +257,7 @@ def _finish_pairs(curated: Curated, folder: Path, as_json: bool) -> None:
     faults = [failure.fault for failure in curated.failed.values() if failure.fault]
     for fault in faults[:1]:
         console.say(f"{fault}This is a fault in difix. Please report it with the lines above.")
-    console.error(message)
+    console.fail(message)
     raise typer.Exit(1 if faults else 2)
 
 

@@ -77,7 +77,7 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
             if not out_of_memory(error):
                 raise _fault(error, kwargs) from error
             message, code = LESS_MEMORY, 2
-        err.print(f"[red]Error:[/] {escape(message)}", soft_wrap=True)
+        fail(message)
         _error_as_json(message, kwargs)
         raise typer.Exit(code)
 
@@ -102,7 +102,8 @@ def say(message: str) -> None:
     err.print(escape(message), soft_wrap=True)
 
 
-def error(message: str) -> None:
+def fail(message: str) -> None:
+    """Say in one sentence what went wrong."""
     err.print(f"[red]Error:[/] {escape(message)}", soft_wrap=True)
 
 
