@@ -5,11 +5,13 @@ No torch and no nerfstudio at import: `difix --help` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import time
 import warnings
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -411,54 +413,119 @@ def evaluate(
 @console.handled
 def finetune(
     pairs: Annotated[
-        list[Path] | None, typer.Argument(help="Folders made by difix curate (images or tars), or data.json files.")
+        list[str] | None,
+        typer.Argument(help="Folders made by difix curate, data.json files, or addresses of tars (streamed)."),
     ] = None,
-    base: Annotated[str, typer.Option(help="tiny or small from scratch, or a fixer to go on from.")] = "bundled",
+    base: Annotated[
+        str, typer.Option(help="tiny, small or medium from scratch, or a fixer to go on from.")
+    ] = "bundled",
     photos: Annotated[Path | None, typer.Option(help="Folder of any photos, to make synthetic pairs from.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Read tars one after another, for very large sets.")] = False,
     iterations: Annotated[int | None, typer.Option(help="Training steps (default 10000).", min=1)] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples a step and process.", min=1)] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Batches added up for a step.", min=1)] = None,
+    crop: Annotated[int | None, typer.Option(help="Pixels of the random square crops.", min=16)] = None,
+    train: Annotated[str | None, typer.Option(help="What trains: all, unet, decoder or skips.")] = None,
+    lora_rank: Annotated[int | None, typer.Option(help="Rank of the decoder's adapters (SD-Turbo: 4).", min=1)] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Samples a step.", min=1)] = None,
+    warm_up: Annotated[int | None, typer.Option(help="Steps until the learning rate's peak.", min=0)] = None,
     perceptual_weight: Annotated[float | None, typer.Option(help="Weight of the perceptual loss.", min=0)] = None,
+    gram_weight: Annotated[float | None, typer.Option(help="Weight of the Gram loss.", min=0)] = None,
+    ema: Annotated[float | None, typer.Option(help="Decay of the weights' running average; 0 for none.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Validations without a better one, then stop.", min=1)] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16 (default bf16 on a GPU at full width).")] = None,
+    gradient_checkpointing: Annotated[
+        bool | None, typer.Option("--gradient-checkpointing", help="Less memory, a third slower.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other training option, as validate_every=200.")
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
     output: OutputOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a fixer on pairs."""
-    from difixcli.training import TrainingOptions
-    from difixcli.training import finetune as train
+    """Train a fixer on pairs; on several GPUs and machines with accelerate launch -m difixcli finetune …"""
+    from difixcli.training import TrainingOptions, processes
+    from difixcli.training import finetune as train_fixer
+    from difixcli.training.options import parsed_options
     from difixcli.training.pairs import pair_files
+    from difixcli.training.streaming import is_remote
 
     if not pairs and photos is None:
         raise InputError("Nothing to train on; name folders made by difix curate, or --photos.")
     on, _ = _device(device)
-    sources = [path.absolute() for path in pairs or []]
+    sources = [pair if is_remote(pair) else str(Path(pair).expanduser().absolute()) for pair in pairs or []]
     options: dict[str, Any] = {
         "iterations": iterations,
-        "learning_rate": learning_rate,
         "batch": batch,
+        "accumulate": accumulate,
+        "crop": crop,
+        "train": train,
+        "lora_rank": lora_rank,
+        "learning_rate": learning_rate,
+        "warm_up": warm_up,
         "perceptual_weight": perceptual_weight,
+        "gram_weight": gram_weight,
+        "ema": ema,
+        "patience": patience,
+        "dtype": dtype,
+        "gradient_checkpointing": gradient_checkpointing,
     }
-    chosen = {name: value for name, value in options.items() if value is not None} | {"seed": seed}
-    arguments = {"pairs": [str(source) for source in sources], "base": base, "photos": photos, **chosen}
-    inputs = {str(source): fingerprint(pair_files(source)) for source in sources} | _fixer_input(base, "base")
+    chosen = {name: value for name, value in options.items() if value is not None}
+    chosen |= parsed_options(settings or []) | {"seed": seed}
+    arguments = {"pairs": sources, "base": base, "photos": photos, "stream": stream, **chosen}
+    local = [Path(source) for source in sources if not is_remote(source)]
+    inputs = {str(source): fingerprint(pair_files(source)) for source in local} | _fixer_input(base, "base")
     if photos is not None:
         inputs["photos"] = fingerprint([path for path in photos.rglob("*") if path.is_file()])
-    names = [source.name if source.is_dir() else source.parent.name for source in sources[:3]]
+    names = [source.name if source.is_dir() else source.parent.name for source in local[:3]]
     folder = output or Path("outputs") / "fixers" / "-".join([file_name(base), *(names or ["photos"])])
-    reads = [*sources, *([photos] if photos else []), *_read_files(base)]
-    run = Run.open(folder, "finetune", arguments, inputs, force, reads=reads)
-    _announce(run, base=base, pairs=sources, photos=photos)
-    total = iterations or TrainingOptions().iterations
-    with console.progress("train", total) as update:
-        results = train(sources, base, run.folder, photos=photos, device=on, progress=update, **chosen)
+    reads = [*local, *([photos] if photos else []), *_read_files(base)]
+    process = processes.join(on)
+    main = process.is_main_process
+    with process.main_process_first():
+        run = Run.open(folder, "finetune", arguments, inputs, force and main, reads=reads)
+    total = chosen.get("iterations", TrainingOptions().iterations)
+    told = {"photos": photos, "device": on, "processes": process.num_processes}
+    if main:
+        _announce(run, base=base, pairs=sources, **told)
+    with console.progress("train", total) if main else contextlib.nullcontext() as update:
+        results = train_fixer(
+            sources,
+            base,
+            run.folder,
+            photos=photos,
+            stream=stream,
+            device=on,
+            progress=update,
+            report=_training_news,
+            **chosen,
+        )
+    process.destroy_process_group()
+    if not main:
+        return
     run.finish(results)
+    if results["skipped"]:
+        console.warn(f"{len(results['skipped'])} pairs could not be read and were skipped; log.jsonl says why.")
     tables = []
     if results["validation"]:
         tables.append(console.figures_table(f"validation, best of step {results['best_step']}", results["validation"]))
     console.say(f"Use it with --fixer {run.folder}")
     console.finish({"results": results, "output": str(run.folder)}, as_json, *tables)
+
+
+def _training_news(record: Mapping[str, Any]) -> None:
+    """What of a training's log is worth a line at the terminal."""
+    if record["event"] == "validation":
+        console.say(
+            f"step {record['step']}: PSNR {record['psnr']:.2f} ({record['psnr_gain']:+.2f}), "
+            f"SSIM {record['ssim']:.4f} ({record['ssim_gain']:+.4f}), "
+            f"st-LPIPS {record['st_lpips']:.4f} ({record['st_lpips_gain']:+.4f})" + (", best" if record["best"] else "")
+        )
+    elif record["event"] == "skipped":
+        console.warn(f"{record['pair']} is skipped: {record['reason']}")
 
 
 def _images(

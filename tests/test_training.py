@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +19,12 @@ from PIL import Image
 from difixcli.errors import InputError
 from difixcli.fixer import Fixer
 from difixcli.training import TrainingOptions, finetune
-from difixcli.training.finetune import learning_rate
+from difixcli.training.batches import Plan, TrainingBatches
 from difixcli.training.losses import GRAM_WEIGHTS, FixerLoss, gram_distance
-from difixcli.training.pairs import PairStore, TrainingBatches, read_manifests
+from difixcli.training.options import learning_rate
+from difixcli.training.pairs import PairStore, inspect_pairs, read_manifests
+from difixcli.training.parts import with_rank
+from difixcli.training.streaming import Lane
 from difixcli.training.synthetic import PhotoPairs, synthesise
 
 FAST = {"batch": 2, "crop": 32, "window": 32, "checkpoint_every": 1000, "validate_every": 1000, "log_every": 1}
@@ -85,7 +93,9 @@ def test_loss_falls_and_the_result_loads(pairs: Path, tmp_path: Path) -> None:
     fixer = Fixer.from_pretrained(output)
     fixed = fixer(torch.rand(1, 3, 40, 40), torch.rand(1, 1, 3, 40, 40))
     assert fixed.shape == (1, 3, 40, 40)
-    assert (output / "validation.png").is_file()
+    grid = np.asarray(Image.open(output / "validation" / "0000060.png"))
+    assert grid.shape == (48, 56 * 5, 3)  # render, fixed, truth and two references
+    assert list((output / "tensorboard").iterdir())
 
 
 def test_resuming_is_exact(pairs: Path, tmp_path: Path) -> None:
@@ -107,6 +117,40 @@ def test_resuming_is_exact(pairs: Path, tmp_path: Path) -> None:
     assert (killed / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 
+def test_a_pair_that_breaks_on_the_way_changes_nothing_else(pairs: Path, tmp_path: Path) -> None:
+    """Killed after a pair broke (even one lost with its header), training goes on as one that was not killed."""
+    options = {
+        **FAST,
+        "iterations": 8,
+        "checkpoint_every": 2,
+        "perceptual_weight": 0.0,
+        "validation_pairs": 1,
+        "cache_mib": 0,
+    }
+    first = read_manifests([pairs]).train
+
+    def train(name: str, stop: int | None) -> dict:
+        folder = tmp_path / name / "pairs"
+        shutil.copytree(pairs, folder)
+        broken = folder / Path(str(first[1].render)).name
+
+        def watch(step: int) -> None:
+            if step == 2:
+                broken.write_bytes(b"")
+            if step == stop:
+                raise KeyboardInterrupt
+
+        if stop is not None:
+            with pytest.raises(KeyboardInterrupt):
+                finetune([folder], "tiny", tmp_path / name / "out", progress=watch, **options)
+        return finetune([folder], "tiny", tmp_path / name / "out", progress=watch, **options)
+
+    whole, killed = train("whole", None), train("killed", 5)
+    assert losses(tmp_path / "whole" / "out") == losses(tmp_path / "killed" / "out")
+    assert list(whole["skipped"]) == list(killed["skipped"]) == ["pair1"]
+    assert whole["pairs"] == killed["pairs"] and whole["pairs"]["dropped"] == 0
+
+
 def test_other_options_do_not_resume(pairs: Path, tmp_path: Path) -> None:
     options = {**FAST, "perceptual_weight": 0.0}
     finetune([pairs], "tiny", tmp_path / "out", iterations=1, **options)
@@ -122,15 +166,11 @@ def test_a_damaged_checkpoint_is_named(pairs: Path, tmp_path: Path) -> None:
         finetune([pairs], "tiny", tmp_path / "out", **options)
 
 
-def test_photos_are_held_no_larger_than_they_are_used(pairs: Path, tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    Image.new("RGB", (1500, 1100), "teal").save(tmp_path / "photos" / "large.jpg")
-    Image.new("RGB", (90, 60), "teal").save(tmp_path / "photos" / "small.jpg")
-    assert [photo.shape for photo in PhotoPairs(tmp_path / "photos").train] == [(751, 1024, 3), (60, 90, 3)]
-    store = PairStore(read_manifests([pairs]).train, "raw", 1, memory_gib=0)
-    for index in range(len(store)):
-        _ = store[index]
-    assert store._photos is None  # what is read again from disk is not held beside the pairs
+def test_photos_are_held_no_larger_than_they_are_used(tmp_path: Path) -> None:
+    Image.new("RGB", (1500, 1100), "teal").save(tmp_path / "large.jpg")
+    Image.new("RGB", (90, 60), "teal").save(tmp_path / "small.jpg")
+    photos = PhotoPairs(tmp_path)
+    assert [photos.photo(path).shape for path in photos.train] == [(751, 1024, 3), (60, 90, 3)]
 
 
 def test_collapse_stops_training(pairs: Path, tmp_path: Path) -> None:
@@ -169,18 +209,30 @@ def test_release_manifest_with_absolute_and_relative_paths(
     assert Fixer.from_pretrained(tmp_path / "out").config.references == "aligned"
 
 
-def test_bad_pairs_are_dropped_counted_and_explained(pairs: Path, tmp_path: Path) -> None:
+def test_bad_pairs_are_dropped_or_skipped_counted_and_explained(pairs: Path, tmp_path: Path) -> None:
     manifest = json.loads((pairs / "data.json").read_text())
-    (pairs / "render0.png").write_bytes((pairs / "render0.png").read_bytes()[:200])
+    (pairs / "render0.png").write_bytes((pairs / "render0.png").read_bytes()[:200])  # its header is whole
     (pairs / "photo1.png").unlink()
     save(pairs / "photo2.png", texture(2, 30, 90))
     manifest["train"]["odd"] = {"image": None}
     (pairs / "data.json").write_text(json.dumps(manifest))
-    results = finetune([pairs], "tiny", tmp_path / "out", iterations=1, **{**FAST, "perceptual_weight": 0.0})
-    assert results["pairs"]["train"] == 1 and results["pairs"]["dropped"] == 4
+    results = finetune([pairs], "tiny", tmp_path / "out", iterations=2, **{**FAST, "perceptual_weight": 0.0})
+    assert results["pairs"]["train"] == 2 and results["pairs"]["dropped"] == 3
     reasons = " ".join(results["dropped"].values())
-    assert "render0.png cannot be read" in reasons and "photo1.png is missing" in reasons
-    assert "another shape" in reasons and "no file name" in reasons
+    assert "photo1.png is missing" in reasons and "another shape" in reasons and "no file name" in reasons
+    assert list(results["skipped"]) == ["pair0"] and "render0.png cannot be read" in results["skipped"]["pair0"]
+    assert '"event": "skipped"' in (tmp_path / "out" / "log.jsonl").read_text()
+
+
+def test_pixels_that_are_no_numbers_are_refused(pairs: Path, tmp_path: Path) -> None:
+    pixels = np.full((48, 56), 0.5, np.float32)
+    pixels[3, 4] = np.nan
+    Image.fromarray(pixels).save(tmp_path / "render.tif")
+    files = [replace(read_manifests([pairs]).train[0], render=str(tmp_path / "render.tif"))]
+    with pytest.raises(ValueError, match="not numbers"):
+        _ = PairStore(files, "aligned", 1)[0]
+    batches = TrainingBatches(PairStore(files, "aligned", 1), None, Plan(steps=1, batch=1, crop=32, views=1))
+    assert batches[0].batch is None and "not numbers" in batches[0].error
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"pairs": {}}'])
@@ -198,12 +250,13 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
         finetune([tmp_path], "tiny", tmp_path / "out", learning_speed=1)
 
 
-def test_crops_and_flips_keep_a_pair_together(pairs: Path) -> None:
+def test_crops_flips_and_tones_keep_a_pair_together(pairs: Path) -> None:
     store = PairStore(read_manifests([pairs]).train, "aligned", views=2)
-    batches = TrainingBatches(store, None, steps=40, batch=2, crop=24, views=2, seed=3)
+    plan = Plan(steps=40, batch=2, crop=24, views=2, seed=3)
+    batches = TrainingBatches(store, None, plan)
     counts = set()
     for step in range(40):
-        batch = batches[step]
+        batch = batches[step].batch
         assert batch.images.shape == batch.targets.shape == (2, 3, 24, 24)
         counts.add(0 if batch.references is None else batch.references.shape[1])
         if batch.references is not None and batch.visibility is not None:
@@ -211,25 +264,53 @@ def test_crops_and_flips_keep_a_pair_together(pairs: Path) -> None:
             torch.testing.assert_close(batch.references, batch.targets[:, None].expand_as(batch.references))
             assert batch.visibility.shape == (2, batch.references.shape[1], 1, 24, 24)
     assert counts == {0, 1, 2}
-    again = TrainingBatches(store, None, steps=40, batch=2, crop=24, views=2, seed=3)[7]
-    assert torch.equal(again.images, batches[7].images)
-    seen = {batches._index(step, slot) for step in range(2) for slot in range(2)}
+    again = TrainingBatches(store, None, plan)[7].batch
+    assert torch.equal(again.images, batches[7].batch.images)
+    seen = {batches.index(position) for position in range(4)}
     assert seen == {0, 1, 2, 3}  # an epoch goes through all pairs
 
 
-def test_small_images_make_small_crops(pairs: Path) -> None:
-    store = PairStore(read_manifests([pairs]).train, "aligned", views=1)
-    batch = TrainingBatches(store, None, steps=1, batch=2, crop=512, views=1, multiple=16)[0]
-    assert batch.images.shape[-2:] == (48, 48)
+def test_references_of_another_tone_show_the_same_things(pairs: Path) -> None:
+    store = PairStore(read_manifests([pairs]).train, "aligned", views=2)
+    plain = TrainingBatches(store, None, Plan(steps=40, batch=2, crop=24, views=2, drop_references=0))
+    toned = TrainingBatches(
+        store, None, Plan(steps=40, batch=2, crop=24, views=2, drop_references=0, reference_tone=0.3)
+    )
+    changed = 0
+    for step in range(20):
+        one, other = plain[step].batch, toned[step].batch
+        assert torch.equal(one.images, other.images) and torch.equal(one.targets, other.targets)
+        for i in range(2):
+            if torch.equal(one.references[i], other.references[i]):
+                continue
+            changed += 1
+            reference, target = other.references[i, 0].flatten(1), one.targets[i].flatten(1)
+            for channel in range(3):  # a tone curve rises: brighter stays brighter
+                order = target[channel].argsort()
+                assert bool((reference[channel][order].diff() >= -1e-6).all())
+    assert 8 <= changed <= 32  # of 40 samples, half
+
+
+def test_small_images_make_small_crops_and_few_smaller_ones_are_left_out(pairs: Path, tmp_path: Path) -> None:
+    files = read_manifests([pairs]).train
+    assert inspect_pairs(files, 512, 16) == ({}, 48)
+    assert inspect_pairs(files, 32, 16).crop == 32
+    save(tmp_path / "small.png", texture(0, 20, 24))
+    small = str(tmp_path / "small.png")
+    mixed = [replace(files[0], render=small, target=small), *files * 3]
+    dropped, crop = inspect_pairs(mixed, 512, 16)
+    assert crop == 48 and list(dropped) == [0] and "smaller than the crops of 48" in dropped[0]
 
 
 def test_pairs_beyond_the_memory_are_read_again(pairs: Path) -> None:
     manifest = read_manifests([pairs])
     kept = PairStore(manifest.train, "aligned", views=2)
-    read = PairStore(manifest.train, "aligned", views=2, memory_gib=0.0)
+    read = PairStore(manifest.train, "aligned", views=2, cache_mib=0)
     for i in range(len(kept)):
-        for one, other in zip(kept[i], read[i], strict=True):
+        for one, again, other in zip(kept[i], kept[i], read[i], strict=True):
+            assert one is again
             np.testing.assert_array_equal(one, other)
+    assert not read._kept
 
 
 def test_synthetic_pairs() -> None:
@@ -323,3 +404,204 @@ def test_log_survives_a_line_cut_short(pairs: Path, tmp_path: Path) -> None:
         file.write('{"event": "st')
     finetune([pairs], "tiny", copy, **options)
     assert losses(copy) == losses(tmp_path / "out")
+
+
+@pytest.fixture
+def tars(pairs: Path, tmp_path: Path) -> Path:
+    """Three tars with the four training pairs each, under other names, and one with a test pair."""
+    entries = json.loads((pairs / "data.json").read_text())
+    from difixcli.curation.tars import write_tar
+
+    for i in range(3):
+        (tmp_path / "tars" / "train").mkdir(parents=True, exist_ok=True)
+        renamed = {f"{key}-{i}": entry for key, entry in entries["train"].items()}
+        write_tar(tmp_path / "tars" / "train" / f"{i}.tar", pairs, renamed)
+    (tmp_path / "tars" / "test").mkdir()
+    write_tar(tmp_path / "tars" / "test" / "t.tar", pairs, entries["test"])
+    return tmp_path / "tars"
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 4, 5])
+def test_lanes_share_an_epoch_without_overlap(tars: Path, lanes: int) -> None:
+    names = sorted(str(path) for path in (tars / "train").glob("*.tar"))
+    every = []
+    for number in range(lanes):
+        for sample, place in Lane(names, number, lanes, seed=1):
+            if place[0]:
+                break
+            every.append(sample["__key__"])
+    assert sorted(every) == sorted(f"pair{i}-{tar}" for i in range(4) for tar in range(3))
+    stream = [next(iter(Lane(names, 0, lanes, seed=1, place=(1, n))))[0]["__key__"] for n in range(2)]
+    through = [sample["__key__"] for sample, place in _first(Lane(names, 0, lanes, seed=1), 2, epoch=1)]
+    assert stream == through  # going on from a place is going on as if nothing had happened
+
+
+def _first(lane: Lane, count: int, epoch: int) -> list:
+    found = []
+    for sample, place in lane:
+        if place[0] == epoch:
+            found.append((sample, place))
+        if len(found) == count:
+            return found
+    return found
+
+
+def test_streamed_tars_resume_exactly_and_skip_what_is_damaged(tars: Path, tmp_path: Path) -> None:
+    whole_tar = (tars / "train" / "1.tar").read_bytes()
+    (tars / "train" / "1.tar").write_bytes(whole_tar[: len(whole_tar) // 2])
+    options = {**FAST, "iterations": 7, "checkpoint_every": 3, "perceptual_weight": 0.0}
+    results = finetune([tars], "tiny", tmp_path / "whole", stream=True, **options)
+    assert results["pairs"] == {"train": 0, "test": 1, "dropped": 0, "photos": 0, "tars": 3}
+    assert any(name.endswith("1.tar") for name in results["skipped"])
+
+    def kill(step: int) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune([tars], "tiny", tmp_path / "killed", stream=True, progress=kill, **options)
+    # another division into batches is the same training
+    again = {**options, "batch": 1, "accumulate": 2}
+    finetune([tars], "tiny", tmp_path / "killed", stream=True, **again)
+    np.testing.assert_allclose(losses(tmp_path / "killed"), losses(tmp_path / "whole"), rtol=1e-4)
+    assert losses(tmp_path / "killed")[:3] == losses(tmp_path / "whole")[:3]
+
+
+def test_streams_that_cannot_be(tars: Path, pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no tars to stream"):
+        finetune([pairs], "tiny", tmp_path / "out", stream=True)
+    with pytest.raises(InputError, match="cannot be mixed"):
+        finetune([pairs, tars], "tiny", tmp_path / "out", stream=True)
+    with pytest.raises(InputError, match=r"no tar .*gone\.tar"):
+        finetune([str(tars / "gone.tar")], "tiny", tmp_path / "out", stream=True)
+    for tar in (tars / "train").glob("*.tar"):
+        tar.write_bytes(b"no tar at all")
+    with pytest.raises(InputError, match=r"stopped at step 0 .* No pair can be read from the tars"):
+        finetune([tars], "tiny", tmp_path / "out2", stream=True, **{**FAST, "perceptual_weight": 0.0})
+
+
+def test_accumulation_and_checkpointing_give_the_same_training(pairs: Path, tmp_path: Path) -> None:
+    options = {**FAST, "iterations": 3, "perceptual_weight": 0.1, "batch": 4}
+    finetune([pairs], "tiny", tmp_path / "plain", **options)
+    others = {"rounds": {"batch": 2, "accumulate": 2}, "recomputed": {"gradient_checkpointing": True}}
+    for name, change in others.items():
+        finetune([pairs], "tiny", tmp_path / name, **options | change)
+        np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "plain"), rtol=1e-4)
+        assert Fixer.from_pretrained(tmp_path / name).config == Fixer.from_pretrained(tmp_path / "plain").config
+
+
+@pytest.mark.parametrize("parts", ["unet", "decoder", "skips"])
+def test_only_the_chosen_parts_train(pairs: Path, tmp_path: Path, parts: str) -> None:
+    options = {**FAST, "iterations": 2, "perceptual_weight": 0.0, "warm_up": 1}
+    finetune([pairs], "tiny", tmp_path / "base", **{**options, "iterations": 1, "learning_rate": 0.0})
+    finetune([pairs], tmp_path / "base", tmp_path / "out", train=parts, **options)
+    before, after = (dict(Fixer.from_pretrained(tmp_path / n).network.named_parameters()) for n in ("base", "out"))
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    starts = {"unet": ("unet.",), "decoder": ("vae.decoder.", "vae.post_quant_conv.", "gates.", "head.")}
+    if parts == "skips":
+        assert moved and all("skip_conv" in name or name.startswith("gates.") for name in moved)
+    else:
+        assert moved and all(name.startswith(starts[parts]) for name in moved)
+    with pytest.raises(InputError, match="no value of the training option train called unte; did you mean unet"):
+        finetune([pairs], "tiny", tmp_path / "x", train="unte")
+
+
+def test_adapters_of_another_rank_give_the_same_pixels(shared: Path, pairs: Path, tmp_path: Path) -> None:
+    base = Fixer.from_pretrained(shared / "golden" / "difix_ref")
+    rank = base.config.lora_rank
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    wider = with_rank(base, 2 * rank, seed=0)
+    assert wider.config.lora_rank == 2 * rank
+    torch.testing.assert_close(wider(images), base(images), rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match="have learned with rank"):
+        with_rank(base, rank - 1, seed=0)
+    with pytest.raises(InputError, match="--lora-rank is for networks with adapters"):
+        finetune([pairs], "tiny", tmp_path / "out", lora_rank=2)
+
+
+def test_early_stop_and_going_on_stops_again(pairs: Path, tmp_path: Path) -> None:
+    options = {**FAST, "perceptual_weight": 0.0, "iterations": 50, "validate_every": 1, "patience": 2}
+    results = finetune([pairs], "tiny", tmp_path / "out", learning_rate=0.0, **options)
+    assert results["steps"] == 3 and results["stopped_early"] and results["best_step"] == 1
+    assert finetune([pairs], "tiny", tmp_path / "out", learning_rate=0.0, **options)["steps"] == 3
+
+
+def test_half_precision(pairs: Path, tmp_path: Path) -> None:
+    options = {**FAST, "perceptual_weight": 0.0, "iterations": 2}
+    finetune([pairs], "tiny", tmp_path / "full", **options)
+    finetune([pairs], "tiny", tmp_path / "half", dtype="bf16", **options)
+    full, half = losses(tmp_path / "full"), losses(tmp_path / "half")
+    assert full != half
+    np.testing.assert_allclose(half, full, rtol=0.05)
+    with pytest.raises(InputError, match="needs a CUDA device"):
+        finetune([pairs], "tiny", tmp_path / "out", dtype="fp16", **options)
+    with pytest.raises(InputError, match="called fp8"):
+        finetune([pairs], "tiny", tmp_path / "out", dtype="fp8", **options)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(pairs: Path, tmp_path: Path) -> None:
+    options = {**FAST, "perceptual_weight": 0.0, "iterations": 4, "checkpoint_every": 2, "validation_pairs": 1}
+    kept: list[bytes] = []
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(step: int) -> None:
+        if step == 2:
+            kept.append((tmp_path / "out" / "checkpoints" / "last.pt").read_bytes())
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+
+    try:
+        with pytest.raises(InputError, match=r"checkpoint of step 4 cannot be written .*step 2 is kept .*make room"):
+            finetune([pairs], "tiny", tmp_path / "out", progress=fill, **{**options, "validate_every": 1000, "ema": 0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["last.pt"]
+    assert (tmp_path / "out" / "checkpoints" / "last.pt").read_bytes() == kept[0]
+
+
+def test_a_loss_that_is_no_number_stops_training_and_keeps_the_checkpoint(pairs: Path, tmp_path: Path) -> None:
+    options = {**FAST, "perceptual_weight": 0.0, "checkpoint_every": 2, "signs_every": 1000, "clip": 1e30}
+    with pytest.raises(InputError, match=r"at step \d+ is not a number \(.*; lower the learning rate"):
+        finetune([pairs], "tiny", tmp_path / "out", iterations=40, learning_rate=1e18, warm_up=1, **options)
+
+
+def test_memory_does_not_grow_with_the_number_of_pairs(pairs: Path, tmp_path: Path) -> None:
+    import tracemalloc
+
+    entries = json.loads((pairs / "data.json").read_text())["train"]
+    peaks = []
+    for copies in (50, 500):
+        folder = tmp_path / str(copies)
+        shutil.copytree(pairs, folder)
+        many = {f"{key}-{i}": entry for key, entry in entries.items() for i in range(copies)}
+        (folder / "data.json").write_text(json.dumps({"train": many}))
+        manifest = read_manifests([folder])
+        tracemalloc.start()
+        store = PairStore(manifest.train, "aligned", 2, cache_mib=0.2)
+        batches = TrainingBatches(store, None, Plan(steps=200, batch=4, crop=32, views=2))
+        for step in range(0, 200, 2 if copies == 50 else 1):
+            assert batches[step].batch is not None
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 200_000  # bytes; decoded, the larger set's pairs are 50 MB
+
+
+def test_two_processes_train_like_one_with_twice_the_batch(pairs: Path, tmp_path: Path) -> None:
+    line = ["finetune", str(pairs), "--base", "tiny", "--iterations", "4", "--crop", "32", "--perceptual-weight", "0.1"]
+    line += ["--set", "log_every=1", "--set", "window=32", "--set", "checkpoint_every=2", "--device", "cpu"]
+    root = str(Path(__file__).parents[1])
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    two = [*launch, "-m", "difixcli", *line, "--batch", "2", "-o", str(tmp_path / "two"), "--json"]
+    one = [sys.executable, "-m", "difixcli", *line, "--batch", "4", "-o", str(tmp_path / "one"), "--json"]
+    found = [
+        subprocess.run(c, check=False, capture_output=True, text=True, env=surroundings, cwd=tmp_path)
+        for c in (two, one)
+    ]
+    assert [done.returncode for done in found] == [0, 0], found[0].stderr[-3000:] + found[1].stderr[-2000:]
+    printed = [line for line in found[0].stdout.splitlines() if line.startswith("{")]
+    assert len(printed) == 1 and json.loads(printed[0])["results"]["processes"] == 2
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
+    weights = [Fixer.from_pretrained(tmp_path / name).network.state_dict() for name in ("two", "one")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=0, atol=2e-5)

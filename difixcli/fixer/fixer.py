@@ -12,7 +12,7 @@ from difixcli.errors import unknown
 from difixcli.fixer.network import FixerConfig, FixerNetwork, small_config
 from difixcli.fixer.weights import load_network, save_network
 
-SMALL_SIZES = ("tiny", "small")
+SMALL_SIZES = ("tiny", "small", "medium")
 
 
 class Fixer:
@@ -97,7 +97,7 @@ class Fixer:
 
 
 def new_small_fixer(size: str = "small", seed: int = 0) -> Fixer:
-    """A small fixer for aligned references with random weights, `tiny` or `small`, to be trained from scratch."""
+    """A small fixer for aligned references with random weights, to be trained from scratch (`SMALL_SIZES`)."""
     if size not in SMALL_SIZES:
         raise unknown("small fixer", size, SMALL_SIZES)
     with torch.random.fork_rng():

@@ -265,6 +265,7 @@ def _trains_beside_adapters(name: str) -> bool:
 _SIZES: dict[str, tuple[list[int], list[int], int, int]] = {
     "tiny": ([32, 48], [16, 24, 48, 64], 8, 24),
     "small": ([48, 80], [24, 40, 64, 96], 16, 24),
+    "medium": ([96, 160], [32, 64, 96, 160], 16, 32),
 }
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import cv2
 import numba
 import numpy as np
+from PIL import Image
 
 from difixcli.errors import InputError
 from difixcli.runs import read_image
@@ -39,45 +40,72 @@ class Sample(NamedTuple):
 
 
 class PhotoPairs:
-    """A folder of photos, kept in memory as 8-bit images of at most 1024 pixels, from which pairs are drawn.
+    """A folder of photos from which pairs are drawn; they are read when they are needed.
 
-    Every `holdout`-th photo (sorted by path) is kept for validation and never drawn for training.
-    Raises InputError when the folder holds no photo that can be read; unreadable files are listed in `dropped`.
+    Photos are used, and kept as far as `cache_mib` goes, as 8-bit images of at most 1024 pixels. Every `holdout`-th
+    photo (sorted by path) is kept for validation and never drawn for training. Files whose header cannot be read are
+    listed in `dropped`, others that cannot when they are drawn. Raises InputError when there is no usable photo.
     """
 
-    def __init__(self, folder: Path, holdout: int = 40) -> None:
+    def __init__(self, folder: Path, holdout: int = 40, cache_mib: float = 512) -> None:
         suffixes = {".jpg", ".jpeg", ".png", ".webp"}
         files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes)
-        self.train: list[np.ndarray] = []
-        self.test: list[np.ndarray] = []
+        self.train: list[Path] = []
+        self.test: list[Path] = []
         self.dropped: dict[str, str] = {}
+        self._kept: dict[Path, np.ndarray] = {}
+        self._free = cache_mib * 2**20
         for i, path in enumerate(files):
-            try:
-                photo = _to_bytes(_shrunk(read_image(path, upright=True)))
-            except InputError as error:
-                self.dropped[str(path)] = str(error)
-                continue
-            if min(photo.shape[:2]) < 32:
-                self.dropped[str(path)] = "smaller than 32 pixels"
+            if reason := _unusable(path):
+                self.dropped[str(path)] = reason
             elif i % holdout == holdout - 1:
-                self.test.append(photo)
+                self.test.append(path)
             else:
-                self.train.append(photo)
+                self.train.append(path)
         if not self.train:
             raise InputError(f"No readable photo lies under {folder}; name a folder of JPEG or PNG photos.")
 
     def draw(self, size: int, views: int, rng: np.random.Generator) -> Sample:
         """A random training pair of `size` × `size` pixels with `views` references."""
         first, second = rng.integers(len(self.train), size=2)
-        return synthesise(self.train[first], self.train[second], size, views, rng)
+        return synthesise(self._readable(self.train, first), self._readable(self.train, second), size, views, rng)
 
     def validation(self, count: int, size: int, views: int) -> list[Sample]:
         """The same pairs at every call, made from the photos that are never trained on."""
         rng = np.random.default_rng(20_240)
-        photos = self.test or self.train
+        files = self.test or self.train
         return [
-            synthesise(photos[i % len(photos)], photos[(i + 1) % len(photos)], size, views, rng) for i in range(count)
+            synthesise(self._readable(files, i), self._readable(files, i + 1), size, views, rng) for i in range(count)
         ]
+
+    def photo(self, path: Path) -> np.ndarray:
+        """(H, W, 3) uint8; InputError when it cannot be read."""
+        if path in self._kept:
+            return self._kept[path]
+        photo = _to_bytes(_shrunk(read_image(path, upright=True)))
+        if photo.nbytes <= self._free:
+            self._kept[path] = photo
+            self._free -= photo.nbytes
+        return photo
+
+    def _readable(self, files: Sequence[Path], index: int) -> np.ndarray:
+        """The photo at `index`, counted around, or the next one that can be read."""
+        for shift in range(len(files)):
+            path = files[(index + shift) % len(files)]
+            try:
+                return self.photo(path)
+            except InputError as error:
+                self.dropped[str(path)] = str(error)
+        raise InputError(f"No photo can be read any more (the last: {path}); restore the folder of photos.")
+
+
+def _unusable(path: Path) -> str:
+    """Why a photo cannot be used, as far as its header says; empty when it can."""
+    try:
+        with Image.open(path) as opened:
+            return "smaller than 32 pixels" if min(opened.size) < 32 else ""
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"{path} cannot be read as an image ({error})"
 
 
 def synthesise(photo: np.ndarray, other: np.ndarray, size: int, views: int, rng: np.random.Generator) -> Sample:
@@ -384,8 +412,3 @@ def _shrunk(photo: np.ndarray) -> np.ndarray:
 
 def _to_bytes(image: np.ndarray) -> np.ndarray:
     return (image * 255 + 0.5).astype(np.uint8)
-
-
-def stack(samples: Sequence[Sample]) -> Sample:
-    """Samples of one size and view count, stacked along a new first axis."""
-    return Sample(*(np.stack(column) for column in zip(*samples, strict=True)))

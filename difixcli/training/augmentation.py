@@ -1,0 +1,81 @@
+"""Random crops, flips and tones that keep a pair's images, its references and its masks together."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from difixcli.training.pairs import Loaded, unit
+from difixcli.training.synthetic import Sample
+
+_OPACITY_UNKNOWN = 0.1  # share of the samples whose opacity is full: not every caller knows it
+
+
+def cropped(pair: Loaded, crop: int, rng: np.random.Generator) -> Sample:
+    """The same random square of all of a pair's images; its references in random order."""
+    height, width = pair.render.shape[:2]
+    top, left = rng.integers(height - crop + 1), rng.integers(width - crop + 1)
+    window = (slice(top, top + crop), slice(left, left + crop))
+    order = rng.permutation(len(pair.references))
+    return Sample(
+        unit(pair.render[window]),
+        unit(pair.target[window]),
+        unit(pair.references[(order, *window)]),
+        unit(pair.visibility[(order, *window)]),
+        unit(pair.opacity[window]),
+    )
+
+
+def augmented(sample: Sample, strong: bool, reference_tone: float, rng: np.random.Generator) -> Sample:
+    """A sample of the same shape, changed at random.
+
+    All of a pair's images are mirrored alike. With `strong` they are also flipped vertically, transposed, and their
+    channels, exposure, white balance and gamma changed alike: good for small networks that know nothing, bad for
+    pretrained ones that know which way is up. With `reference_tone`, the typical size of an exposure change (natural
+    logarithm), half of the samples' references are taken by a camera of another exposure, white balance and gamma
+    than the photo of the same view: what tone the answer has must then be seen in the render.
+    """
+    images = [sample.render, sample.target, *sample.references]
+    masks = [*sample.visibility, sample.opacity]
+    if rng.random() < 0.5:
+        images, masks = [a[:, ::-1] for a in images], [a[:, ::-1] for a in masks]
+    if strong:
+        if rng.random() < 0.5:
+            images, masks = [a[::-1] for a in images], [a[::-1] for a in masks]
+        if rng.random() < 0.5:
+            images, masks = [a.swapaxes(0, 1) for a in images], [a.T for a in masks]
+        if rng.random() < 0.3:
+            channels = rng.permutation(3)
+            images = [a[..., channels] for a in images]
+        if rng.random() < 0.5:
+            gain = np.float32(rng.uniform(0.6, 1.15)) * np.exp(rng.normal(0, 0.05, 3)).astype(np.float32)
+            gamma = np.float32(np.exp(rng.normal(0, 0.15)))
+            images = [np.minimum(a**gamma * gain, np.float32(1)) for a in images]
+    references = images[2:]
+    if reference_tone > 0 and references and rng.random() < 0.5:
+        references = _other_tones(references, reference_tone, rng)
+    if rng.random() < _OPACITY_UNKNOWN:
+        masks[-1] = np.ones_like(masks[-1])
+    size = masks[-1].shape
+    return Sample(
+        images[0],
+        images[1],
+        np.stack(references) if references else np.zeros((0, *size, 3), np.float32),
+        np.stack(masks[:-1]) if len(masks) > 1 else np.zeros((0, *size), np.float32),
+        masks[-1],
+    )
+
+
+def _other_tones(references: list[np.ndarray], strength: float, rng: np.random.Generator) -> list[np.ndarray]:
+    """References as cameras of other exposure, white balance and gamma show them; black, which is nothing, stays.
+
+    Part of the change is common to all of them, as when the photos were taken in other light than the target.
+    """
+    common, white_common = rng.normal(0, strength), rng.normal(0, 0.3 * strength, 3)
+    changed = []
+    for image in references:
+        exposure = 0.7 * common + 0.7 * rng.normal(0, strength)
+        white = 0.7 * white_common + 0.7 * rng.normal(0, 0.3 * strength, 3)
+        gamma = np.float32(np.exp(rng.normal(0, 0.5 * strength)))
+        gain = np.exp(exposure + white).astype(np.float32)
+        changed.append(np.minimum(image**gamma * gain, np.float32(1)))
+    return changed

@@ -1,0 +1,96 @@
+"""What a training writes down on its way: `log.jsonl`, the same for TensorBoard, and grids of images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from difixcli.runs import atomic, write_image
+from difixcli.training.batches import Batch
+
+_ROWS = 6  # of a grid
+
+
+class Journal:
+    """The records of one training, in `folder`; of several processes one has it, the others a silent one.
+
+    Args:
+        report: called with every record, besides.
+        writes: False for a journal that writes nothing.
+    """
+
+    def __init__(
+        self, folder: Path, report: Callable[[Mapping[str, Any]], None] | None = None, writes: bool = True
+    ) -> None:
+        self.folder, self.report, self.writes = folder, report, writes
+        self.file = folder / "log.jsonl"
+        self._board: Any = None
+
+    def go_on(self, step: int) -> None:
+        """Forget what was written at this step or later: it will be written again."""
+        if not self.writes:
+            return
+        if self.file.is_file():
+            kept = [line for line in self.file.read_text().splitlines() if _step_of(line) < step]
+            with atomic(self.file) as temporary:
+                temporary.write_text("".join(line + "\n" for line in kept))
+        self._open_board(step)
+        self({"event": "resume", "step": step})
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        """Write a record: `event`, perhaps `step`, and values; those that are numbers are drawn over the steps."""
+        if not self.writes:
+            return
+        with self.file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if "step" in record:
+            board = self._open_board()
+            for name, value in record.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    board.add_scalar(f"{record['event']}/{name}", float(value), record["step"])
+        if self.report is not None:
+            self.report(record)
+
+    def images(self, step: int, batches: Sequence[Batch], fixed: Sequence[np.ndarray]) -> None:
+        """Write `validation/STEP.png`: a row a view, with render, fixed image, truth and references."""
+        if not self.writes:
+            return
+        rows = []
+        for batch, image in list(zip(batches, fixed, strict=False))[:_ROWS]:
+            row = [picture(batch.images), image, picture(batch.targets)]
+            if batch.references is not None:
+                row += [picture(batch.references[:, i]) for i in range(batch.references.shape[1])]
+            rows.append(np.concatenate(row, axis=1))
+        width = max(row.shape[1] for row in rows)
+        grid = np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows], axis=0)
+        write_image(self.folder / "validation" / f"{step:07}.png", grid)
+        self._open_board().add_image("validation", grid, step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    def _open_board(self, purge_step: int | None = None) -> Any:
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge_step)
+        return self._board
+
+
+def picture(images: Tensor) -> np.ndarray:
+    """(1, 3, H, W) → (H, W, 3) float32."""
+    return images[0].permute(1, 2, 0).float().cpu().numpy()
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line).get("step", -1))
+    except json.JSONDecodeError:  # a line cut short by a kill
+        return 2**62

@@ -1,0 +1,162 @@
+"""How to train: the paper's recipe, and ours for small networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args, get_type_hints
+
+from difixcli.errors import InputError, unknown
+from difixcli.training.losses import Perceptual, best_perceptual
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Parts = Literal["all", "unet", "decoder", "skips"]
+
+_AT_LEAST_ONE = (
+    "iterations", "batch", "accumulate", "crop", "validate_every", "validation_pairs", "checkpoint_every", "log_every",
+    "signs_every",
+)  # fmt: skip
+_SHARES = ("photo_share", "drop_references", "ema")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train. `for_published` is the paper's recipe, `for_small` what trains a small network from scratch."""
+
+    iterations: int = 10_000
+    batch: int = 1
+    """Samples a round, in each process."""
+    accumulate: int = 1
+    """Rounds whose gradients are added up for a step."""
+    crop: int = 512
+    """Pixels of the random square crops."""
+    train: Parts = "all"
+    """Which parts train: of a network with adapters `all` are U-Net, adapters and skips."""
+    lora_rank: int = 0
+    """Rank of the adapters; 0 for what the base has."""
+    gradient_checkpointing: bool = False
+    """Compute activations again for the gradient instead of keeping them: a third slower, a fraction of the memory."""
+    dtype: Precision = "fp32"
+    """What forward passes compute in; weights and losses are float32."""
+    learning_rate: float = 2e-5
+    warm_up: int = 500
+    """Steps over which the learning rate rises from zero."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    ema: float = 0.999
+    """Decay of the running average of the weights, which is what is validated and kept; 0 keeps the weights."""
+    pixel: Literal["l1", "l2"] = "l2"
+    perceptual: Perceptual = "st-lpips-alex"
+    perceptual_weight: float = 1.0
+    gram_weight: float = 0.5
+    gram_start: int = 2000
+    window: int = 400
+    """Pixels of the window the perceptual and Gram terms see; 0 for everything."""
+    photo_share: float = 0.5
+    """Share of the samples made from photos, where photos are given beside pairs."""
+    drop_references: float = 0.1
+    """Share of the steps without references, so that one network serves with and without."""
+    strong_augmentation: bool = False
+    """Vertical flips, transposition, permuted channels and tones too, not only horizontal flips."""
+    reference_tone: float = 0.0
+    """Typical difference of the references' exposure from the photo's (natural logarithm), in half of the samples."""
+    validate_every: int = 500
+    validation_pairs: int = 12
+    patience: int = 0
+    """Stop after so many validations in a row without a better one; 0 never."""
+    checkpoint_every: int = 500
+    log_every: int = 50
+    signs_every: int = 200
+    """Steps between looks at the signs of collapse."""
+    workers: int = 0
+    """Processes (for streams threads) that prepare batches; on a GPU they keep it busy."""
+    cache_mib: int = 512
+    """Memory for decoded pairs, in all workers of a process together; small sets are decoded only once."""
+    seed: int = 0
+
+    @classmethod
+    def for_published(cls, device: str = "cpu") -> TrainingOptions:
+        """For networks of the published layout: adapters on the decoder, raw references (arXiv 2503.01774)."""
+        cuda = device.startswith("cuda")
+        return cls(perceptual=best_perceptual(), dtype="bf16" if cuda else "fp32", workers=4 if cuda else 0, ema=0.0)
+
+    @classmethod
+    def for_small(cls, device: str = "cpu") -> TrainingOptions:
+        """For our small networks with aligned references.
+
+        No Gram term: it costs more than the rest of a step together, and without a download its VGG-16 features are
+        those of the figure results are judged by.
+        """
+        return cls(
+            batch=4,
+            crop=128,
+            learning_rate=4e-4,
+            warm_up=200,
+            schedule="cosine",
+            pixel="l1",
+            perceptual_weight=0.2,
+            gram_weight=0.0,
+            window=64,
+            strong_augmentation=True,
+            reference_tone=0.15,
+            workers=4 if device.startswith("cuda") else 0,
+        )
+
+
+def with_options(defaults: TrainingOptions, options: Mapping[str, Any], device: str) -> TrainingOptions:
+    """The defaults with what was asked for; InputError for names and values that make no sense."""
+    given = {name: value for name, value in options.items() if value is not None}
+    kinds = get_type_hints(TrainingOptions)
+    for name, value in given.items():
+        if name not in kinds:
+            raise unknown("training option", name, kinds)
+        if (choices := get_args(kinds[name])) and value not in choices:
+            raise unknown(f"value of the training option {name}", str(value), choices)
+        if kinds[name] in (int, float) and not (isinstance(value, (int, float)) and math.isfinite(value)):
+            raise InputError(f"The training option {name} must be a finite number, not {value!r}.")
+    chosen = replace(defaults, **given)
+    for name in _AT_LEAST_ONE:
+        if getattr(chosen, name) < 1:
+            raise InputError(f"The training option {name} must be at least 1, not {getattr(chosen, name)}.")
+    for name in _SHARES:
+        if not 0 <= getattr(chosen, name) <= 1:
+            raise InputError(f"{name} is a share between 0 and 1, not {getattr(chosen, name)}.")
+    for field in fields(chosen):
+        if kinds[field.name] in (int, float) and getattr(chosen, field.name) < 0:
+            raise InputError(f"The training option {field.name} cannot be negative.")
+    if chosen.dtype == "fp16" and not device.startswith("cuda"):
+        raise InputError("Training in fp16 scales its losses, which needs a CUDA device; use --dtype bf16 or fp32.")
+    return chosen
+
+
+def parsed_options(settings: list[str]) -> dict[str, Any]:
+    """Options from texts `name=value`; InputError for names and values that make no sense."""
+    kinds = get_type_hints(TrainingOptions)
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise InputError(f"--set {setting} has no value; write --set {name}=VALUE.")
+        if name not in kinds:
+            raise unknown("training option", name, kinds)
+        kind = kinds[name]
+        try:
+            if kind is bool:
+                found[name] = {"true": True, "false": False}[text.lower()]
+            else:
+                found[name] = text if get_args(kind) else kind(text)
+        except (ValueError, KeyError):
+            raise InputError(f"--set {setting}: {name} wants a value of type {kind.__name__}.") from None
+    return found
+
+
+def learning_rate(step: int, options: TrainingOptions) -> float:
+    """The learning rate at a step: a linear rise, then constant, or half a cosine down to 2 % at the end."""
+    rise = min(1.0, (step + 1) / max(options.warm_up, 1))
+    if options.schedule == "constant":
+        return options.learning_rate * rise
+    way = min(max(step - options.warm_up, 0) / max(options.iterations - options.warm_up, 1), 1.0)
+    return options.learning_rate * rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * way)))

@@ -1,0 +1,78 @@
+"""Which parts of a fixer train, the rank of its adapters, and the memory its gradient takes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from difixcli.errors import InputError
+from difixcli.fixer import Fixer, FixerNetwork
+from difixcli.fixer.network import ADAPTER, LORA_ALPHA
+from difixcli.training.options import Parts
+
+
+def choose_parts(network: FixerNetwork, parts: Parts) -> list[str]:
+    """Let only these parts train; the names of the parameters that do.
+
+    `all`: what `FixerNetwork.trainable_parameters` names, which for networks with adapters are U-Net, adapters and
+    skips. Of these, `unet`: the U-Net; `decoder`: everything of the decoder (adapters and skips, for small networks
+    also the gates and the blending head); `skips`: the skip convolutions (and the gates). Skips that have no effect
+    never train. Raises InputError when nothing would.
+    """
+    chosen = []
+    for name, parameter in network.named_parameters():
+        unet = name.startswith("unet.")
+        skip = ".skip_conv_" in name or name.startswith("gates.")
+        decoder = skip or name.startswith(("vae.decoder.", "vae.post_quant_conv.", "head."))
+        wanted = {"all": True, "unet": unet, "decoder": decoder, "skips": skip}[parts]
+        dead = ".skip_conv_" in name and not network.config.skip_scale
+        parameter.requires_grad_(parameter.requires_grad and wanted and not dead)
+        if parameter.requires_grad:
+            chosen.append(name)
+    if not chosen:
+        raise InputError(f"Nothing of this network belongs to --train {parts}; train all, unet or decoder.")
+    return chosen
+
+
+def with_rank(fixer: Fixer, rank: int, seed: int) -> Fixer:
+    """The same fixer with adapters of another rank, which give the same pixels.
+
+    The scale of adapters is 8 / rank, so the old ones are rescaled; new directions start at nothing. Raises InputError
+    for a network without adapters, and when learned adapters would have to be cut.
+    """
+    network, old = fixer.network, fixer.config.lora_rank
+    if rank in (0, old):
+        return fixer
+    if not old:
+        raise InputError("--lora-rank is for networks with adapters (SD-Turbo's size); all of this one trains.")
+    state = network.state_dict()
+    tensors = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fresh = FixerNetwork(dataclasses.replace(network.config, lora_rank=rank))
+    rescale = (LORA_ALPHA / old) / (LORA_ALPHA / rank)
+    for name, value in fresh.state_dict().items():
+        if f".lora_B.{ADAPTER}." in name:
+            learned = state[name]
+            if rank < old and bool(learned.any()):
+                raise InputError(f"The base's adapters have learned with rank {old}; --lora-rank cannot be less.")
+            tensors[name] = torch.zeros_like(value)
+            tensors[name][:, : min(rank, old)] = rescale * learned[:, :rank]
+        elif f".lora_A.{ADAPTER}." in name:
+            tensors[name] = value.clone()
+            tensors[name][: min(rank, old)] = state[name][:rank]
+        else:
+            tensors[name] = state[name]
+    fresh.load_state_dict(tensors)
+    return Fixer(fresh)
+
+
+def recompute_activations(network: FixerNetwork) -> None:
+    """Gradient checkpointing in every block of the U-Net and the VAE: the same gradients in less memory."""
+    from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+
+    network.unet.enable_gradient_checkpointing()
+    blocks = (DownEncoderBlock2D, UpDecoderBlock2D, UNetMidBlock2D)
+    apply_activation_checkpointing(network.vae, check_fn=lambda module: isinstance(module, blocks))
