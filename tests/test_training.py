@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from difixcli.fixer import Fixer
 from difixcli.training import TrainingOptions, finetune
 from difixcli.training.batches import Plan, TrainingBatches
 from difixcli.training.losses import GRAM_WEIGHTS, FixerLoss, gram_distance
-from difixcli.training.options import learning_rate
+from difixcli.training.options import learning_rate, parsed_options
 from difixcli.training.pairs import PairStore, inspect_pairs, read_manifests
 from difixcli.training.parts import with_rank
 from difixcli.training.streaming import Lane
@@ -75,6 +76,10 @@ def pairs(tmp_path: Path) -> Path:
     return folder
 
 
+class Killed(Exception):
+    """What a kill is to a training in this process."""
+
+
 def losses(folder: Path) -> list[float]:
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [r["loss"] for r in records if r["event"] == "step"]
@@ -102,9 +107,6 @@ def test_resuming_is_exact(pairs: Path, tmp_path: Path) -> None:
     options = {**FAST, "iterations": 6, "checkpoint_every": 3, "validate_every": 3, "perceptual_weight": 0.0}
     finetune([pairs], "tiny", tmp_path / "whole", **options)
     killed = tmp_path / "killed"
-
-    class Killed(Exception):
-        pass
 
     def kill(step: int) -> None:
         if step == 5:  # the checkpoint is from step 3: two steps are lost
@@ -138,11 +140,12 @@ def test_a_pair_that_breaks_on_the_way_changes_nothing_else(pairs: Path, tmp_pat
             if step == 2:
                 broken.write_bytes(b"")
             if step == stop:
-                raise KeyboardInterrupt
+                raise Killed
 
         if stop is not None:
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(Killed):
                 finetune([folder], "tiny", tmp_path / name / "out", progress=watch, **options)
+            stop = None
         return finetune([folder], "tiny", tmp_path / name / "out", progress=watch, **options)
 
     whole, killed = train("whole", None), train("killed", 5)
@@ -456,9 +459,9 @@ def test_streamed_tars_resume_exactly_and_skip_what_is_damaged(tars: Path, tmp_p
 
     def kill(step: int) -> None:
         if step == 5:
-            raise KeyboardInterrupt
+            raise Killed
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         finetune([tars], "tiny", tmp_path / "killed", stream=True, progress=kill, **options)
     # another division into batches is the same training
     again = {**options, "batch": 1, "accumulate": 2}
@@ -539,8 +542,12 @@ def test_half_precision(pairs: Path, tmp_path: Path) -> None:
         finetune([pairs], "tiny", tmp_path / "out", dtype="fp8", **options)
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(pairs: Path, tmp_path: Path) -> None:
-    options = {**FAST, "perceptual_weight": 0.0, "iterations": 4, "checkpoint_every": 2, "validation_pairs": 1}
+@pytest.mark.parametrize("what", ["checkpoint", "weights"])
+def test_a_full_disk_keeps_the_last_checkpoint(pairs: Path, tmp_path: Path, what: str) -> None:
+    options = {**FAST, "perceptual_weight": 0.0, "iterations": 4, "checkpoint_every": 2}
+    if what == "checkpoint":  # without validation the weights are only written at the end
+        manifest = json.loads((pairs / "data.json").read_text())
+        (pairs / "data.json").write_text(json.dumps({"train": manifest["train"]}))
     kept: list[bytes] = []
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -550,8 +557,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(pairs: Path, tmp_path: Path) -> N
             resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
 
     try:
-        with pytest.raises(InputError, match=r"checkpoint of step 4 cannot be written .*step 2 is kept .*make room"):
-            finetune([pairs], "tiny", tmp_path / "out", progress=fill, **{**options, "validate_every": 1000, "ema": 0})
+        with pytest.raises(InputError, match=rf"{what} of step 4 cannot be written .*step 2 is kept .*make room"):
+            finetune([pairs], "tiny", tmp_path / "out", progress=fill, **options)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["last.pt"]
@@ -605,3 +612,49 @@ def test_two_processes_train_like_one_with_twice_the_batch(pairs: Path, tmp_path
     weights = [Fixer.from_pretrained(tmp_path / name).network.state_dict() for name in ("two", "one")]
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], rtol=0, atol=2e-5)
+
+
+def test_recipes_are_lines_that_difix_and_accelerate_understand() -> None:
+    import typer.main
+    from accelerate.commands.launch import launch_command_parser
+
+    from difixcli.cli import app
+
+    recipes = Path(__file__).parents[1] / "recipes" / "finetune"
+    command = typer.main.get_command(app).commands["finetune"]  # type: ignore[attr-defined]
+    about = {"PAIRS": "pairs-a pairs-b", "OUTPUT": "/out", "DRY_RUN": "1", "PATH": os.environ["PATH"]}
+
+    def printed(script: str, **more: str) -> list[str]:
+        line = ["sh", str(recipes / script)]
+        return shlex.split(subprocess.run(line, env=about | more, capture_output=True, text=True, check=True).stdout)
+
+    def parsed(arguments: list[str]) -> dict:
+        return command.make_context("finetune", list(arguments), resilient_parsing=False).params
+
+    single = printed("one_gpu.sh")
+    assert single[:2] == ["difix", "finetune"]
+    asked = parsed(single[2:])
+    assert asked["pairs"] == ["pairs-a", "pairs-b"] and asked["accumulate"] == 4 and asked["output"] == Path("/out")
+    shell = printed("slurm.sh", SLURM_NNODES="2", SLURM_GPUS_ON_NODE="4", STREAM="--stream")
+    assert shell[:3] == ["srun", "sh", "-c"]
+    line = shlex.split(shell[3].replace("$SLURM_NODEID", "1"))
+    launch = launch_command_parser().parse_args(line[2:])
+    assert (launch.num_processes, launch.num_machines, launch.machine_rank, launch.module) == (8, 2, 1, True)
+    assert launch.training_script == "difixcli" and launch.training_script_args[0] == "finetune"
+    asked = parsed(launch.training_script_args[1:])
+    assert asked["stream"] and asked["base"] == "stabilityai/sd-turbo" and asked["pairs"] == ["pairs-a", "pairs-b"]
+
+
+def test_settings_are_read_as_what_they_are() -> None:
+    found = parsed_options(["validate_every=20", "ema=0.5", "strong_augmentation=false", "pixel=l1"])
+    assert found == {"validate_every": 20, "ema": 0.5, "strong_augmentation": False, "pixel": "l1"}
+    for wrong, said in (("ema", "no value"), ("validate_every=often", "type int"), ("emma=1", "did you mean ema")):
+        with pytest.raises(InputError, match=said):
+            parsed_options([wrong])
+
+
+def test_the_papers_recipe_is_the_default_for_its_networks() -> None:
+    paper = TrainingOptions.for_published("cuda")
+    assert (paper.pixel, paper.gram_weight, paper.gram_start, paper.learning_rate) == ("l2", 0.5, 2000, 2e-5)
+    assert (paper.crop, paper.dtype, paper.clip, paper.ema, paper.batch) == (512, "bf16", 1.0, 0.0, 1)
+    assert TrainingOptions.for_published("cpu").dtype == "fp32"

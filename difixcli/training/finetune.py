@@ -241,7 +241,7 @@ class _Training:
                 progress(self.step)
         if self.best is None and self.main:
             with self._averaged():
-                self.fixer.save_pretrained(self.output)
+                self._write_weights()
         fixed = self.best["figures"] if self.best else None
         results = {
             "steps": self.step,
@@ -389,7 +389,7 @@ class _Training:
             if better:
                 self.best = {"step": self.step, "score": score, "figures": figures}
                 if self.main:
-                    self.fixer.save_pretrained(self.output)
+                    self._write_weights()
         over = {f"{name}_gain": value - self.baselines["identity"][name] for name, value in figures.items()}
         self.journal({"event": "validation", "step": self.step, **figures, **over, "gain": score, "best": better})
         self.journal.images(self.step, self.validation, [one[2] for one in every])
@@ -444,12 +444,24 @@ class _Training:
             with atomic(self.checkpoint) as temporary:
                 torch.save(state, temporary)
         except (OSError, RuntimeError) as error:  # torch hides the system's error in one of its own
-            reason = " ".join(str(error).split())[:120]
-            raise InputError(
-                f"The checkpoint of step {self.step} cannot be written ({reason}; {self._kept()}); "
-                "make room on the disk and run the same line again."
-            ) from error
+            raise self._unwritten("checkpoint", error) from error
         self.saved_step = self.step
+
+    def _write_weights(self) -> None:
+        """Write the fixer as it is now, whole or not at all."""
+        from safetensors import SafetensorError
+
+        try:
+            self.fixer.save_pretrained(self.output)
+        except SafetensorError as error:
+            raise self._unwritten("weights", error) from error
+
+    def _unwritten(self, what: str, error: Exception) -> InputError:
+        reason = " ".join(str(error).split())[:120]
+        return InputError(
+            f"The {what} of step {self.step} cannot be written ({reason}; {self._kept()}); "
+            "make room on the disk and run the same line again."
+        )
 
     def _checkpointed(self) -> dict[str, Any] | None:
         """The last checkpoint, if there is one."""
