@@ -652,6 +652,21 @@ def test_recipes_are_lines_that_difix_and_accelerate_understand() -> None:
     assert asked["stream"] and asked["base"] == "stabilityai/sd-turbo" and asked["pairs"] == ["pairs-a", "pairs-b"]
 
 
+def test_an_unknown_base(pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no base called tinny; did you mean tiny"):
+        finetune([pairs], "tinny", tmp_path / "out")
+
+
+def test_pairs_that_changed_do_not_resume(pairs: Path, tmp_path: Path) -> None:
+    options = {**FAST, "perceptual_weight": 0.0, "iterations": 1}
+    finetune([pairs], "tiny", tmp_path / "out", **options)
+    manifest = json.loads((pairs / "data.json").read_text())
+    manifest["train"]["pair0"]["target_image"] = "photo1.png"
+    (pairs / "data.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="other pairs, base or options"):
+        finetune([pairs], "tiny", tmp_path / "out", **options)
+
+
 def test_settings_are_read_as_what_they_are() -> None:
     found = parsed_options(["validate_every=20", "ema=0.5", "strong_augmentation=false", "pixel=l1"])
     assert found == {"validate_every": 20, "ema": 0.5, "strong_augmentation": False, "pixel": "l1"}

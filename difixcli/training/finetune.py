@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from difixcli.errors import InputError
+from difixcli.errors import InputError, near, unknown
 from difixcli.evaluation.metrics import best_unsharp, evaluate_images, image_metrics, summary
 from difixcli.fixer import SMALL_SIZES, Fixer, new_small_fixer
 from difixcli.fixer.diagnostics import CollapseSigns, collapse_signs
@@ -89,7 +89,7 @@ def finetune(
     """
     seed = options.get("seed") or 0
     with processes.join(device).main_process_first():  # what the first has downloaded the others find
-        fixer = new_small_fixer(str(base), seed) if str(base) in SMALL_SIZES else Fixer.from_pretrained(base)
+        fixer = _base(base, seed)
     small = fixer.config.references == "aligned"
     defaults = TrainingOptions.for_small(device) if small else TrainingOptions.for_published(device)
     chosen = with_options(defaults, options, device)
@@ -505,6 +505,15 @@ class _Training:
 def gain(figures: Mapping[str, float], identity: Mapping[str, float]) -> float:
     """How much better than the renders themselves, in dB; a fifth less st-LPIPS counts as one dB."""
     return (figures["psnr"] - identity["psnr"]) + (1 - figures["st_lpips"] / identity["st_lpips"]) / _LPIPS_PER_DB
+
+
+def _base(base: str | Path, seed: int) -> Fixer:
+    """A fixer with random weights, or with those the name stands for, on the CPU."""
+    if str(base) in SMALL_SIZES:
+        return new_small_fixer(str(base), seed)
+    if not Path(base).exists() and near(str(base), SMALL_SIZES):
+        raise unknown("base", str(base), SMALL_SIZES, "Or name a fixer to go on from.")
+    return Fixer.from_pretrained(base)
 
 
 def _baselines(validation: Sequence[Batch], device: str) -> dict[str, dict[str, float]]:
