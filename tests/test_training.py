@@ -463,8 +463,8 @@ def test_streamed_tars_resume_exactly_and_skip_what_is_damaged(tars: Path, tmp_p
 
     with pytest.raises(Killed):
         finetune([tars], "tiny", tmp_path / "killed", stream=True, progress=kill, **options)
-    # another division into batches is the same training
-    again = {**options, "batch": 1, "accumulate": 2}
+    # another division into batches, and threads that decode ahead, are the same training
+    again = {**options, "batch": 1, "accumulate": 2, "workers": 2}
     finetune([tars], "tiny", tmp_path / "killed", stream=True, **again)
     np.testing.assert_allclose(losses(tmp_path / "killed"), losses(tmp_path / "whole"), rtol=1e-4)
     assert losses(tmp_path / "killed")[:3] == losses(tmp_path / "whole")[:3]
@@ -483,10 +483,14 @@ def test_streams_that_cannot_be(tars: Path, pairs: Path, tmp_path: Path) -> None
         finetune([tars], "tiny", tmp_path / "out2", stream=True, **{**FAST, "perceptual_weight": 0.0})
 
 
-def test_accumulation_and_checkpointing_give_the_same_training(pairs: Path, tmp_path: Path) -> None:
+def test_accumulation_checkpointing_and_workers_give_the_same_training(pairs: Path, tmp_path: Path) -> None:
     options = {**FAST, "iterations": 3, "perceptual_weight": 0.1, "batch": 4}
     finetune([pairs], "tiny", tmp_path / "plain", **options)
-    others = {"rounds": {"batch": 2, "accumulate": 2}, "recomputed": {"gradient_checkpointing": True}}
+    others = {
+        "rounds": {"batch": 2, "accumulate": 2},
+        "recomputed": {"gradient_checkpointing": True},
+        "workers": {"workers": 2},
+    }
     for name, change in others.items():
         finetune([pairs], "tiny", tmp_path / name, **options | change)
         np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "plain"), rtol=1e-4)
