@@ -621,8 +621,7 @@ def test_two_processes_train_like_one_with_twice_the_batch(pairs: Path, tmp_path
     start = new_small_fixer("tiny").network.state_dict()
     moved = torch.cat([(one[name] - start[name]).flatten() for name in start]).abs().mean()
     apart = torch.cat([(one[name] - two[name]).flatten() for name in start]).abs().mean()
-    assert apart < 1e-2 * moved  # Adam makes whole steps of gradients that are only rounding
-    print("TWO", float(apart), float(moved), losses(tmp_path / "two"), losses(tmp_path / "one"))
+    assert apart < 1e-3 * moved
 
 
 def test_recipes_are_lines_that_difix_and_accelerate_understand() -> None:
