@@ -133,7 +133,9 @@ def _fine_correlation(fixed: Tensor) -> Tensor:
     gray = fixed.mean(1, keepdim=True)
     detail = gray - _smooth(gray, 2.0)
     power = detail.square().mean((1, 2, 3))
-    across = (detail[..., 1:] * detail[..., :-1]).mean((1, 2, 3)) + (detail[..., 1:, :] * detail[..., :-1, :]).mean((1, 2, 3))
+    across = (detail[..., 1:] * detail[..., :-1]).mean((1, 2, 3)) + (detail[..., 1:, :] * detail[..., :-1, :]).mean(
+        (1, 2, 3)
+    )
     rho = across / (2 * power).clamp(min=1e-12)
     return torch.stack([rho, power.sqrt()], 1)
 
@@ -149,7 +151,11 @@ def _shift(a: Tensor, b: Tensor) -> dict[str, Tensor]:
     dy, dx = at // (2 * w), at % (2 * w)
     dy = torch.where(dy > h, dy - 2 * h, dy).float()
     dx = torch.where(dx > w, dx - 2 * w, dx).float()
-    return {"shift": (dx.square() + dy.square()).sqrt() / max(h, w), "peak": cross.flatten(1).amax(1) / norm, "zero": cross[:, 0, 0] / norm}
+    return {
+        "shift": (dx.square() + dy.square()).sqrt() / max(h, w),
+        "peak": cross.flatten(1).amax(1) / norm,
+        "zero": cross[:, 0, 0] / norm,
+    }
 
 
 def _opponent(color: Tensor) -> Tensor:

@@ -69,10 +69,14 @@ class Fixer:
         network = load_network(name_or_path)
         if merge:
             network = merge_adapters(network)
-        network = network.to(device=device, dtype=dtype)
-        if torch.device(device).type == "cuda":  # tensor cores want channels last
-            network = network.to(memory_format=torch.channels_last)
-        return cls(network)
+        return cls(network).to(device, dtype)
+
+    def to(self, device: str | torch.device, dtype: torch.dtype) -> Fixer:
+        """Moves the network; returns the fixer."""
+        self.network.to(device=device, dtype=dtype)
+        if self.device.type == "cuda":  # tensor cores want channels last
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes config.json and model.safetensors (with the prompt's embedding) to a folder, made if missing."""
@@ -142,8 +146,9 @@ class Fixer:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             if images.shape[0] > 1:
-                samples = zip(*(_samples(x, images.shape[0]) for x in (images, references, opacity, visibility)))
-                return torch.cat([self(*sample, fill_seed) for sample in samples])  # type: ignore[arg-type]
+                return torch.cat(
+                    [self._one(i, images, references, opacity, visibility, fill_seed) for i in range(len(images))]
+                )
             self.tile = max(side // 2, SMALLEST_TILE)
             self.notice(f"The memory is too small for {side} pixels at a time; going on in tiles of {self.tile}.")
 
@@ -173,8 +178,21 @@ class Fixer:
 
         Where it differs from the first, the fixer has guessed.
         """
-        mirrored = [None if x is None else x.flip(-1) for x in (images, references, opacity, visibility)]
-        return self(*mirrored, fill_seed).flip(-1)  # type: ignore[arg-type]
+        beside, opacity, visibility = (None if x is None else x.flip(-1) for x in (references, opacity, visibility))
+        return self(images.flip(-1), beside, opacity, visibility, fill_seed).flip(-1)
+
+    def _one(
+        self,
+        i: int,
+        images: Tensor,
+        references: Tensor | None,
+        opacity: Tensor | None,
+        visibility: Tensor | None,
+        fill_seed: int | None,
+    ) -> Tensor:
+        """The i-th sample alone, (1, 3, H, W)."""
+        beside, opacity, visibility = (None if x is None else x[i : i + 1] for x in (references, opacity, visibility))
+        return self(images[i : i + 1], beside, opacity, visibility, fill_seed)
 
     def _tiled(
         self,
@@ -221,7 +239,8 @@ class Fixer:
 
     def _windows(self, images: Tensor) -> list[Window]:
         side = self.tile or TILE.get(self.device.type, TILE["cpu"])
-        return windows(*images.shape[-2:], side, self.config.multiple)
+        height, width = images.shape[-2:]
+        return windows(height, width, side, self.config.multiple)
 
     def _encoded(self, references: Tensor | None) -> EncodedReferences:
         """Raw references (B, V, 3, H, W), each distinct photo encoded once and kept for further calls."""
@@ -241,7 +260,7 @@ class Fixer:
         if held is not None and torch.equal(held[0], photo):
             self._held.move_to_end(key)
             return held[1]
-        encoded = self.network.encode_references(self._prepared(photo[None, None]))
+        encoded = self.network.encode_references(self._padded(photo[None, None]))
         self._held[key] = (photo.clone(), encoded)
         while len(self._held) > 1 and sum(_nbytes(p) + e.nbytes for p, e in self._held.values()) > _HELD_BYTES:
             self._held.popitem(last=False)
@@ -257,9 +276,10 @@ class Fixer:
         return noise.expand(images.shape[0], -1, -1, -1)
 
     def _prepared(self, values: Tensor | None) -> Tensor | None:
+        return None if values is None else self._padded(values)
+
+    def _padded(self, values: Tensor) -> Tensor:
         """On the network's device, padded below and to the right to what the network takes."""
-        if values is None:
-            return None
         values = values.to(device=self.device, dtype=self.dtype)
         height, width = values.shape[-2:]
         multiple = self.config.multiple
@@ -288,11 +308,6 @@ def _weights_state(network: FixerNetwork) -> tuple:
     parameters = list(network.parameters())
     sample = [float(p.flatten()[0]) for p in parameters[:: max(1, len(parameters) // 8)]]
     return (sum(p._version for p in parameters), network.prompt.dtype, network.prompt.device, *sample)
-
-
-def _samples(values: Tensor | None, count: int) -> list[Tensor | None]:
-    """A batch one by one, each still with its first dimension."""
-    return [None] * count if values is None else list(values.split(1))
 
 
 def _nbytes(values: Tensor) -> int:

@@ -36,9 +36,7 @@ def windows(height: int, width: int, side: int, multiple: int) -> list[Window]:
         return [Window(0, 0, height, width)]
     rows, columns = _starts(height, side, multiple), _starts(width, side, multiple)
     high, wide = _extent(height, rows, multiple), _extent(width, columns, multiple)
-    return [
-        Window(top, left, min(high, height - top), min(wide, width - left)) for top in rows for left in columns
-    ]
+    return [Window(top, left, min(high, height - top), min(wide, width - left)) for top in rows for left in columns]
 
 
 def fade(window: Window, height: int, width: int, like: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from difixcli.fixer import Fixer, FixerConfig, FixerNetwork, convolution
 from difixcli.fixer.weights import merge_adapters
 
 _ADAPTED = ("conv1", "conv2", "conv_in", "conv_shortcut", "conv", "conv_out", "to_k", "to_q", "to_v", "to_out.0")
+Timed = tuple[Tensor, float, float]  # what came out, wall and CPU seconds a frame
 
 
 def sd_turbo_config(width: float = 1.0, lora_rank: int = 4) -> FixerConfig:
@@ -101,11 +103,11 @@ def straightforward(network: FixerNetwork, image: Tensor, reference: Tensor) -> 
     return ((decoded + 1) / 2).clamp(0, 1)[:1].to(image)
 
 
-def timed(function: Callable[[], Tensor], device: str) -> tuple[Tensor, float, float]:
+def timed(function: Callable[[], Tensor]) -> Timed:
     """What the function returns, wall seconds and CPU seconds."""
     wall, cpu = time.monotonic(), time.process_time()
     result = function()
-    if device == "cuda":
+    if result.device.type == "cuda":
         torch.cuda.synchronize()
     return result, time.monotonic() - wall, time.process_time() - cpu
 
@@ -118,39 +120,41 @@ def pace(frames: int, device: str, width: float) -> None:
     network = random_network(sd_turbo_config(width)).to(device)
     if device == "cuda":
         network = network.to(torch.bfloat16)
-    with torchs_own_convolutions():
-        if device == "cuda":
-            straightforward(network, images[:1], reference)  # kernels are chosen at first use
-        base = [timed(lambda i=i: straightforward(network, images[i : i + 1], reference), device) for i in range(frames)]
+    base = baseline(network, images, reference)
     report("straightforward", base)
-    merged = merge_adapters(network)
+    fixer = Fixer(merge_adapters(network)).to(device, network.prompt.dtype)
     del network
-    fixer = Fixer(merged)
-    if device == "cuda":
-        merged.to(memory_format=torch.channels_last)
     for compiled in (False, True) if device == "cuda" else (False,):
         if compiled:
             fixer.compile()
-        for batch in (1, 8) if device == "cuda" else (1,):
-            if batch > frames:
-                continue
-            if device == "cuda":
-                fixer(images[:batch], reference[None].expand(batch, -1, -1, -1, -1))  # compiles, chooses kernels
-                torch.cuda.reset_peak_memory_stats()
-            fixer._held.clear()  # encoding the reference once belongs to the sequence
-            ours = [
-                timed(lambda i=i: fixer(images[i : i + batch], reference[None].expand(batch, -1, -1, -1, -1)), device)
-                for i in range(0, frames - batch + 1, batch)
-            ]
-            label = f"ours, batch {batch}" + (", compiled" if compiled else "")
-            report(label, [(out, wall / batch, cpu / batch) for out, wall, cpu in ours])
-            apart = max(float((o[0][j] - base[i * batch + j][0][0]).abs().max()) for i, o in enumerate(ours) for j in range(batch))
-            print(f"  largest difference {apart:.1e} of 1", flush=True)
+        for batch in (1, 8) if device == "cuda" and frames >= 8 else (1,):
+            ours = sequence(fixer, images, reference, batch)
+            report(f"ours, batch {batch}" + (", compiled" if compiled else ""), ours)
+            pixels, expected = (torch.cat([out for out, *_ in runs]) for runs in (ours, base))
+            print(f"  largest difference {float((pixels - expected[: len(pixels)]).abs().max()):.1e} of 1", flush=True)
             if device == "cuda":
                 print(f"  peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB", flush=True)
 
 
-def report(label: str, runs: list[tuple[Tensor, float, float]]) -> None:
+def baseline(network: FixerNetwork, images: Tensor, reference: Tensor) -> list[Timed]:
+    with torchs_own_convolutions():
+        if images.device.type == "cuda":
+            straightforward(network, images[:1], reference)  # kernels are chosen at first use
+        return [timed(partial(straightforward, network, image[None], reference)) for image in images]
+
+
+def sequence(fixer: Fixer, images: Tensor, reference: Tensor, batch: int) -> list[Timed]:
+    """Frames in batches beside one reference, whose encoding is part of the first."""
+    beside = reference[None].expand(batch, -1, -1, -1, -1)
+    if images.device.type == "cuda":
+        fixer(images[:batch], beside)  # compiles, chooses kernels
+        torch.cuda.reset_peak_memory_stats()
+    fixer._held.clear()
+    runs = [timed(partial(fixer, part, beside)) for part in images.split(batch) if len(part) == batch]
+    return [(out, wall / batch, cpu / batch) for out, wall, cpu in runs]
+
+
+def report(label: str, runs: list[Timed]) -> None:
     walls, cpus = [wall for _, wall, _ in runs], [cpu for *_, cpu in runs]
     print(
         f"{label}: {len(runs)} calls, wall seconds a frame {sum(walls) / len(walls):.3f} "
