@@ -20,6 +20,15 @@ DISAGREEMENT = 0.1
 TONE_SIGMA = 1 / 120
 # Signs are looked for at this long side: what a fix must not change is coarse.
 _WORKING_SIZE = 160
+# Limits that bundled fixes, and the true photos, of bad renders keep (recipes/bench/RESULTS.md has how well).
+_FALSE_COLOUR, _COLOURED_SHARE = 0.25, 0.08  # a change of hue, and the share of the image that may have it
+_STRONG_COLOUR = 0.55  # a change of hue that a hundredth of the image may not have
+_TINT, _TONE = 0.075, 0.22  # changes of the mean hue and of the mean colour
+_LEAST_CONTRAST, _LEAST_DETAIL = 0.5, 0.33  # of the render's
+_LEAST_LIKENESS = 0.38  # correlation of neighbouring pixels in fine detail
+_LEAST_CORRELATION = 0.3  # with the render
+_MOVED = 0.02  # of the long side
+_FLAT = 0.02  # standard deviation below which there is nothing to compare
 
 
 @torch.no_grad()
@@ -77,96 +86,88 @@ def bad_fix_score(images: Tensor, fixed: Tensor, opacity: Tensor | None = None) 
 
 @torch.no_grad()
 def bad_fix_signs(images: Tensor, fixed: Tensor, opacity: Tensor | None = None) -> dict[str, Tensor]:
-    """The signs of a broken fix, (B,) each, in units of the limit that good fixes of bad renders keep."""
-    raise NotImplementedError
+    """The signs of a broken fix, (B,) each, in units of the limit that good fixes of bad renders keep.
 
-
-def _features(images: Tensor, fixed: Tensor, opacity: Tensor | None = None) -> dict[str, Tensor]:
+    `broken`: not numbers. `colour`: patches of colour that the render does not have. `tint`, `tone`: the whole image
+    in another colour or brightness. `flat`, `blurred`: contrast or detail gone. `noise`: neighbouring pixels have
+    nothing to do with each other. `structure`: another picture. `moved`: the same picture elsewhere.
+    """
     _check_shapes(images, fixed, opacity, None)
     images, fixed = images.float(), fixed.to(images.device).float()
     broken = ~torch.isfinite(fixed).flatten(1).all(1)
     fixed = fixed.nan_to_num(0, 0, 0)
-    fine = _fine_correlation(fixed)
+    detail, likeness = _detail(fixed)
+    blurred = _LEAST_DETAIL * _detail(images)[0] / detail.clamp(min=1e-4)
+
     height, width = images.shape[-2:]
     scale = min(1.0, _WORKING_SIZE / max(height, width))
     size = (max(round(height * scale), 1), max(round(width * scale), 1))
-    weight = torch.ones_like(images[:, :1]) if opacity is None else opacity.to(images)
+    weight = images.new_ones((images.shape[0], 1, height, width)) if opacity is None else opacity.to(images)
     weight, images, fixed = (F.interpolate(x, size, mode="area") for x in (weight, images, fixed))
+    # where the render shows nothing it has no say, unless it shows nothing anywhere
     weight = (weight / SUBSTANCE).clamp(0, 1) + 1e-3
+    weight = weight / weight.mean((2, 3), keepdim=True)
     low, low_fixed = _smooth(images, 2.0), _smooth(fixed, 2.0)
     change = low_fixed - low
-    chroma = _chroma(change)
-    area = weight.sum((1, 2, 3))
-    gray, gray_fixed = low.mean(1, keepdim=True), low_fixed.mean(1, keepdim=True)
+    hue = _opponent(change)
+    chroma = hue.abs().amax(1)
 
     def mean(x: Tensor) -> Tensor:
-        return (x * weight).sum((2, 3)) / area[:, None]
+        return (x * weight).mean((2, 3))
 
-    def deviation(x: Tensor) -> Tensor:
-        return mean((x - mean(x)[..., None, None]).square())[:, 0].sqrt()
-
-    centred = gray - mean(gray)[..., None, None], gray_fixed - mean(gray_fixed)[..., None, None]
-    spread, spread_fixed = deviation(gray), deviation(gray_fixed)
-    correlation = mean(centred[0] * centred[1])[:, 0] / (spread * spread_fixed).clamp(min=1e-4)
+    gray, gray_fixed = low.mean(1, keepdim=True), low_fixed.mean(1, keepdim=True)
+    gray, gray_fixed = (x - mean(x)[..., None, None] for x in (gray, gray_fixed))
+    spread, spread_fixed = (mean(x.square())[:, 0].sqrt() for x in (gray, gray_fixed))
+    correlation = mean(gray * gray_fixed)[:, 0] / (spread * spread_fixed).clamp(min=1e-4)
+    flat_render = spread < _FLAT  # it has no structure to keep
+    coloured = mean((chroma[:, None] > _FALSE_COLOUR).float())[:, 0] / _COLOURED_SHARE
     return {
-        "broken": broken.float(),
-        "chroma_area": mean((chroma > 0.25).float())[:, 0],
-        "chroma_area15": mean((chroma > 0.15).float())[:, 0],
-        "chroma_99": _quantile(chroma, 0.99),
-        "chroma_mean": mean(_opponent(change)).abs().amax(1),
-        "tone_mean": mean(change).abs().amax(1),
-        "tone_area": mean((change.abs().amax(1, keepdim=True) > 0.35).float())[:, 0],
-        "spread": spread_fixed / spread.clamp(min=1e-3),
-        "spread_abs": spread_fixed,
-        "correlation": correlation,
-        "fine": fine,
-        **_shift(centred[0] * weight, centred[1] * weight),
+        "broken": torch.where(broken, torch.inf, 0.0),
+        "colour": torch.maximum(coloured, chroma.flatten(1).quantile(0.99, dim=1) / _STRONG_COLOUR),
+        "tint": mean(hue).abs().amax(1) / _TINT,
+        "tone": mean(change).abs().amax(1) / _TONE,
+        "flat": _LEAST_CONTRAST * spread / spread_fixed.clamp(min=1e-4),
+        "blurred": blurred,
+        "noise": (1 - likeness) / (1 - _LEAST_LIKENESS) * (detail > _FLAT),
+        "structure": (1 - correlation) / (1 - _LEAST_CORRELATION) * ~flat_render,
+        "moved": _moved(gray * weight, gray_fixed * weight) / _MOVED,
     }
 
 
-def _quantile(x, q):
-    return x.flatten(1).quantile(q, dim=1)
-
-
-def _fine_correlation(fixed: Tensor) -> Tensor:
-    """(B,): how alike neighbouring pixels are in what is finer than two pixels: about 0 for noise."""
-    gray = fixed.mean(1, keepdim=True)
+def _detail(images: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,), (B,): standard deviation of what is finer than two pixels, and how alike neighbours are in it, which is
+    about 0 for noise.
+    """
+    gray = images.mean(1, keepdim=True)
     detail = gray - _smooth(gray, 2.0)
     power = detail.square().mean((1, 2, 3))
-    across = (detail[..., 1:] * detail[..., :-1]).mean((1, 2, 3)) + (detail[..., 1:, :] * detail[..., :-1, :]).mean(
-        (1, 2, 3)
-    )
-    rho = across / (2 * power).clamp(min=1e-12)
-    return torch.stack([rho, power.sqrt()], 1)
+    across = (detail[..., 1:] * detail[..., :-1]).mean((1, 2, 3))
+    down = (detail[..., 1:, :] * detail[..., :-1, :]).mean((1, 2, 3))
+    return power.sqrt(), (across + down) / (2 * power).clamp(min=1e-12)
 
 
-def _shift(a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    a = a - _smooth(a, 8.0)
-    b = b - _smooth(b, 8.0)
-    h, w = a.shape[-2:]
-    a, b = (F.pad(x, (0, w, 0, h)) for x in (a, b))
-    cross = torch.fft.irfft2(torch.fft.rfft2(b) * torch.fft.rfft2(a).conj(), s=a.shape[-2:])[:, 0]
+def _moved(a: Tensor, b: Tensor) -> Tensor:
+    """(B,): how far two images (B, 1, H, W) must be moved against each other to agree, as a share of the long side;
+    0 where moving makes them agree little better.
+    """
+    a, b = (x - _smooth(x, 8.0) for x in (a, b))
+    height, width = a.shape[-2:]
     norm = (a.square().sum((1, 2, 3)) * b.square().sum((1, 2, 3))).sqrt().clamp(min=1e-6)
-    at = cross.flatten(1).argmax(1)
-    dy, dx = at // (2 * w), at % (2 * w)
-    dy = torch.where(dy > h, dy - 2 * h, dy).float()
-    dx = torch.where(dx > w, dx - 2 * w, dx).float()
-    return {
-        "shift": (dx.square() + dy.square()).sqrt() / max(h, w),
-        "peak": cross.flatten(1).amax(1) / norm,
-        "zero": cross[:, 0, 0] / norm,
-    }
+    size = (2 * height, 2 * width)  # with zeros around, nothing wraps
+    spectrum = torch.fft.rfft2(b, s=size) * torch.fft.rfft2(a, s=size).conj()
+    agreement = torch.fft.irfft2(spectrum, s=size)[:, 0] / norm[:, None, None]
+    best, at = agreement.flatten(1).max(1)
+    down, across = at // size[1], at % size[1]
+    down = torch.where(down > height, down - size[0], down)
+    across = torch.where(across > width, across - size[1], across)
+    distance = torch.hypot(down.float(), across.float()) / max(height, width)
+    return distance * ((best > 0.5) & (best > agreement[:, 0, 0] + 0.15))
 
 
 def _opponent(color: Tensor) -> Tensor:
     """(B, 3, H, W) RGB → (B, 2, H, W): red against green, and both against blue."""
     red, green, blue = color.unbind(1)
     return torch.stack([red - green, (red + green) / 2 - blue], dim=1)
-
-
-def _chroma(color: Tensor) -> Tensor:
-    """(B, 3, H, W) RGB → (B, 1, H, W): how colourful it is, whatever the hue."""
-    return _opponent(color).abs().amax(1, keepdim=True)
 
 
 def _closeness(difference: Tensor, scale: float) -> Tensor:
