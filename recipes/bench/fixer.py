@@ -112,7 +112,7 @@ def timed(function: Callable[[], Tensor]) -> Timed:
     return result, time.monotonic() - wall, time.process_time() - cpu
 
 
-def pace(frames: int, device: str, width: float) -> None:
+def pace(frames: int, expected_frames: int, device: str, width: float) -> None:
     """Print seconds a frame of both ways, and how far their pixels lie apart."""
     size = (576, 1024) if device == "cuda" else (288, 512)
     images = pictures(frames + 1, *size)
@@ -120,7 +120,7 @@ def pace(frames: int, device: str, width: float) -> None:
     network = random_network(sd_turbo_config(width)).to(device)
     if device == "cuda":
         network = network.to(torch.bfloat16)
-    base = baseline(network, images, reference)
+    base = baseline(network, images[:expected_frames], reference)
     report("straightforward", base)
     fixer = Fixer(merge_adapters(network)).to(device, network.prompt.dtype)
     del network
@@ -131,7 +131,8 @@ def pace(frames: int, device: str, width: float) -> None:
             ours = sequence(fixer, images, reference, batch)
             report(f"ours, batch {batch}" + (", compiled" if compiled else ""), ours)
             pixels, expected = (torch.cat([out for out, *_ in runs]) for runs in (ours, base))
-            print(f"  largest difference {float((pixels - expected[: len(pixels)]).abs().max()):.1e} of 1", flush=True)
+            both = min(len(pixels), len(expected))
+            print(f"  largest difference {float((pixels[:both] - expected[:both]).abs().max()):.1e} of 1", flush=True)
             if device == "cuda":
                 print(f"  peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB", flush=True)
 
@@ -192,6 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("what", choices=("pace", "memory", "one"))
     parser.add_argument("--frames", type=int, help="default 3 on a CPU, 24 on CUDA")
+    parser.add_argument("--straightforward", type=int, help="how many of them the straightforward way too; all")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--width", type=float, default=1.0, help="share of SD-Turbo's channels")
@@ -200,7 +202,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
     if arguments.what == "pace":
-        pace(arguments.frames or (24 if arguments.device == "cuda" else 3), arguments.device, arguments.width)
+        frames = arguments.frames or (24 if arguments.device == "cuda" else 3)
+        pace(frames, arguments.straightforward or frames, arguments.device, arguments.width)
     elif arguments.what == "memory":
         memory(arguments.device, arguments.width)
     else:
