@@ -23,6 +23,8 @@ from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, file_name, find_run, fingerprint, make_folder, read_json, write_json
 
 if TYPE_CHECKING:
+    import torch
+
     from difixcli.curation.curate import Curated
     from difixcli.fixer import Fixer
     from difixcli.scenes.scene import Scene, Split
@@ -41,6 +43,17 @@ class Device(str, Enum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+class Precision(str, Enum):
+    auto = "auto"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+class Resize(str, Enum):
+    release = "release"
 
 
 class Preset(str, Enum):
@@ -266,17 +279,114 @@ def _finish_pairs(curated: Curated, folder: Path, as_json: bool) -> None:
 @app.command()
 @console.handled
 def fix(
-    source: Annotated[Path, typer.Argument(help="An image or a folder of images.")],
+    source: Annotated[Path | None, typer.Argument(help="An image or a folder of images.")] = None,
     reference: Annotated[list[Path] | None, typer.Option(help="A clean photo of the scene; repeat for more.")] = None,
+    scene: Annotated[
+        str | None, typer.Option(help="Posed scene whose frames the images are named after: nearest photos by pose.")
+    ] = None,
+    references: Annotated[
+        int | None, typer.Option(help="With --scene: photos beside each image (default: the fixer's).", min=1)
+    ] = None,
     fixer: FixerOption = "bundled",
     size: SizeOption = None,
+    resize: Annotated[Resize | None, typer.Option(help="release: work at 1024×576, as Difix3D's release does.")] = None,
+    tile: Annotated[
+        int | None, typer.Option(help="Side of the tiles for large images (default 1024, 1536 on a GPU).", min=256)
+    ] = None,
+    fill_unseen: Annotated[
+        bool, typer.Option("--fill-unseen", help="Invent what is transparent, from noise (raw references only).")
+    ] = False,
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="Also write NAME.confidence.png; takes twice as long.")
+    ] = False,
+    export: Annotated[Path | None, typer.Option(help="Write the fixer as our folder; needs no images.")] = None,
+    merge_lora: Annotated[
+        bool, typer.Option("--merge-lora", help="With --export: work adapters into the weights.")
+    ] = False,
+    dtype: Annotated[Precision, typer.Option(help="auto: bf16 for raw references on a GPU, else fp32.")] = (
+        Precision.auto
+    ),
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the network first; pays on a GPU.")] = False,
+    seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
     output: OutputOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Clean images, with clean photos of the same scene beside them."""
-    _images("fix", source, reference, fixer, size, device, output, force, as_json)
+    from difixcli.enhancement import check_images
+    from difixcli.enhancement.fix import FixOptions, NearestPhotos, SamePhotos, fix_images, has_alpha, images_to_fix
+
+    if merge_lora and export is None:
+        raise InputError("--merge-lora belongs to --export DIR; for images adapters are always merged.")
+    if source is None:
+        if export is None:
+            raise InputError("Nothing to fix; name an image or a folder of images, or a folder to --export to.")
+        console.finish({"exported": _export(fixer, export, merge_lora, dtype, force)}, as_json)
+        return
+    if scene is not None and reference:
+        raise InputError("--scene and --reference both choose the photos; leave one of them out.")
+    if references is not None and scene is None:
+        raise InputError("--references says how many photos of a --scene to use; photos are named by --reference.")
+    folder = output or source.absolute().with_name(f"{source.absolute().stem}_fixed")
+    files = images_to_fix(source, folder)
+    photos = [photo for path in reference or [] for photo in _photos(path)]
+    on, _ = _device(device)
+    posed = None if scene is None else _scene(scene, None, "gpu")
+    network = _fixer(fixer, on, dtype, compiled)
+    network.tile, network.notice = tile, console.warn
+    for warning in check_images(source, folder, photos):
+        console.warn(warning)
+    if fill_unseen and network.config.references == "aligned":
+        raise InputError(f"The fixer {fixer} has no noise to invent from; leave out --fill-unseen or name another.")
+    if fill_unseen and not any(has_alpha(path) for path in files):
+        raise InputError(f"No image of {source} has an alpha channel to say what was not seen; drop --fill-unseen.")
+    if network.config.references == "raw" and network.config.views and not (photos or posed):
+        console.warn(f"The fixer {fixer} was trained with a reference photo; give --reference, or expect less of it.")
+    count = references or max(network.config.views, 1)
+    choice = SamePhotos(photos) if posed is None else NearestPhotos(posed, files, count)
+    options = FixOptions(size, resize is Resize.release, confidence, seed if fill_unseen else None)
+    arguments = {"source": source.absolute(), "references": photos, "fixer": fixer, **vars(options)}
+    arguments |= {"scene": scene and _spec(scene), "count": count if scene else None}
+    arguments |= {"tile": tile, "dtype": str(network.dtype), "compiled": compiled}
+    # by content: renders made anew often have the names and sizes of those before
+    inputs = {"source": fingerprint(files, content=True), "references": fingerprint(photos, content=True)}
+    inputs |= _fixer_input(fixer) | ({} if posed is None else _inputs(posed))
+    reads = [source, *photos, *_read_files(fixer, *([] if posed is None else [posed]))]
+    run = Run.open(folder, "fix", arguments, inputs, force, reads=reads)
+    _announce(run, references=[path.name for path in photos], scene=posed and f"{posed.name}, nearest {count} photos")
+    exported = None if export is None else _export(fixer, export, merge_lora, dtype, force, told=True)
+    results = fix_images(files, run.folder, network, choice, options, console.progress)
+    run.finish(results)
+    pace = results["seconds_per_frame"]
+    console.say(f"Images in {run.folder}: {results['frames']}" + (f", {pace:.2f} s each" if pace else ""))
+    if bad := results["bad"]:
+        console.warn(
+            f"{len(bad)} of {results['frames']} fixes look broken (false colours, collapsed, noise or moved): "
+            f"{', '.join(bad[:5])}{', …' if len(bad) > 5 else ''}. Look at them before you use them."
+        )
+    told = {"results": results, "output": str(run.folder)}
+    console.finish(told if exported is None else {**told, "exported": exported}, as_json)
+
+
+def _export(fixer: str, folder: Path, merge: bool, dtype: Precision, force: bool, told: bool = False) -> str:
+    """Write a fixer as our folder; `told` when its licence has been."""
+    from difixcli.fixer import Fixer, local_files
+
+    folder = folder.expanduser().absolute()
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; name a folder to export to.")
+    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if {path.parent.resolve() for path in local_files(fixer)} & {folder.resolve()}:
+        raise InputError(f"{folder} holds the fixer that is exported; choose another folder.")
+    if held and not (force and set(held) <= {"config.json", "model.safetensors"}):
+        raise InputError(f"{folder} is not empty; choose another folder, or replace an export with --force.")
+    loaded = Fixer.from_pretrained(fixer, merge=merge, dtype=_precision(dtype))
+    if not told:
+        console.say(f"Fixer {fixer}: licence {loaded.licence}")
+    loaded.save_pretrained(folder)
+    console.say(f"Use it with --fixer {folder}")
+    return str(folder)
 
 
 @app.command()
@@ -681,13 +791,26 @@ def _read_files(fixer: str, *scenes: Scene) -> list[Path]:
     return [*local_files(fixer), *(frame.image_path for scene in scenes for frame in scene.frames)]
 
 
-def _fixer(name: str, device: str) -> Fixer:
-    """Load a fixer and say under which licence it stands."""
+def _fixer(name: str, device: str, dtype: Precision = Precision.fp32, compiled: bool = False) -> Fixer:
+    """Load a fixer for use, not for training, and say under which licence it stands."""
     from difixcli.fixer import Fixer
 
-    fixer = Fixer.from_pretrained(name, device=device)
+    fixer = Fixer.from_pretrained(name, merge=True)
+    # a blend of pixels needs their eight bits, and more
+    half = dtype is Precision.auto and device == "cuda" and fixer.config.references == "raw"
+    fixer.to(device, _precision(Precision.bf16 if half else dtype))
+    if compiled:
+        fixer.compile()
     console.say(f"Fixer {name}: licence {fixer.licence}")
     return fixer
+
+
+def _precision(dtype: Precision) -> torch.dtype:
+    """auto is single precision here."""
+    import torch
+
+    names = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+    return names.get(dtype, torch.float32)
 
 
 def _announce(run: Run, **facts: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -22,6 +23,11 @@ import numpy as np
 from difixcli import __version__
 from difixcli.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
+
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 _READ_WHOLE = 64 * 2**20  # bytes
 _ENCODERS: dict[str, dict[str, Any]] = {
@@ -29,6 +35,7 @@ _ENCODERS: dict[str, dict[str, Any]] = {
     ".webp": {"format": "WEBP", "quality": 95},
     ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
 }
+_locks: dict[Path, int] = {}  # open lock files; closing one would give its lock back
 _PACKAGES = ("torch", "nerfstudio", "gsplat", "diffusers", "numba", "numpy")
 
 
@@ -64,7 +71,8 @@ class Run:
         Another run in the folder is replaced if it has written nothing yet, or with `force`; it is removed only once
         the new run stands. What no run of ours made is never removed, and neither are `reads`, the files and folders
         that the command is going to read, nor other shards' work. Raises InputError when the folder holds something
-        else, would be replaced although the command reads it or from it, or cannot be written.
+        else, would be replaced although the command reads it or from it, cannot be written, or is being worked on by
+        another process.
         """
         folder = folder.expanduser().absolute()
         if folder.is_file():
@@ -72,6 +80,7 @@ class Run:
         if shard is not None and force:
             raise InputError(f"--force with --shard would remove other shards' work; remove {folder} by hand.")
         if not force and (same := cls.held(folder, command, arguments, inputs, shard)):
+            _lock(folder, shard)
             return same
         fresh = {
             "command": command,
@@ -95,6 +104,7 @@ class Run:
             for path in reads:
                 if folder.resolve() in (path.resolve(), *path.resolve().parents):
                     raise InputError(f"{folder} cannot be replaced: {path} is read from it; choose another --output.")
+            _lock(folder, shard)
             return _replaced(folder, lambda: cls._begun(folder, fresh, shard))
         if shard is not None and (others := sorted(folder.glob(f"run-*-of-{shard[1]}.json"))):
             other = read_json(others[0])
@@ -124,6 +134,7 @@ class Run:
     @classmethod
     def _begun(cls, folder: Path, record: dict[str, Any], shard: tuple[int, int] | None) -> Run:
         run = cls(make_folder(folder), record, False, shard)
+        _lock(folder, shard)
         run.save()
         return run
 
@@ -152,11 +163,43 @@ def _counts(path: Path, shard: tuple[int, int] | None) -> bool:
 
     Another shard that begins at this moment has perhaps written its temporary files, or its record just now.
     """
-    return shard is None or not (path.name[0] == "." or re.fullmatch(rf"run-\d+-of-{shard[1]}\.json", path.name))
+    if shard is None:
+        return path.name != _lock_name(shard)
+    return not (path.name[0] == "." or re.fullmatch(rf"run-\d+-of-{shard[1]}\.json", path.name))
 
 
 def _record_name(shard: tuple[int, int] | None) -> str:
     return "run.json" if shard is None else f"run-{shard[0]}-of-{shard[1]}.json"
+
+
+def _lock_name(shard: tuple[int, int] | None) -> str:
+    return f".{_record_name(shard)}.lock"
+
+
+def _lock(folder: Path, shard: tuple[int, int] | None) -> None:
+    """Keep other processes out of the run until this one ends; InputError when one is at work in it.
+
+    The system takes the lock back when a process ends, however it ends. Without effect where the file system or the
+    system has no such locks.
+    """
+    if fcntl is None:
+        return
+    path = folder / _lock_name(shard)
+    held = _locks.get(path)
+    if held is not None and path.exists() and os.path.samestat(os.fstat(held), path.stat()):
+        return  # this very process
+    try:
+        _locks[path] = opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            os.close(_locks.pop(path))
+            raise InputError(
+                f"Another process is at work in {folder}; wait for it, or choose another --output."
+            ) from error
 
 
 def find_run(parent: Path, command: str, arguments: Mapping[str, Any], inputs: Mapping[str, str]) -> Path | None:
@@ -188,7 +231,8 @@ def _own_record(folder: Path, shard: tuple[int, int] | None = None) -> dict[str,
 
 
 def _has_outputs(folder: Path) -> bool:
-    return any(path.is_file() and path != folder / "run.json" for path in folder.rglob("*"))
+    own = (folder / "run.json", folder / _lock_name(None))
+    return any(path.is_file() and path not in own for path in folder.rglob("*"))
 
 
 def _replaced(folder: Path, begin: Callable[[], Run]) -> Run:
@@ -245,10 +289,12 @@ def make_folder(folder: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(
-            f"The output folder {folder} cannot be written ({error.strerror}); choose another --output."
-        ) from error
+        raise _unwritable(folder, error) from error
     return folder
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"The output folder {folder} cannot be written ({error.strerror}); choose another --output.")
 
 
 def read_json(path: Path) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,34 @@ def test_the_same_command_resumes_and_another_is_refused(tmp_path: Path) -> None
         Run.open(tmp_path / "run", "distill", {**ARGUMENTS, "seed": 1}, {"scene": "a"})
     with pytest.raises(InputError, match="already holds another run"):
         Run.open(tmp_path / "run", "distill", ARGUMENTS, {"scene": "changed images"})
+
+
+def test_two_processes_never_work_in_one_run(tmp_path: Path) -> None:
+    """The lock goes with the process, however it ends; shards of one run have a lock each."""
+    line = (
+        "import sys; from pathlib import Path; from difixcli.runs import Run\n"
+        "Run.open(Path(sys.argv[1]), 'distill', {'seed': 0}, {}, shard=eval(sys.argv[2]))\n"
+        "print('open', flush=True); sys.stdin.read()"
+    )
+
+    def start(shard: tuple[int, int] | None) -> subprocess.Popen:
+        arguments = [sys.executable, "-c", line, str(tmp_path / "run"), str(shard)]
+        process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stdout.readline() == "open\n"
+        return process
+
+    with start(None) as other:
+        for force in (False, True):
+            with pytest.raises(InputError, match="Another process is at work"):
+                Run.open(tmp_path / "run", "distill", {"seed": 0}, {}, force)
+        with pytest.raises(InputError, match="Another process is at work"):
+            Run.open(tmp_path / "run", "distill", {"seed": 1}, {}, force=True)
+        other.kill()
+    assert Run.open(tmp_path / "run", "distill", {"seed": 0}, {}).resumed
+    (tmp_path / "run").rename(tmp_path / "old")
+    with start((0, 2)) as first, start((1, 2)) as second:
+        first.kill()
+        second.kill()
 
 
 def test_force_replaces_runs_but_never_a_strangers_folder(tmp_path: Path) -> None:

@@ -2,40 +2,90 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difixcli.errors import unknown
-from difixcli.fixer.network import FixerConfig, FixerNetwork, small_config
-from difixcli.fixer.weights import load_network, save_network
+from difixcli.errors import out_of_memory, unknown
+from difixcli.fixer.network import EncodedReferences, FixerConfig, FixerNetwork, small_config
+from difixcli.fixer.tiling import Window, fade, windows
+from difixcli.fixer.weights import load_network, merge_adapters, save_network
 
 SMALL_SIZES = ("tiny", "small", "medium")
+# Images of more pixels than such a square are fixed in windows. 1536² is more than 1080p, which GPUs hold whole.
+TILE = {"cpu": 1024, "cuda": 1536}
+SMALLEST_TILE = 256
+# Bytes of encodings (and of the photos they are recognised by) that are kept for further frames.
+_HELD_BYTES = 2**30
+
+
+class ReferenceEncoding:
+    """Clean photos, encoded once for all frames beside which they stand; made by `Fixer.encode_references`.
+
+    `photos` (V, 3, H, W) in [0, 1]. Only `Fixer` looks inside.
+    """
+
+    def __init__(self, photos: Tensor) -> None:
+        self.photos = photos
 
 
 class Fixer:
-    """A network with its weights, on a device. `network` is the differentiable part, for training."""
+    """A network with its weights, on a device. `network` is the differentiable part, for training.
 
-    def __init__(self, network: FixerNetwork) -> None:
+    Images of more than `tile`² pixels are fixed in overlapping windows of that side at most, whose seams are blended;
+    by default, and again where the memory proves too small, it is chosen by the device. Raw references are cut to the
+    same window: neighbouring photos show about the same there, at the same scale.
+
+    `notice` is called with a sentence when something the caller may want to know happens.
+    """
+
+    def __init__(self, network: FixerNetwork, tile: int | None = None) -> None:
         self.network = network.eval()
+        self.tile = tile
+        self.notice: Callable[[str], None] = lambda message: None
+        self._held: OrderedDict[tuple, tuple[Tensor, EncodedReferences]] = OrderedDict()
+        self._held_of: tuple = ()
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        name_or_path: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        merge: bool = False,
     ) -> Fixer:
         """Loads weights by name or from a path.
 
         `bundled` is the small fixer that comes with the package. A path is a folder (ours, or the published diffusers
         layout) or a `.pkl` of the release's trainer. Anything else of the form OWNER/NAME comes from the Hugging Face
         hub or its cache. Raises InputError for what is none of these or holds damaged weights.
+
+        `merge` works adapters into the weights they adapt: the same pixels sooner, but not what to fine-tune.
         """
-        return cls(load_network(name_or_path).to(device=device, dtype=dtype))
+        network = load_network(name_or_path)
+        if merge:
+            network = merge_adapters(network)
+        return cls(network).to(device, dtype)
+
+    def to(self, device: str | torch.device, dtype: torch.dtype) -> Fixer:
+        """Moves the network; returns the fixer."""
+        self.network.to(device=device, dtype=dtype)
+        if self.device.type == "cuda":  # tensor cores want channels last
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes config.json and model.safetensors (with the prompt's embedding) to a folder, made if missing."""
         return save_network(self.network, Path(folder))
+
+    def compile(self) -> None:
+        """Has torch compile the network's parts when each is first used, anew for every size of image."""
+        for part in ("encode", "decode", "_unet_pass"):
+            setattr(self.network, part, torch.compile(getattr(self.network, part)))
 
     @property
     def config(self) -> FixerConfig:
@@ -58,30 +108,178 @@ class Fixer:
     def __call__(
         self,
         images: Tensor,
-        references: Tensor | None = None,
+        references: Tensor | ReferenceEncoding | None = None,
         opacity: Tensor | None = None,
         visibility: Tensor | None = None,
+        fill_seed: int | None = None,
     ) -> Tensor:
         """The clean views of degraded renders, of the same shape, device and dtype, in [0, 1].
 
+        Raw references are encoded once for all calls in which the same pixels come again, as long as they are among
+        those seen last.
+
         Args:
             images: (B, 3, H, W) in [0, 1], any size.
-            references: (B, V, 3, H, W) in [0, 1], raw or aligned as `config.references` says, or None.
+            references: (B, V, 3, H, W) in [0, 1], raw or aligned as `config.references` says, any number of them; or
+                raw ones encoded, which then stand beside every image; or None.
             opacity: (B, 1, H, W) the renders' accumulated opacity in [0, 1], or None for full.
             visibility: (B, V, 1, H, W) in [0, 1], where aligned references are believable, or None for everywhere.
+            fill_seed: seed of the noise that takes the place of what was not seen (opacity); None: as `config` says,
+                with seed 0. Networks with aligned references have no such noise.
 
         Raises ValueError when the shapes do not belong together.
         """
+        if isinstance(references, ReferenceEncoding):
+            references = references.photos.expand(images.shape[0], *references.photos.shape)
         _check_shapes(images, references, opacity, visibility)
-        size = images.shape[-2:]
-        inputs = [self._prepared(x) for x in (images, references, opacity, visibility)]
-        fixed = self.network(*inputs)
-        return fixed[..., : size[0], : size[1]].clamp(0, 1).to(images)
+        noise = self._noise(images, opacity, fill_seed)
+        while True:
+            side = self.tile or TILE.get(self.device.type, TILE["cpu"])
+            try:
+                return self._tiled(images, references, opacity, visibility, noise, side)
+            except (RuntimeError, MemoryError) as error:
+                side = min(side, max(images.shape[-2:]))
+                if not out_of_memory(error) or (side <= SMALLEST_TILE and images.shape[0] == 1):
+                    raise
+            # outside the handler: the traceback would hold the tensors that were too many
+            self._held.clear()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if images.shape[0] > 1:
+                return torch.cat(
+                    [self._one(i, images, references, opacity, visibility, fill_seed) for i in range(len(images))]
+                )
+            self.tile = max(side // 2, SMALLEST_TILE)
+            self.notice(f"The memory is too small for {side} pixels at a time; going on in tiles of {self.tile}.")
+
+    @torch.no_grad()
+    def encode_references(self, photos: Tensor) -> ReferenceEncoding:
+        """Encodes raw references (V, 3, H, W) in [0, 1] now, for images of the same size.
+
+        Raises ValueError for networks with aligned references, which need their pixels.
+        """
+        if self.config.references != "raw":
+            raise ValueError("references aligned with an image belong to that image; there is nothing to encode once")
+        if photos.ndim != 4 or photos.shape[1] != 3:
+            raise ValueError(f"photos must be (V, 3, H, W), not {tuple(photos.shape)}")
+        for window in self._windows(photos):
+            self._encoded(window.of(photos[None]))
+        return ReferenceEncoding(photos)
+
+    def second_opinion(
+        self,
+        images: Tensor,
+        references: Tensor | None = None,
+        opacity: Tensor | None = None,
+        visibility: Tensor | None = None,
+        fill_seed: int | None = None,
+    ) -> Tensor:
+        """Another fix of the same renders, made of everything mirrored and mirrored back; arguments as in a call.
+
+        Where it differs from the first, the fixer has guessed.
+        """
+        beside, opacity, visibility = (None if x is None else x.flip(-1) for x in (references, opacity, visibility))
+        return self(images.flip(-1), beside, opacity, visibility, fill_seed).flip(-1)
+
+    def _one(
+        self,
+        i: int,
+        images: Tensor,
+        references: Tensor | None,
+        opacity: Tensor | None,
+        visibility: Tensor | None,
+        fill_seed: int | None,
+    ) -> Tensor:
+        """The i-th sample alone, (1, 3, H, W)."""
+        beside, opacity, visibility = (None if x is None else x[i : i + 1] for x in (references, opacity, visibility))
+        return self(images[i : i + 1], beside, opacity, visibility, fill_seed)
+
+    def _tiled(
+        self,
+        images: Tensor,
+        references: Tensor | None,
+        opacity: Tensor | None,
+        visibility: Tensor | None,
+        noise: Tensor | None,
+        side: int,
+    ) -> Tensor:
+        height, width = images.shape[-2:]
+        parts = windows(height, width, side, self.config.multiple)
+        if len(parts) == 1:
+            return self._fixed(parts[0], images, references, opacity, visibility, noise).to(images)
+        total = torch.zeros_like(images, dtype=torch.float32)
+        weights = total.new_zeros((height, width))
+        for window in parts:
+            fixed = self._fixed(window, images, references, opacity, visibility, noise)
+            weight = fade(window, height, width, weights)
+            window.of(total).add_(fixed.to(total) * weight)  # type: ignore[union-attr]
+            window.of(weights).add_(weight)  # type: ignore[union-attr]
+        return total.div_(weights).to(images)
+
+    def _fixed(
+        self,
+        window: Window,
+        images: Tensor,
+        references: Tensor | None,
+        opacity: Tensor | None,
+        visibility: Tensor | None,
+        noise: Tensor | None,
+    ) -> Tensor:
+        """The clean pixels of one window."""
+        image, opacity, visibility = (self._prepared(window.of(x)) for x in (images, opacity, visibility))
+        beside: Tensor | EncodedReferences | None = None
+        if references is not None and references.shape[1]:
+            cut = window.of(references)
+            beside = self._encoded(cut) if self.config.references == "raw" else self._prepared(cut)
+        if noise is not None:
+            in_latents = Window(*(-(-x // self.config.multiple) for x in window))
+            noise = in_latents.of(noise).to(image)  # type: ignore[union-attr]
+        fixed = self.network(image, beside, opacity, visibility, noise)
+        return fixed[..., : window.height, : window.width].clamp(0, 1)
+
+    def _windows(self, images: Tensor) -> list[Window]:
+        side = self.tile or TILE.get(self.device.type, TILE["cpu"])
+        height, width = images.shape[-2:]
+        return windows(height, width, side, self.config.multiple)
+
+    def _encoded(self, references: Tensor | None) -> EncodedReferences:
+        """Raw references (B, V, 3, H, W), each distinct photo encoded once and kept for further calls."""
+        assert references is not None
+        if (state := _weights_state(self.network)) != self._held_of:
+            self._held.clear()
+            self._held_of = state
+        rows = [[self._encoded_photo(photo) for photo in sample] for sample in references]
+        return EncodedReferences.joined([EncodedReferences.joined(row, 1) for row in rows], 0)
+
+    def _encoded_photo(self, photo: Tensor) -> EncodedReferences:
+        """(3, H, W) → its encoding with B = V = 1."""
+        # a few pixels find it, all of them decide
+        sample = photo.flatten()[:: max(1, photo.numel() // 256)]
+        key = (photo.shape, photo.dtype, str(photo.device), tuple(sample.tolist()))
+        held = self._held.get(key)
+        if held is not None and torch.equal(held[0], photo):
+            self._held.move_to_end(key)
+            return held[1]
+        encoded = self.network.encode_references(self._padded(photo[None, None]))
+        self._held[key] = (photo.clone(), encoded)
+        while len(self._held) > 1 and sum(_nbytes(p) + e.nbytes for p, e in self._held.values()) > _HELD_BYTES:
+            self._held.popitem(last=False)
+        return encoded
+
+    def _noise(self, images: Tensor, opacity: Tensor | None, seed: int | None) -> Tensor | None:
+        """(B, c, h, w) standard normal for the whole image: its windows then agree, and so do its batches."""
+        if opacity is None or self.config.references != "raw" or (seed is None and not self.config.fill_unseen):
+            return None
+        size = [-(-x // self.config.multiple) for x in images.shape[-2:]]
+        generator = torch.Generator().manual_seed(seed or 0)
+        noise = torch.randn(1, self.config.vae["latent_channels"], *size, generator=generator)
+        return noise.expand(images.shape[0], -1, -1, -1)
 
     def _prepared(self, values: Tensor | None) -> Tensor | None:
+        return None if values is None else self._padded(values)
+
+    def _padded(self, values: Tensor) -> Tensor:
         """On the network's device, padded below and to the right to what the network takes."""
-        if values is None:
-            return None
         values = values.to(device=self.device, dtype=self.dtype)
         height, width = values.shape[-2:]
         multiple = self.config.multiple
@@ -97,12 +295,23 @@ class Fixer:
 
 
 def new_small_fixer(size: str = "small", seed: int = 0) -> Fixer:
-    """A small fixer for aligned references with random weights, to be trained from scratch (`SMALL_SIZES`)."""
+    """A small fixer for aligned references with random weights, `tiny` or `small`, to be trained from scratch."""
     if size not in SMALL_SIZES:
         raise unknown("small fixer", size, SMALL_SIZES)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Fixer(FixerNetwork(small_config(size)))
+
+
+def _weights_state(network: FixerNetwork) -> tuple:
+    """Changes when weights do: encodings made before are then worthless."""
+    parameters = list(network.parameters())
+    sample = [float(p.flatten()[0]) for p in parameters[:: max(1, len(parameters) // 8)]]
+    return (sum(p._version for p in parameters), network.prompt.dtype, network.prompt.device, *sample)
+
+
+def _nbytes(values: Tensor) -> int:
+    return values.numel() * values.element_size()
 
 
 def _check_shapes(images: Tensor, references: Tensor | None, opacity: Tensor | None, visibility: Tensor | None) -> None:

@@ -13,7 +13,7 @@ choose between the views at every skip, and the output is a blend of the views p
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,9 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difixcli.fixer.blending import BlendHead, ReferenceGate
+from difixcli.fixer.convolution import use_fast_convolutions
 from difixcli.torchvision_cure import cure
 
 ADAPTER = "vae_skip"
+KeysValues = tuple[Tensor, Tensor]
 LORA_ALPHA = 8  # peft's default, which the release kept: the adapters' scale is 8 / rank
 SKIP_INIT = 1e-5
 IMAGE_CHANNELS = 5  # what an aligned network's encoder sees of a view: RGB, visibility, and whether it is a reference
@@ -42,6 +44,12 @@ class FixerConfig:
     """How references are wanted: as the photos are, or reprojected into the render's view."""
     views: int = 1
     """How many references it was trained with; any other number works."""
+    reference_attention: Literal["mutual", "one-way"] = "mutual"
+    """Who attends to whom in self-attention: all views to all, or the references to themselves alone, so that their
+    keys and values too are the same for every render. Published weights are mutual."""
+    fill_unseen: bool = False
+    """Whether latents are mixed with noise where the render's opacity says that nothing was seen (raw references
+    only): z = O·z + (1−O)·ε with the opacity O max-pooled to the latents' size (ArtiFixer, 2026)."""
     timestep: int = 199
     """Index of the one denoising step."""
     beta_start: float = 0.00085
@@ -80,6 +88,10 @@ class MultiViewAttention:
 
     Hidden states come as (B·V, N, C) with `views` = V, given through `cross_attention_kwargs`. The weights are the
     plain network's, so V may be any number.
+
+    With `one_way`, the first view still sees all, but the others only themselves. What it would see of them may then
+    come from a pass over them alone: `record` collects keys and values layer by layer, `held` brings them, joined
+    over a sample's references as (B, V·N, C).
     """
 
     def __call__(
@@ -90,23 +102,67 @@ class MultiViewAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
         views: int = 1,
+        one_way: bool = False,
+        record: list[KeysValues] | None = None,
+        held: Iterator[KeysValues] | None = None,
     ) -> Tensor:
-        tokens = hidden_states.shape[1]
-        mixing = encoder_hidden_states is None and views > 1
-        if mixing:
-            hidden_states = hidden_states.reshape(-1, views * tokens, hidden_states.shape[-1])
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if encoder_hidden_states is not None:
+            keys, values = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+            return attn.to_out[0](_attend(attn.heads, attn.to_q(hidden_states), keys, values))
+        queries, keys, values = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        if record is not None:
+            record.append((keys, values))
+        if held is not None:
+            others = next(held)
+            keys, values = torch.cat([keys, others[0]], dim=1), torch.cat([values, others[1]], dim=1)
+        if views == 1:
+            return attn.to_out[0](_attend(attn.heads, queries, keys, values))
 
-        def heads(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        def joined(x: Tensor) -> Tensor:
+            return x.unflatten(0, (-1, views)).flatten(1, 2)
 
-        mixed = F.scaled_dot_product_attention(
-            heads(attn.to_q(hidden_states)), heads(attn.to_k(context)), heads(attn.to_v(context))
+        if not one_way:
+            mixed = _attend(attn.heads, joined(queries), joined(keys), joined(values))
+            return attn.to_out[0](mixed.unflatten(1, (views, -1)).flatten(0, 1))
+        per_view = [x.unflatten(0, (-1, views)) for x in (queries, keys, values)]
+        first = _attend(attn.heads, per_view[0][:, 0], joined(keys), joined(values))
+        rest = _attend(attn.heads, *(x[:, 1:].flatten(0, 1) for x in per_view))
+        mixed = torch.cat([first[:, None], rest.unflatten(0, (-1, views - 1))], dim=1)
+        return attn.to_out[0](mixed.flatten(0, 1))
+
+
+def _attend(heads: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """(B, N, C) queries over (B, M, C) keys and values, C split into heads → (B, N, C)."""
+    queries, keys, values = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys, values))
+    return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)
+
+
+@dataclass(frozen=True)
+class EncodedReferences:
+    """What a network with raw references needs of them; they are never decoded.
+
+    `latents` (B, V, c, h, w); `memory` the keys and values (B, V·N, C) of every self-attention, of networks whose
+    references attend only to themselves.
+    """
+
+    latents: Tensor
+    memory: tuple[KeysValues, ...] = ()
+
+    @staticmethod
+    def joined(parts: Sequence[EncodedReferences], dim: int) -> EncodedReferences:
+        """Several as one: samples (`dim` 0) or views of the same samples (`dim` 1)."""
+        if len(parts) == 1:
+            return parts[0]
+        memory = tuple(
+            (torch.cat([kv[0] for kv in layer], dim), torch.cat([kv[1] for kv in layer], dim))
+            for layer in zip(*(part.memory for part in parts), strict=True)
         )
-        mixed = attn.to_out[0](mixed.transpose(1, 2).flatten(2))
-        if mixing:
-            mixed = mixed.reshape(-1, tokens, mixed.shape[-1])
-        return mixed
+        return EncodedReferences(torch.cat([part.latents for part in parts], dim), memory)
+
+    @property
+    def nbytes(self) -> int:
+        held = [self.latents, *(x for layer in self.memory for x in layer)]
+        return sum(x.numel() * x.element_size() for x in held)
 
 
 class FixerNetwork(nn.Module):
@@ -148,6 +204,8 @@ class FixerNetwork(nn.Module):
                 target_modules=list(config.lora_targets),
             )
             vae.add_adapter(adapters, adapter_name=ADAPTER)
+        use_fast_convolutions(unet)
+        use_fast_convolutions(vae)
         self.unet: Any = unet
         self.vae: Any = vae
         for name, parameter in self.named_parameters():
@@ -160,30 +218,39 @@ class FixerNetwork(nn.Module):
     def forward(
         self,
         images: Tensor,
-        references: Tensor | None = None,
+        references: Tensor | EncodedReferences | None = None,
         opacity: Tensor | None = None,
         visibility: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
         """The clean views (B, 3, H, W), not yet clamped to [0, 1].
 
         Args:
             images: (B, 3, H, W) degraded renders in [0, 1].
-            references: (B, V, 3, H, W) in [0, 1] or None; V may be 0.
+            references: (B, V, 3, H, W) in [0, 1] or None; V may be 0. Raw ones may come encoded.
             opacity: (B, 1, H, W) the renders' accumulated opacity in [0, 1], None for full. Networks with raw
-                references do not look at it.
+                references look at it only to fill what was not seen.
             visibility: (B, V, 1, H, W) where aligned references are believable, None for everywhere. Networks with
                 raw references do not look at it.
+            noise: (B, c, h, w) like the latents, standard normal, to fill what was not seen (raw references only).
+                Without it, networks with `fill_unseen` draw fresh noise, others fill nothing.
         """
+        if self.config.references == "raw":
+            # 1. encode every view, the references' latents alone
+            latents, skips = self.encode(images * 2 - 1)
+            if references is not None and not isinstance(references, EncodedReferences):
+                references = self.encode_references(references) if references.shape[1] else None
+            # 2. noise where the render shows nothing
+            if opacity is not None and (noise is not None or self.config.fill_unseen):
+                seen = F.adaptive_max_pool2d(opacity, latents.shape[-2:])
+                latents = seen * latents + (1 - seen) * (torch.randn_like(latents) if noise is None else noise)
+            # 3. one denoising step over all views  4. decode the render's alone
+            return (self.decode(self._denoised_render(latents, references), skips) + 1) / 2
+        if isinstance(references, EncodedReferences):
+            raise ValueError("a network with aligned references needs their pixels, not their encoding")
         # 1. views: the render first, then its references
         views = images[:, None] if references is None else torch.cat([images[:, None], references], dim=1)
         batch, count = views.shape[:2]
-        if self.config.references == "raw":
-            # 2. encode every view  3. one denoising step over all of them  4. decode the render's alone
-            latents, skips = self.encode(views.flatten(0, 1) * 2 - 1)
-            latents = self.denoise(latents, count)
-            chosen = [skip.unflatten(0, (batch, count))[:, 0] for skip in skips]
-            decoded = self.decode(latents.unflatten(0, (batch, count))[:, 0], chosen)
-            return (decoded + 1) / 2
         # 2. encode every view with its visibility
         seen = self._visibilities(images, count, opacity, visibility)
         flag = torch.ones_like(seen)
@@ -217,16 +284,45 @@ class FixerNetwork(nn.Module):
         mode = self.vae.quant_conv(x).chunk(2, dim=1)[0]
         return mode * self.vae.config.scaling_factor, skips
 
+    def encode_references(self, references: Tensor) -> EncodedReferences:
+        """Raw references (B, V, 3, H, W) in [0, 1] as `forward` takes them, V at least 1.
+
+        What comes out of networks with one-way attention depends on no render, keys and values included, and
+        otherwise the latents do, so it serves every frame beside which the same photos stand.
+        """
+        latents = self.encode(references.flatten(0, 1) * 2 - 1)[0].unflatten(0, references.shape[:2])
+        if self.config.reference_attention == "mutual":
+            return EncodedReferences(latents)
+        record: list[KeysValues] = []
+        self._unet_pass(latents.flatten(0, 1), {"record": record})
+        batch = references.shape[0]
+        memory = [tuple(x.unflatten(0, (batch, -1)).flatten(1, 2) for x in layer) for layer in record]
+        return EncodedReferences(latents, tuple((keys, values) for keys, values in memory))
+
+    def _denoised_render(self, latents: Tensor, references: EncodedReferences | None) -> Tensor:
+        """ẑ₀ (B, c, h, w) of the renders' latents beside their references."""
+        if references is None:
+            return self.denoise(latents, 1)
+        if references.memory:
+            noise = self._unet_pass(latents, {"held": iter(references.memory)})
+            return self._without_noise(latents, noise)
+        stack = torch.cat([latents[:, None], references.latents], dim=1)
+        denoised = self.denoise(stack.flatten(0, 1), stack.shape[1])
+        return denoised.unflatten(0, stack.shape[:2])[:, 0]
+
     def predict_noise(self, latents: Tensor, views: int) -> Tensor:
         """ε̂ (B·views, c, h, w) of latents of the same shape, a sample's views one after the other."""
-        prompt = self.prompt[None].expand(latents.shape[0], -1, -1).to(latents.dtype)
-        return self.unet(
-            latents, self.config.timestep, prompt, cross_attention_kwargs={"views": views}, return_dict=False
-        )[0]
+        return self._unet_pass(latents, {"views": views, "one_way": self.config.reference_attention == "one-way"})
 
     def denoise(self, latents: Tensor, views: int) -> Tensor:
         """ẑ₀ of latents (B·views, c, h, w) by one step."""
-        noise = self.predict_noise(latents, views)
+        return self._without_noise(latents, self.predict_noise(latents, views))
+
+    def _unet_pass(self, latents: Tensor, attention: dict[str, Any]) -> Tensor:
+        prompt = self.prompt[None].expand(latents.shape[0], -1, -1).to(latents.dtype)
+        return self.unet(latents, self.config.timestep, prompt, cross_attention_kwargs=attention, return_dict=False)[0]
+
+    def _without_noise(self, latents: Tensor, noise: Tensor) -> Tensor:
         alpha = self._alpha()
         return (latents - (1 - alpha) ** 0.5 * noise) / alpha**0.5
 

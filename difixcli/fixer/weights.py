@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from difixcli.errors import InputError, near, unknown
-from difixcli.fixer.network import ADAPTER, FixerConfig, FixerNetwork
+from difixcli.fixer.network import ADAPTER, LORA_ALPHA, FixerConfig, FixerNetwork
 from difixcli.runs import read_json
 from difixcli.torchvision_cure import cure
 
@@ -75,7 +75,9 @@ def load_network(name_or_path: str | Path) -> FixerNetwork:
             )
         return _load_own(BUNDLED)
     if path.is_dir():
-        return _load_folder(path, views=1)
+        # a local copy of a hub's repository mostly has its name
+        known_views = {name.rpartition("/")[2]: views for name, views in HUB_NAMES.items()}
+        return _load_folder(path, known_views.get(path.resolve().name, 1))
     if path.suffix == ".pkl":
         return _load_trainer_file(path)
     if _looks_like_hub_name(str(name_or_path)):
@@ -118,6 +120,32 @@ def save_network(network: FixerNetwork, folder: Path) -> Path:
     except OSError as error:
         raise InputError(f"The fixer cannot be written to {folder} ({error}); choose another folder.") from error
     return folder
+
+
+@torch.no_grad()
+def merge_adapters(network: FixerNetwork) -> FixerNetwork:
+    """The same network with its adapters worked into the weights they adapt: W + (α/r)·B·A.
+
+    Tensors without adapters are shared with the network given. One without any adapters is returned as it is.
+    """
+    config = network.config
+    if not config.lora_rank:
+        return network
+    tensors: dict[str, Tensor] = dict(network.state_dict())
+    for target in config.lora_targets:
+        name = f"vae.{target}"
+        down = tensors.pop(f"{name}.lora_A.{ADAPTER}.weight")
+        up = tensors.pop(f"{name}.lora_B.{ADAPTER}.weight")
+        weight = tensors.pop(f"{name}.base_layer.weight")
+        # the second layer of a convolution's adapter is 1×1
+        change = (up.flatten(1).double() @ down.flatten(1).double()).reshape(weight.shape)
+        tensors[f"{name}.weight"] = (weight.double() + LORA_ALPHA / config.lora_rank * change).to(weight)
+        if f"{name}.base_layer.bias" in tensors:
+            tensors[f"{name}.bias"] = tensors.pop(f"{name}.base_layer.bias")
+    with torch.device("meta"):
+        merged = FixerNetwork(dataclasses.replace(config, lora_rank=0, lora_targets=[]))
+    merged.load_state_dict(tensors, assign=True)
+    return merged
 
 
 def _looks_like_hub_name(name: str) -> bool:

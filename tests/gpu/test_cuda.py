@@ -57,6 +57,44 @@ def test_a_fixer_in_half_precision() -> None:
     assert (fixed - expected).abs().mean() < 0.02
 
 
+def test_raw_references_in_half_precision_compiled_and_in_batches(shared: Path) -> None:
+    from difixcli.fixer import Fixer
+
+    generator = torch.Generator().manual_seed(0)
+    images, photos = (torch.rand(shape, generator=generator) for shape in [(3, 3, 64, 96), (3, 2, 3, 64, 96)])
+    weights = shared / "golden" / "difix_ref"
+    expected = Fixer.from_pretrained(weights)(images, photos)
+    fixer = Fixer.from_pretrained(weights, device="cuda", merge=True)
+    assert (fixer(images, photos) - expected).abs().max() < 5e-3  # convolutions in TF32
+    half = Fixer.from_pretrained(weights, device="cuda", dtype=torch.bfloat16, merge=True)
+    batch = half(images, photos)
+    assert (batch - expected).abs().mean() < 0.02
+    assert (half(images[:1], photos[:1]) - batch[:1]).abs().mean() < 0.01
+    half.compile()
+    assert (half(images, photos) - batch).abs().mean() < 0.01
+    assert (half(images[:1], half.encode_references(photos[0])) - batch[:1]).abs().mean() < 0.01
+
+
+def test_too_little_memory_on_cuda_falls_back_to_tiles() -> None:
+    fixer = new_small_fixer("small", seed=0).to("cuda", torch.float32)
+    said: list[str] = []
+    fixer.notice = said.append
+    image = torch.rand(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(0))
+    fixer.tile = 256
+    fixer(image)
+    torch.cuda.synchronize()
+    share = 2 * torch.cuda.max_memory_allocated() / torch.cuda.get_device_properties(0).total_memory
+    fixer.tile = None
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(share)
+    try:
+        fixed = fixer(image)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert said and "tiles of" in said[0]
+    assert torch.isfinite(fixed).all()
+
+
 @pytest.mark.parametrize("method", ["nerfacto", "splatfacto"])
 def test_distill_compares_on_cuda(method: str, shared_scenes: Path, tmp_path: Path) -> None:
     """Three datamanagers in one process: the photos', the pseudo-views' and the plain run's."""

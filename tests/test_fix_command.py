@@ -1,0 +1,152 @@
+"""`difix fix` as typed: references by scene, confidence, tiles, export, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from difixcli.cli import app
+from difixcli.enhancement.fix import NearestPhotos
+from difixcli.errors import InputError
+from difixcli.fixer import Fixer, new_small_fixer
+from difixcli.runs import read_image
+from difixcli.scenes import load_scene
+
+
+def difix(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def told(result: Result) -> dict:
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def refused(result: Result, *words: str) -> None:
+    assert result.exit_code == 2, (result.stderr, result.exception)
+    for word in words:
+        assert word in result.stderr, result.stderr
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return new_small_fixer("tiny", seed=0).save_pretrained(tmp_path_factory.mktemp("fixer") / "tiny")
+
+
+@pytest.fixture
+def images(tmp_path: Path, photos: list[Path]) -> Path:
+    """Two photos of 96×64 and one of 64×96."""
+    (tmp_path / "in").mkdir()
+    for i, size in enumerate(((96, 64), (96, 64), (64, 96))):
+        with Image.open(photos[i]) as opened:
+            opened.convert("RGB").resize(size).save(tmp_path / "in" / f"{i}.png")
+    return tmp_path / "in"
+
+
+def test_images_come_out_whole_and_a_second_run_keeps_them(images: Path, tiny: Path, photos: list[Path]) -> None:
+    line = ("fix", images, "--fixer", tiny, "--reference", photos[9], "--confidence", "--json")
+    said = told(difix(*line))
+    folder = Path(said["output"])
+    assert folder == images.with_name("in_fixed")
+    assert said["results"]["frames"] == 3 and said["results"]["kept"] == 0 and said["results"]["bad"] == []
+    for i in range(3):
+        fixed, confidence = Image.open(folder / f"{i}.png"), Image.open(folder / f"{i}.confidence.png")
+        assert fixed.size == confidence.size == Image.open(images / f"{i}.png").size
+        assert fixed.mode == "RGB" and confidence.mode == "L"
+    (folder / "1.confidence.png").unlink()
+    again = told(difix(*line))["results"]
+    assert again["kept"] == 2 and (folder / "1.confidence.png").is_file()
+
+
+def test_broken_fixes_are_counted_and_named(images: Path, tmp_path: Path) -> None:
+    fixer = new_small_fixer("tiny", seed=0)
+    for parameter in fixer.network.vae.decoder.conv_out.parameters():
+        parameter.data.normal_(std=20)
+    folder = fixer.save_pretrained(tmp_path / "broken")
+    result = difix("fix", images, "--fixer", folder, "--json")
+    assert told(result)["results"]["bad"] == ["0", "1", "2"]
+    assert "3 of 3 fixes look broken" in result.stderr
+
+
+def test_a_transparent_render_brings_its_opacity(images: Path, tiny: Path, tmp_path: Path) -> None:
+    refused(difix("fix", images, "--fixer", tiny, "--fill-unseen"), "no noise to invent from")
+    colour = np.asarray(Image.open(images / "0.png"))
+    alpha = np.full(colour.shape[:2], 255, np.uint8)
+    alpha[:, 48:] = 0
+    (tmp_path / "holes").mkdir()
+    Image.fromarray(np.dstack([colour, alpha])).save(tmp_path / "holes" / "0.png")
+    Image.fromarray(np.where(alpha[..., None], colour, 0).astype(np.uint8)).save(tmp_path / "black.png")
+    told(difix("fix", tmp_path / "holes", "--fixer", tiny, "--json", "--confidence"))
+    told(difix("fix", tmp_path / "black.png", "--fixer", tiny, "--json", "--confidence"))
+    with_opacity, without = (
+        read_image(tmp_path / folder / name)
+        for folder, name in (("holes_fixed", "0.png"), ("black_fixed", "black.png"))
+    )
+    assert np.abs(with_opacity - without).max() > 1 / 255
+    assert np.asarray(Image.open(tmp_path / "holes_fixed" / "0.confidence.png"))[:, 52:].max() == 0
+
+
+def test_the_releases_resize_and_tiles(images: Path, tiny: Path, tmp_path: Path) -> None:
+    told(difix("fix", images / "0.png", "--fixer", tiny, "--resize", "release", "--json", "-o", tmp_path / "a"))
+    assert Image.open(tmp_path / "a" / "0.png").size == (96, 64)
+    Image.open(images / "0.png").resize((600, 300)).save(tmp_path / "wide.png")
+    told(difix("fix", tmp_path / "wide.png", "--fixer", tiny, "--tile", "256", "--json", "-o", tmp_path / "b"))
+    assert Image.open(tmp_path / "b" / "wide.png").size == (600, 300)
+
+
+def test_references_by_scene(shared_scenes: Path, tiny: Path, tmp_path: Path) -> None:
+    scene = load_scene(shared_scenes / "fountain_p11", 96)
+    (tmp_path / "renders").mkdir()
+    for i in (0, 5):
+        Image.open(scene.frames[i].image_path).resize((96, 64)).save(tmp_path / f"renders/{scene.file_names[i]}.png")
+    files = sorted((tmp_path / "renders").iterdir())
+    choice = NearestPhotos(scene, files, 3)
+    for path in files:
+        own = next(f for f in scene.frames if Path(f.name).stem in path.stem)
+        names = choice.names(path)
+        assert len(names) == 3 and own.name not in names
+        distances = {f.name: np.linalg.norm(f.camera.position - own.camera.position) for f in scene.frames}
+        assert max(distances[name] for name in names) <= sorted(distances.values())[5]
+    line = ("fix", tmp_path / "renders", "--fixer", tiny, "--scene", shared_scenes / "fountain_p11", "--json")
+    assert told(difix(*line, "--references", "2"))["results"]["frames"] == 2
+    (tmp_path / "renders" / "unposed.png").write_bytes(files[0].read_bytes())
+    refused(difix(*line, "-o", tmp_path / "o"), "unposed.png", "no frame of the scene")
+    with pytest.raises(InputError, match="no frame"):
+        NearestPhotos(scene, [tmp_path / "renders" / "unposed.png"], 1)
+
+
+def test_export_needs_no_images_and_says_the_licence_once(shared: Path, images: Path, tmp_path: Path) -> None:
+    golden = shared / "golden" / "difix_ref"
+    result = difix("fix", "--fixer", golden, "--export", tmp_path / "kept", "--json")
+    assert told(result) == {"exported": str(tmp_path / "kept")}
+    assert result.stderr.count("non-commercial") == 1
+    assert Fixer.from_pretrained(tmp_path / "kept").config.lora_rank == 4
+    result = difix("fix", images, "--fixer", golden, "--export", tmp_path / "merged", "--merge-lora", "--json")
+    assert told(result)["exported"] and told(result)["results"]["frames"] == 3
+    assert result.stderr.count("non-commercial") == 1
+    assert "trained with a reference" in result.stderr
+    assert Fixer.from_pretrained(tmp_path / "merged").config.lora_rank == 0
+    refused(difix("fix", "--fixer", golden, "--export", tmp_path / "merged"), "not empty")
+    told(difix("fix", "--fixer", golden, "--export", tmp_path / "merged", "--force", "--dtype", "fp16", "--json"))
+    half, whole = (sum(f.stat().st_size for f in (tmp_path / x).iterdir()) for x in ("merged", "kept"))
+    assert half < 0.55 * whole
+    refused(difix("fix", "--fixer", tmp_path / "kept", "--export", tmp_path / "kept", "--force"), "choose another")
+
+
+def test_what_does_not_belong_together_is_refused(images: Path, tiny: Path, tmp_path: Path, photos: list[Path]) -> None:
+    refused(difix("fix"), "Nothing to fix")
+    refused(difix("fix", images, "--merge-lora"), "--export")
+    refused(difix("fix", images, "--references", "2"), "--scene")
+    refused(difix("fix", images, "--scene", "sample:room", "--reference", photos[0]), "leave one of them out")
+    refused(difix("fix", images, "--fixer", images), "not a fixer")
+    refused(difix("fix", tmp_path / "nothing.png"), "nothing.png")
+    (tmp_path / "film.mp4").write_bytes(b"")
+    refused(difix("fix", tmp_path / "film.mp4"), "difix enhance")
+    Image.new("RGB", (8, 40)).save(images / "speck.png")
+    refused(difix("fix", images, "--fixer", tiny), "speck.png", "8×40")
