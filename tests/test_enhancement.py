@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from difixcli.enhancement import check_images, enhance_images, fix_image, write_video
-from difixcli.enhancement.video import read_video
+from difixcli.enhancement import Film, check_images, enhance_images, fix_image
+from difixcli.enhancement.video import VideoWriter, read_video
 from difixcli.errors import InputError
 from difixcli.fixer.fixer import new_small_fixer
 from difixcli.runs import read_image, write_image
@@ -39,6 +39,13 @@ def frames(tmp_path, photos) -> Path:
     return tmp_path / "renders"
 
 
+def write_video(frames: Path, path: Path, fps: float) -> Path:
+    with VideoWriter(path, fps) as video:
+        for file in sorted(frames.iterdir()):
+            video.add(read_image(file))
+    return path
+
+
 def test_a_folder_with_references_and_a_small_fixer(frames, photos, tmp_path):
     fixer = new_small_fixer("tiny")
     result = enhance_images(frames, tmp_path / "out", fixer, references=photos[:2])
@@ -64,7 +71,7 @@ def test_frames_already_there_are_kept(frames, tmp_path):
 def test_a_sequence_becomes_a_video_in_its_order(frames, tmp_path):
     for i in (8, 9, 10):
         write_image(frames / f"frame_{i}.png", np.full((47, 65, 3), i / 20, np.float32))
-    result = enhance_images(frames, tmp_path / "out", Inverter(), video=True)
+    result = enhance_images(frames, tmp_path / "out", Inverter(), film=Film())
     video = read_video(Path(result["video"]))
     shown = list(video.frames)
     assert video.fps == 24 and [f.shape for f in shown] == [(48, 66, 3)] * 3  # even sides
@@ -74,12 +81,12 @@ def test_a_sequence_becomes_a_video_in_its_order(frames, tmp_path):
 
 def test_photos_that_are_no_sequence_make_no_video(frames, tmp_path):
     (frames / "frame_8.png").rename(frames / "door.png")
-    assert enhance_images(frames, tmp_path / "out", Inverter(), video=True)["video"] is None
+    assert enhance_images(frames, tmp_path / "out", Inverter(), film=Film())["video"] is None
 
 
 def test_a_video_in_and_out(frames, tmp_path):
-    source = write_video(sorted(frames.iterdir()), tmp_path / "in.mp4", 10)
-    result = enhance_images(source, tmp_path / "out", Inverter(), video=True)
+    source = write_video(frames, tmp_path / "in.mp4", 10)
+    result = enhance_images(source, tmp_path / "out", Inverter(), film=Film())
     assert result["frames"] == 3 and (tmp_path / "out/frame_00001.png").is_file()
     video = read_video(tmp_path / "out/video.mp4")
     assert video.fps == 10 and len(list(video.frames)) == 3
