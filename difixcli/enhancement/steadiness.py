@@ -16,8 +16,8 @@ import numpy as np
 
 from difixcli.errors import InputError
 
-_STRENGTH = 0.75  # share of the previous frame's change where everything agrees: about four frames count
-_MOTION_ERROR = 0.06  # colour difference (of the worst channel) at which the motion is no longer believed
+_STRENGTH = 0.4  # share of the previous frame's change where everything agrees; more of it lags behind the truth
+_MOTION_ERROR = 0.03  # colour difference (of the worst channel) at which the motion is no longer believed
 _CHANGE_ERROR = 0.2  # difference of the two changes (of the worst channel) that is no flicker but another content
 _SIGMA = 1.5  # pixels, over which both are looked at
 _SMALLEST = 16  # pixels; less than two of the flow's patches have nothing to match
