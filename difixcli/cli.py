@@ -560,11 +560,12 @@ def _enhance_run(
     scene = _scene(held["scene"], held["size"], held["preset"])
     split = make_split(scene, held["split"])
     path = None if trajectory is None else make_trajectory(scene, split.train, trajectory)
+    cameras = views(scene, split, path, film)[1]
     network = _fixer(fixer, on)
     # a run that has trained on since makes other frames
     checkpoint = latest_checkpoint(source)
     inputs = {**_inputs(scene), "checkpoint": fingerprint([checkpoint], content=True), **_fixer_input(fixer)}
-    inputs["views"] = path_fingerprint(views(scene, split, path)[1])
+    inputs["views"] = path_fingerprint(cameras)
     # not the run's folder itself: its part that is written to by default is not read
     reads = [checkpoint, source / "run.json", source / "scene", *_read_files(fixer, scene)]
     # videos are made anew of the same frames

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import conftest  # noqa: F401 (mends torchvision, also in processes that import this file alone)
 import numpy as np
 import pytest
 import torch
@@ -449,7 +450,7 @@ def _in_a_process(arguments: list[str]) -> None:
 def processes() -> Iterator[Callable[[list[str | Path]], multiprocessing.process.BaseProcess]]:
     """Starts the program in a process of its own, without waiting for its imports each time."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["conftest", "difixcli.enhancement", "difixcli.fixer.alignment"])
+    context.set_forkserver_preload(["test_enhancement"])
     started = []
 
     def start(arguments: list[str | Path]) -> multiprocessing.process.BaseProcess:
@@ -458,6 +459,9 @@ def processes() -> Iterator[Callable[[list[str | Path]], multiprocessing.process
         started.append(process)
         return process
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *(path for path in sys.path if path)]))
+        start(["--version"]).join()
     yield start
     for process in started:
         process.kill()

@@ -62,12 +62,8 @@ def enhance_run(
     for comparisons of views of several sizes.
     """
     film = film or Film()
-    names, cameras = views(scene, split, trajectory)
-    same_size = len({(camera.width, camera.height) for camera in cameras}) == 1
-    if trajectory is None and film.steady:
-        raise InputError("Test views do not follow each other, so nothing can steady them; give a --trajectory.")
-    if film.asked and not same_size:
-        raise InputError(f"The views of {source} have several sizes, which make no video; give a --trajectory.")
+    names, cameras = views(scene, split, trajectory, film)
+    same_size = _of_one_size(cameras)
     reconstruction = Reconstruction.load(source, scene, split.train, device)
     references = ReferenceViews(scene, split.train, reconstruction, fixer.config.views)
 
@@ -104,11 +100,28 @@ def enhance_run(
     }
 
 
-def views(scene: Scene, split: Split, trajectory: Trajectory | None) -> tuple[Sequence[str], Sequence[Camera]]:
-    """The names and cameras of the frames to make: the test views', or a trajectory's."""
-    if trajectory is None:
-        return [scene.file_names[i] for i in split.test], [scene.frames[i].camera for i in split.test]
-    return [f"frame_{number:05d}" for number in range(1, len(trajectory.cameras) + 1)], trajectory.cameras
+def views(
+    scene: Scene, split: Split, trajectory: Trajectory | None, film: Film
+) -> tuple[Sequence[str], Sequence[Camera]]:
+    """The names and cameras of the frames to make: the test views', or a trajectory's.
+
+    Raises InputError where the film cannot be made of them.
+    """
+    if trajectory is not None:
+        names = [f"frame_{number:05d}" for number in range(1, len(trajectory.cameras) + 1)]
+        return names, trajectory.cameras
+    cameras = [scene.frames[i].camera for i in split.test]
+    if film.steady:
+        raise InputError("Test views do not follow each other, so nothing can steady them; give a --trajectory.")
+    if film.asked and not _of_one_size(cameras):
+        raise InputError(
+            f"The test views of {scene.name} have several sizes, which make no video; give a --trajectory."
+        )
+    return [scene.file_names[i] for i in split.test], cameras
+
+
+def _of_one_size(cameras: Sequence[Camera]) -> bool:
+    return len({(camera.width, camera.height) for camera in cameras}) == 1
 
 
 def path_fingerprint(cameras: Sequence[Camera]) -> str:
