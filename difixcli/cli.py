@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from difixcli.curation.curate import Curated
+    from difixcli.enhancement import Film
     from difixcli.fixer import Fixer
     from difixcli.scenes.scene import Scene, Split
 
@@ -393,7 +394,31 @@ def _export(fixer: str, folder: Path, merge: bool, dtype: Precision, force: bool
 @console.handled
 def enhance(
     source: Annotated[Path, typer.Argument(help="A folder of frames, a video, or a run of difix distill.")],
-    reference: Annotated[list[Path] | None, typer.Option(help="A clean photo of the scene; repeat for more.")] = None,
+    trajectory: Annotated[
+        str | None,
+        typer.Option(
+            help="A run's camera path: spiral, orbit or interpolate (:N frames), shift:2m or shift:0.1, or PATH.json "
+            "of nerfstudio's viewer; its test views by default."
+        ),
+    ] = None,
+    steady: Annotated[
+        bool, typer.Option("--steady", help="Average the fixes of consecutive frames along their motion.")
+    ] = False,
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side", help="Also a video of before and after beside each other.")
+    ] = False,
+    split_screen: Annotated[
+        bool, typer.Option("--split-screen", help="Also a video of before and after with a moving divider.")
+    ] = False,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames a second of the videos; by default the source's.", min=0.1, max=1000)
+    ] = None,
+    reference: Annotated[
+        list[Path] | None, typer.Option(help="A clean photo of the scene or a folder of them; repeatable.")
+    ] = None,
+    references: Annotated[
+        int | None, typer.Option(help="Of many --reference photos, how many stand beside a frame (default 3).", min=1)
+    ] = None,
     fixer: FixerOption = "bundled",
     size: SizeOption = None,
     device: DeviceOption = Device.auto,
@@ -402,16 +427,23 @@ def enhance(
     as_json: JsonOption = False,
 ) -> None:
     """Clean final renders, and write them as frames and a video."""
+    from difixcli.enhancement import Film
+
+    film = Film(fps, side_by_side, split_screen, steady)
     if (source / "reconstruction.json").is_file():
-        if reference or size is not None:
-            option = "--reference" if reference else "--size"
-            raise InputError(
-                f"{source} is a run: its references are its own photos, and its size is the one it was trained at; "
-                f"leave out {option}."
-            )
-        _enhance_run(source, fixer, device, output, force, as_json)
-    else:
-        _images("enhance", source, reference, fixer, size, device, output, force, as_json)
+        for option, given in (("--reference", reference), ("--references", references), ("--size", size)):
+            if given is not None:
+                raise InputError(
+                    f"{source} is a run: its references are its own photos, and its size is the one it was trained at; "
+                    f"leave out {option}."
+                )
+        _enhance_run(source, trajectory, film, fixer, device, output, force, as_json)
+        return
+    if trajectory is not None:
+        raise InputError(f"{source} is no run of difix distill, so there is nothing to render; leave out --trajectory.")
+    if references is not None and not reference:
+        raise InputError("--references says how many of the photos count; name them with --reference.")
+    _images("enhance", source, reference, fixer, size, device, output, force, as_json, film, references or 3)
 
 
 @app.command()
@@ -648,6 +680,8 @@ def _images(
     output: Path | None,
     force: bool,
     as_json: bool,
+    film: Film | None = None,
+    count: int | None = None,
 ) -> None:
     """What `fix` and `enhance` do with images and videos of unknown pose."""
     from difixcli.enhancement import check_images, enhance_images
@@ -660,28 +694,38 @@ def _images(
     folder = output or source.absolute().with_name(
         f"{source.absolute().stem}_{'fixed' if command == 'fix' else 'enhanced'}"
     )
-    for warning in check_images(source, folder, references):
+    for warning in check_images(source, folder, references, size, film):
         console.warn(warning)
     arguments = {"source": source.absolute(), "references": references, "fixer": fixer, "size": size}
+    if film is not None:  # videos are made anew of the same frames
+        arguments |= {"steady": film.steady, "count": count}
     files = [source] if source.is_file() else [path for path in source.iterdir() if path.is_file()]
     # by content: renders made anew often have the names and sizes of those before
     inputs = {"source": fingerprint(files, content=True), "references": fingerprint(references, content=True)}
     inputs |= _fixer_input(fixer)
     run = Run.open(folder, command, arguments, inputs, force, reads=[source, *references, *_read_files(fixer)])
     _announce(run, references=[path.name for path in references])
-    results = enhance_images(
-        source, run.folder, network, references, size, video=command == "enhance", progress=console.progress
-    )
+    results = enhance_images(source, run.folder, network, references, size, film, count, console.progress)
     run.finish(results)
-    pace = results["seconds_per_frame"]
-    console.say(f"Images in {run.folder}: {results['frames']}" + (f", {pace:.2f} s each" if pace else ""))
-    console.finish({"results": results, "output": str(run.folder)}, as_json)
+    if results["frames"] < 0.9 * results["announced"] - 1:
+        console.warn(f"{source} says it has {results['announced']} frames, but only {results['frames']} can be read.")
+    _finish_frames(results, run.folder, as_json)
 
 
-def _enhance_run(source: Path, fixer: str, device: Device, output: Path | None, force: bool, as_json: bool) -> None:
-    """Render a distilled run along its test views and fix every frame with aligned references."""
-    from difixcli.enhancement.runs import enhance_run
+def _enhance_run(
+    source: Path,
+    trajectory: str | None,
+    film: Film,
+    fixer: str,
+    device: Device,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Render a distilled run along its test views or a camera path and fix every frame with its photos."""
+    from difixcli.enhancement.runs import enhance_run, path_fingerprint, views
     from difixcli.reconstruction import latest_checkpoint
+    from difixcli.scenes import make_split, make_trajectory
 
     if not (source / "run.json").is_file() and (source.absolute().parent / "run.json").is_file():
         raise InputError(f"{source} is a part of the run {source.absolute().parent}; name that run.")
@@ -690,22 +734,39 @@ def _enhance_run(source: Path, fixer: str, device: Device, output: Path | None, 
         raise InputError(f"{source / 'run.json'} is not of a run of difix distill; name one.")
     held = record["arguments"]
     on, _ = _device(device)
-    network = _fixer(fixer, on)
     scene = _scene(held["scene"], held["size"], held["preset"])
+    split = make_split(scene, held["split"])
+    path = None if trajectory is None else make_trajectory(scene, split.train, trajectory)
+    cameras = views(scene, split, path, film)[1]
+    network = _fixer(fixer, on)
     # a run that has trained on since makes other frames
     checkpoint = latest_checkpoint(source)
     inputs = {**_inputs(scene), "checkpoint": fingerprint([checkpoint], content=True), **_fixer_input(fixer)}
+    inputs["views"] = path_fingerprint(cameras)
     # not the run's folder itself: its part that is written to by default is not read
     reads = [checkpoint, source / "run.json", source / "scene", *_read_files(fixer, scene)]
-    arguments = {"source": source.absolute(), "fixer": fixer}
-    run = Run.open(output or source / "enhanced", "enhance", arguments, inputs, force, reads=reads)
-    _announce(run, scene=scene.name)
+    # videos are made anew of the same frames
+    arguments = {"source": source.absolute(), "fixer": fixer, "trajectory": trajectory, "steady": film.steady}
+    part = "-".join(["enhanced", *([path.name] if path else []), *(["steady"] if film.steady else [])])
+    run = Run.open(output or source / part, "enhance", arguments, inputs, force, reads=reads)
+    _announce(run, scene=scene.name, trajectory=f"{trajectory}, {len(path.cameras)} frames" if path else "test views")
     # where it was trained, unless that is not here or another place is asked for
     where = None if device is Device.auto and on == "cuda" else on
-    results = enhance_run(source, run.folder, network, scene, held["split"], console.progress, where)
+    results = enhance_run(source, run.folder, network, scene, split, console.progress, path, film, where)
     run.finish(results)
-    console.say(f"{results['frames']} frames and {results['video']}")
-    console.finish({"results": results, "output": str(run.folder)}, as_json)
+    _finish_frames(results, run.folder, as_json)
+
+
+def _finish_frames(results: dict[str, Any], folder: Path, as_json: bool) -> None:
+    """Print what `fix` or `enhance` wrote."""
+    pace = results["seconds_per_frame"]
+    console.say(f"Images in {folder}: {results['frames']}" + (f", {pace:.2f} s each" if pace else ""))
+    for name in ("video", "side_by_side", "split_screen"):
+        if results[name]:
+            console.say(f"{results[name]}: {results['fps']:g} frames a second")
+    if steadiness := results["steadiness"]:
+        console.say(f"Warped difference of frames: {steadiness['input']:.4f} before, {steadiness['output']:.4f} after")
+    console.finish({"results": results, "output": str(folder)}, as_json)
 
 
 def _photos(path: Path) -> list[Path]:

@@ -113,7 +113,12 @@ def warn(message: str) -> None:
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:.1f}/s")
+        return Text(_rate(task.speed or 0))
+
+
+def _rate(rate: float) -> str:
+    """So many a second; of what takes longer than a second, how long."""
+    return f"{1 / rate:.1f} s each" if 0 < rate < 1 else f"{rate:.1f}/s"
 
 
 class PlainProgress:
@@ -132,7 +137,7 @@ class PlainProgress:
             # the first steps compile and fill caches: they say nothing about the rest
             left = f", {(self.total - done) / max(rate, 1e-6):.0f} s left" if self.reports and done < self.total else ""
             self.reports += 1
-            say(f"{self.label}: {done}/{self.total}, {rate:.1f}/s{left}")
+            say(f"{self.label}: {done}/{self.total}, {_rate(rate)}{left}")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Images, folders of frames and videos through the fixer, frame by frame."""
+"""Images, folders of frames, videos and runs through the fixer, frame by frame."""
 
 from difixcli.enhancement.enhance import check_images, enhance_images, fix_image
-from difixcli.enhancement.video import write_video
+from difixcli.enhancement.sequence import Film
 
-__all__ = ["check_images", "enhance_images", "fix_image", "write_video"]
+__all__ = ["Film", "check_images", "enhance_images", "fix_image"]

@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import re
-import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from difixcli.enhancement.video import is_video, read_video, write_video
+from difixcli.enhancement.sequence import (
+    SIDE_BY_SIDE,
+    SPLIT_SCREEN,
+    VIDEO,
+    Film,
+    Progress,
+    Shot,
+    fix_frames,
+    make_film,
+    resized,
+    shrunk,
+    shrunk_size,
+)
+from difixcli.enhancement.similar import SimilarPhotos
+from difixcli.enhancement.video import is_video, read_video
 from difixcli.errors import InputError
 from difixcli.evaluation.pictures import image_files
-from difixcli.runs import IMAGE_SUFFIXES, make_folder, read_image, write_image
+from difixcli.runs import IMAGE_SUFFIXES, read_image
 from difixcli.scenes.loading import natural_order
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 _Frame = tuple[str, Callable[[], np.ndarray]]
-VIDEO_NAME = "video.mp4"
-_SMALLEST = 16  # pixels: optical flow and the networks' lowest level need something to look at
 _STRETCH = 1.03  # of a reference's shape that nobody minds
 _ORIENTATION = 0x0112  # EXIF's tag; from 5 on the image lies on its side
 _FPS = 24.0  # of a folder of frames, which does not say
+_PHOTOS_HELD = 8
+_LOOK = 128  # pixels that are enough of a photo to see what it shows
 
 
 def enhance_images(
@@ -36,7 +49,8 @@ def enhance_images(
     fixer: Fixer,
     references: Sequence[Path] = (),
     size: int | None = None,
-    video: bool = False,
+    film: Film | None = None,
+    count: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Fix an image, the images of a folder or the frames of a video into `output`/NAME.png, one frame at a time.
@@ -48,69 +62,62 @@ def enhance_images(
         source: image file, folder (its own images, not its subfolders') or video file.
         output: folder, made if missing.
         fixer: `Fixer`; one for aligned references gets them registered to each frame by optical flow.
-        references: clean photos, all given beside every frame in this order. A photo of another size than the frame
-            is brought to the frame's size (area-averaged where it shrinks), so it should have the frame's shape.
-            Photos and frames are turned upright as their EXIF orientation says.
+        references: clean photos. A photo of another size than the frame is brought to the frame's size (area-averaged
+            where it shrinks), so it should have the frame's shape. Photos and frames are turned upright as their EXIF
+            orientation says.
         size: long side to work at; larger frames are shrunk to it, smaller ones stay as they are.
-        video: also write `output`/video.mp4 when the source is a video, or a folder whose names count and whose
-            images have one size. A folder's video has 24 frames a second.
+        film: also make the videos it describes (see `make_film`) when the source is a video, or a folder of images of
+            one size whose names count, or whose film asks for anything in particular. A folder's has 24 frames a
+            second. None makes no video.
+        count: of more references than that, only so many stand beside a frame, those most similar to it, the most
+            similar first; otherwise, and for None, all do, in their order.
         progress: makes a progress bar from a label and a total.
 
-    Returns {"frames": how many, "kept": how many of them an earlier call had made, "video": its path or None,
-    "seconds_per_frame": of those made now, or None, "output": the folder}.
-    Raises InputError naming the file that is missing, broken or too small.
+    Returns {"frames": how many, "kept": how many of them an earlier call had made, "announced": how many the source
+    said it has, "seconds_per_frame": of those made now, or None, "output": the folder} and what `make_film` returns.
+    Raises InputError naming the file that is missing, broken or too small, and for a film of what is no sequence.
     """
     output = output.expanduser()
-    for path in references:
-        if path.is_dir():
-            raise InputError(f"The reference {path} is a folder; name its photos one by one.")
-    photos = _References(references)
-    frames, total, fps = _open(source, output)
-    make_folder(output)
-    written: list[Path] = []
-    sizes = set()
-    made, seconds = 0, 0.0
-    with progress("fix", total) if progress else nullcontext(lambda done: None) as update:
-        for name, read in frames:
-            path = output / f"{name}.png"
-            if not path.exists():
-                begun = time.monotonic()
-                image = _shrunk(read(), size)
-                if min(image.shape[:2]) < _SMALLEST:
-                    raise InputError(
-                        f"The image {name} of {source} is {image.shape[1]}×{image.shape[0]} pixels; the fixer needs "
-                        f"{_SMALLEST}×{_SMALLEST} at least."
-                    )
-                write_image(path, fix_image(fixer, image, photos.at(image.shape[:2])))
-                seconds += time.monotonic() - begun
-                made += 1
-            written.append(path)
-            sizes.add(_checked_size(path))
-            update(len(written))
-    if not written:
+    photos = _References(references, count)
+    opened = _open(source, output, size, film)
+
+    def shots() -> Iterator[Shot]:
+        def fix(image: np.ndarray) -> np.ndarray:
+            return fix_image(fixer, image, photos.beside(image))
+
+        for name, read in opened.frames():
+            yield Shot(name, partial(_shrunk_read, read, size), fix)
+
+    fixed = fix_frames(shots(), opened.length, output, film is not None and film.steady, progress)
+    if not fixed.frames:
         raise InputError(f"{source} holds no frame; check that it is the right file.")
-    film = None
-    if video and len(written) > 1 and len(sizes) == 1 and (is_video(source) or _counts([p.stem for p in written])):
-        film = output / VIDEO_NAME
-        if made or not film.exists():
-            write_video(written, film, fps)
+    made: dict[str, Any] = {VIDEO: None, SIDE_BY_SIDE: None, SPLIT_SCREEN: None, "fps": None, "steadiness": None}
+    if film is not None and opened.sequence and fixed.frames > 1 and len(fixed.sizes) == 1:
+        made = make_film(shots, fixed.frames, output, opened.fps, film, progress=progress)
     return {
-        "frames": len(written),
-        "kept": len(written) - made,
-        "video": str(film) if film else None,
-        "seconds_per_frame": round(seconds / made, 4) if made else None,
+        "frames": fixed.frames,
+        "kept": fixed.kept,
+        "announced": opened.length,
+        "seconds_per_frame": fixed.seconds_per_frame,
         "output": str(output),
+        **made,
     }
 
 
-def check_images(source: Path, output: Path, references: Sequence[Path] = ()) -> list[str]:
+def check_images(
+    source: Path,
+    output: Path,
+    references: Sequence[Path] = (),
+    size: int | None = None,
+    film: Film | None = None,
+) -> list[str]:
     """Look at what `enhance_images` is going to read, at the images' headers only.
 
     Returns warnings, a sentence each: a reference of another shape than the first frame will be stretched to it.
     Raises InputError for what `enhance_images` would refuse.
     """
-    _References(references)
-    _open(source, output)
+    _References(references, None)
+    _open(source, output, size, film)
     first = source if source.is_file() else image_files(source)[0]
     if is_video(first) or not references:
         return []
@@ -153,28 +160,72 @@ def fix_image(fixer: Fixer, image: np.ndarray, references: Sequence[np.ndarray] 
 
 
 class _References:
-    """The photos at the size of the frame at hand; only one size is kept."""
+    """The photos that stand beside a frame, at its size; a few of them are held."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._originals = list(paths)
-        self._size: tuple[int, int] | None = None
-        self._photos: list[np.ndarray] = []
+    def __init__(self, paths: Sequence[Path], count: int | None) -> None:
         for path in paths:
+            if path.is_dir():
+                raise InputError(f"The reference {path} is a folder; name its photos one by one.")
             _checked_size(path)
+        self._paths = list(paths)
+        self._count = len(paths) if count is None else min(count, len(paths))
+        self._held: OrderedDict[tuple[Path, tuple[int, int]], np.ndarray] = OrderedDict()
 
-    def at(self, size: tuple[int, int]) -> list[np.ndarray]:
-        """Each photo at (height, width)."""
-        if size != self._size:
-            self._photos = [_resized(read_image(path, upright=True), size) for path in self._originals]
-            self._size = size
-        return self._photos
+    def beside(self, image: np.ndarray) -> list[np.ndarray]:
+        """The photos for an image (H, W, 3), each (H, W, 3)."""
+        chosen: Sequence[int] = range(len(self._paths))
+        if self._count < len(self._paths):
+            chosen = self._similar.nearest(image, self._count)
+        size = (image.shape[0], image.shape[1])
+        return [self._photo(self._paths[i], size) for i in chosen]
+
+    @cached_property
+    def _similar(self) -> SimilarPhotos:
+        return SimilarPhotos(_glance(path) for path in self._paths)
+
+    def _photo(self, path: Path, size: tuple[int, int]) -> np.ndarray:
+        key = (path, size)
+        if key not in self._held:
+            self._held[key] = resized(read_image(path, upright=True), size)
+        self._held.move_to_end(key)
+        while len(self._held) > max(_PHOTOS_HELD, self._count):
+            self._held.popitem(last=False)
+        return self._held[key]
 
 
-def _open(source: Path, output: Path) -> tuple[Iterator[_Frame], int, float]:
-    """The frames as (name, function that reads it), about how many there are, and the frames a second."""
+def _glance(path: Path) -> np.ndarray:
+    """A photo, upright, at about the size that is enough to see what it shows."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (_LOOK, _LOOK))  # a JPEG is decoded no finer than that
+            small = ImageOps.exif_transpose(image).convert("RGB")
+            small.thumbnail((_LOOK, _LOOK))
+            return np.asarray(small, dtype=np.float32) / 255
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as an image ({error}); restore it or remove it.") from error
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A source: its frames as (name, function that reads it), which can be taken again, about how many there are, the
+    frames a second, and whether they follow each other.
+    """
+
+    frames: Callable[[], Iterator[_Frame]]
+    length: int
+    fps: float
+    sequence: bool
+
+
+def _open(source: Path, output: Path, size: int | None, film: Film | None) -> _Opened:
+    """Look at a source; InputError for what is none, or none that the film can be made of."""
+    asked = film is not None and film.asked
     if is_video(source):
         opened = read_video(source)
-        return _numbered(opened.frames), opened.length, opened.fps
+        opened.frames.close()
+        return _Opened(partial(_video_frames, source), opened.length, opened.fps, True)
     if source.is_file():
         if source.suffix.lower() not in IMAGE_SUFFIXES:
             raise InputError(f"{source} is neither an image nor a video that difix knows; convert it to PNG or MP4.")
@@ -186,17 +237,33 @@ def _open(source: Path, output: Path) -> tuple[Iterator[_Frame], int, float]:
     if output.resolve() == files[0].parent.resolve():
         raise InputError(f"{output} holds the images themselves; choose another --output.")
     by_stem: dict[str, Path] = {}
+    sizes: dict[tuple[int, int], Path] = {}
     for path in files:
-        _checked_size(path)
+        sizes.setdefault(shrunk_size(_checked_size(path), size), path)
         if path.stem in by_stem:
             raise InputError(f"{source} holds {by_stem[path.stem].name} and {path.name}; keep one image of that name.")
         by_stem[path.stem] = path
-    return ((stem, partial(read_image, path, upright=True)) for stem, path in by_stem.items()), len(by_stem), _FPS
+    if asked and len(files) == 1:
+        raise InputError(f"{files[0]} is one image, of which there is no film; leave out the options for videos.")
+    if asked and len(sizes) > 1:
+        (a, first), (b, other) = list(sizes.items())[:2]
+        raise InputError(
+            f"{first.name} is {a[0]}×{a[1]} and {other.name} {b[0]}×{b[1]} pixels; a film needs images of one size."
+        )
+
+    def frames() -> Iterator[_Frame]:
+        return ((stem, partial(read_image, path, upright=True)) for stem, path in by_stem.items())
+
+    return _Opened(frames, len(by_stem), _FPS, asked or _counts(list(by_stem)))
 
 
-def _numbered(frames: Iterator[np.ndarray]) -> Iterator[_Frame]:
-    for number, frame in enumerate(frames, start=1):
+def _video_frames(source: Path) -> Iterator[_Frame]:
+    for number, frame in enumerate(read_video(source).frames, start=1):
         yield f"frame_{number:05d}", partial(np.asarray, frame)
+
+
+def _shrunk_read(read: Callable[[], np.ndarray], size: int | None) -> np.ndarray:
+    return shrunk(read(), size)
 
 
 def _checked_size(path: Path) -> tuple[int, int]:
@@ -213,25 +280,6 @@ def _checked_size(path: Path) -> tuple[int, int]:
             return (height, width) if turned else (width, height)
     except (OSError, SyntaxError) as error:
         raise InputError(f"{path} cannot be read as an image; restore it or remove it.") from error
-
-
-def _shrunk(image: np.ndarray, size: int | None) -> np.ndarray:
-    """The image with a long side of at most `size` pixels."""
-    height, width = image.shape[:2]
-    if size is None or max(height, width) <= size:
-        return image
-    scale = size / max(height, width)
-    return _resized(image, (max(round(height * scale), 1), max(round(width * scale), 1)))
-
-
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The image at (height, width); area-averaged where it shrinks, bicubic where it grows."""
-    import cv2
-
-    if image.shape[:2] == size:
-        return image
-    how = cv2.INTER_AREA if size[0] * size[1] < image.shape[0] * image.shape[1] else cv2.INTER_CUBIC
-    return np.clip(cv2.resize(image, (size[1], size[0]), interpolation=how), 0, 1)
 
 
 def _counts(names: Sequence[str]) -> bool:

@@ -1,48 +1,134 @@
-"""A distilled run's renders, fixed once more with the photos that its poses know (Difix3D+)."""
+"""A distilled run's renders, along its test views or a camera path, fixed with the photos that its poses know.
+
+Once more on final renders: that is the second half of Difix3D+.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from difixcli.enhancement.enhance import VIDEO_NAME, Progress
-from difixcli.enhancement.video import write_video
+import numpy as np
+
+from difixcli.enhancement.sequence import (
+    SIDE_BY_SIDE,
+    SPLIT_SCREEN,
+    VIDEO,
+    Film,
+    Progress,
+    Shot,
+    fix_frames,
+    make_film,
+)
+from difixcli.errors import InputError
 from difixcli.reconstruction import Reconstruction
 from difixcli.reference_views import ReferenceViews, fix_render
-from difixcli.runs import write_image
-from difixcli.scenes import make_split
-from difixcli.scenes.scene import Scene
+from difixcli.runs import read_image, write_image
+from difixcli.scenes import Camera, Trajectory
+from difixcli.scenes.scene import Scene, Split
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
 
-_FPS = 8.0  # test views lie far apart
+RENDERS = "renders"
+"""The folder, in an enhanced run's, of the frames as they were before the fix."""
+_TEST_FPS = 8.0  # test views lie far apart
 
 
 def enhance_run(
-    source: Path, output: Path, fixer: Fixer, scene: Scene, split: str, progress: Progress, device: str | None = None
+    source: Path,
+    output: Path,
+    fixer: Fixer,
+    scene: Scene,
+    split: Split,
+    progress: Progress,
+    trajectory: Trajectory | None = None,
+    film: Film | None = None,
+    device: str | None = None,
 ) -> dict[str, Any]:
-    """Write `output`/NAME.png for every test view of the run in `source`, and `output`/video.mp4.
+    """Render the run in `source`, fix every frame and write `output`/NAME.png, renders/NAME.png and the videos.
 
     References are the nearest training photos by pose, aligned through the run's depth where the fixer wants that.
-    `device` is where to render, by default where the run was trained. Frames that are there are kept: `output` must
-    be new or belong to the run's present checkpoint. Raises InputError when `source` holds no trained reconstruction
-    or trains on other photos than the split says.
+    The frames are the test views under their photos' names, or frame_00001 onwards of a trajectory. `device` is where
+    to render, by default where the run was trained. Frames that are there are kept: `output` must be new or belong to
+    the run's present checkpoint, this trajectory and this choice of `film.steady`.
+
+    Returns {"frames", "kept", "seconds_per_frame", "output"} and what `make_film` returns; there is no video where the
+    views have several sizes, and no steadiness of test views, which do not follow each other. Raises InputError when
+    `source` holds no trained reconstruction or trains on other photos than the split says, for steady test views, and
+    for comparisons of views of several sizes.
     """
-    chosen = make_split(scene, split)
-    reconstruction = Reconstruction.load(source, scene, chosen.train, device)
-    references = ReferenceViews(scene, chosen.train, reconstruction, fixer.config.views)
-    written = []
-    with progress("render and fix", len(chosen.test)) as update:
-        for i in chosen.test:
-            frame = scene.frames[i]
-            path = output / f"{scene.file_names[i]}.png"
-            if not path.exists():
-                render = reconstruction.render(frame.camera)
-                beside = references.beside(frame.camera, render, align=fixer.config.references == "aligned")
-                write_image(path, fix_render(fixer, render, beside))
-            written.append(path)
-            update(len(written))
-    same_size = len({scene.frames[i].camera.width for i in chosen.test}) == 1
-    film = write_video(written, output / VIDEO_NAME, _FPS) if same_size else None
-    return {"frames": len(written), "video": str(film) if film else None, "output": str(output)}
+    film = film or Film()
+    names, cameras = views(scene, split, trajectory, film)
+    same_size = _of_one_size(cameras)
+    reconstruction = Reconstruction.load(source, scene, split.train, device)
+    references = ReferenceViews(scene, split.train, reconstruction, fixer.config.views)
+
+    # a frame is rendered once for its picture and its fix
+    rendered = lru_cache(1)(reconstruction.render)
+
+    def before(name: str, camera: Camera) -> np.ndarray:
+        path = output / RENDERS / f"{name}.png"
+        if not path.exists():
+            write_image(path, rendered(camera).color)
+        return read_image(path)
+
+    def fix(camera: Camera, _: np.ndarray) -> np.ndarray:
+        # not from the picture on disk: depth, opacity and what 8 bits lose belong to it
+        render = rendered(camera)
+        beside = references.beside(camera, render, align=fixer.config.references == "aligned")
+        return fix_render(fixer, render, beside)
+
+    def shots() -> Iterator[Shot]:
+        for name, camera in zip(names, cameras, strict=True):
+            yield Shot(name, partial(before, name, camera), partial(fix, camera))
+
+    fixed = fix_frames(shots(), len(cameras), output, film.steady, progress)
+    made: dict[str, Any] = {VIDEO: None, SIDE_BY_SIDE: None, SPLIT_SCREEN: None, "fps": None, "steadiness": None}
+    if same_size:
+        fps = trajectory.fps if trajectory else _TEST_FPS
+        made = make_film(shots, fixed.frames, output, fps, film, trajectory is not None, progress)
+    return {
+        "frames": fixed.frames,
+        "kept": fixed.kept,
+        "seconds_per_frame": fixed.seconds_per_frame,
+        "output": str(output),
+        **made,
+    }
+
+
+def views(
+    scene: Scene, split: Split, trajectory: Trajectory | None, film: Film
+) -> tuple[Sequence[str], Sequence[Camera]]:
+    """The names and cameras of the frames to make: the test views', or a trajectory's.
+
+    Raises InputError where the film cannot be made of them.
+    """
+    if trajectory is not None:
+        names = [f"frame_{number:05d}" for number in range(1, len(trajectory.cameras) + 1)]
+        return names, trajectory.cameras
+    cameras = [scene.frames[i].camera for i in split.test]
+    if film.steady:
+        raise InputError("Test views do not follow each other, so nothing can steady them; give a --trajectory.")
+    if film.asked and not _of_one_size(cameras):
+        raise InputError(
+            f"The test views of {scene.name} have several sizes, which make no video; give a --trajectory."
+        )
+    return [scene.file_names[i] for i in split.test], cameras
+
+
+def _of_one_size(cameras: Sequence[Camera]) -> bool:
+    return len({(camera.width, camera.height) for camera in cameras}) == 1
+
+
+def path_fingerprint(cameras: Sequence[Camera]) -> str:
+    """A short hash of a camera path's poses, lenses and sizes."""
+    digest = hashlib.sha256()
+    for camera in cameras:
+        lens = [camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height]
+        for values in (camera.camera_to_world, np.array(lens)):
+            digest.update(np.round(values, 6).astype("<f8").tobytes())
+    return digest.hexdigest()[:16]
