@@ -121,10 +121,10 @@ def check_images(
     first = source if source.is_file() else image_files(source)[0]
     if is_video(first) or not references:
         return []
-    width, height = _checked_size(first)
+    width, height = checked_size(first)
     stretched = []
     for path in references:
-        other = _checked_size(path)
+        other = checked_size(path)
         factor = (other[0] / other[1]) / (width / height)
         if max(factor, 1 / factor) > _STRETCH:
             stretched.append(f"{path.name} ({other[0]}×{other[1]})")
@@ -166,7 +166,7 @@ class _References:
         for path in paths:
             if path.is_dir():
                 raise InputError(f"The reference {path} is a folder; name its photos one by one.")
-            _checked_size(path)
+            checked_size(path)
         self._paths = list(paths)
         self._count = len(paths) if count is None else min(count, len(paths))
         self._held: OrderedDict[tuple[Path, tuple[int, int]], np.ndarray] = OrderedDict()
@@ -239,7 +239,7 @@ def _open(source: Path, output: Path, size: int | None, film: Film | None) -> _O
     by_stem: dict[str, Path] = {}
     sizes: dict[tuple[int, int], Path] = {}
     for path in files:
-        sizes.setdefault(shrunk_size(_checked_size(path), size), path)
+        sizes.setdefault(shrunk_size(checked_size(path), size), path)
         if path.stem in by_stem:
             raise InputError(f"{source} holds {by_stem[path.stem].name} and {path.name}; keep one image of that name.")
         by_stem[path.stem] = path
@@ -266,7 +266,7 @@ def _shrunk_read(read: Callable[[], np.ndarray], size: int | None) -> np.ndarray
     return shrunk(read(), size)
 
 
-def _checked_size(path: Path) -> tuple[int, int]:
+def checked_size(path: Path) -> tuple[int, int]:
     """(width, height), upright, from an image's header, so that a broken file is known before the work begins."""
     from PIL import Image
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from difixcli.enhancement.enhance import _checked_size, _resized, _shrunk
+from difixcli.enhancement.enhance import checked_size
+from difixcli.enhancement.sequence import resized, shrunk
 from difixcli.enhancement.video import is_video
 from difixcli.errors import InputError, near
 from difixcli.evaluation.pictures import image_files
@@ -57,7 +58,7 @@ class SamePhotos:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         for path in paths:
-            _checked_size(path)
+            checked_size(path)
         self._paths = list(paths)
         self._at = lru_cache(2)(self._read)
 
@@ -65,7 +66,7 @@ class SamePhotos:
         return self._at(size)
 
     def _read(self, size: tuple[int, int]) -> list[np.ndarray]:
-        return [_resized(read_image(path, upright=True), size) for path in self._paths]
+        return [resized(read_image(path, upright=True), size) for path in self._paths]
 
 
 class NearestPhotos:
@@ -91,7 +92,7 @@ class NearestPhotos:
             own = frames[path.stem]
             nearest = nearest_cameras(cameras[own], cameras, min(count + 1, len(cameras)))
             self._nearest[path] = [i for i in nearest if i != own][:count]
-        self._photo = lru_cache(_PHOTOS_HELD)(lambda i, size: _resized(load_photo(scene.frames[i]), size))
+        self._photo = lru_cache(_PHOTOS_HELD)(lambda i, size: resized(load_photo(scene.frames[i]), size))
 
     def names(self, path: Path) -> list[str]:
         """The frames beside an image, nearest first."""
@@ -120,7 +121,7 @@ def images_to_fix(source: Path, output: Path) -> list[Path]:
         raise InputError(f"{output} holds the images themselves; choose another --output.")
     stems: dict[str, Path] = {}
     for path in files:
-        width, height = _checked_size(path)
+        width, height = checked_size(path)
         if min(width, height) < _SMALLEST:
             raise InputError(f"{path} is {width}×{height} pixels; the fixer needs {_SMALLEST}×{_SMALLEST} at least.")
         if path.stem in stems:
@@ -184,7 +185,7 @@ def _targets(output: Path, path: Path, options: FixOptions) -> list[Path]:
 
 def _read(path: Path, options: FixOptions) -> tuple[np.ndarray, np.ndarray | None]:
     """(H, W, 3) before black as renders are, and (H, W) opacity if the image has any, at the size to work at."""
-    image = _shrunk(read_image(path, alpha=True, upright=True), options.size)
+    image = shrunk(read_image(path, alpha=True, upright=True), options.size)
     color, opacity = image[..., :3] * image[..., 3:], image[..., 3]
     return color, None if bool((opacity == 1).all()) else opacity
 
@@ -219,7 +220,7 @@ def _fix_batch(
     images = torch.stack([_planar(_lanczos(color, size)) for _, color, _ in batch])
     opacity = None
     if batch[0][2] is not None:
-        opacity = torch.stack([_planar(_resized(alpha, size)[..., None]) for *_, alpha in batch if alpha is not None])
+        opacity = torch.stack([_planar(resized(alpha, size)[..., None]) for *_, alpha in batch if alpha is not None])
     photos = [references.beside(path, whole) for path, *_ in batch]
     beside, visibility = None, None
     if photos[0]:
@@ -234,7 +235,7 @@ def _fix_batch(
     for i, (path, *_) in enumerate(batch):
         *sure, target = _targets(output, path, options)
         if confidence is not None:
-            write_image(sure[0], _resized(confidence[i, 0].numpy(), whole))
+            write_image(sure[0], resized(confidence[i, 0].numpy(), whole))
         write_image(target, _lanczos(fixed[i].permute(1, 2, 0).nan_to_num(0).numpy(), whole))
 
 
