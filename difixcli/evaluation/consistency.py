@@ -91,9 +91,10 @@ def frame_motion(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarr
     height, width = two.shape[:2]
     if min(height, width) < _SMALLEST:
         raise InputError(f"Frames of {width}×{height} pixels are too small for optical flow; use {_SMALLEST} at least.")
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     first, second = _gray(one), _gray(two)
-    there, back = flow.calc(second, first, None), flow.calc(first, second, None)
+    empty = np.zeros((height, width, 2), np.float32)
+    there, back = flow.calc(second, first, empty.copy()), flow.calc(first, second, empty.copy())
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     places = np.stack([x, y], axis=-1) + there
     returned = cv2.remap(back, places[..., 0], places[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -130,7 +131,7 @@ def tsed(frames: Iterable[np.ndarray], cameras: Sequence[Camera]) -> list[Epipol
     """
     import cv2
 
-    detector = cv2.SIFT_create()
+    detector = cv2.SIFT.create()
     found = (
         (detector.detectAndCompute(_gray(frame), None), camera) for frame, camera in zip(frames, cameras, strict=True)
     )

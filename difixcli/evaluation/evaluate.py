@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,9 @@ def evaluate_run(
     `work` is a folder where a protocol's visibility masks are left. Raises InputError when the run has no renders yet,
     or not all of them, or was made with another split than the protocol's.
     """
-    return _evaluate_scene([RunFolder.read(folder)], [""], replace(plan or Plan(), device=device), work, unsharp, progress)
+    return _evaluate_scene(
+        [RunFolder.read(folder)], [""], replace(plan or Plan(), device=device), work, unsharp, progress
+    )
 
 
 def evaluate_runs(
@@ -132,7 +135,7 @@ def suggested_metrics(folders: Sequence[Path]) -> tuple[tuple[str, ...], str]:
     Beside `default_metrics` that is the warped difference, and TSED where the poses are known.
     """
     runs = [RunFolder.read(folder) for folder in folders]
-    if any(max(len(part) for part in _paths(run)) < 2 for run in runs):
+    if any(max(len(part) for part in run.sequences()) < 2 for run in runs):
         return default_metrics(), ""
     try:
         for run in runs:
@@ -247,7 +250,7 @@ def _evaluate_scene(
             cameras[name] = scene.frames[i].camera.resized(*views.size(name))
             groups.setdefault(scene.frames[i].camera_id, []).append(name)
     rule = first.split_rule or "not recorded"
-    evaluated = _measure(views, plan, _paths(first), cameras, rule, progress)
+    evaluated = _measure(views, plan, first.sequences(), cameras, rule, progress)
     if plan.protocol.by_camera:
         evaluated["by_camera"] = {
             camera: {
@@ -258,9 +261,7 @@ def _evaluate_scene(
             if any(stem in rows for stem in members for rows in evaluated["per_image"].values())
         }
     evaluated["rounds"] = {
-        name or first.scene_name: rounds
-        for run, name in zip(runs, names, strict=True)
-        if (rounds := run.rounds())
+        name or first.scene_name: rounds for run, name in zip(runs, names, strict=True) if (rounds := run.rounds())
     }
     given = next((name for name in ("distilled", "plain") if name in variants), None)
     if unsharp and given is not None and "st_lpips" in evaluated["protocol"]:
@@ -364,7 +365,7 @@ def _pairs(
     """The consistency of each pair of consecutive views of a variant, or of the truth."""
     found = []
     for path in paths:
-        entries: list[dict[str, Any]] = [{"from": one, "to": two} for one, two in zip(path, path[1:], strict=False)]
+        entries: list[dict[str, Any]] = [{"from": one, "to": two} for one, two in pairwise(path)]
 
         def frames(path: Sequence[str] = path) -> Any:
             return (views.truth(stem) if name == TRUTH else views.image(name, stem) for stem in path)
@@ -407,10 +408,6 @@ def _one_size(paths: Sequence[Sequence[str]], views: _Views) -> list[list[str]]:
             parts[-1].append(stem)
             before = size
     return [part for part in parts if len(part) > 1]
-
-
-def _paths(run: RunFolder) -> list[list[str]]:
-    return run.sequences()
 
 
 def _conditions(views: _Views, plan: Plan, split: str, measured: int, masked: bool) -> dict[str, str]:
@@ -472,7 +469,7 @@ def _check_comparable(one: RunFolder, other: RunFolder) -> None:
             )
         masks = [run.masks / f"{stem}.png" for run in (one, other)]
         there = [mask.is_file() for mask in masks]
-        if there[0] != there[1] or (all(there) and not np.array_equal(*(read_image(mask) for mask in masks))):
+        if there[0] != there[1] or (all(there) and not np.array_equal(read_image(masks[0]), read_image(masks[1]))):
             raise InputError(f"{one.folder} and {other.folder} have different masks of {stem}; run them on one scene.")
 
 
@@ -486,7 +483,9 @@ def _over_scenes(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     for key in keys:
         said = {name: scene["conditions"][key] for name, scene in scenes.items()}
         alike = set(said.values())
-        conditions[key] = alike.pop() if len(alike) == 1 else "; ".join(f"{name}: {text}" for name, text in said.items())
+        conditions[key] = (
+            alike.pop() if len(alike) == 1 else "; ".join(f"{name}: {text}" for name, text in said.items())
+        )
     protocol: dict[str, str] = {}
     for scene in scenes.values():
         protocol |= scene["protocol"]
@@ -495,7 +494,9 @@ def _over_scenes(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "std": {row: spread for row, (_, spread) in over.items()},
         "partial": [row for row in rows if row not in whole],
         "images": sum(scene["images"] for scene in scenes.values()),
-        "protocol": {key: f"{protocol[key]}; mean over scenes of each scene's own" for key in METRICS if key in protocol},
+        "protocol": {
+            key: f"{protocol[key]}; mean over scenes of each scene's own" for key in METRICS if key in protocol
+        },
         "conditions": conditions,
     }
 

@@ -62,12 +62,12 @@ METRICS = {
         "",
         True,
         3,
-        "share of consecutive frames with at least 10 SIFT matches (ratio 0.75, mutual) whose median symmetric epipolar "
-        "distance is below 2 pixels at a long side of 256",
+        "share of consecutive frames with at least 10 SIFT matches (ratio 0.75, mutual) whose median symmetric "
+        "epipolar distance is below 2 pixels at a long side of 256",
         "set",
     ),
     "warped": Metric(
-        "warped difference",
+        "warped diff.",
         "",
         False,
         4,

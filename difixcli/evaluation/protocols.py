@@ -130,7 +130,10 @@ def parse_protocol(text: str) -> Protocol:
 
 
 def check_split(protocol: Protocol, scene: Scene, held: Split, where: str) -> None:
-    """InputError, naming the difference, when a run's split of its scene is not the protocol's; `where` names the run."""
+    """InputError, naming the difference, when a run's split of its scene is not the protocol's.
+
+    `where` is what to call the run.
+    """
     if protocol.rule is None:
         return
     wanted = make_split(scene, protocol.rule(scene, held))

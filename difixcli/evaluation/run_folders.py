@@ -105,7 +105,9 @@ class RunFolder:
         if self.scene_spec is None or self.split_rule is None:
             raise InputError(f"{self.folder} has no run.json that names its scene and split; its poses are not known.")
         if not self.scene_spec.startswith("sample:") and not Path(self.scene_spec).exists():
-            raise InputError(f"{self.folder} was made from {self.scene_spec}, which is not there; its poses are needed.")
+            raise InputError(
+                f"{self.folder} was made from {self.scene_spec}, which is not there; its poses are needed."
+            )
         scene = load_scene(self.scene_spec, max(max(image_size(path)) for path in image_files(self.truth)))
         split = make_split(scene, self.split_rule)
         rendered = {path.stem for path in image_files(self.truth)}
@@ -113,7 +115,7 @@ class RunFolder:
         if rendered != wanted:
             odd = sorted(rendered ^ wanted)
             raise InputError(
-                f"{self.truth} does not hold the test views of {scene.name} under {self.split_rule} (look at {odd[0]}); "
+                f"{self.truth} does not hold the test views of {scene.name} under {self.split_rule} (see {odd[0]}); "
                 "the scene or its split has changed since, so run it again."
             )
         return scene, split

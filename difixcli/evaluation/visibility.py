@@ -34,13 +34,13 @@ def visible_pixels(
     seen = np.zeros((height, width), bool)
     for other_depth, other in others:
         rows, columns = other_depth.shape
-        other = other.resized(columns, rows)
+        lens = other.resized(columns, rows)
         local = (points - other.position) @ other.camera_to_world[:3, :3]
         z = -local[..., 2]
         ahead = z > 1e-6
         safe = np.where(ahead, z, 1)
-        u = np.floor(other.fx * local[..., 0] / safe + other.cx)
-        v = np.floor(-other.fy * local[..., 1] / safe + other.cy)
+        u = np.floor(lens.fx * local[..., 0] / safe + lens.cx)
+        v = np.floor(-lens.fy * local[..., 1] / safe + lens.cy)
         inside = ahead & (u >= 0) & (u < columns) & (v >= 0) & (v < rows)
         there = other_depth[np.where(inside, v, 0).astype(int), np.where(inside, u, 0).astype(int)]
         seen |= inside & (np.abs(there - z) <= agreement * z)
