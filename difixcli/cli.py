@@ -415,8 +415,10 @@ def evaluate(
     way = OWN if protocol is None else parse_protocol(protocol)
     runs = [is_run(path) for path in prediction]
     if not all(runs) and (any(runs) or len(prediction) != 2):
-        other = f"{prediction[runs.index(False)]} is no run. " if any(runs) else ""
-        raise InputError(f"{other}difix eval takes runs, or a folder of images and a folder of the true ones.")
+        raise InputError(
+            f"{prediction[runs.index(False)]} is no run; difix eval takes runs, or a folder of images and then "
+            "the folder of the true ones."
+        )
     on, _ = _device(device)
     if all(runs) and keys is None:
         keys, left_out = suggested_metrics(prediction)

@@ -48,7 +48,7 @@ th:first-child, td:first-child { text-align: left }
 td small { color: var(--soft); font-weight: 400; font-size: 12px }
 td.best { font-weight: 700; color: var(--best) }
 tr.aside td { color: var(--soft) }
-.views { display: grid; gap: 8px; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)) }
+.views { display: grid; gap: 8px; grid-template-columns: repeat(var(--columns), minmax(130px, 1fr)); overflow-x: auto }
 figure { margin: 0 }
 figure img { display: block; width: 100%; height: auto; border-radius: 3px }
 figcaption { font-size: 13px; color: var(--soft); font-variant-numeric: tabular-nums }
