@@ -45,7 +45,8 @@ def line_chart(
 ) -> str:
     """One chart as an HTML figure: a line for each name through its points (x, y), with a legend.
 
-    Points that are not finite are left out. `names` are what to call places on the x axis where numbers say less.
+    Points that are not finite are left out. `names` are what stands on the x axis
+    instead of numbers.
     """
     whole = {
         name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)] for name, points in lines.items()
@@ -69,7 +70,7 @@ def line_chart(
         _, y = at(left, tick)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.{digits}f}</text>')
-    for x in sorted({left, right, *(x for x in xs if len(set(xs)) <= 8)}):
+    for x in sorted(names or {left, right, *(x for x in xs if len(set(xs)) <= 8)}):
         place, _ = at(x, low)
         anchor = "middle" if left < x < right or left == right else "start" if x == left else "end"
         label = (names or {}).get(x, f"{x:g}")

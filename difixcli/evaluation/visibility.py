@@ -14,7 +14,7 @@ from difixcli.runs import write_image
 from difixcli.scenes.scene import Camera, Scene, Split
 
 AGREEMENT = 0.05
-"""By how much two depths of one point may differ, as a share of the depth, before something stands between."""
+"""By how much another depth may be nearer, as a share of the depth, before something stands between."""
 
 
 def visible_pixels(
@@ -24,7 +24,7 @@ def visible_pixels(
 
     `depth` (H, W) is the z-depth at `camera` in world units, 0 where there is no surface (such a pixel is not seen);
     `others` are z-depths (h, w), of any size, with their cameras. A point is seen where it falls into the other image
-    and that image's depth there is no nearer and no farther than `agreement` times its own. OpenGL axes.
+    and nothing there is nearer to that camera by more than `agreement` times its own depth. OpenGL axes.
     """
     height, width = depth.shape
     camera = camera.resized(width, height)
@@ -43,7 +43,7 @@ def visible_pixels(
         v = np.floor(-lens.fy * local[..., 1] / safe + lens.cy)
         inside = ahead & (u >= 0) & (u < columns) & (v >= 0) & (v < rows)
         there = other_depth[np.where(inside, v, 0).astype(int), np.where(inside, u, 0).astype(int)]
-        seen |= inside & (np.abs(there - z) <= agreement * z)
+        seen |= inside & (there >= (1 - agreement) * z)  # blended depths at edges float before what is behind
     return seen & (depth > 0)
 
 
