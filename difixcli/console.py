@@ -152,8 +152,15 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(task, completed=done)
 
 
-def figures_table(title: str, rows: Mapping[str, Mapping[str, float | None]]) -> Table:
-    """Rows of image figures, the best of each column in bold; a figure that is no number is missing (None)."""
+def figures_table(
+    title: str,
+    rows: Mapping[str, Mapping[str, float | None]],
+    spreads: Mapping[str, Mapping[str, float | None]] | None = None,
+) -> Table:
+    """Rows of image figures, the best of each column in bold; a figure that is no number is missing (None).
+
+    `spreads` are the standard deviations of some of them, by row.
+    """
     from difixcli.evaluation.metrics import METRICS
 
     keys = [k for k in METRICS if any(k in row for row in rows.values())]
@@ -170,9 +177,12 @@ def figures_table(title: str, rows: Mapping[str, Mapping[str, float | None]]) ->
         cells = []
         for key in keys:
             value = row.get(key)
-            text = "–" if value is None else f"{value:.{METRICS[key].digits}f}"
+            text = "–" if value is None or math.isnan(value) else f"{value:.{METRICS[key].digits}f}"
+            spread = (spreads or {}).get(name, {}).get(key)
+            if spread is not None and math.isfinite(spread):
+                text += f" ±{spread:.{METRICS[key].digits}f}"  # wraps as one word
             cells.append(f"[bold]{text}[/]" if len(rows) > 1 and value == best.get(key) else text)
-        table.add_row(name, *cells)
+        table.add_row(escape(name), *cells)
     return table
 
 

@@ -1,124 +1,519 @@
-"""Measuring what lies on disk: a folder of images against another, or a run's renders against its photos."""
+"""Measuring what lies on disk: a folder of images against another, a run's renders against its photos, several runs.
+
+What is returned is plain data, as `eval.json` holds it; `report` and `tables` make pages and files of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from difixcli.errors import InputError
-from difixcli.evaluation.metrics import best_unsharp, metrics_against, protocol, summary
-from difixcli.evaluation.pictures import image_files
+from difixcli.evaluation.consistency import EpipolarPair, WarpedPair, tsed, warped_difference
+from difixcli.evaluation.metrics import METRICS, best_unsharp, default_metrics, how_made, metrics_against, summary
+from difixcli.evaluation.pictures import image_files, image_size
+from difixcli.evaluation.protocols import OWN, Protocol, check_split
+from difixcli.evaluation.run_folders import TRUTH, RunFolder, row_names
 from difixcli.runs import read_image
+from difixcli.scenes.loading import natural_order
+from difixcli.scenes.scene import Camera
 
-TRUTH = "truth"
-MASK = "mask"
-_ORDER = ("plain", "distilled", "enhanced")  # the order of a table; other variants come after
+if TYPE_CHECKING:
+    from difixcli.evaluation.color_correction import Correction
+
 _NAMED = 5  # how many missing images a message names
+_VISIBILITY = "visibility"
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
-def evaluate_folders(prediction: Path, truth: Path, device: str = "cpu") -> dict[str, Any]:
+@dataclass(frozen=True)
+class Plan:
+    """What to measure and how: keys of METRICS (`default_metrics` unless named), a colour correction for `cc_` figures
+    beside them, the protocol, a folder of masks NAME.png (white counts) that come on top of a run's own, the file of
+    Inception's weights, and where to compute.
+    """
+
+    metrics: Sequence[str] | None = None
+    correction: Correction | None = None
+    protocol: Protocol = OWN
+    masks: Path | None = None
+    inception: Path | None = None
+    device: str = "cpu"
+
+
+def evaluate_folders(
+    prediction: Path,
+    truth: Path,
+    device: str = "cpu",
+    plan: Plan | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Figures of the images in a folder against those of the same stem in another, or of one file against one.
 
-    Returns `results` (the mean `psnr`, `ssim`, `st_lpips` and, where its weights are, `lpips`), `std`, `per_image`
-    ({"images": {stem: figures}}), `images` (their number), `protocol` (how each figure is made) and `folders`.
-    Raises InputError where names do not match, sizes differ or an image is broken.
+    Returns `results` (mean figures by key), `std` (population, over images), `per_image` ({"images": {stem: figures}}),
+    `images` (their number), `protocol` (how each figure is made), `conditions` (protocol, split, views, crop, resize,
+    size, mask, colour correction, in words), `reference` (the truth's own consistency) and `folders`.
+    Raises InputError where names do not match, sizes differ or an image is broken, for a protocol (a folder has no
+    split) and for `tsed` (it has no poses).
     """
-    evaluated = _evaluate({TRUTH: truth, "images": prediction}, device)
+    plan = replace(plan or Plan(), device=device)
+    if plan.protocol.rule is not None:
+        raise InputError(
+            f"The protocol {plan.protocol.name} fixes the split, which a folder of images does not have; name a run."
+        )
+    if "tsed" in (plan.metrics or ()):
+        raise InputError("TSED needs the cameras' poses, which a folder of images does not have; name a run.")
+    views = _Views({"images": prediction}, truth, [plan.masks] if plan.masks else [], plan.protocol)
+    evaluated = _measure(views, plan, [sorted(views.stems, key=natural_order)], {}, "none: folders of images", progress)
     return {**evaluated, "results": evaluated["results"]["images"], "std": evaluated["std"]["images"]}
 
 
-def evaluate_run(folder: Path, device: str = "cpu", unsharp: bool = False) -> dict[str, Any]:
+def evaluate_run(
+    folder: Path,
+    device: str = "cpu",
+    unsharp: bool = False,
+    plan: Plan | None = None,
+    work: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Figures of every variant in `folder/renders` against `folder/renders/truth`.
 
     Where `folder/renders/mask` holds an image of a view's name, only the pixels that are white there count.
-    Returns the same keys as `evaluate_folders`, with `results`, `std` and `per_image` by variant. With `unsharp`
-    there is also `baselines`: what the best of a few unsharp masks makes of the images that the fixer was given
-    (`distilled`, or else `plain`), its figures and its `sigma` and `amount`.
-    Raises InputError when the run has no renders yet, or not all of them.
+    Returns the same keys as `evaluate_folders`, with `results`, `std` and `per_image` by variant, and `rounds` (what
+    changed from round to round). With `unsharp` there is also `baselines`: what the best of a few unsharp masks makes
+    of the images that the fixer was given (`distilled`, or else `plain`), its figures and its `sigma` and `amount`.
+    `work` is a folder where a protocol's visibility masks are left. Raises InputError when the run has no renders yet,
+    or not all of them, or was made with another split than the protocol's.
     """
-    renders = folder / "renders"
-    if not (renders / TRUTH).is_dir():
-        raise InputError(f"{folder} has no renders/{TRUTH}; finish the run first, or give two folders of images.")
-    names = [
-        p.name for p in renders.iterdir() if p.is_dir() and p.name not in (TRUTH, MASK) and not p.name.startswith(".")
-    ]
-    if not names:
-        raise InputError(f"{renders} holds no renders beside {TRUTH}; finish the run first.")
-    names.sort(key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
-    folders = {TRUTH: renders / TRUTH, **{name: renders / name for name in names}}
-    evaluated = _evaluate(folders, device, renders / MASK)
-    given = next((name for name in ("distilled", "plain") if name in folders), None)
-    if unsharp and given is not None:
-        pairs = matched_files(folders[given], folders[TRUTH])
-        measured = evaluated["per_image"][given]
-        views = ((*_read_pair(*pairs[stem]), _read_mask(renders / MASK, stem)) for stem in measured)
-        best = best_unsharp(views, device=device)
-        made = {**best.figures, "sigma": best.sigma, "amount": best.amount}
-        evaluated["baselines"] = {f"{given} + unsharp": made}
-    return evaluated
+    return _evaluate_scene(
+        [RunFolder.read(folder)], [""], replace(plan or Plan(), device=device), work, unsharp, progress
+    )
+
+
+def evaluate_runs(
+    folders: Sequence[Path], plan: Plan, work: Path | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Compare runs: one table of all their variants, over the same views of each scene.
+
+    Runs of one scene must show the same views at one size against one truth; their variants get the run's name before
+    their own, and what is returned is as of `evaluate_run`. With several scenes `results` and `std` are the mean and
+    the population spread over scenes of each row's means, for the rows that every scene has; `partial` names the
+    others, and `scenes` holds each scene's own figures.
+    Raises InputError for fewer than two runs, and where runs cannot be compared, naming the difference.
+    """
+    runs = [RunFolder.read(folder) for folder in folders]
+    if len({run.folder.resolve() for run in runs}) < len(runs) or len(runs) < 2:
+        raise InputError("A comparison needs two different runs at least; name each once.")
+    names = row_names(runs)
+    by_scene: dict[str, list[int]] = {}
+    for i, run in enumerate(runs):
+        by_scene.setdefault(_unique_scene(run, runs), []).append(i)
+    for members in by_scene.values():
+        for i in members[1:]:
+            _check_comparable(runs[members[0]], runs[i])
+    scenes = {}
+    for scene, members in by_scene.items():
+        chosen, prefixes = [runs[i] for i in members], [names[i] for i in members]
+        where = work if work is None or len(by_scene) == 1 else work / scene
+        scenes[scene] = _evaluate_scene(chosen, prefixes, plan, where, False, progress)
+    if len(scenes) == 1:
+        return next(iter(scenes.values()))
+    return {**_over_scenes(scenes), "scenes": scenes}
+
+
+def suggested_metrics(folders: Sequence[Path]) -> tuple[tuple[str, ...], str]:
+    """What to measure of runs unless told otherwise, which is quick on a CPU, and a sentence on what is left out.
+
+    Beside `default_metrics` that is the warped difference, and TSED where the poses are known.
+    """
+    runs = [RunFolder.read(folder) for folder in folders]
+    if any(max(len(part) for part in run.sequences()) < 2 for run in runs):
+        return default_metrics(), ""
+    try:
+        for run in runs:
+            _ = run.scene_and_split
+    except InputError as error:
+        return (*default_metrics(), "warped"), f"TSED is left out: {error}"
+    return (*default_metrics(), "tsed", "warped"), ""
 
 
 def matched_files(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
     """Image files by stem as (prediction, truth), sorted; InputError naming those that have no partner."""
     if prediction.is_file() and truth.is_file():
         return {prediction.stem: (prediction, truth)}
+    for one, other in ((prediction, truth), (truth, prediction)):
+        if one.is_file() and other.is_dir():
+            raise InputError(f"{one} is a file but {other} is a folder; name two files or two folders.")
     ours, theirs = _by_stem(prediction), _by_stem(truth)
     for present, absent, where in ((theirs, ours, prediction), (ours, theirs, truth)):
         missing = [stem for stem in present if stem not in absent]
         if missing:
-            more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-            raise InputError(
-                f"{where} lacks {', '.join(missing[:_NAMED])}{more}; both folders need images of the same names."
-            )
+            raise InputError(f"{where} lacks {_some(missing)}; both folders need images of the same names.")
     return {stem: (ours[stem], theirs[stem]) for stem in ours}
 
 
-def _evaluate(folders: Mapping[str, Path], device: str, masks: Path | None = None) -> dict[str, Any]:
-    """Figures of each folder but the truth's against it, one view in memory at a time."""
-    variants = [name for name in folders if name != TRUTH]
-    files = {name: matched_files(folders[name], folders[TRUTH]) for name in variants}
-    stems = list(files[variants[0]])
-    per_image: dict[str, dict[str, dict[str, float]]] = {name: {} for name in variants}
+class _Views:
+    """The images of one scene as a protocol measures them, read one at a time.
+
+    `variants` are folders of images (or one image) by name. A pixel counts where every folder of masks that has the
+    view says so.
+    """
+
+    def __init__(self, variants: Mapping[str, Path], truth: Path, masks: Sequence[Path], protocol: Protocol) -> None:
+        self.variants, self.truth_folder, self.masks, self.protocol = dict(variants), truth, masks, protocol
+        self.files = {name: matched_files(folder, truth) for name, folder in self.variants.items()}
+        self.stems = list(next(iter(self.files.values())))
+        for folder in masks:
+            known = {path.stem for path in image_files(folder)} if folder.is_dir() else set()
+            if not known & set(self.stems):
+                raise InputError(f"{folder} holds no mask NAME.png of any view, as {self.stems[0]}.png; name another.")
+
+    def truth(self, stem: str) -> np.ndarray:
+        """(H, W, 3) in [0, 1]."""
+        return self.protocol.sized(read_image(self._truth_file(stem)))
+
+    def image(self, name: str, stem: str) -> np.ndarray:
+        """(H, W, 3) in [0, 1] of one variant; InputError when its size is not the truth's."""
+        image, photo = self.files[name][stem]
+        ours, theirs = image_size(image), image_size(photo)
+        if ours != theirs:
+            raise InputError(
+                f"{image} is {ours[0]}×{ours[1]} pixels but {photo} is {theirs[0]}×{theirs[1]}; "
+                "render or resize them to one size."
+            )
+        return self.protocol.sized(read_image(image))
+
+    def mask(self, stem: str) -> np.ndarray | None:
+        """(H, W) bool, or None where the view has no mask."""
+        joined = None
+        for folder in self.masks:
+            path = folder / f"{stem}.png"
+            if not path.is_file():
+                continue
+            mask = read_image(path).mean(axis=-1) > 0.5
+            size = image_size(self._truth_file(stem))
+            if (mask.shape[1], mask.shape[0]) != size:
+                raise InputError(
+                    f"The mask {path} is {mask.shape[1]}×{mask.shape[0]} pixels but its view is {size[0]}×{size[1]}; "
+                    "make them the same size."
+                )
+            joined = mask if joined is None else joined & mask
+        return None if joined is None else self.protocol.sized(joined)
+
+    def size(self, stem: str) -> tuple[int, int]:
+        """(width, height) at which a view is measured."""
+        return self.protocol.size(*image_size(self._truth_file(stem)))
+
+    def _truth_file(self, stem: str) -> Path:
+        return next(iter(self.files.values()))[stem][1]
+
+
+def _evaluate_scene(
+    runs: Sequence[RunFolder],
+    names: Sequence[str],
+    plan: Plan,
+    work: Path | None,
+    unsharp: bool,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Figures of every variant of runs of one scene; `names` go before their variants'."""
+    if plan.protocol.rule is not None:
+        for run in runs:
+            check_split(plan.protocol, *run.scene_and_split, str(run.folder))
+    first = runs[0]
+    masks = [first.masks] if first.masks.is_dir() else []
+    masks += [plan.masks] if plan.masks is not None else []
+    if plan.protocol.visibility:
+        if work is None:
+            raise ValueError("a protocol with visibility needs a folder to work in")
+        masks += [_visibility(run, name, work / _VISIBILITY, plan) for run, name in zip(runs, names, strict=True)]
+    variants = {
+        f"{name} {variant}".strip(): folder
+        for run, name in zip(runs, names, strict=True)
+        for variant, folder in run.variants.items()
+    }
+    views = _Views(variants, first.truth, masks, plan.protocol)
+    cameras: dict[str, Camera] = {}
+    groups: dict[str, list[str]] = {}
+    if plan.protocol.by_camera or "tsed" in (plan.metrics or ()):
+        scene, split = first.scene_and_split
+        for i in split.test:
+            name = scene.file_names[i]
+            cameras[name] = scene.frames[i].camera.resized(*views.size(name))
+            groups.setdefault(scene.frames[i].camera_id, []).append(name)
+    rule = first.split_rule or "not recorded"
+    evaluated = _measure(views, plan, first.sequences(), cameras, rule, progress)
+    if plan.protocol.by_camera:
+        evaluated["by_camera"] = {
+            camera: {
+                variant: summary([rows[stem] for stem in members if stem in rows])[0]
+                for variant, rows in evaluated["per_image"].items()
+            }
+            for camera, members in groups.items()
+            if any(stem in rows for stem in members for rows in evaluated["per_image"].values())
+        }
+    evaluated["rounds"] = {
+        name or first.scene_name: rounds for run, name in zip(runs, names, strict=True) if (rounds := run.rounds())
+    }
+    given = next((name for name in ("distilled", "plain") if name in variants), None)
+    if unsharp and given is not None and "st_lpips" in evaluated["protocol"]:
+        triples = (
+            (views.image(given, stem), views.truth(stem), views.mask(stem)) for stem in evaluated["per_image"][given]
+        )
+        best = best_unsharp(triples, device=plan.device)
+        made = {**best.figures, "sigma": best.sigma, "amount": best.amount}
+        evaluated["baselines"] = {f"{given} + unsharp": made}
+    return evaluated
+
+
+def _visibility(run: RunFolder, name: str, folder: Path, plan: Plan) -> Path:
+    from difixcli.evaluation.visibility import write_visibility
+
+    scene, split = run.scene_and_split
+    output = folder / run.name if not name else folder / name.replace("/", "-")
+    return write_visibility(run.folder, scene, split, output, plan.device)
+
+
+def _measure(
+    views: _Views,
+    plan: Plan,
+    paths: Sequence[Sequence[str]],
+    cameras: Mapping[str, Camera],
+    split: str,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Figures of each variant against the truth, one view in memory at a time.
+
+    `paths` are the views in the order of the camera's path, for consistency; `cameras` are theirs at the measured size.
+    """
+    metrics = list(default_metrics() if plan.metrics is None else plan.metrics)
+    per_image: dict[str, dict[str, dict[str, float]]] = {name: {} for name in views.variants}
     masked = False
-    for stem in stems:
-        images = []
-        mask = None if masks is None else _read_mask(masks, stem)
-        if mask is not None and not mask.any():
-            continue  # nothing of this view can be measured
-        masked = masked or mask is not None
-        for name in variants:
-            image, truth = _read_pair(*files[name][stem])
-            images.append(image)
-        for name, figures in zip(variants, metrics_against(truth, images, mask, device), strict=True):
-            per_image[name][stem] = figures
-    means = {name: summary(list(per_image[name].values())) for name in variants}
+    frechet = None
+    if "fid" in metrics:  # what FID lacks should be known before the others have taken their time
+        from difixcli.evaluation.fid import FrechetDistance, identity_of, inception, inception_file
+
+        weights = inception_file(plan.inception)
+        frechet = FrechetDistance(inception(weights, plan.device), plan.device)
+    with (progress or _silent)("measure", len(views.stems)) as update:
+        for done, stem in enumerate(views.stems, start=1):
+            mask = views.mask(stem)
+            if mask is None or mask.any():  # else nothing of this view can be measured
+                masked = masked or mask is not None
+                images = [views.image(name, stem) for name in views.variants]
+                rows = metrics_against(views.truth(stem), images, mask, plan.device, metrics, plan.correction)
+                for name, figures in zip(views.variants, rows, strict=True):
+                    per_image[name][stem] = figures
+            update(done)
+    means = {name: summary(list(rows.values())) for name, rows in per_image.items()}
+    results = {name: mean for name, (mean, _) in means.items()}
+    std = {name: spread for name, (_, spread) in means.items()}
+    protocol = how_made(metrics, masked, plan.correction)
+    measured = list(per_image[next(iter(views.variants))])
+    if frechet is not None:
+        protocol["fid"] += f"; weights {weights.name}, SHA-256 {identity_of(weights)}…; {len(measured)} images"
+        for stem in measured:
+            frechet.add(views.truth(stem), true=True)
+        for name in views.variants:
+            for stem in measured:
+                frechet.add(_counted(views, name, stem), true=False)
+            results[name]["fid"] = frechet.distance()
+    reference: dict[str, float] = {}
+    pairs: dict[str, list[dict[str, Any]]] = {}
+    if {"tsed", "warped"} & set(metrics):
+        parts = _one_size(paths, views)
+        if not parts:
+            raise InputError("Consistency needs two consecutive views of one size; leave tsed and warped out.")
+        for name in (TRUTH, *views.variants):
+            pairs[name] = _pairs(views, name, parts, cameras, metrics)
+            mean, spread = _consistency(pairs[name])
+            if name == TRUTH:
+                reference = mean
+            else:
+                results[name] |= mean
+                std[name] |= spread
     return {
-        "results": {name: mean for name, (mean, _) in means.items()},
-        "std": {name: std for name, (_, std) in means.items()},
+        "results": results,
+        "std": std,
         "per_image": per_image,
-        "images": len(per_image[variants[0]]),
-        "protocol": protocol(masked),
-        "folders": {name: str(folder) for name, folder in folders.items()},
+        "reference": reference,
+        "pairs": pairs,
+        "images": len(measured),
+        "protocol": protocol,
+        "conditions": _conditions(views, plan, split, len(measured), masked),
+        "folders": {TRUTH: str(views.truth_folder), **{name: str(folder) for name, folder in views.variants.items()}},
     }
 
 
-def _read_pair(prediction: Path, truth: Path) -> tuple[np.ndarray, np.ndarray]:
-    image, photo = read_image(prediction), read_image(truth)
-    if image.shape != photo.shape:
+def _counted(views: _Views, name: str, stem: str) -> np.ndarray:
+    """A variant's image with the truth wherever its mask does not count."""
+    image, mask = views.image(name, stem), views.mask(stem)
+    return image if mask is None else np.where(mask[..., None], image, views.truth(stem))
+
+
+def _pairs(
+    views: _Views, name: str, paths: Sequence[Sequence[str]], cameras: Mapping[str, Camera], metrics: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The consistency of each pair of consecutive views of a variant, or of the truth."""
+    found = []
+    for path in paths:
+        entries: list[dict[str, Any]] = [{"from": one, "to": two} for one, two in pairwise(path)]
+
+        def frames(path: Sequence[str] = path) -> Any:
+            return (views.truth(stem) if name == TRUTH else views.image(name, stem) for stem in path)
+
+        if "warped" in metrics:
+            warped: list[WarpedPair] = warped_difference(frames(), (views.truth(stem) for stem in path))
+            for entry, one in zip(entries, warped, strict=True):
+                entry |= {"warped": one.difference, "share": one.share}
+        if "tsed" in metrics:
+            epipolar: list[EpipolarPair | None] = tsed(frames(), [cameras[stem] for stem in path])
+            for entry, pair in zip(entries, epipolar, strict=True):
+                if pair is not None:
+                    entry |= {"matches": pair.matches, "epipolar": pair.error, "consistent": pair.consistent}
+        found += entries
+    return found
+
+
+def _consistency(pairs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
+    """TSED and the mean warped difference of pairs, and the latter's spread."""
+    mean, spread = {}, {}
+    if any("warped" in pair for pair in pairs):
+        values = np.array([pair["warped"] for pair in pairs if math.isfinite(pair["warped"])])
+        mean["warped"] = float(values.mean()) if values.size else math.nan
+        spread["warped"] = float(values.std()) if values.size else math.nan
+    consistent = [pair["consistent"] for pair in pairs if "consistent" in pair]
+    if consistent:
+        mean["tsed"] = float(np.mean(consistent))
+    return mean, spread
+
+
+def _one_size(paths: Sequence[Sequence[str]], views: _Views) -> list[list[str]]:
+    """The paths, broken where the views' size changes; parts of one view left out."""
+    parts: list[list[str]] = []
+    for path in paths:
+        before = None
+        for stem in path:
+            size = views.size(stem)
+            if size != before:
+                parts.append([])
+            parts[-1].append(stem)
+            before = size
+    return [part for part in parts if len(part) > 1]
+
+
+def _conditions(views: _Views, plan: Plan, split: str, measured: int, masked: bool) -> dict[str, str]:
+    """What the numbers depend on besides the images, in words."""
+    protocol = plan.protocol
+    kinds = []
+    if masked:
+        kinds = [
+            "visible in a training photo by the run's own depth" if folder.parent.name == _VISIBILITY
+            else f"masks of {folder.name}" if folder == plan.masks else "the photos' own"
+            for folder in views.masks
+        ]  # fmt: skip
+    sizes = sorted({views.size(stem) for stem in views.stems})
+    size = f"{sizes[0][0]}×{sizes[0][1]}" + (f" to {sizes[-1][0]}×{sizes[-1][1]}" if len(sizes) > 1 else "")
+    empty = len(views.stems) - measured
+    return {
+        "protocol": protocol.name,
+        "split": split,
+        "views": f"{protocol.views}: {measured}" + (f", {empty} more wholly masked" if empty else ""),
+        "crop": "none",
+        "resize": protocol.resize,
+        "size": f"{size} pixels",
+        "mask": " and ".join(dict.fromkeys(kinds)) or "none",
+        "colour correction": "none" if plan.correction is None else f"{plan.correction}, for cc figures",
+    }
+
+
+def _unique_scene(run: RunFolder, runs: Sequence[RunFolder]) -> str:
+    """A scene's name, with its folder where other scenes are called the same."""
+    alike = {other.scene_spec for other in runs if other.scene_name == run.scene_name}
+    return run.scene_name if len(alike) == 1 else f"{run.scene_name} ({run.scene_spec or run.folder})"
+
+
+def _check_comparable(one: RunFolder, other: RunFolder) -> None:
+    """InputError, naming the difference, where two runs of one scene do not show the same views of the same truth."""
+    held = [one.split_rule, other.split_rule]
+    if held[0] != held[1]:
         raise InputError(
-            f"{prediction} is {image.shape[1]}×{image.shape[0]} pixels but {truth} is "
-            f"{photo.shape[1]}×{photo.shape[0]}; render or resize them to one size."
+            f"{one.folder} and {other.folder} have different splits ({held[0]} and {held[1]}); "
+            "only runs of one split can be compared."
         )
-    return image, photo
+    truths = [{path.stem: path for path in image_files(run.truth)} for run in (one, other)]
+    for (mine, theirs), run in zip((truths, truths[::-1]), (one, other), strict=True):
+        extra = [stem for stem in mine if stem not in theirs]
+        if extra:
+            raise InputError(
+                f"Only {run.folder} shows {_some(extra)}; runs of one scene need the same views to be compared."
+            )
+    for stem, path in truths[0].items():
+        sizes = image_size(path), image_size(truths[1][stem])
+        if sizes[0] != sizes[1]:
+            raise InputError(
+                f"{one.folder} shows {stem} at {sizes[0][0]}×{sizes[0][1]} pixels, {other.folder} at "
+                f"{sizes[1][0]}×{sizes[1][1]}; run both at one --size."
+            )
+        if not np.array_equal(read_image(path), read_image(truths[1][stem])):
+            raise InputError(
+                f"{path} and {truths[1][stem]} are different photos; only runs against one truth can be compared."
+            )
+        masks = [run.masks / f"{stem}.png" for run in (one, other)]
+        there = [mask.is_file() for mask in masks]
+        if there[0] != there[1] or (all(there) and not np.array_equal(read_image(masks[0]), read_image(masks[1]))):
+            raise InputError(f"{one.folder} and {other.folder} have different masks of {stem}; run them on one scene.")
 
 
-def _read_mask(folder: Path, stem: str) -> np.ndarray | None:
-    """(H, W) bool, or None where the view has no mask."""
-    path = folder / f"{stem}.png"
-    return read_image(path).mean(axis=-1) > 0.5 if path.is_file() else None
+def _over_scenes(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and spread over scenes of each row that all of them have."""
+    rows = list(dict.fromkeys(row for scene in scenes.values() for row in scene["results"]))
+    whole = [row for row in rows if all(row in scene["results"] for scene in scenes.values())]
+    over = {row: summary([_shared(scene["results"][row], scenes, row) for scene in scenes.values()]) for row in whole}
+    keys = dict.fromkeys(key for scene in scenes.values() for key in scene["conditions"])
+    conditions = {}
+    for key in keys:
+        said = {name: scene["conditions"][key] for name, scene in scenes.items()}
+        alike = set(said.values())
+        conditions[key] = (
+            alike.pop() if len(alike) == 1 else "; ".join(f"{name}: {text}" for name, text in said.items())
+        )
+    protocol: dict[str, str] = {}
+    for scene in scenes.values():
+        protocol |= scene["protocol"]
+    return {
+        "results": {row: mean for row, (mean, _) in over.items()},
+        "std": {row: spread for row, (_, spread) in over.items()},
+        "partial": [row for row in rows if row not in whole],
+        "images": sum(scene["images"] for scene in scenes.values()),
+        "protocol": {
+            key: f"{protocol[key]}; mean over scenes of each scene's own" for key in METRICS if key in protocol
+        },
+        "conditions": conditions,
+    }
+
+
+def _shared(figures: Mapping[str, float], scenes: Mapping[str, Mapping[str, Any]], row: str) -> dict[str, float]:
+    """The figures of a row that every scene has."""
+    return {
+        key: value for key, value in figures.items() if all(key in scene["results"][row] for scene in scenes.values())
+    }
+
+
+def _silent(label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(lambda done: None)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from difixcli.errors import InputError
+from difixcli.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from difixcli.evaluation.color_correction import Correction
+
 
 @dataclass(frozen=True)
 class Metric:
-    """How a figure is called and read: its unit (empty for none), whether more is better, and digits to show."""
+    """How a figure is called and read: its unit (empty for none), whether more is better, digits to show, and in words
+    how it is made.
+
+    `of` is what one figure is of: an `image`, a `pair` of consecutive frames, or the whole `set` of images.
+    """
 
     name: str
     unit: str
     higher_is_better: bool
     digits: int
+    how: str
+    of: Literal["image", "pair", "set"] = "image"
 
     @property
     def label(self) -> str:
@@ -34,11 +42,50 @@ class Metric:
         return f"{self.name} {'↑' if self.higher_is_better else '↓'}"
 
 
+_IMAGE_METRICS = {
+    "psnr": Metric("PSNR", "dB", True, 2, "mean over images of −10·log10(MSE), RGB in [0, 1]"),
+    "ssim": Metric("SSIM", "", True, 4, "Gaussian 11×11, σ 1.5, per channel, whole windows only"),
+    "st_lpips": Metric("st-LPIPS", "", False, 4, "shift-tolerant LPIPS, VGG-16 (stlpips-pytorch)"),
+    "st_lpips_alex": Metric("st-LPIPS (Alex)", "", False, 4, "shift-tolerant LPIPS, AlexNet (stlpips-pytorch)"),
+    "lpips": Metric("LPIPS", "", False, 4, "LPIPS 0.1, AlexNet"),
+    "lpips_vgg": Metric("LPIPS (VGG)", "", False, 4, "LPIPS 0.1, VGG-16"),
+}
+CORRECTED = "cc_"
+"""What the key of a figure begins with whose image was first colour-corrected to its truth."""
+
 METRICS = {
-    "psnr": Metric("PSNR", "dB", True, 2),
-    "ssim": Metric("SSIM", "", True, 4),
-    "st_lpips": Metric("st-LPIPS", "", False, 4),
-    "lpips": Metric("LPIPS", "", False, 4),
+    **_IMAGE_METRICS,
+    **{f"{CORRECTED}{key}": replace(one, name=f"cc {one.name}") for key, one in _IMAGE_METRICS.items()},
+    "fid": Metric("FID", "", False, 2, "Fréchet distance of Inception-v3 pool features (torchmetrics)", "set"),
+    "tsed": Metric(
+        "TSED",
+        "",
+        True,
+        3,
+        "share of consecutive frames with at least 10 SIFT matches (ratio 0.75, mutual) whose median symmetric "
+        "epipolar distance is below 2 pixels at a long side of 256",
+        "set",
+    ),
+    "warped": Metric(
+        "warped diff.",
+        "",
+        False,
+        4,
+        "mean absolute difference, RGB in [0, 1], of consecutive frames after warping by the optical flow (DIS) of the "
+        "true ones, where flow there and back agree",
+        "pair",
+    ),
+}
+"""Every figure by its key, in the order of a table."""
+
+CHOICES = tuple(key for key in METRICS if not key.startswith(CORRECTED))
+"""What can be asked for by name; colour-corrected figures come with the figure they correct."""
+
+_NETWORKS: dict[str, tuple[Literal["st_lpips", "lpips"], Literal["vgg", "alex"]]] = {
+    "st_lpips": ("st_lpips", "vgg"),
+    "st_lpips_alex": ("st_lpips", "alex"),
+    "lpips": ("lpips", "alex"),
+    "lpips_vgg": ("lpips", "vgg"),
 }
 
 SSIM_WINDOW = 11  # pixels; Gaussian of σ = 1.5
@@ -84,36 +131,82 @@ def ssim(image: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -
     return float(inner.mean(dtype=np.float64)) if inner.size else math.nan
 
 
-def image_metrics(
-    image: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None, device: str = "cpu"
-) -> dict[str, float]:
-    """`psnr`, `ssim`, `st_lpips` (VGG) and, where its weights are cached, `lpips` (AlexNet) of one image.
-
-    A masked perceptual distance is over the whole image, the truth standing outside the mask.
+def default_metrics() -> tuple[str, ...]:
+    """The figures of an image unless others are asked for: `psnr`, `ssim`, `st_lpips` (VGG) and, where its weights
+    are cached, `lpips` (AlexNet).
     """
-    return metrics_against(truth, [image], mask, device)[0]
+    from difixcli.evaluation.perceptual import lpips_available
+
+    return ("psnr", "ssim", "st_lpips", *(("lpips",) if lpips_available("alex") else ()))
+
+
+def parse_metrics(text: str) -> tuple[str, ...]:
+    """`psnr,lpips-vgg` → keys of METRICS, each once, in the order of a table; InputError for a name that is none."""
+    names = [name.strip().lower().replace("-", "_") for name in text.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"--metrics names no figure; choose among {', '.join(CHOICES)}.")
+    for name in names:
+        if name not in CHOICES:
+            raise unknown("metric", name, CHOICES, f"There are {', '.join(CHOICES)}.")
+    return tuple(key for key in CHOICES if key in names)
+
+
+def image_metrics(
+    image: np.ndarray,
+    truth: np.ndarray,
+    mask: np.ndarray | None = None,
+    device: str = "cpu",
+    metrics: Sequence[str] | None = None,
+    correction: Correction | None = None,
+) -> dict[str, float]:
+    """The asked figures of one image that are of an image (`default_metrics` unless named), by key.
+
+    With `correction` each is there twice: as it is, and as `cc_…` of the image colour-corrected to its truth.
+    A masked perceptual distance is over the whole image, the truth standing outside the mask.
+    Raises InputError where a network's weights are absent.
+    """
+    return metrics_against(truth, [image], mask, device, metrics, correction)[0]
 
 
 def metrics_against(
-    truth: np.ndarray, images: Iterable[np.ndarray], mask: np.ndarray | None = None, device: str = "cpu"
+    truth: np.ndarray,
+    images: Iterable[np.ndarray],
+    mask: np.ndarray | None = None,
+    device: str = "cpu",
+    metrics: Sequence[str] | None = None,
+    correction: Correction | None = None,
 ) -> list[dict[str, float]]:
     """`image_metrics` of several images of one view; the truth goes through the perceptual networks once."""
     import torch
 
-    from difixcli.evaluation.perceptual import lpips_available, shared_network
+    from difixcli.evaluation.color_correction import color_correct
+    from difixcli.evaluation.perceptual import shared_network
 
-    networks = {"st_lpips": shared_network("st_lpips", "vgg", device)}
-    if lpips_available("alex"):
-        networks["lpips"] = shared_network("lpips", "alex", device)
+    keys = [key for key in (default_metrics() if metrics is None else metrics) if key in _IMAGE_METRICS]
+    networks = {key: shared_network(*_NETWORKS[key], device) for key in keys if key in _NETWORKS}
     found = []
     with torch.no_grad():
         features = {key: network.features(_planar(truth).to(device)) for key, network in networks.items()}
+
+        def figures(image: np.ndarray) -> dict[str, float]:
+            counted = _checked(image, truth, mask)[0]
+            made = {}
+            for key in keys:
+                if key == "psnr":
+                    made[key] = psnr(image, truth, mask)
+                elif key == "ssim":
+                    made[key] = ssim(image, truth, mask)
+                else:
+                    planar = _planar(counted).to(device)
+                    made[key] = float(networks[key].between(networks[key].features(planar), features[key]))
+            return made
+
         for image in images:
-            figures = {"psnr": psnr(image, truth, mask), "ssim": ssim(image, truth, mask)}
-            counted = _planar(_checked(image, truth, mask)[0]).to(device)
-            for key, network in networks.items():
-                figures[key] = float(network.between(network.features(counted), features[key]))
-            found.append(figures)
+            row = figures(image)
+            if correction is not None:
+                corrected = figures(color_correct(image, truth, mask, correction))
+                row |= {f"{CORRECTED}{key}": value for key, value in corrected.items()}
+            found.append(row)
     return found
 
 
@@ -148,21 +241,19 @@ def summary(per_image: Sequence[Mapping[str, float]]) -> tuple[dict[str, float],
     return mean, std
 
 
-def protocol(masked: bool = False) -> dict[str, str]:
+def how_made(metrics: Iterable[str], masked: bool = False, correction: Correction | None = None) -> dict[str, str]:
     """How each figure is made, in words, so that a number can be compared; `masked` if some pixels did not count."""
-    from difixcli.evaluation.perceptual import lpips_available
-
-    made = {
-        "psnr": "mean over images of −10·log10(MSE), RGB in [0, 1]",
-        "ssim": "Gaussian 11×11, σ 1.5, per channel, whole windows only",
-        "st_lpips": "shift-tolerant LPIPS, VGG-16 (stlpips-pytorch)",
-    }
-    if lpips_available("alex"):
-        made["lpips"] = "LPIPS 0.1, AlexNet"
-    if masked:
-        made = {key: f"{how}; masked pixels are the truth's" for key, how in made.items()}
-        made["psnr"] = f"{made['psnr'].partition(';')[0]}; masked pixels do not count"
-    return made
+    made = {}
+    for key in metrics:
+        one = METRICS[key]
+        made[key] = one.how
+        if key == "psnr" and masked:
+            made[key] += "; masked pixels do not count"
+        elif masked and one.of != "pair" and key != "tsed":
+            made[key] += "; masked pixels are the truth's"
+        if correction is not None and key in _IMAGE_METRICS:
+            made[f"{CORRECTED}{key}"] = f"{made[key]}; after a {correction} colour fit of each image to its truth"
+    return {key: made[key] for key in METRICS if key in made}
 
 
 def unsharp_mask(image: np.ndarray, sigma: float, amount: float) -> np.ndarray:

@@ -6,10 +6,11 @@ Shift-tolerant LPIPS: Ghildyal & Liu, ECCV 2022 (arXiv 2207.13686). LPIPS: Zhang
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -88,21 +89,32 @@ class StLpips(_Distance):
 
 
 class Lpips(_Distance):
-    """LPIPS with its true weights, where they are cached: its number is never computed with others."""
+    """LPIPS with its true weights, where they are cached: its number is never computed with others.
 
-    def __init__(self, net: Net = "alex") -> None:
+    `network` is the package's own `lpips.LPIPS` of that kind, for a caller that has one, with the weights it has.
+    """
+
+    def __init__(self, net: Net = "alex", network: nn.Module | None = None) -> None:
         _known(net)
-        if not lpips_available(net):
-            raise InputError(
-                f"LPIPS ({net}) needs torchvision's backbone in {_lpips_backbone(net)}; put it there, or use st-LPIPS, "
-                "whose weights are installed."
-            )
-        cure()
-        import lpips
-
-        shell = lpips.LPIPS(net=net, pretrained=True, verbose=False)
+        shell: Any = _trained_lpips(net) if network is None else network
         super().__init__(shell.scaling_layer, shell.net, [shell.lin0, shell.lin1, shell.lin2, shell.lin3, shell.lin4])
         self.net = net
+
+
+def _trained_lpips(net: Net) -> nn.Module:
+    backbone = _lpips_backbone(net)
+    if not backbone.is_file():
+        raise InputError(
+            f"LPIPS ({net}) needs torchvision's backbone in {backbone}; put it there, or use st-LPIPS, "
+            "whose weights are installed."
+        )
+    cure()
+    import lpips
+
+    try:
+        return lpips.LPIPS(net=net, pretrained=True, verbose=False)
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
+        raise InputError(f"{backbone} is damaged or holds another network; replace it, or use st-LPIPS.") from None
 
 
 def lpips_available(net: Net = "alex") -> bool:

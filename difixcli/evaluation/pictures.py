@@ -24,6 +24,19 @@ def image_files(folder: Path) -> list[Path]:
     return found
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) from an image file's header; InputError when it is missing or broken."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            return opened.size
+    except FileNotFoundError:
+        raise InputError(f"The image {path} does not exist; check its name.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} cannot be read as an image ({error}); restore it or remove it.") from error
+
+
 def fit(image: np.ndarray, width: int) -> np.ndarray:
     """The image (H, W, C) at most `width` pixels wide, area-averaged, its shape kept."""
     import cv2

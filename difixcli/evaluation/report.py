@@ -12,18 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from difixcli.evaluation.evaluate import TRUTH, matched_files
+from difixcli.evaluation.charts import STYLE as CHART_STYLE
+from difixcli.evaluation.charts import line_chart, palette
+from difixcli.evaluation.consistency import MIN_MATCHES
+from difixcli.evaluation.evaluate import matched_files
 from difixcli.evaluation.metrics import METRICS
-from difixcli.evaluation.pictures import error_map, fit
+from difixcli.evaluation.pictures import error_map, fit, image_size
+from difixcli.evaluation.run_folders import TRUTH
 from difixcli.runs import atomic, read_image
 
 _WIDTH = 480  # pixels of an embedded picture
-_VIEWS = 24  # views with pictures, so that a report of a long trajectory stays a few megabytes
+_VIEWS = 24  # views of a scene with pictures, and
+_PICTURES = 170  # about how many pictures in all, so that the report of a long trajectory stays a few megabytes
 _ERROR_SCALE = 0.25
+_CAPTIONS = 2  # figures under a picture
 _Figure = tuple[str, list[str], np.ndarray]  # caption, details, image
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1b1d21; --soft: #636873; --paper: #fff; --line: #dcdfe5; --best: #0b6b3a }
+:root { color-scheme: light dark; --ink: #1b1d21; --soft: #636873; --paper: #fff; --line: #dcdfe5; --best: #0b6b3a;
+  --focus: #1f6fd1 }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8e9ec; --soft: #9aa0ab; --paper: #15171b; --line: #30343c; --best: #6fd39b } }
 * { box-sizing: border-box }
@@ -38,100 +45,263 @@ table { border-collapse: collapse; margin: 8px 0; font-variant-numeric: tabular-
 th, td { padding: 5px 16px 5px 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
 th { font-weight: 600; color: var(--soft) }
 th:first-child, td:first-child { text-align: left }
+td small { color: var(--soft); font-weight: 400; font-size: 12px }
 td.best { font-weight: 700; color: var(--best) }
 tr.aside td { color: var(--soft) }
-.views { display: grid; gap: 8px; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)) }
+.views { display: grid; gap: 8px; grid-template-columns: repeat(var(--columns), minmax(130px, 1fr)); overflow-x: auto }
 figure { margin: 0 }
 figure img { display: block; width: 100%; height: auto; border-radius: 3px }
 figcaption { font-size: 13px; color: var(--soft); font-variant-numeric: tabular-nums }
 figcaption b { color: var(--ink); font-weight: 600 }
 figcaption span { white-space: nowrap }
+details { margin: 8px 0 } summary { cursor: pointer; color: var(--soft) }
+.slider { max-width: 720px; margin: 6px 0 12px }
+.slider .stage { position: relative; overflow: hidden; border-radius: 3px; --at: 50% }
+.slider img { display: block; width: 100%; height: auto }
+.slider .left { position: absolute; inset: 0; height: 100%; clip-path: inset(0 calc(100% - var(--at)) 0 0) }
+.slider .bar { position: absolute; top: 0; bottom: 0; left: var(--at); width: 2px; margin-left: -1px;
+  background: #fff; box-shadow: 0 0 3px #000; pointer-events: none }
+.slider .bar::after { content: "↔"; position: absolute; top: 50%; left: 50%; transform: translate(-50%, -50%);
+  width: 30px; height: 30px; border-radius: 50%; background: #fff; color: #222; font: 16px/29px system-ui, sans-serif;
+  text-align: center; box-shadow: 0 0 4px #0008 }
+.slider input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize;
+  touch-action: pan-y }
+.slider input:focus-visible + .bar { background: var(--focus); width: 4px; margin-left: -2px }
+.slider .sides { display: flex; justify-content: space-between; gap: 8px; margin-bottom: 4px }
+.slider select { max-width: 48%; font: inherit; font-size: 13px; padding: 2px 4px; color: var(--ink);
+  background: var(--paper); border: 1px solid var(--line); border-radius: 4px }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; margin: 8px 0; color: var(--soft) }
 dt { font-weight: 600 } dd { margin: 0 }
 @media (max-width: 640px) {
   body { padding: 16px 12px 40px } .views { grid-template-columns: repeat(2, minmax(0, 1fr)) }
-  .empty { display: none } td:first-child { white-space: normal }
+  .empty { display: none } td:first-child { white-space: normal; min-width: 110px }
   th, td { padding-right: 12px; font-size: 14px } }
 """
 
 
-def write_report(evaluated: Mapping[str, Any], output: Path, title: str) -> Path:
-    """Write what `evaluate_run` or `evaluate_folders` returned as one self-contained HTML file, and return its path.
+# The pictures are in the page once: a slider takes two of its view's pictures and shows one before the other.
+_SCRIPT = """
+for (const grid of document.querySelectorAll(".views")) {
+  const pictures = [...grid.querySelectorAll("img")];
+  const renders = pictures.filter(p => p.dataset.kind === "render");
+  if (!renders.length) continue;
+  const start = renders.length > 1 ? [renders[0], renders[renders.length - 1]] : [renders[0], pictures[0]];
+  const slider = document.createElement("div"), sides = document.createElement("div");
+  const stage = document.createElement("div"), range = document.createElement("input");
+  const bar = document.createElement("div");
+  slider.className = "slider"; sides.className = "sides"; stage.className = "stage"; bar.className = "bar";
+  range.type = "range"; range.min = 0; range.max = 100; range.step = 0.5; range.value = 50;
+  range.setAttribute("aria-label", "how much of the left picture shows");
+  range.addEventListener("input", () => stage.style.setProperty("--at", range.value + "%"));
+  const images = ["right", "left"].map(side => {
+    const image = document.createElement("img");
+    image.className = side; image.width = start[0].width; image.height = start[0].height;
+    stage.append(image);
+    return image;
+  });
+  start.forEach((first, i) => {
+    const image = images[1 - i], select = document.createElement("select");
+    select.setAttribute("aria-label", i ? "right picture" : "left picture");
+    for (const picture of pictures) select.add(new Option(picture.alt, "", false, picture === first));
+    const show = () => { const p = pictures[select.selectedIndex]; image.src = p.src; image.alt = p.alt; };
+    select.addEventListener("change", show);
+    show();
+    sides.append(select);
+  });
+  stage.append(range, bar);
+  slider.append(sides, stage);
+  grid.before(slider);
+}
+"""
 
-    It holds the table of figures, the views (truth, then every variant) worst first with their error maps, every
-    image's PSNR, and how the figures were made. Pictures are JPEG of modest size; at most 24 views have them.
+
+def write_report(evaluated: Mapping[str, Any], output: Path, title: str) -> Path:
+    """Write what `evaluate_run`, `evaluate_runs` or `evaluate_folders` returned as one self-contained HTML file, and
+    return its path.
+
+    It holds the table of figures (mean ± standard deviation), how they change along the path and over the rounds, the
+    worst and the best views (truth and every variant, as a slider and side by side, with error maps), a figure of every
+    image, and how the figures are made. Pictures are JPEG of modest size, and at most 24 views of a scene, or about 170
+    pictures in all, are there. Several scenes come one after the other, after the mean over scenes.
     """
-    folders = {name: Path(folder) for name, folder in evaluated["folders"].items()}
-    variants = [name for name in folders if name != TRUTH]
-    per_image = evaluated["per_image"]
-    files = {name: matched_files(folders[name], folders[TRUTH]) for name in variants}
-    judged = variants[-1]
-    stems = sorted(per_image[judged], key=lambda stem: (per_image[judged][stem]["psnr"], stem))
-    body = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p>{len(stems)} {'image' if len(stems) == 1 else 'images'} against the truth, {_sizes(files[judged])}</p>",
-        _results(evaluated, variants),
-        "<h2>Views, worst first</h2>",
-        f"<p>Error maps: mean absolute error over RGB, black 0 to light {_ERROR_SCALE:g} and above.</p>",
-    ]
-    if len(stems) > _VIEWS:
-        body.append(f"<p>The {_VIEWS} worst of {len(stems)} views by PSNR of {escape(judged)}.</p>")
-    body += [_view(stem, variants, files, per_image) for stem in stems[:_VIEWS]]
-    body += ["<h2>PSNR of every image, worst first</h2>", _psnr_table(stems, variants, per_image)]
-    made = "".join(
-        f"<dt>{escape(METRICS[key].label)}</dt><dd>{escape(how)}</dd>" for key, how in evaluated["protocol"].items()
-    )
-    body += ["<h2>How the figures are made</h2>", f"<dl>{made}</dl>"]
+    scenes: Mapping[str, Any] = evaluated.get("scenes") or {"": evaluated}
+    body = [f"<h1>{escape(title)}</h1>"]
+    if "scenes" in evaluated:
+        body.append(f"<p>{len(scenes)} scenes, {evaluated['images']} images</p>")
+        if evaluated["results"]:
+            body += [
+                "<h2>Mean over scenes</h2>",
+                "<p>± is the standard deviation over scenes.</p>",
+                _results(evaluated),
+            ]
+        if evaluated["partial"]:
+            body.append(f"<p>Not in every scene: {escape(', '.join(evaluated['partial']))}.</p>")
+    for name, scene in scenes.items():
+        body += _scene(name, scene, len(scenes))
+    made = {METRICS[key].label: how for key, how in evaluated["protocol"].items()}
+    body += ["<h2>How the figures are made</h2>", _list({**evaluated["conditions"], **made})]
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}{CHART_STYLE}{palette()}</style></head>\n<body>\n"
         + "\n".join(body)
-        + "\n</body></html>\n"
+        + f"\n<script>{_SCRIPT}</script>\n</body></html>\n"
     )
     with atomic(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return output
 
 
-def _results(evaluated: Mapping[str, Any], variants: Sequence[str]) -> str:
-    """The table of mean figures, the best of each column marked; baselines stand apart below."""
-    results = evaluated["results"]
-    rows = {name: results.get(name, results) for name in variants}
-    keys = [key for key in METRICS if key in rows[variants[0]]]
+def _scene(name: str, evaluated: Mapping[str, Any], scenes: int) -> list[str]:
+    """All there is of one scene; its name is empty where there is one scene alone."""
+    folders = {key: Path(folder) for key, folder in evaluated["folders"].items()}
+    variants = [key for key in folders if key != TRUTH]
+    per_image = evaluated["per_image"]
+    files = {key: matched_files(folders[key], folders[TRUTH]) for key in variants}
+    along = list(per_image[variants[-1]])
+    judge = next((key for key in METRICS if key in per_image[variants[-1]][along[0]]), None)
+    stems = sorted(along, key=lambda stem: _badness(per_image[variants[-1]][stem], judge)) if judge else along
+    body = [f"<h2>{escape(name)}</h2>"] if name else []
+    body.append(
+        f"<p>{len(stems)} {'image' if len(stems) == 1 else 'images'} against the truth, {_sizes(files[variants[-1]])}; "
+        f"± is the standard deviation over images.</p>"
+    )
+    body.append(_results(evaluated))
+    for camera, rows in evaluated.get("by_camera", {}).items():
+        body += [f"<h3>Camera {escape(camera)}</h3>", _results({"results": rows, "std": {}, "folders": folders})]
+    charts = _charts(evaluated, variants, along, judge)
+    if charts:
+        body.append(f'<div class="charts">{"".join(charts)}</div>')
+    most = max(2, min(_VIEWS, _PICTURES // scenes // (1 + 2 * len(variants))))
+    shown = min(most, len(stems))
+    best = shown // 3 if judge else 0
+    worst = shown - best
+    by = f"by {METRICS[judge].name} of {variants[-1]}" if judge else "in the order of their names"
+    section = [
+        f"<h2>{escape(f'{name}: ' if name else '')}Views, {'worst first' if judge else 'in order'}</h2>",
+        f"<p>Error maps: mean absolute error over RGB, black 0 to light {_ERROR_SCALE:g} and above.</p>",
+    ]
+    if shown < len(stems):
+        section.append(
+            f"<p>{shown} of {len(stems)} views have pictures, {escape(by)}"
+            + (f": the {worst} worst and the {best} best" if judge else "")
+            + "; the figures of all are below.</p>"
+        )
+    section += [_view(stem, variants, files, per_image) for stem in stems[:worst]]
+    if best:
+        section.append(f"<h2>{escape(f'{name}: ' if name else '')}Best views, best first</h2>")
+        section += [_view(stem, variants, files, per_image) for stem in stems[: len(stems) - best - 1 : -1]]
+    body += section
+    if judge:
+        heading = f"{name}: {METRICS[judge].name}" if name else METRICS[judge].name
+        body += [
+            f"<h2>{escape(heading)} of every image, worst first</h2>",
+            _image_table(stems, variants, per_image, judge),
+        ]
+    if scenes > 1:
+        body += ["<details><summary>Conditions</summary>", _list(evaluated["conditions"]), "</details>"]
+    return body
+
+
+def _badness(figures: Mapping[str, float], key: str) -> float:
+    """Smaller is worse."""
+    value = figures[key] if METRICS[key].higher_is_better else -figures[key]
+    return math.inf if math.isnan(value) else value
+
+
+def _charts(
+    evaluated: Mapping[str, Any], variants: Sequence[str], along: Sequence[str], judge: str | None
+) -> list[str]:
+    """Figures along the path, consistency along the path, and what changed over the rounds."""
+    charts = []
+    if judge and len(along) > 2:
+        order = sorted(along)
+        names: dict[float, str] = {0.0: order[0], float(len(order) - 1): order[-1]}
+        lines = {
+            name: [(float(i), evaluated["per_image"][name][stem][judge]) for i, stem in enumerate(order)]
+            for name in variants
+        }
+        charts.append(line_chart(f"{METRICS[judge].name} of each view", lines, "view", names))
+    pairs = evaluated.get("pairs") or {}
+    for key, title in (("warped", "warped difference"), ("epipolar", "median epipolar distance in pixels")):
+        held = {
+            name: [(float(i), pair[key]) for i, pair in enumerate(entries) if _plotted(key, pair)]
+            for name, entries in ((name, pairs.get(name, [])) for name in (*variants, TRUTH))
+        }
+        if any(len(points) > 1 for points in held.values()):
+            charts.append(line_chart(f"{title} of consecutive views".capitalize(), held, "pair of views"))
+    rounds: Mapping[str, Mapping[str, Sequence[Sequence[float]]]] = evaluated.get("rounds") or {}
+    for title in dict.fromkeys(key for series in rounds.values() for key in series):
+        held = {
+            name: [(float(x), float(y)) for x, y in series[title]] for name, series in rounds.items() if title in series
+        }
+        charts.append(line_chart(f"{title} by round".capitalize(), held, "round"))
+    return [chart for chart in charts if chart]
+
+
+def _plotted(key: str, pair: Mapping[str, Any]) -> bool:
+    """Whether a pair has the figure; a few SIFT matches say nothing of where the epipolar lines are."""
+    return key in pair and (key != "epipolar" or pair["matches"] >= MIN_MATCHES)
+
+
+def _results(evaluated: Mapping[str, Any]) -> str:
+    """The table of mean figures with their spread, the best of each column marked; baselines stand apart below."""
+    flat = not any(isinstance(value, Mapping) for value in evaluated["results"].values())
+    rows = {"images": evaluated["results"]} if flat else evaluated["results"]
+    spreads = {"images": evaluated["std"]} if flat else evaluated["std"]
+    keys = [key for key in METRICS if any(key in row for row in rows.values())]
     best = {}
     for key in keys:
-        values = [row[key] for row in rows.values() if math.isfinite(row[key])]
+        values = [row[key] for row in rows.values() if math.isfinite(row.get(key, math.nan))]
         if values:
             best[key] = max(values) if METRICS[key].higher_is_better else min(values)
-    lines = [_row(name, row, keys, best if len(rows) > 1 else {}) for name, row in rows.items()]
+    lines = [
+        _row(name, row, keys, best if len(rows) > 1 else {}, spread=spreads.get(name, {})) for name, row in rows.items()
+    ]
     for name, row in evaluated.get("baselines", {}).items():
         label = f"{name} (σ {row['sigma']:g}, amount {row['amount']:g})"
         lines.append(_row(label, row, keys, {}, "aside"))
+    if evaluated.get("reference"):
+        lines.append(_row("the truth itself", evaluated["reference"], keys, {}, "aside"))
     heads = "".join(f"<th>{escape(METRICS[key].label)}</th>" for key in keys)
     return _table(f"<tr><th></th>{heads}</tr>", lines)
 
 
-def _row(name: str, row: Mapping[str, float], keys: Sequence[str], best: Mapping[str, float], kind: str = "") -> str:
-    cells = "".join(
-        f"<td{' class=best' if row[key] == best.get(key) else ''}>{_number(key, row[key])}</td>" for key in keys
-    )
-    return f"<tr{f' class={kind}' if kind else ''}><td>{escape(name)}</td>{cells}</tr>"
+def _row(
+    name: str,
+    row: Mapping[str, float],
+    keys: Sequence[str],
+    best: Mapping[str, float],
+    kind: str = "",
+    spread: Mapping[str, float] | None = None,
+) -> str:
+    cells = []
+    for key in keys:
+        value, around = row.get(key), (spread or {}).get(key, math.nan)
+        text = "–" if value is None else _number(key, value)
+        if value is not None and math.isfinite(around):
+            text += f" <small>± {_number(key, around)}</small>"
+        cells.append(f"<td{' class=best' if value is not None and value == best.get(key) else ''}>{text}</td>")
+    return f"<tr{f' class={kind}' if kind else ''}><td>{escape(name)}</td>{''.join(cells)}</tr>"
 
 
-def _psnr_table(stems: Sequence[str], variants: Sequence[str], per_image: Mapping[str, Any]) -> str:
+def _image_table(stems: Sequence[str], variants: Sequence[str], per_image: Mapping[str, Any], key: str) -> str:
     gains = len(variants) > 1
     heads = "".join(f"<th>{escape(name)}</th>" for name in variants) + ("<th>gain</th>" if gains else "")
     lines = []
     for stem in stems:
-        values = [per_image[name][stem]["psnr"] for name in variants]
-        cells = "".join(f"<td>{_number('psnr', value)}</td>" for value in values)
+        values = [per_image[name][stem][key] for name in variants]
+        cells = "".join(f"<td>{_number(key, value)}</td>" for value in values)
         if gains:
             # two identical images differ by inf − inf
             gain = values[-1] - values[0]
-            cells += f"<td>{f'{gain:+.2f}' if math.isfinite(gain) else '–'}</td>"
+            cells += f"<td>{f'{gain:+.{METRICS[key].digits}f}' if math.isfinite(gain) else '–'}</td>"
         lines.append(f"<tr><td>{escape(stem)}</td>{cells}</tr>")
     return _table(f"<tr><th>image</th>{heads}</tr>", lines)
+
+
+def _list(said: Mapping[str, str]) -> str:
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in said.items()) + "</dl>"
 
 
 def _table(head: str, lines: Sequence[str]) -> str:
@@ -150,26 +320,29 @@ def _view(
     pictures: list[_Figure] = [(TRUTH, [], truth)]
     for name, image in images.items():
         figures = per_image[name][stem]
-        detail = [
-            f"{_number('psnr', figures['psnr'])} {METRICS['psnr'].unit}",
-            f"st-LPIPS {_number('st_lpips', figures['st_lpips'])}",
-        ]
-        pictures.append((name, detail, image))
+        shown = [key for key in METRICS if key in figures and key != "ssim"][:_CAPTIONS]
+        pictures.append((name, [_caption(key, figures[key]) for key in shown], image))
     for name, image in images.items():
         pictures.append((f"error of {name}", [], error_map(image, truth, _ERROR_SCALE)))
     # the truth's column has no error, so the maps begin below the first variant
     columns = len(variants) + 1
-    parts = [_figure(*picture) for picture in pictures]
+    kinds = [TRUTH, *("render" for _ in variants), *("error" for _ in variants)]
+    parts = [_figure(*picture, kind) for picture, kind in zip(pictures, kinds, strict=True)]
     parts.insert(columns, '<figure class="empty"></figure>')
     return f'<h3>{escape(stem)}</h3><div class="views" style="--columns:{columns}">{"".join(parts)}</div>'
 
 
-def _figure(caption: str, details: Sequence[str], image: np.ndarray) -> str:
+def _caption(key: str, value: float) -> str:
+    metric = METRICS[key]
+    return f"{_number(key, value)} {metric.unit}" if metric.unit else f"{metric.name} {_number(key, value)}"
+
+
+def _figure(caption: str, details: Sequence[str], image: np.ndarray, kind: str) -> str:
     width = min(_WIDTH, image.shape[1])
     height = round(image.shape[0] * width / image.shape[1])
     spans = " ".join(f"<span>{escape(detail)}</span>" for detail in details)
     return (
-        f'<figure><img width="{width}" height="{height}" loading="lazy" alt="{escape(caption)}" '
+        f'<figure><img width="{width}" height="{height}" loading="lazy" alt="{escape(caption)}" data-kind="{kind}" '
         f'src="data:image/jpeg;base64,{_jpeg(fit(image, _WIDTH))}">'
         f"<figcaption><b>{escape(caption)}</b> {spans}</figcaption></figure>"
     )
@@ -185,12 +358,7 @@ def _jpeg(image: np.ndarray) -> str:
 
 def _sizes(files: Mapping[str, tuple[Path, Path]]) -> str:
     """The images' sizes in pixels, in words."""
-    from PIL import Image
-
-    sizes = set()
-    for image, _ in files.values():
-        with Image.open(image) as opened:
-            sizes.add(opened.size)
+    sizes = {image_size(image) for image, _ in files.values()}
     smallest, largest = min(sizes), max(sizes)
     one = f"{smallest[0]}×{smallest[1]}"
     return f"{one} pixels" if len(sizes) == 1 else f"{one} to {largest[0]}×{largest[1]} pixels"

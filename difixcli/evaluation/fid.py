@@ -1,0 +1,95 @@
+"""FID, the distance between two sets of images as Inception-v3 sees them; never with a network that is not its own.
+
+Heusel et al., NeurIPS 2017. The arithmetic is torchmetrics', the network is the TensorFlow one that FID is defined by,
+as torch-fidelity converted it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from difixcli.errors import InputError
+from difixcli.torchvision_cure import cure
+
+INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+"""The file of Inception's weights as torch-fidelity's release 0.2.0 names it."""
+
+FEATURES = 2048
+
+
+def inception_file(path: Path | None = None) -> Path:
+    """Where Inception's weights are: `path`, or else torch hub's cache; InputError where they are not."""
+    if path is not None:
+        if not path.is_file():
+            raise InputError(f"--inception names {path}, which is no file; name {INCEPTION} of torch-fidelity.")
+        return path
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
+    if not cached.is_file():
+        raise InputError(
+            f"FID needs Inception's weights: put torch-fidelity's {INCEPTION} into {cached.parent}, "
+            "name the file with --inception, or leave fid out of --metrics."
+        )
+    return cached
+
+
+def inception(path: Path, device: str = "cpu") -> nn.Module:
+    """The network of FID from its weights, uint8 images (B, 3, H, W) → (B, 2048); InputError where they are others."""
+    cure()
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    try:
+        # torch-fidelity unpickles whatever the file holds; refuse here what is more than tensors
+        torch.load(path, map_location="cpu", weights_only=True)
+        network = NoTrainInceptionV3("inception-v3-compat", [str(FEATURES)], str(path))
+    except (RuntimeError, OSError, EOFError, KeyError, AttributeError, TypeError, pickle.UnpicklingError):
+        raise InputError(f"{path} does not hold Inception's weights; FID needs torch-fidelity's {INCEPTION}.") from None
+    network.num_features = FEATURES
+    return network.to(device)
+
+
+def identity_of(path: Path) -> str:
+    """The beginning of the weights' SHA-256, which a number must carry to be compared."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()[:8]
+
+
+class FrechetDistance:
+    """The Fréchet distance of several sets of images from one true set, taken image by image.
+
+    `network` maps uint8 images (1, 3, H, W) to (1, D) features and has `num_features` = D.
+    """
+
+    def __init__(self, network: nn.Module, device: str = "cpu") -> None:
+        cure()
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the memory of features, which are not kept
+            self._metric = FrechetInceptionDistance(feature=network, reset_real_features=False).to(device)
+        self._device = device
+
+    def add(self, image: np.ndarray, true: bool) -> None:
+        """Count an image (H, W, 3) in [0, 1] to the true set or to the one being measured."""
+        pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+        planar = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
+        with torch.no_grad():
+            self._metric.update(planar.to(self._device), real=true)
+
+    def distance(self) -> float:
+        """The distance of the images added since the last call; InputError for fewer than two in either set."""
+        counts = int(self._metric.real_features_num_samples), int(self._metric.fake_features_num_samples)
+        if min(counts) < 2:
+            raise InputError("FID needs at least two images on either side; leave fid out of --metrics.")
+        found = float(self._metric.compute())
+        self._metric.reset()
+        return found

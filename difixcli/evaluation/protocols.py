@@ -1,0 +1,156 @@
+"""Protocols: named ways to measure, each fixing what a number depends on besides the images.
+
+A figure means something only beside its split, its views, its crop, its size and its mask. A protocol fixes them all,
+so that two numbers of one protocol may stand in one table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from difixcli.errors import InputError, unknown
+from difixcli.scenes.scene import Scene, Split
+from difixcli.scenes.splits import default_split_rule, make_split
+
+_DL3DV_SIDE = 960  # DL3DV's 960P release
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How images are measured.
+
+    `split` says which views train and which are measured; `rule` makes it for a scene, given the split that the run
+    was made with, or is None where the run's own stands. `views` says which of the measured views count; none is ever
+    cropped. `long_side` is the size in pixels that larger images are shrunk to (area-averaged) together with their
+    truth and mask. With `visibility` only pixels count that a training photo sees too. With `by_camera` the figures
+    are also given for each camera of a rig.
+    """
+
+    name: str
+    split: str
+    views: str
+    rule: Callable[[Scene, Split], str] | None = None
+    long_side: int | None = None
+    visibility: bool = False
+    by_camera: bool = False
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """The (width, height) at which an image of that size is measured."""
+        if self.long_side is None or max(width, height) <= self.long_side:
+            return width, height
+        scale = self.long_side / max(width, height)
+        return max(round(width * scale), 1), max(round(height * scale), 1)
+
+    def sized(self, image: np.ndarray) -> np.ndarray:
+        """An image (H, W, 3), or a mask (H, W) of bool, at the size at which it is measured."""
+        import cv2
+
+        width, height = self.size(image.shape[1], image.shape[0])
+        if (width, height) == (image.shape[1], image.shape[0]):
+            return image
+        if image.dtype == bool:  # a pixel counts when all that it is made of does
+            return cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) > 1 - 1e-4
+        return np.clip(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), 0, 1)
+
+    @property
+    def resize(self) -> str:
+        if self.long_side is None:
+            return "none"
+        return f"area-averaged to a long side of at most {self.long_side} pixels"
+
+
+OWN = Protocol("own", "the run's own", "all test views")
+"""What is measured unless a protocol is named: the run as it is."""
+
+
+def _two_paths(scene: Scene, _: Split) -> str:
+    rule = default_split_rule(scene)
+    if rule.startswith("every:"):
+        raise InputError(
+            f"The protocol nerfbusters needs two camera paths, but {scene.name} does not say which photo is on which; "
+            "name photos _train_ and _eval_ (or frame_1_ and frame_2_), or write split.json into the scene."
+        )
+    return rule
+
+
+def _one_camera(scene: Scene, held: Split) -> str:
+    cameras = list(dict.fromkeys(scene.frames[i].camera_id for i in held.train))
+    if len({frame.camera_id for frame in scene.frames}) < 2:
+        raise InputError(f"The protocol rds needs a rig, but all photos of {scene.name} are of one camera.")
+    if len(cameras) != 1:
+        raise InputError(
+            f"The protocol rds trains on one camera and measures the others, but the run trains on cameras "
+            f"{', '.join(cameras)}; train with --split camera:ID."
+        )
+    return f"camera:{cameras[0]}"
+
+
+NERFBUSTERS = Protocol(
+    "nerfbusters", "two paths: the first trains, the second is measured", "all of the second path", _two_paths,
+    visibility=True,
+)  # fmt: skip
+DL3DV = Protocol(
+    "dl3dv", "two clusters of camera positions: the larger trains", "all of the smaller cluster",
+    lambda scene, held: "clusters", long_side=_DL3DV_SIDE,
+)  # fmt: skip
+RDS = Protocol("rds", "one camera of a rig trains", "all of its other cameras", _one_camera, by_camera=True)
+SPARSE = Protocol("sparse", "every N-th view trains", "all others")
+
+_NAMES = ("nerfbusters", "dl3dv", "rds", "sparse:N")
+
+
+def parse_protocol(text: str) -> Protocol:
+    """The protocol of a name: `nerfbusters`, `dl3dv`, `rds` or `sparse:N`.
+
+    - `nerfbusters` (Warburg et al., ICCV 2023): two paths (see `default_split_rule`), the first trains; only pixels of
+      the second that a training photo sees too count; size as rendered.
+    - `dl3dv` (as Difix3D+ splits it): two clusters of camera positions, the larger trains; measured at a long side of
+      at most 960 pixels, the size of DL3DV's 960P release.
+    - `rds` (driving rigs in Difix3D+): one camera trains, the others are measured, together and camera by camera; size
+      as rendered.
+    - `sparse:N`: every N-th view trains, all others are measured; size as rendered.
+
+    None crops; in all of them what a photo's own mask leaves out does not count. InputError for any other name.
+    """
+    name, _, argument = text.strip().partition(":")
+    fixed = {protocol.name: protocol for protocol in (NERFBUSTERS, DL3DV, RDS)}
+    if name in fixed and not argument:
+        return fixed[name]
+    if name == SPARSE.name:
+        if not argument.isdecimal() or int(argument) < 2:
+            raise InputError(f"The protocol {text!r} needs a whole number of at least 2, as in sparse:4.")
+        rule = f"every:{int(argument)}"
+        return replace(SPARSE, name=f"sparse:{int(argument)}", split=rule, rule=lambda scene, held: rule)
+    if name in fixed:
+        raise InputError(f"The protocol {text!r} takes no argument; write {name}.")
+    raise unknown("protocol", text, _NAMES, f"There are {', '.join(_NAMES)}.")
+
+
+def check_split(protocol: Protocol, scene: Scene, held: Split, where: str) -> None:
+    """InputError, naming the difference, when a run's split of its scene is not the protocol's.
+
+    `where` is what to call the run.
+    """
+    if protocol.rule is None:
+        return
+    wanted = make_split(scene, protocol.rule(scene, held))
+    differences = []
+    for kind, ours, theirs in (("trains on", held.train, wanted.train), ("measures", held.test, wanted.test)):
+        extra, lacking = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+        if extra:
+            differences.append(f"{where} {kind} {_some(scene, extra)}, the protocol does not")
+        if lacking:
+            differences.append(f"the protocol {kind} {_some(scene, lacking)}, {where} does not")
+    if differences:
+        raise InputError(
+            f"{where} was made with the split {held.rule}, which is not that of the protocol {protocol.name} "
+            f"({wanted.rule}): {differences[0]}. Train it with --split {wanted.rule}."
+        )
+
+
+def _some(scene: Scene, frames: Sequence[int]) -> str:
+    names = ", ".join(scene.frames[i].name for i in frames[:3])
+    return names + (f" and {len(frames) - 3} more" if len(frames) > 3 else "")

@@ -1,0 +1,198 @@
+"""What a distilled run's folder offers to whoever measures it: variants, truth, masks, split, poses, rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from difixcli.errors import InputError
+from difixcli.evaluation.pictures import image_files, image_size
+from difixcli.runs import read_json
+from difixcli.scenes.loading import load_scene, natural_order, scene_name
+from difixcli.scenes.scene import Scene, Split
+from difixcli.scenes.splits import make_split
+
+TRUTH = "truth"
+MASK = "mask"
+_ORDER = ("plain", "distilled", "enhanced")  # the order of a table; other variants come after
+_NOT_A_FIGURE = ("round", "schedule", "views", "camera_to_world", "width", "height")
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run with renders (or that should have them) rather than a folder of images."""
+    if (path / "renders").is_dir():
+        return True
+    record = path / "run.json"
+    if not record.is_file():
+        return False
+    held = read_json(record)
+    return isinstance(held, dict) and held.get("command") == "distill"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run that is to be measured. `variants` maps names to folders of renders, in the order of a table; `record` is
+    its run.json, empty where it has none.
+    """
+
+    folder: Path
+    record: Mapping[str, Any]
+    variants: Mapping[str, Path]
+
+    @classmethod
+    def read(cls, folder: Path) -> RunFolder:
+        """Look at a run; InputError when it has no renders yet, or no truth to measure them against."""
+        renders = folder / "renders"
+        if not (renders / TRUTH).is_dir():
+            raise InputError(f"{folder} has no renders/{TRUTH}; finish the run first, or give two folders of images.")
+        names = [
+            path.name
+            for path in renders.iterdir()
+            if path.is_dir() and path.name not in (TRUTH, MASK) and not path.name.startswith(".")
+        ]
+        if not names:
+            raise InputError(f"{renders} holds no renders beside {TRUTH}; finish the run first.")
+        names.sort(key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+        file = folder / "run.json"
+        record = read_json(file) if file.is_file() else {}
+        if not isinstance(record, dict) or not isinstance(record.get("arguments", {}), dict):
+            raise InputError(f"{file} was not written by difix distill; restore it or remove it.")
+        return cls(folder, record, {name: renders / name for name in names})
+
+    @property
+    def name(self) -> str:
+        return self.folder.absolute().name
+
+    @property
+    def truth(self) -> Path:
+        return self.folder / "renders" / TRUTH
+
+    @property
+    def masks(self) -> Path:
+        """Where the photos' masks are, for views that have one; the folder need not exist."""
+        return self.folder / "renders" / MASK
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        return self.record.get("arguments", {})
+
+    @property
+    def split_rule(self) -> str | None:
+        rule = self.arguments.get("split")
+        return rule if isinstance(rule, str) else None
+
+    @property
+    def scene_spec(self) -> str | None:
+        spec = self.arguments.get("scene")
+        return spec if isinstance(spec, str) else None
+
+    @property
+    def scene_name(self) -> str:
+        spec = self.scene_spec
+        return self.name if spec is None else scene_name(spec)
+
+    @cached_property
+    def scene_and_split(self) -> tuple[Scene, Split]:
+        """The scene it was made from, at the size of its renders, and which frames trained and which were rendered.
+
+        InputError when the run does not say which, when it is not there any more, or when its test views by now are
+        others than those that were rendered.
+        """
+        if self.scene_spec is None or self.split_rule is None:
+            raise InputError(f"{self.folder} has no run.json that names its scene and split; its poses are not known.")
+        if not self.scene_spec.startswith("sample:") and not Path(self.scene_spec).exists():
+            raise InputError(
+                f"{self.folder} was made from {self.scene_spec}, which is not there; its poses are needed."
+            )
+        scene = load_scene(self.scene_spec, max(max(image_size(path)) for path in image_files(self.truth)))
+        split = make_split(scene, self.split_rule)
+        rendered = {path.stem for path in image_files(self.truth)}
+        wanted = {scene.file_names[i] for i in split.test}
+        if rendered != wanted:
+            odd = sorted(rendered ^ wanted)
+            raise InputError(
+                f"{self.truth} does not hold the test views of {scene.name} under {self.split_rule} (see {odd[0]}); "
+                "the scene or its split has changed since, so run it again."
+            )
+        return scene, split
+
+    def sequences(self) -> list[list[str]]:
+        """The views' names in the order of the path: one list for each camera where poses are known, else one."""
+        try:
+            scene, split = self.scene_and_split
+        except InputError:
+            return [[path.stem for path in sorted(image_files(self.truth), key=lambda one: natural_order(one.stem))]]
+        paths: dict[str, list[str]] = {}
+        for i in split.test:
+            paths.setdefault(scene.frames[i].camera_id, []).append(scene.file_names[i])
+        return list(paths.values())
+
+    def rounds(self) -> dict[str, list[list[float]]]:
+        """What changed from round to round: {name: [[round, value], …]}.
+
+        Every number that a `rounds/NN/round.json` holds of the round or of its views (then their mean), and the seconds
+        that training each took.
+        """
+        series: dict[str, list[list[float]]] = {}
+        for file in sorted(self.folder.glob("rounds/*/round.json")):
+            held = read_json(file)
+            if not isinstance(held, dict) or not isinstance(held.get("round"), int):
+                continue
+            figures = {key: [value] for key, value in held.items() if key not in _NOT_A_FIGURE}
+            for view in held.get("views") or []:
+                for key, value in view.items() if isinstance(view, dict) else ():
+                    if key not in _NOT_A_FIGURE:
+                        figures.setdefault(key, []).append(value)
+            for key, values in figures.items():
+                numbers = [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
+                if numbers:
+                    name = key.replace("_", " ")
+                    series.setdefault(name, []).append([held["round"], sum(numbers) / len(numbers)])
+        timings = self.record.get("timings")
+        for key, value in (timings if isinstance(timings, dict) else {}).items():
+            if key.startswith("round ") and key.endswith(": train"):
+                number = key.removeprefix("round ").partition("/")[0]
+                series.setdefault("seconds of training", []).append([int(number), float(value)])
+        return {name: sorted(points) for name, points in series.items()}
+
+
+def row_names(runs: Sequence[RunFolder]) -> list[str]:
+    """What to call each of several runs in one table; unique among the runs of one scene.
+
+    Runs of one scene go by their folders. Where there are several scenes a run goes by what differs in how the runs
+    were made (method, fixer, seed …), so that the same way of making one has the same name in every scene; by nothing
+    (an empty name) where nothing differs.
+    """
+    if len({run.scene_spec for run in runs}) == 1:
+        depth = 1
+        while True:
+            names = ["/".join(run.folder.absolute().parts[-depth:]) for run in runs]
+            if len(set(names)) == len(runs) or depth >= max(len(run.folder.absolute().parts) for run in runs):
+                return names
+            depth += 1
+    ignored = ("scene", "split", "compare", "device")
+    keys = list(dict.fromkeys(key for run in runs for key in run.arguments if key not in ignored))
+    varying = [key for key in keys if len({repr(run.arguments.get(key)) for run in runs}) > 1]
+    names = [", ".join(_said(key, run.arguments.get(key), runs) for key in varying) for run in runs]
+    placed = [(run.scene_spec, name) for run, name in zip(runs, names, strict=True)]
+    return [
+        f"{name}, {run.name}".removeprefix(", ") if placed.count(place) > 1 else name
+        for run, name, place in zip(runs, names, placed, strict=True)
+    ]
+
+
+def _said(key: str, value: Any, runs: Sequence[RunFolder]) -> str:
+    """One argument of a run in words, without what it shares with the others."""
+    if isinstance(value, dict):
+        others = [run.arguments.get(key) for run in runs]
+        odd = {k: v for k, v in value.items() if any(not isinstance(o, dict) or o.get(k) != v for o in others)}
+        return " ".join(f"{k} {v}" for k, v in odd.items())
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or f"no {key}"
+    if isinstance(value, str):
+        return Path(value).name
+    return f"{key.replace('_', ' ')} {value}"

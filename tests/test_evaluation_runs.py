@@ -1,0 +1,629 @@
+"""Consistency, colour correction, FID, protocols and comparisons: what `difix eval` measures of runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from difixcli.cli import app
+from difixcli.errors import InputError
+from difixcli.evaluation import Plan, evaluate_folders, evaluate_run, evaluate_runs
+from difixcli.evaluation.charts import line_chart
+from difixcli.evaluation.color_correction import color_correct
+from difixcli.evaluation.consistency import (
+    MIN_MATCHES,
+    fundamental_matrix,
+    symmetric_epipolar_distance,
+    tsed,
+    warped_difference,
+)
+from difixcli.evaluation.evaluate import suggested_metrics
+from difixcli.evaluation.fid import FrechetDistance, inception, inception_file
+from difixcli.evaluation.metrics import METRICS, image_metrics, parse_metrics, psnr, ssim
+from difixcli.evaluation.perceptual import Lpips
+from difixcli.evaluation.protocols import DL3DV, OWN, parse_protocol
+from difixcli.evaluation.report import write_report
+from difixcli.evaluation.run_folders import RunFolder, row_names
+from difixcli.evaluation.visibility import visible_pixels
+from difixcli.runs import write_image
+from difixcli.scenes import load_photo, load_scene, make_split
+from difixcli.scenes.scene import Camera
+
+WIDTH, HEIGHT, FOCAL = 96, 64, 80.0
+DEPTH = 2.0
+
+
+@pytest.fixture(scope="module")
+def texture() -> np.ndarray:
+    """A wall with detail at several scales: (H, W, 3) in [0, 1], 100 pixels a unit, the origin in its middle."""
+    rng = np.random.default_rng(3)
+    layers = [cv2.GaussianBlur(rng.random((500, 900, 3)).astype(np.float32) - 0.5, (0, 0), s) * s for s in (1.5, 4, 12)]
+    wall = sum(layers)
+    return ((wall - wall.min()) / (wall.max() - wall.min())).astype(np.float32)
+
+
+def camera_at(x: float, turn: float = 0.0) -> Camera:
+    """A camera at (x, 0, 0) that looks at the wall z = −2, turned about the vertical by `turn` radians."""
+    pose = np.eye(4)
+    pose[:3, :3] = [[math.cos(turn), 0, math.sin(turn)], [0, 1, 0], [-math.sin(turn), 0, math.cos(turn)]]
+    pose[0, 3] = x
+    return Camera(pose, FOCAL, FOCAL, WIDTH / 2, HEIGHT / 2, WIDTH, HEIGHT)
+
+
+def wall_depth(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """Where each pixel's ray meets the wall: (H, W, 3) points and (H, W) z-depth."""
+    x, y = np.meshgrid(np.arange(camera.width) + 0.5, np.arange(camera.height) + 0.5)
+    rays = np.stack([(x - camera.cx) / camera.fx, -(y - camera.cy) / camera.fy, -np.ones_like(x)], axis=-1)
+    world = rays @ camera.camera_to_world[:3, :3].T
+    depth = -DEPTH / world[..., 2]
+    return world * depth[..., None] + camera.position, depth
+
+
+def wall_seen(texture: np.ndarray, camera: Camera) -> np.ndarray:
+    points, _ = wall_depth(camera)
+    u = (points[..., 0] * 100 + texture.shape[1] / 2).astype(np.float32)
+    v = (texture.shape[0] / 2 - points[..., 1] * 100).astype(np.float32)
+    return cv2.remap(texture, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+
+
+def noisy(image: np.ndarray, sigma: float, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, sigma, image.shape)
+    return np.clip(image + noise, 0, 1).astype(np.float32)
+
+
+def tensor(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+
+
+# -- figures against their references ---------------------------------------------------------------------------------
+
+
+def test_psnr_and_ssim_agree_with_torchmetrics(texture: np.ndarray) -> None:
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    truth = wall_seen(texture, camera_at(0))
+    for sigma in (0.02, 0.1):
+        image = noisy(truth, sigma)
+        expected = peak_signal_noise_ratio(tensor(image), tensor(truth), data_range=1.0)
+        assert psnr(image, truth) == pytest.approx(float(expected), abs=1e-4)
+        _, full = structural_similarity_index_measure(
+            tensor(image), tensor(truth), data_range=1.0, return_full_image=True
+        )
+        assert ssim(image, truth) == pytest.approx(float(full[..., 5:-5, 5:-5].mean()), abs=1e-4)
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_lpips_is_the_packages_number_for_the_same_weights(texture: np.ndarray, net: Any) -> None:
+    import lpips
+
+    torch.manual_seed(0)
+    package = lpips.LPIPS(net=net, pretrained=True, pnet_rand=True, verbose=False).eval()
+    ours = Lpips(net, package)
+    truth = tensor(wall_seen(texture, camera_at(0)))
+    image = tensor(noisy(truth[0].permute(1, 2, 0).numpy(), 0.1))
+    with torch.no_grad():
+        expected = package(image, truth, normalize=True).flatten()
+        torch.testing.assert_close(ours(image, truth), expected, atol=1e-4, rtol=1e-4)
+    assert expected.item() > 1e-3
+
+
+def test_fid_is_the_frechet_distance_of_two_gaussians(texture: np.ndarray) -> None:
+    from scipy.linalg import sqrtm
+
+    class Colors(torch.nn.Module):
+        """A stand-in small enough to do by hand: mean colours of six cells."""
+
+        num_features = 6
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, (2, 3)).mean(1).flatten(1)
+
+    truths = [wall_seen(texture, camera_at(x)) for x in np.linspace(-1, 1, 12)]
+    renders = [noisy(np.clip(0.8 * truth + 0.15, 0, 1), 0.1, i) for i, truth in enumerate(truths)]
+    distance = FrechetDistance(Colors())
+    for image in truths:
+        distance.add(image, true=True)
+    for image in renders:
+        distance.add(image, true=False)
+    found = distance.distance()
+
+    def moments(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        features = np.concatenate([Colors()((tensor(i) * 255 + 0.5).to(torch.uint8)).numpy() for i in images])
+        return features.mean(0, dtype=np.float64), np.cov(features.astype(np.float64), rowvar=False)
+
+    (mean_one, cov_one), (mean_two, cov_two) = moments(truths), moments(renders)
+    expected = ((mean_one - mean_two) ** 2).sum() + np.trace(cov_one + cov_two - 2 * sqrtm(cov_one @ cov_two).real)
+    assert found == pytest.approx(expected, abs=1e-4) and found > 0.001
+    # the true set is kept from one variant to the next
+    for image in truths:
+        distance.add(image, true=False)
+    assert distance.distance() == pytest.approx(0, abs=1e-6)
+    distance.add(truths[0], true=False)
+    with pytest.raises(InputError, match="at least two images"):
+        distance.distance()
+
+
+def test_fid_is_refused_without_its_own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(InputError, match=r"weights-inception-2015-12-05-6726825d\.pth into .*--inception"):
+        inception_file()
+    with pytest.raises(InputError, match="is no file"):
+        inception_file(tmp_path / "none.pth")
+    (tmp_path / "text.pth").write_text("not weights")
+    with pytest.raises(InputError, match="does not hold Inception's weights"):
+        inception(inception_file(tmp_path / "text.pth"))
+    torch.save({"other.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="does not hold Inception's weights"):
+        inception(tmp_path / "other.pth")
+
+
+# -- colour correction ------------------------------------------------------------------------------------------------
+
+
+def test_color_correction_undoes_what_an_exposure_did(texture: np.ndarray) -> None:
+    truth = 0.1 + 0.8 * wall_seen(texture, camera_at(0))
+    mixed = truth @ np.array([[0.8, 0.1, 0], [0.05, 0.7, 0.05], [0, 0.1, 0.75]], np.float32).T + 0.02
+    assert psnr(mixed, truth) < 26
+    for correction in ("affine", "quadratic"):
+        assert psnr(color_correct(mixed, truth, correction=correction), truth) > 50  # type: ignore[arg-type]
+    gamma = truth**1.6
+    affine, quadratic = (psnr(color_correct(gamma, truth, correction=c), truth) for c in ("affine", "quadratic"))
+    assert quadratic > affine + 3 > psnr(gamma, truth) + 3
+    # what the mask leaves out is not looked at
+    mask = np.zeros(truth.shape[:2], bool)
+    mask[:, :40] = True
+    spoiled = mixed.copy()
+    spoiled[:, 40:] = 0.5
+    corrected = color_correct(spoiled, truth, mask)
+    assert psnr(corrected, truth, mask) > 50
+
+
+def test_corrected_figures_stand_beside_the_others(texture: np.ndarray) -> None:
+    truth = 0.1 + 0.8 * wall_seen(texture, camera_at(0))
+    figures = image_metrics(0.7 * truth, truth, metrics=("psnr", "ssim"), correction="affine")
+    assert list(figures) == ["psnr", "ssim", "cc_psnr", "cc_ssim"] and figures["cc_psnr"] > figures["psnr"] + 20
+    assert set(figures) <= set(METRICS)
+
+
+# -- consistency ------------------------------------------------------------------------------------------------------
+
+
+def test_warped_difference_sees_flicker_and_not_motion(texture: np.ndarray) -> None:
+    truth = [wall_seen(texture, camera_at(x)) for x in np.linspace(0, 0.3, 6)]
+    still = warped_difference(truth)
+    assert len(still) == 5 and all(pair.share > 0.7 for pair in still)
+    moved = np.mean([np.abs(a - b).mean() for a, b in pairwise(truth)])
+    assert np.mean([pair.difference for pair in still]) < 0.35 * moved
+    flicker = [np.clip(frame + 0.1 * (i % 2), 0, 1) for i, frame in enumerate(truth)]
+    seen = warped_difference(iter(flicker), iter(truth))
+    assert np.mean([pair.difference for pair in seen]) == pytest.approx(0.1, abs=0.02)
+    # the same places count for every variant of one sequence
+    assert [pair.share for pair in seen] == [pair.share for pair in still]
+    noise = warped_difference([noisy(frame, 0.1, i) for i, frame in enumerate(truth)], truth)
+    assert min(pair.difference for pair in noise) > 2 * max(pair.difference for pair in still)
+    assert warped_difference(truth[:1]) == []
+    with pytest.raises(InputError, match="one size"):
+        warped_difference([truth[0], truth[1][:-2]])
+    with pytest.raises(InputError, match="too small"):
+        warped_difference([truth[0][:8], truth[1][:8]])
+
+
+def test_a_point_lies_on_the_epipolar_line_of_itself() -> None:
+    one, two = camera_at(0.0), camera_at(0.4, 0.2)
+    matrix = fundamental_matrix(one, two)
+    assert matrix is not None
+    points = np.random.default_rng(0).uniform([-0.5, -0.5, -4], [0.5, 0.5, -2], (50, 3))
+
+    def pixels(camera: Camera) -> np.ndarray:
+        local = (points - camera.position) @ camera.camera_to_world[:3, :3]
+        x, y = -local[:, 0] / local[:, 2], local[:, 1] / local[:, 2]
+        return np.stack([camera.fx * x + camera.cx, camera.fy * y + camera.cy], axis=1)
+
+    first, second = pixels(one), pixels(two)
+    np.testing.assert_allclose(symmetric_epipolar_distance(matrix, first, second), 0, atol=1e-9)
+    # a shift across the line counts in full in one image; OpenCV's lines agree
+    lines = cv2.computeCorrespondEpilines(first.reshape(-1, 1, 2), 1, matrix).reshape(-1, 3)
+    shifted = second + 3 * lines[:, :2]
+    back = cv2.computeCorrespondEpilines(shifted.reshape(-1, 1, 2), 2, matrix).reshape(-1, 3)
+    other = np.abs((back[:, :2] * first).sum(1) + back[:, 2])
+    np.testing.assert_allclose(symmetric_epipolar_distance(matrix, first, shifted), (3 + other) / 2, atol=1e-6)
+    assert fundamental_matrix(one, camera_at(0.0, 0.3)) is None
+
+
+def test_tsed_knows_the_true_path_from_a_wrong_one(texture: np.ndarray) -> None:
+    cameras = [camera_at(x, turn) for x, turn in ((0, 0), (0.15, 0.05), (0.3, 0.0), (0.3, 0.05))]
+    big = [camera.resized(3 * WIDTH, 3 * HEIGHT) for camera in cameras]
+    frames = [wall_seen(texture, camera) for camera in big]
+    pairs = tsed(frames, big)
+    assert pairs[2] is None  # it only turned
+    true = [pair for pair in pairs if pair is not None]
+    assert all(pair.consistent and pair.matches > MIN_MATCHES and pair.error < 1 for pair in true)
+    # frames that are shifted against each other in the image do not show one scene from these cameras
+    wrong = [frames[0], np.roll(frames[1], 25, axis=0), frames[2]]
+    assert not any(pair.consistent for pair in tsed(wrong, big[:3]) if pair is not None)
+    blank = tsed([np.full_like(frames[0], 0.5)] * 2, big[:2])[0]
+    assert blank is not None and blank.matches == 0 and math.isnan(blank.error) and not blank.consistent
+
+
+# -- visibility -------------------------------------------------------------------------------------------------------
+
+
+def test_only_what_another_camera_sees_is_visible() -> None:
+    here, there = camera_at(0.0), camera_at(1.0)
+    depth, other = wall_depth(here)[1], wall_depth(there)[1]
+    points, _ = wall_depth(here)
+    seen = visible_pixels(depth, here, [(other, there)])
+    inside = np.abs(points[..., 0] - 1.0) < DEPTH * WIDTH / 2 / FOCAL
+    assert (seen == inside).mean() > 0.98 and 0.1 < seen.mean() < 0.9
+    assert visible_pixels(depth, here, [(other[::2, ::2], there)]).mean() == pytest.approx(seen.mean(), abs=0.03)
+    # something stands before the wall in the other camera
+    assert not visible_pixels(depth, here, [(np.full_like(other, 0.5), there)]).any()
+    assert visible_pixels(depth, here, [(np.full_like(other, 0.5), there), (depth, here)]).all()
+    assert not visible_pixels(np.zeros_like(depth), here, [(other, there)]).any()
+
+
+# -- runs, protocols, comparisons -------------------------------------------------------------------------------------
+
+
+def make_scene(folder: Path, texture: np.ndarray, frames: dict[str, float], scale: int = 1) -> Path:
+    """A posed scene of the wall: {file name: position along x}."""
+    entries = []
+    for name, x in frames.items():
+        camera = camera_at(x).resized(WIDTH * scale, HEIGHT * scale)
+        write_image(folder / name, wall_seen(texture, camera))
+        entries.append({"file_path": name, "transform_matrix": camera.camera_to_world.tolist()})
+    lens = {"fl_x": FOCAL * scale, "fl_y": FOCAL * scale, "w": WIDTH * scale, "h": HEIGHT * scale}
+    lens |= {"cx": WIDTH * scale / 2, "cy": HEIGHT * scale / 2}
+    (folder / "transforms.json").write_text(json.dumps({**lens, "frames": entries}))
+    return folder
+
+
+def make_run(folder: Path, scene: Path, rule: str, seed: int = 0, **variants: float) -> Path:
+    """A run as `difix distill` leaves it, its variants' renders as noisy as asked."""
+    loaded = load_scene(str(scene))
+    for i in make_split(loaded, rule).test:
+        name = f"{loaded.file_names[i]}.png"
+        photo = load_photo(loaded.frames[i])
+        write_image(folder / "renders/truth" / name, photo)
+        for number, (variant, sigma) in enumerate((variants or {"plain": 0.1, "distilled": 0.05}).items()):
+            write_image(folder / "renders" / variant / name, noisy(photo, sigma, 100 * seed + 10 * number + i))
+    for number in (1, 2):
+        (folder / f"rounds/{number:02d}").mkdir(parents=True, exist_ok=True)
+        views = [{"frame": "a", "mean_confidence": 0.5 * number}, {"frame": "b", "mean_confidence": 0.25 * number}]
+        record = {"round": number, "views": views, "holdout_psnr": 20.0 + number}
+        (folder / f"rounds/{number:02d}/round.json").write_text(json.dumps(record))
+    arguments = {"scene": str(scene), "split": rule, "method": "splatfacto", "seed": seed, "size": None}
+    record = {"command": "distill", "arguments": arguments, "timings": {"round 1/2: train": 3.0, "round 2/2: train": 2}}
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+PATH = {f"images/{i:03d}.png": 0.1 * i for i in range(8)}
+
+
+@pytest.fixture(scope="module")
+def scene(texture: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_scene(tmp_path_factory.mktemp("scenes") / "wall", texture, PATH)
+
+
+@pytest.fixture(scope="module")
+def run(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "a", scene, "every:4")
+
+
+QUICK = Plan(("psnr",))
+
+
+def test_the_whole_of_a_run_is_measured(run: Path, tmp_path: Path) -> None:
+    metrics, left_out = suggested_metrics([run])
+    assert {"psnr", "ssim", "st_lpips", "tsed", "warped"} <= set(metrics) and not left_out
+    found = evaluate_run(run, plan=Plan(("psnr", "ssim", "tsed", "warped"), "affine"))
+    plain, distilled = found["results"]["plain"], found["results"]["distilled"]
+    assert set(plain) == {"psnr", "ssim", "cc_psnr", "cc_ssim", "tsed", "warped"} == set(found["protocol"])
+    assert distilled["psnr"] > plain["psnr"] + 4 and distilled["warped"] < plain["warped"]
+    assert found["reference"]["tsed"] >= plain["tsed"] and found["reference"]["warped"] < distilled["warped"]
+    assert found["std"]["plain"]["warped"] >= 0 and "tsed" not in found["std"]["plain"]
+    # the six test views are one path of five pairs
+    assert next((p["from"], p["to"]) for p in found["pairs"]["plain"]) == ("images-001", "images-002")
+    assert len(found["pairs"]["truth"]) == 5
+    assert found["conditions"]["split"] == "every:4" and found["conditions"]["size"] == f"{WIDTH}×{HEIGHT} pixels"
+    rounds = found["rounds"]["wall"]
+    assert rounds["mean confidence"] == [[1, 0.375], [2, 0.75]] and rounds["holdout psnr"] == [[1, 21], [2, 22]]
+    assert rounds["seconds of training"] == [[1, 3], [2, 2]]
+    page = write_report(found, tmp_path / "report.html", "run").read_text(encoding="utf-8")
+    assert page.count("<svg") == 6 and "Holdout psnr by round" in page
+    assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|https?:", page)
+
+
+def test_sparse_says_which_views_train(run: Path, scene: Path, tmp_path: Path) -> None:
+    found = evaluate_run(run, plan=Plan(("psnr",), protocol=parse_protocol("sparse:4")))
+    assert found["images"] == 6 and found["conditions"]["protocol"] == "sparse:4"
+    assert found["results"] == evaluate_run(run, plan=QUICK)["results"]
+    with pytest.raises(
+        InputError, match=r"every:4, which is not .* sparse:2 .*trains on images/002\.png.*--split every:2"
+    ):
+        evaluate_run(run, plan=Plan(("psnr",), protocol=parse_protocol("sparse:2")))
+    other = make_run(tmp_path / "b", scene, "every:2")
+    assert evaluate_run(other, plan=Plan(("psnr",), protocol=parse_protocol("sparse:2")))["images"] == 4
+
+
+def test_dl3dv_wants_two_clusters_and_shrinks(texture: np.ndarray, tmp_path: Path) -> None:
+    places = {f"{i}.png": x for i, x in enumerate((0.0, 0.1, 0.2, 2.0, 2.1))}
+    scene = make_scene(tmp_path / "far", texture, places, scale=11)
+    run = make_run(tmp_path / "run", scene, "clusters")
+    own, fixed = (evaluate_run(run, plan=Plan(("psnr",), protocol=one)) for one in (OWN, DL3DV))
+    assert sorted(own["per_image"]["plain"]) == ["3", "4"] == sorted(fixed["per_image"]["plain"])
+    assert own["conditions"]["size"].startswith("1056×704") and fixed["conditions"]["size"].startswith("960×640")
+    # noise is averaged away where an image shrinks
+    assert fixed["results"]["plain"]["psnr"] > own["results"]["plain"]["psnr"] + 0.5
+    with pytest.raises(InputError, match="not that of the protocol dl3dv"):
+        evaluate_run(make_run(tmp_path / "every", scene, "every:2"), plan=Plan(("psnr",), protocol=DL3DV))
+
+
+def test_rds_measures_the_side_cameras_one_by_one(texture: np.ndarray, scene: Path, run: Path, tmp_path: Path) -> None:
+    places = {
+        f"{c}/{i}.png": x + 0.2 * i for c, x in (("left", 0.0), ("centre", 0.4), ("right", 0.8)) for i in range(3)
+    }
+    rig = make_scene(tmp_path / "rig", texture, places)
+    protocol = parse_protocol("rds")
+    ours = make_run(tmp_path / "run", rig, "camera:centre")
+    found = evaluate_run(ours, plan=Plan(("psnr",), protocol=protocol))
+    by_camera = found["by_camera"]
+    assert sorted(by_camera) == ["left", "right"] and "by_camera" not in evaluate_run(ours, plan=QUICK)
+    both = np.mean([by_camera[c]["plain"]["psnr"] for c in by_camera])
+    assert both == pytest.approx(found["results"]["plain"]["psnr"])
+    # frames of two cameras are not consecutive
+    pairs = evaluate_run(ours, plan=Plan(("warped",)))["pairs"]["plain"]
+    assert len(pairs) == 4 and all(p["from"].split("-")[0] == p["to"].split("-")[0] for p in pairs)
+    assert "Camera left" in write_report(found, tmp_path / "r.html", "rig").read_text(encoding="utf-8")
+    with pytest.raises(InputError, match="trains on cameras centre, left"):
+        evaluate_run(make_run(tmp_path / "two", rig, "camera:left,centre"), plan=Plan(("psnr",), protocol=protocol))
+    with pytest.raises(InputError, match="needs a rig"):
+        evaluate_run(run, plan=Plan(("psnr",), protocol=protocol))
+
+
+@pytest.fixture(scope="module")
+def two_paths(texture: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A capture of two paths and a run on it with a small reconstruction; the second path goes where no photo looks."""
+    from difixcli.reconstruction import Reconstruction
+
+    folder = tmp_path_factory.mktemp("nerfbusters")
+    places = {f"frame_1_{i}.png": 0.1 * i for i in range(5)} | {f"frame_2_{i}.png": 0.2 + 0.5 * i for i in range(3)}
+    scene = make_scene(folder / "capture", texture, places)
+    rule = "names:train=frame_1_,test=frame_2_"
+    run = make_run(folder / "run", scene, rule)
+    loaded = load_scene(str(scene))
+    reconstruction = Reconstruction.create(
+        loaded,
+        make_split(loaded, rule).train,
+        method="splatfacto",
+        folder=run,
+        preset="cpu",
+        device="cpu",
+        iterations=30,
+        overrides=["max_gaussians=400"],
+        seed=0,
+    )
+    reconstruction.train(30)
+    reconstruction.save()
+    return scene, run
+
+
+def test_nerfbusters_counts_only_what_a_photo_sees(two_paths: tuple[Path, Path], tmp_path: Path) -> None:
+    scene, run = two_paths
+    plan = Plan(("psnr",), protocol=parse_protocol("nerfbusters"))
+    found = evaluate_run(run, plan=plan, work=tmp_path)
+    masks = {path.stem: np.asarray(Image.open(path)) > 0 for path in (tmp_path / "visibility/run").glob("*.png")}
+    assert sorted(masks) == ["frame_2_0", "frame_2_1", "frame_2_2"]
+    assert masks["frame_2_0"].mean() > masks["frame_2_2"].mean()  # it stands among the photos
+    assert "visible" in found["conditions"]["mask"] and "do not count" in found["protocol"]["psnr"]
+    own = evaluate_run(run, plan=QUICK)
+    name = next(stem for stem, mask in masks.items() if 0 < mask.mean() < 1)
+    truth, image = (
+        np.asarray(Image.open(run / "renders" / v / f"{name}.png"), float) / 255 for v in ("truth", "plain")
+    )
+    expected = psnr(image.astype(np.float32), truth.astype(np.float32), masks[name])
+    assert found["per_image"]["plain"][name]["psnr"] == pytest.approx(expected)
+    assert expected != own["per_image"]["plain"][name]["psnr"]
+    bare = make_run(tmp_path / "bare", scene, "names:train=frame_1_,test=frame_2_")
+    with pytest.raises(InputError, match=r"reconstruction\.json is missing"):
+        evaluate_run(bare, plan=plan, work=tmp_path)
+
+
+def test_nerfbusters_wants_two_paths(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="needs two camera paths"):
+        evaluate_run(run, plan=Plan(("psnr",), protocol=parse_protocol("nerfbusters")), work=tmp_path)
+
+
+def test_names_that_are_none_are_answered_with_near_ones() -> None:
+    assert parse_metrics("lpips-vgg, PSNR,psnr") == ("psnr", "lpips_vgg")
+    for text, message in (("psrn", "did you mean psnr"), (" , ", "names no figure")):
+        with pytest.raises(InputError, match=message):
+            parse_metrics(text)
+    for text, message in (
+        ("nerfbuster", "did you mean nerfbusters"),
+        ("sparse", "as in sparse:4"),
+        ("sparse:1", "at least 2"),
+        ("rds:2", "takes no argument"),
+    ):
+        with pytest.raises(InputError, match=message):
+            parse_protocol(text)
+
+
+def test_masks_of_a_folder_count_for_folders_too(run: Path, tmp_path: Path) -> None:
+    pair = (run / "renders/plain", run / "renders/truth")
+    stems = [path.stem for path in pair[1].glob("*.png")]
+    for stem in stems:
+        half = np.zeros((HEIGHT, WIDTH), np.float32)
+        half[:, :30] = 1
+        write_image(tmp_path / "masks" / f"{stem}.png", half)
+    found = evaluate_folders(*pair, plan=Plan(("psnr",), masks=tmp_path / "masks"))
+    assert found["results"] != evaluate_folders(*pair, plan=QUICK)["results"]
+    assert found["conditions"]["mask"] == "masks of masks"
+    write_image(tmp_path / "masks" / f"{stems[0]}.png", np.ones((9, 9)))
+    with pytest.raises(InputError, match="9×9"):
+        evaluate_folders(*pair, plan=Plan(("psnr",), masks=tmp_path / "masks"))
+    with pytest.raises(InputError, match="holds no mask"):
+        evaluate_folders(*pair, plan=Plan(("psnr",), masks=tmp_path / "none"))
+    for plan, message in ((Plan(("tsed",)), "poses"), (Plan(("psnr",), protocol=DL3DV), "split")):
+        with pytest.raises(InputError, match=message):
+            evaluate_folders(*pair, plan=plan)
+    with pytest.raises(InputError, match="two files or two folders"):
+        evaluate_folders(pair[0] / f"{stems[0]}.png", pair[1], plan=QUICK)
+
+
+def test_runs_of_one_scene_share_a_table(run: Path, scene: Path, tmp_path: Path) -> None:
+    better = make_run(tmp_path / "b", scene, "every:4", 1, plain=0.1, distilled=0.02, enhanced=0.01)
+    found = evaluate_runs([run, better], Plan(("psnr", "warped")))
+    assert list(found["results"]) == ["a plain", "a distilled", "b plain", "b distilled", "b enhanced"]
+    alone = evaluate_run(better, plan=Plan(("psnr", "warped")))
+    assert found["results"]["b enhanced"] == alone["results"]["enhanced"]
+    assert set(found["rounds"]) == {"a", "b"} and found["images"] == 6
+    page = write_report(found, tmp_path / "report.html", "a and b").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg;base64,") == 6 * (1 + 2 * 5)
+    with pytest.raises(InputError, match="two different runs"):
+        evaluate_runs([run, run], QUICK)
+
+
+def test_runs_that_differ_are_not_compared(run: Path, scene: Path, texture: np.ndarray, tmp_path: Path) -> None:
+    def refused(change: Any, message: str) -> None:
+        other = tmp_path / "other"
+        shutil.rmtree(other, ignore_errors=True)
+        shutil.copytree(run, other)
+        change(other / "renders")
+        with pytest.raises(InputError, match=message):
+            evaluate_runs([run, other], QUICK)
+
+    with pytest.raises(InputError, match="every:4 and every:2"):
+        evaluate_runs([run, make_run(tmp_path / "half", scene, "every:2")], QUICK)
+
+    def without_one(renders: Path) -> None:
+        for folder in renders.iterdir():
+            (folder / "images-003.png").unlink()
+
+    def smaller(renders: Path) -> None:
+        for path in renders.glob("*/*.png"):
+            Image.open(path).resize((48, 32)).save(path)
+
+    def other_photo(renders: Path) -> None:
+        write_image(renders / "truth/images-005.png", wall_seen(texture, camera_at(1.0)))
+
+    def masked(renders: Path) -> None:
+        write_image(renders / "mask/images-005.png", np.ones((HEIGHT, WIDTH)))
+
+    refused(without_one, r"Only .*a shows images-003;")
+    refused(smaller, r"images-001 at 96×64 pixels, .*48×32")
+    refused(other_photo, r"images-005\.png are different photos")
+    refused(masked, "different masks of images-005")
+
+
+def test_scenes_have_a_mean_and_a_spread(run: Path, texture: np.ndarray, scene: Path, tmp_path: Path) -> None:
+    other = make_scene(tmp_path / "second", texture, {f"{i}.png": 1 + 0.1 * i for i in range(5)})
+    runs = [run, make_run(tmp_path / "c", other, "every:2", plain=0.2, distilled=0.1, enhanced=0.1)]
+    found = evaluate_runs(runs, Plan(("psnr", "tsed")))
+    assert list(found["scenes"]) == ["wall", "second"] and list(found["results"]) == ["plain", "distilled"]
+    assert found["partial"] == ["enhanced"]
+    means = [found["scenes"][name]["results"]["plain"]["psnr"] for name in found["scenes"]]
+    assert found["results"]["plain"]["psnr"] == pytest.approx(np.mean(means))
+    assert found["std"]["plain"]["psnr"] == pytest.approx(np.std(means)) and np.std(means) > 2
+    assert "wall: every:4; second: every:2" in found["conditions"]["split"]
+    page = write_report(found, tmp_path / "report.html", "two").read_text(encoding="utf-8")
+    assert "Mean over scenes" in page and "Not in every scene: enhanced" in page
+    # several runs a scene go by what differs
+    seeds = [*runs, make_run(tmp_path / "d", scene, "every:4", 1), make_run(tmp_path / "e", other, "every:2", 1)]
+    names = row_names([RunFolder.read(one) for one in seeds])
+    assert names == ["seed 0", "seed 0", "seed 1", "seed 1"]
+    assert "seed 1 distilled" in evaluate_runs(seeds, QUICK)["results"]
+
+
+def test_a_long_runs_report_stays_small(texture: np.ndarray, tmp_path: Path) -> None:
+    truth = wall_seen(texture, camera_at(0))
+    for i in range(40):
+        write_image(tmp_path / f"run/renders/truth/{i:03d}.png", truth)
+        write_image(tmp_path / f"run/renders/plain/{i:03d}.png", noisy(truth, 0.01 * (i + 1), i))
+    found = evaluate_run(tmp_path / "run", plan=QUICK)
+    page = write_report(found, tmp_path / "report.html", "long").read_text(encoding="utf-8")
+    assert page.count("<h3>") == 24 and page.count("data:image/jpeg;base64,") == 24 * 3
+    assert "24 of 40 views have pictures, by PSNR of plain: the 16 worst and the 8 best" in page
+    shown = re.findall(r"<h3>(\d+)</h3>", page)
+    assert shown == [f"{i:03d}" for i in [*range(39, 23, -1), *range(8)]]
+
+
+def test_poses_that_are_not_there_are_said_to_be(run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    record = json.loads((moved / "run.json").read_text())
+    record["arguments"]["scene"] = str(tmp_path / "gone")
+    (moved / "run.json").write_text(json.dumps(record))
+    metrics, left_out = suggested_metrics([moved])
+    assert "tsed" not in metrics and "warped" in metrics and "gone, which is not there" in left_out
+    with pytest.raises(InputError, match="its poses are needed"):
+        evaluate_run(moved, plan=Plan(("tsed",)))
+    (moved / "run.json").unlink()
+    with pytest.raises(InputError, match=r"no run\.json that names its scene"):
+        evaluate_run(moved, plan=Plan(("psnr",), protocol=DL3DV))
+    for path in (run / "renders").glob("*/images-001.png"):
+        (moved / path.relative_to(run)).unlink()
+    shutil.copy(run / "run.json", moved / "run.json")
+    with pytest.raises(InputError, match="changed since"):
+        evaluate_run(moved, plan=Plan(("tsed",)))
+
+
+def difix(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, ["eval", *map(str, arguments)])
+
+
+def test_the_command_compares_and_refuses(run: Path, scene: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "b", scene, "every:4", 1)
+    out = tmp_path / "out"
+    done = difix(run, other, "--metrics", "psnr,warped", "--output", out, "--json")
+    assert done.exit_code == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert set(said["results"]) == {"a plain", "a distilled", "b plain", "b distilled"}
+    assert "split: every:4" in done.stderr and Path(said["report"]).is_file()
+    held = json.loads((out / "eval.json").read_text())
+    rows = list(csv.DictReader((out / "eval.csv").open(encoding="utf-8")))
+    images = [row for row in rows if row["statistic"] == "image" and row["variant"] == "b plain"]
+    assert len(images) == 6 and all("every:4" in row["protocol"] for row in rows)
+    mean = next(row for row in rows if row["statistic"] == "mean" and row["variant"] == "b plain")
+    assert float(mean["psnr"]) == pytest.approx(held["results"]["b plain"]["psnr"], rel=1e-5)
+    assert float(mean["psnr"]) == pytest.approx(np.mean([float(row["psnr"]) for row in images]), rel=1e-4)
+    pair = (run / "renders/plain", run / "renders/truth")
+    folders = difix(*pair, "--metrics", "psnr", "--color-correct", "affine", "--output", tmp_path / "pair", "--json")
+    assert set(json.loads(folders.stdout.splitlines()[-1])["results"]) == {"psnr", "cc_psnr"}
+    (tmp_path / "empty/renders/truth").mkdir(parents=True)
+    for arguments, message in (
+        ((run, pair[1]), "is no run"),
+        ((pair[0],), "is no run"),
+        ((tmp_path / "empty",), "finish the run"),
+        ((run, "--protocol", "dl3v"), "did you mean dl3dv"),
+        ((run, "--metrics", "ssmi"), "did you mean ssim"),
+        ((run, "--color-correct", "linear"), "affine and quadratic"),
+        ((run, "--masks", tmp_path / "nothing"), "There is no"),
+    ):
+        refused = difix(*arguments)
+        assert refused.exit_code == 2 and message in refused.stderr.replace("\n", " "), refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+def test_charts_hold_what_they_are_given() -> None:
+    chart = line_chart("<t>", {"a": [(1, 2.0), (2, 4.0)], "b & c": [(1, math.nan), (2, 3.0)]}, "round")
+    assert (
+        chart.count("<polyline") == 2 and chart.count("<circle") == 3 and "b &amp; c" in chart and "&lt;t&gt;" in chart
+    )
+    assert line_chart("none", {"a": [(0, math.inf)]}, "x") == ""
+    flat = line_chart("flat", {"a": [(3, 5.0)]}, "x")
+    assert "nan" not in flat and "inf" not in flat
