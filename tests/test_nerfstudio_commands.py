@@ -86,11 +86,11 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 def test_splats(scene: Scene, tmp_path: Path) -> None:
     made = trained(scene, tmp_path / "run", "splatfacto", ["max_gaussians=2000"])
     config = str(tmp_path / "run" / "config.yml")
+    render = ["ns-render", "dataset", "--load-config", config, "--output-path", str(tmp_path / "renders")]
     run(
         ["ns-eval", "--load-config", config, "--output-path", str(tmp_path / "eval.json")],
         ["ns-export", "gaussian-splat", "--load-config", config, "--output-dir", str(tmp_path / "export")],
-        ["ns-render", "dataset", "--load-config", config, "--output-path", str(tmp_path / "renders")]
-        + ["--split", "test", "--rendered-output-names", "rgb", "--image-format", "png"],
+        [*render, "--split", "test", "--rendered-output-names", "rgb", "--image-format", "png"],
     )
     held_out = [i for i in range(len(scene.frames)) if i not in TRAIN]
     results = json.loads((tmp_path / "eval.json").read_text())["results"]
@@ -112,11 +112,11 @@ def test_fields(scene: Scene, tmp_path: Path) -> None:
     shutil.move(tmp_path / "first", tmp_path / "run")  # a folder that was moved opens as soon as it was loaded once
     made = Reconstruction.load(tmp_path / "run", scene, TRAIN)
     config = str(tmp_path / "run" / "config.yml")
+    normals = ["--normal-method", "open3d", "--remove-outliers", "False", "--reorient-normals", "False"]
     cloud = ["ns-export", "pointcloud", "--load-config", config, "--output-dir", str(tmp_path / "cloud")]
     run(
         ["ns-eval", "--load-config", config, "--output-path", str(tmp_path / "eval.json")],
-        [*cloud, "--num-points", "500", "--num-rays-per-batch", "512", "--normal-method", "open3d"]
-        + ["--remove-outliers", "False", "--reorient-normals", "False"],
+        [*cloud, "--num-points", "500", "--num-rays-per-batch", "512", *normals],
         ["ns-viewer", "--load-config", config, "--viewer.websocket-port", "7391"],
     )
     held_out = [i for i in range(len(scene.frames)) if i not in TRAIN]
