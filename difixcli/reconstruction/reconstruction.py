@@ -3,9 +3,10 @@
 A run's folder is a normal nerfstudio run:
 
     config.yml                          for ns-eval, ns-viewer, ns-export; never read by us (its loader runs code)
-    dataparser_transforms.json          the identity: the run's world is the normalised one
+    dataparser_transforms.json          the identity: the data set is in the model's world
     nerfstudio_models/step-N.ckpt       the latest checkpoint
-    scene/                              its photos as a pinhole nerfstudio data set in the normalised world
+    scene/                              its photos as a pinhole nerfstudio data set in the model's world, which is the
+                                        scene's normalised one unless a field was begun from another run
     reconstruction.json                 what it was created with; loading rebuilds the method from this
     seed_rays.npz                       with radiance fields on the cpu preset: what the seed points say about depth
 """
@@ -568,10 +569,11 @@ def _fitted(state: dict[str, Tensor], wanted: dict[str, Tensor], photos: int) ->
         if found is None and key.startswith((*_PER_PHOTO, *_NOT_LEARNED)):
             fitted[key] = own
             continue
-        if found is not None and not key.startswith("gauss_params.") and found.shape != own.shape:
-            if own.ndim and found.shape[1:] == own.shape[1:] and len(own) == photos:
+        if found is not None and found.shape != own.shape:
+            alike = own.ndim > 0 and found.shape[1:] == own.shape[1:]
+            if alike and len(own) == photos and not key.startswith("gauss_params."):
                 found = found.float().mean(dim=0, keepdim=True).to(found.dtype).expand(own.shape).clone()
-            else:
+            elif not alike or not key.startswith("gauss_params."):
                 found = None
         if found is None:
             raise InputError(

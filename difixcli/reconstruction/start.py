@@ -110,7 +110,7 @@ def _of_run(path: Path, scene: Scene, method: str | None) -> tuple[str, list[Ori
     state = {key.removeprefix("module.").removeprefix("_model."): value for key, value in _model_state(path).items()}
     if (path / "reconstruction.json").is_file():
         recipe = read_json(path / "reconstruction.json")
-        if recipe.get("frames") != [frame.name for frame in scene.frames]:
+        if not isinstance(recipe, dict) or recipe.get("frames") != [frame.name for frame in scene.frames]:
             raise InputError(f"{path} was made from other photos than those of {scene.root}; name its own scene.")
         # the configuration knows variants (nerfacto-big) by their parent's name
         name = recipe["method"]
