@@ -24,7 +24,6 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from difixcli.cli import app
-from difixcli.curation.cycle import shift_distance, shift_path, shift_sideways
 from difixcli.curation.filters import Filters, blurred_photos
 from difixcli.curation.manifest import sparkline
 from difixcli.curation.pairs import Pair
@@ -35,6 +34,7 @@ from difixcli.reconstruction import Reconstruction, Render
 from difixcli.reference_views import References
 from difixcli.scenes import load_scene
 from difixcli.scenes.scene import Camera, Frame, Scene
+from difixcli.scenes.trajectories import shift_distance, shift_path, shift_sideways
 
 KILLS = int(os.environ.get("DIFIX_TEST_KILLS", "3"))
 QUICK = ["--iterations", "12", "--set", "max_gaussians=300"]
@@ -120,7 +120,7 @@ def test_a_photo_stored_on_its_side_shifts_level_too() -> None:
 
 def test_each_camera_of_a_rig_travels_by_itself(rig: Path) -> None:
     scene = load_scene(rig)
-    moved = shift_path(scene, 0.2)
+    moved = shift_path(scene.frames, 0.2)
     before = [frame.camera for frame in scene.frames]
     moves = _check_level_and_same_heading(before, moved, 0.2)
     assert np.allclose(moves, moves[0], atol=0.02)  # the sample's street is almost straight
@@ -307,7 +307,7 @@ def test_cycle_keeps_the_models_of_both_stages(curated: Callable[[str], Path], r
     assert names == {"cycle-photos", "cycle-2m-renders", "cycle--0.1-renders"}
     scene = load_scene(rig)
     first = Reconstruction.load(folder / "rig" / "models" / "cycle-photos", scene)
-    camera = shift_path(scene, shift_distance(scene, "2m"))[0]
+    camera = shift_path(scene.frames, shift_distance(scene, "2m"))[0]
     written = np.asarray(Image.open(folder / "rig" / "cycle-2m" / "shifted" / "images-centre-000.png"), float) / 255
     assert np.abs(first.render(camera).color - written).max() < 0.6 / 255
 

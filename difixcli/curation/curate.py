@@ -17,7 +17,7 @@ from typing import Any
 
 from difixcli.curation.build import Build, Progress
 from difixcli.curation.cross_camera import cross_camera, default_camera_rule
-from difixcli.curation.cycle import SHIFTED, cycle, shift_distance
+from difixcli.curation.cycle import SHIFTED, cycle
 from difixcli.curation.filters import FILTERS, Filters
 from difixcli.curation.manifest import (
     MODELS,
@@ -42,6 +42,7 @@ from difixcli.reconstruction import default_iterations
 from difixcli.runs import Run, file_name, write_json
 from difixcli.scenes import default_split_rule, make_split, scene_fingerprint
 from difixcli.scenes.scene import Scene
+from difixcli.scenes.trajectories import shift_distance
 
 STRATEGIES = ("sparse", "cycle", "underfit", "cross-camera")
 FORMATS = ("folder", "webdataset")

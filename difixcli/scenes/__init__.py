@@ -5,20 +5,23 @@ from difixcli.scenes.poses import nearest_cameras, pose_distance
 from difixcli.scenes.sample import write_sample
 from difixcli.scenes.scene import Camera, Frame, Scene, Split
 from difixcli.scenes.splits import default_split_rule, make_split
-from difixcli.scenes.trajectories import interpolate, spiral, step_towards
+from difixcli.scenes.trajectories import Trajectory, interpolate, make_trajectory, orbit, spiral, step_towards
 
 __all__ = [
     "Camera",
     "Frame",
     "Scene",
     "Split",
+    "Trajectory",
     "default_split_rule",
     "interpolate",
     "load_mask",
     "load_photo",
     "load_scene",
     "make_split",
+    "make_trajectory",
     "nearest_cameras",
+    "orbit",
     "pose_distance",
     "scene_fingerprint",
     "scene_name",

@@ -1,22 +1,74 @@
-"""Camera paths: stepping towards a pose, interpolating between cameras, a spiral around the photos' viewpoint.
+"""Camera paths: stepping towards a pose, interpolating, spirals, orbits, sideways shifts, the viewer's own paths.
 
-Poses are (4, 4) camera-to-world with OpenGL axes in the normalised world.
+Poses are (4, 4) camera-to-world with OpenGL axes in the normalised world, whose +z is up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
-from difixcli.errors import InputError
-from difixcli.scenes.poses import look_at, matrix_of, nearest_cameras, pose_distance
-from difixcli.scenes.scene import Camera
+from difixcli.errors import InputError, unknown
+from difixcli.runs import file_name, read_json
+from difixcli.scenes.loading import working_size
+from difixcli.scenes.poses import look_at, matrix_of, nearest_cameras, pose_distance, rigid_pose
+from difixcli.scenes.scene import Camera, Frame, Scene
 
 LONE_RADIUS = 0.1
 """The spiral's radius, in normalised units, around a camera that stands alone."""
+_COUNT = 120  # cameras on a path that does not say how many
+_SMOOTH_FPS, _SHIFT_FPS = 24.0, 8.0  # photos stand farther apart than a smooth path's cameras
+_CLOSED = np.pi / 2  # radians that nobody may stand in for cameras to go all the way round
+_STEP = 0.005  # share of the path's extent that is a step, not noise
+_UP = np.array([0.0, 0.0, 1.0])
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """A camera path: its cameras in order, the frames a second it is meant to be shown at, and a safe file name."""
+
+    cameras: Sequence[Camera]
+    fps: float
+    name: str
+
+
+def make_trajectory(scene: Scene, train: Sequence[int], spec: str) -> Trajectory:
+    """The camera path that `spec` describes, around or along the training cameras, in the scene's normalised world.
+
+    - `spiral`, `spiral:N`: around the most central training camera (`spiral`), N cameras, 120 by default.
+    - `orbit`, `orbit:N`: on a level circle about the point they look at; to and fro where they stand on one side of it.
+    - `interpolate`, `interpolate:N`: a smooth path through them, ends included, in their own order or from neighbour
+      to neighbour, whichever is shorter; of a rig, the camera with the most photos.
+    - `shift:2m`, `shift:0.1`: each of them moved to the right of travel, by metres (metric scenes only) or by a share
+      of the cameras' extent; negative goes left.
+    - `PATH.json`: a camera path saved by nerfstudio's viewer. Poses are taken as they are, in the run's world; lens
+      from its vertical field of view, shape from its render size, which is shrunk (never enlarged) to the long side
+      of the scene's photos.
+
+    `train` holds indices into the scene's frames, at least one. Raises InputError for a spec that is none of these,
+    metres in a scene without scale, and a path file that is missing, broken, empty or not of pinhole cameras.
+    """
+    frames = [scene.frames[i] for i in train]
+    if not frames:
+        raise InputError(f"The trajectory {spec} needs a training camera; there is none.")
+    if spec.lower().endswith(".json"):
+        return _viewer_path(Path(spec).expanduser(), max(max(f.camera.width, f.camera.height) for f in frames))
+    kind, _, argument = spec.strip().partition(":")
+    if kind == "shift":
+        cameras = shift_path(frames, shift_distance(scene, argument))
+        return Trajectory(cameras, _SHIFT_FPS, file_name(f"shift-{argument}"))
+    if kind not in _PATHS:
+        raise unknown("trajectory", kind, [*_PATHS, "shift"], "A file of nerfstudio's viewer ends with .json.")
+    if argument and not (argument.isdecimal() and 0 < int(argument) < 1_000_000):
+        raise InputError(f"{spec} does not say how many cameras; write {kind}:120.")
+    count = int(argument) if argument else _COUNT
+    cameras = [frame.camera for frame in (_one_of_a_rig(frames) if kind == "interpolate" else frames)]
+    return Trajectory(_PATHS[kind](cameras, count), _SMOOTH_FPS, f"{kind}-{count}")
 
 
 def blend_poses(a: np.ndarray, b: np.ndarray, fraction: float) -> np.ndarray:
@@ -103,6 +155,187 @@ def spiral(cameras: Sequence[Camera], n: int, turns: int = 2) -> list[Camera]:
         position = pose[:3, 3] + pose[:3, :3] @ offset
         path.append(centre.moved(look_at(position, target, pose[:3, 1])))
     return path
+
+
+def orbit(cameras: Sequence[Camera], n: int) -> list[Camera]:
+    """`n` cameras on a level circle about the point that `cameras` look at, at their mean distance and height.
+
+    All look at that point, or away from it where the cameras do. Where a quarter of the circle or more has no camera,
+    the path swings to and fro over the rest, so that it stays where photos show something. The lens is the first
+    camera's. Raises InputError without cameras or n < 1.
+    """
+    if not cameras or n < 1:
+        raise InputError(f"An orbit needs at least one camera and one frame, not {len(cameras)} and {n}.")
+    positions = np.stack([camera.position for camera in cameras])
+    forward = -np.stack([camera.camera_to_world[:3, 2] for camera in cameras])
+    focus = _focus(cameras)
+    inward = float(np.einsum("ni,ni->n", focus - positions, forward).mean())
+    if abs(inward) < 1e-6:  # parallel axes, or a lone camera: nothing to go round but what lies ahead
+        extent = float(np.linalg.norm(positions.max(0) - positions.min(0)))
+        inward = 2 * extent or 1.0
+        focus = positions.mean(0) + inward * forward.mean(0) / np.linalg.norm(forward.mean(0))
+    offsets = (positions - focus)[:, :2]
+    radius = max(float(np.linalg.norm(offsets, axis=1).mean()), LONE_RADIUS)
+    angles = np.sort(np.arctan2(offsets[:, 1], offsets[:, 0]))
+    gaps = np.diff(np.append(angles, angles[0] + 2 * np.pi))
+    widest = int(np.argmax(gaps))
+    start, covered = angles[(widest + 1) % len(angles)], 2 * np.pi - gaps[widest]
+    if gaps[widest] < _CLOSED:
+        way = start + np.linspace(0, 2 * np.pi, n, endpoint=False)
+    else:
+        swing = max(covered, 0.2)  # a lone camera's orbit moves a little too
+        way = start + covered / 2 - 0.5 * swing * np.cos(np.linspace(0, 2 * np.pi, n, endpoint=False))
+    height = float(positions[:, 2].mean())
+    path = []
+    for angle in way:
+        position = np.array([focus[0] + radius * np.cos(angle), focus[1] + radius * np.sin(angle), height])
+        target = focus if inward > 0 else 2 * position - focus
+        path.append(cameras[0].moved(look_at(position, target, _UP)))
+    return path
+
+
+def _through(cameras: Sequence[Camera], n: int) -> list[Camera]:
+    """`interpolate`, in the cameras' own order or from neighbour to neighbour, whichever is shorter."""
+    return interpolate(min(list(cameras), _by_neighbours(cameras), key=_length), n)
+
+
+def _by_neighbours(cameras: Sequence[Camera]) -> list[Camera]:
+    """The cameras from one of the two farthest apart on, each followed by the nearest that is left."""
+    first = max(cameras, key=lambda a: max(pose_distance(a, b) for b in cameras))
+    left = [camera for camera in cameras if camera is not first]
+    order = [first]
+    while left:
+        order.append(left.pop(nearest_cameras(order[-1], left)[0]))
+    return order
+
+
+def _length(cameras: Sequence[Camera]) -> float:
+    return sum(pose_distance(a, b) for a, b in pairwise(cameras))
+
+
+def _one_of_a_rig(frames: Sequence[Frame]) -> list[Frame]:
+    """The frames of the camera with the most of them; the first of several."""
+    chosen = Counter(frame.camera_id for frame in frames).most_common(1)[0][0]
+    return [frame for frame in frames if frame.camera_id == chosen]
+
+
+_PATHS: Mapping[str, Callable[[Sequence[Camera], int], list[Camera]]] = {
+    "spiral": spiral,
+    "orbit": orbit,
+    "interpolate": _through,
+}
+
+
+def shift_distance(scene: Scene, shift: str) -> float:
+    """A shift in normalised units: `2m` in metres (metric scenes only), `0.1` as a share of the cameras' extent.
+
+    Raises InputError for what is neither, zero, or metres in a scene that has no scale.
+    """
+    text = shift.strip().lower()
+    metres = text.endswith("m")
+    try:
+        amount = float(text.removesuffix("m"))
+    except ValueError as error:
+        raise InputError(f"The shift {shift!r} is not a distance; write 2m for metres or 0.1 for a share.") from error
+    if not np.isfinite(amount) or amount == 0:
+        raise InputError(f"The shift {shift} moves nothing; write 2m for metres or 0.1 for a share of the extent.")
+    if metres:
+        if not scene.metric:
+            raise InputError(
+                f"Scene {scene.name} has no metric scale, so a shift of {shift} has no meaning; "
+                "give a share of the path's extent (0.1), or put "
+                '"metric": true into its transforms.json if its units are metres.'
+            )
+        return amount * scene.unit_scale
+    positions = np.stack([frame.camera.position for frame in scene.frames])
+    extent = float(np.linalg.norm(positions.max(0) - positions.min(0)))
+    return amount * (extent or 1.0)
+
+
+def shift_path(frames: Sequence[Frame], distance: float) -> list[Camera]:
+    """The frames' cameras, in their order, moved sideways; each camera of a rig travels by itself."""
+    moved: dict[int, Camera] = {}
+    for camera_id in {frame.camera_id for frame in frames}:
+        own = [i for i, frame in enumerate(frames) if frame.camera_id == camera_id]
+        moved.update(zip(own, shift_sideways([frames[i].camera for i in own], distance), strict=True))
+    return [moved[i] for i in range(len(frames))]
+
+
+def shift_sideways(cameras: Sequence[Camera], distance: float) -> list[Camera]:
+    """The cameras, in order of travel, moved `distance` normalised units to the right, level, heading unchanged.
+
+    Right is perpendicular to the local direction of travel in the ground plane; where there is no travel at all (one
+    frame) it is perpendicular to where the camera looks, whichever way its image is turned.
+    """
+    positions = np.stack([camera.position for camera in cameras])
+    moved = []
+    for camera, direction in zip(cameras, _travel(positions), strict=True):
+        right = np.cross(direction, _UP)
+        if np.linalg.norm(right) < 1e-8:
+            right = np.cross(-camera.camera_to_world[:3, 2], _UP)
+        if np.linalg.norm(right) < 1e-8:  # it looks straight up or down: its own right is level
+            right = camera.camera_to_world[:3, 0] * (1 - _UP)
+        pose = camera.camera_to_world.copy()
+        pose[:3, 3] += distance * right / np.linalg.norm(right)
+        moved.append(camera.moved(pose))
+    return moved
+
+
+def _travel(positions: np.ndarray) -> np.ndarray:
+    """(N, 3) positions along a path → (N, 3) local directions of travel, not normalised.
+
+    From the nearest frame before to the nearest one after that lie a step away: while a vehicle stands, the noise of
+    its poses is no direction, and what it did before and after counts.
+    """
+    extent = float(np.linalg.norm(positions.max(0) - positions.min(0)))
+    directions = np.zeros_like(positions)
+    for i, position in enumerate(positions):
+        apart = np.flatnonzero(np.linalg.norm(positions - position, axis=1) >= _STEP * extent)
+        before, after = apart[apart < i], apart[apart > i]
+        directions[i] = positions[after[0] if len(after) else i] - positions[before[-1] if len(before) else i]
+    return directions
+
+
+def _viewer_path(path: Path, long_side: int) -> Trajectory:
+    """A camera path as nerfstudio's viewer saves it, at most `long_side` pixels large."""
+    held = read_json(path)
+    if not isinstance(held, dict) or not isinstance(held.get("camera_path"), list):
+        raise InputError(f"{path} is no camera path of nerfstudio's viewer (it has no camera_path); save one there.")
+    if not held["camera_path"]:
+        raise InputError(f"{path} holds no camera; add keyframes in the viewer and save it again.")
+    kind = str(held.get("camera_type") or "perspective").lower()
+    if kind != "perspective":
+        raise InputError(f"{path} asks for {kind} cameras, which difix does not render; choose Perspective there.")
+    if held.get("crop"):
+        raise InputError(f"{path} asks for a crop of the scene, which difix does not render; save it without one.")
+    width, height = (_number(held, key, path, 16, 65536) for key in ("render_width", "render_height"))
+    cameras = []
+    for number, entry in enumerate(held["camera_path"]):
+        where = f"camera {number} in {path}"
+        if not isinstance(entry, dict) or "camera_to_world" not in entry:
+            raise InputError(f"There is no camera_to_world for {where}; save the path again.")
+        fov = np.deg2rad(_number(entry, "fov", where, 0.1, 179))
+        try:
+            matrix = np.array(entry["camera_to_world"], dtype=np.float64).reshape(4, 4)
+        except (TypeError, ValueError):
+            raise InputError(f"The pose of {where} is not 16 numbers; save the path again.") from None
+        focal = height / 2 / np.tan(fov / 2)  # vertical, as three.js counts it
+        lens = Camera(rigid_pose(matrix, where), focal, focal, width / 2, height / 2, round(width), round(height))
+        cameras.append(lens.resized(*working_size(lens.width, lens.height, long_side)))
+    if held.get("fps") is not None:
+        fps = _number(held, "fps", path, 0.1, 1000)
+    elif held.get("seconds") is not None:
+        fps = len(cameras) / _number(held, "seconds", path, 1e-3, 1e6)
+    else:
+        fps = _SMOOTH_FPS
+    return Trajectory(cameras, fps, file_name(path.stem))
+
+
+def _number(held: Mapping[str, object], key: str, where: object, least: float, most: float) -> float:
+    value = held.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:  # NaN is not
+        raise InputError(f"{key} is {value!r} for {where}, not between {least:g} and {most:g}; save the path again.")
+    return float(value)
 
 
 def _focus(cameras: Sequence[Camera]) -> np.ndarray:
