@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from difixcli.errors import InputError
-from difixcli.runs import file_name
 from difixcli.scenes.scene import Camera, Scene, Split
+from difixcli.scenes.trajectories import make_trajectory
 
 TEST = "test"
 
@@ -22,12 +22,12 @@ class Target:
 
 
 def make_targets(scene: Scene, split: Split, specs: Sequence[str]) -> list[Target]:
-    """The targets of `test` (the split's test poses) and of camera paths (see `scenes.trajectories.make_trajectory`).
+    """The targets of `test` (the split's test poses) and of camera paths (see `make_trajectory`).
 
     Names are unique. Raises InputError for `test` where no photo is held out, and for a path that cannot be made.
     """
     targets = []
-    paths = [spec for spec in specs if spec != TEST]
+    paths = list(dict.fromkeys(spec for spec in specs if spec != TEST))
     for spec in dict.fromkeys(specs):
         if spec == TEST:
             if not split.test:
@@ -37,11 +37,7 @@ def make_targets(scene: Scene, split: Split, specs: Sequence[str]) -> list[Targe
                 )
             targets += [Target(scene.file_names[i], scene.frames[i].camera, i) for i in split.test]
             continue
-        from difixcli.scenes.trajectories import make_trajectory
-
-        name = file_name(spec.rsplit("/", maxsplit=1)[-1].partition(":")[0].removesuffix(".json"))
-        if len(paths) > 1:
-            name = f"{paths.index(spec) + 1}-{name}"
-        cameras = make_trajectory(scene, split.train, spec)
-        targets += [Target(f"{name}-{i:04d}", camera, None) for i, camera in enumerate(cameras)]
+        path = make_trajectory(scene, split.train, spec)
+        name = path.name if len(paths) == 1 else f"{paths.index(spec) + 1}-{path.name}"
+        targets += [Target(f"{name}-{i:04d}", camera, None) for i, camera in enumerate(path.cameras)]
     return targets
