@@ -220,7 +220,7 @@ def test_targets_that_cannot_be(room: Path, fixer: Path, tmp_path: Path) -> None
     refused(difix(*line, "--split", "all"), "all", "test")
     refused(difix(*line, "--targets", "spirall"), "spirall", "spiral")
     refused(difix(*line, "--targets", tmp_path / "none.json"), "none.json")
-    refused(difix(*line, "--schedule", "once"), "once", "one-shot")
+    refused(difix(*line, "--schedule", "oneshot"), "oneshot", "one-shot")
     refused(difix(*line, "--trust", "some"), "some", "supported")
     refused(difix(*line, "--guard", "much"), "much", "off")
     refused(difix(*line, "--holdout", "30"), "30", "two must")

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import re
 import shlex
 import statistics
@@ -63,14 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number, cell in enumerate(cells, start=1):
         for schedule in SCHEDULES:
             line = _line(cell, schedule, _folder(asked.output, names, cell, schedule), more)
-            print(
-                f"[{number}/{len(cells)}] difix {shlex.join(line)}"
-                if not asked.dry_run
-                else f"difix {shlex.join(line)}"
-            )
-            sys.stdout.flush()
-            if not asked.dry_run and subprocess.run([*DIFIX, *line], check=False, stdout=subprocess.DEVNULL).returncode:
-                failed.append(f"difix {shlex.join(line)}")
+            shown = f"difix {shlex.join(line)}"
+            print(shown if asked.dry_run else f"[{number}/{len(cells)}] {shown}", flush=True)
+            if asked.dry_run:
+                continue
+            if subprocess.run([*DIFIX, *line], check=False, stdout=subprocess.DEVNULL).returncode:
+                failed.append(shown)
         if not asked.dry_run:
             figures = _collect(asked.output, names, cells)
             if figures:
