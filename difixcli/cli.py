@@ -527,6 +527,30 @@ def evaluate(
 
 @app.command()
 @console.handled
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a reconstruction, such as difix distill leaves.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .ply to write.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run's Gaussians, or the surfaces of another method as coloured points, as a PLY file."""
+    from difixcli.reconstruction import Reconstruction
+
+    if output.suffix.lower() != ".ply" or output.is_dir():
+        raise InputError(f"{output} is no name of a .ply file; give one with --output.")
+    if not (run / "reconstruction.json").is_file():
+        raise InputError(f"{run} holds no reconstruction; name the folder of a run of difix distill.")
+    on, _ = _device(Device.auto)
+    # on the device it was trained on, unless that is not here
+    reconstruction = Reconstruction.load(run, device=None if on == "cuda" else on)
+    make_folder(output.absolute().parent)
+    reconstruction.export(output)
+    count = reconstruction.gaussians
+    console.say(f"Wrote {f'{count} Gaussians' if count else 'a point cloud'} to {output}.")
+    console.finish({"output": str(output), "gaussians": count}, as_json)
+
+
+@app.command()
+@console.handled
 def finetune(
     pairs: Annotated[
         list[Path] | None, typer.Argument(help="Folders made by difix curate (images or tars), or data.json files.")

@@ -269,7 +269,7 @@ def test_method_names() -> None:
         ({"method": "instant-ngp"}, "needs CUDA"),
         ({"method": "generfacto"}, "posed photos"),
         ({"preset": "tpu"}, "preset called tpu"),
-        ({"device": "tpu"}, "device tpu"),
+        ({"device": "tpu"}, "device called tpu"),
         ({"iterations": 0}, "at least 1"),
         ({"overrides": ["pipeline.model.sh_degre=2"]}, r"pipeline\.model\.sh_degree"),
         ({"overrides": ["pipeline.model.sh_degree=two"]}, "no value"),
@@ -291,12 +291,12 @@ def test_the_configuration_for_cuda_serves_several_datamanagers(method: str, sce
     """A run has two of them and a process several runs; what one is asked for is none of the others' business."""
     from nerfstudio.data.datasets.base_dataset import InputDataset
 
-    from difixcli.reconstruction.reconstruction import _configure
+    from difixcli.reconstruction.configuration import configure
 
     recipe = dataclasses.replace(create(scene, tmp_path / "run", method)._recipe, device="cuda")
     shared = list(InputDataset.exclude_batch_keys_from_device)
     for _ in range(2):
-        config = _configure(recipe, tmp_path / "run")
+        config = configure(recipe, tmp_path / "run")
         config.pipeline.datamanager.setup(device="cpu", test_mode="inference", world_size=1, local_rank=0)
         assert InputDataset.exclude_batch_keys_from_device == shared
 

@@ -1,8 +1,10 @@
 """nerfstudio behind one small interface, and the CPU splat rasteriser."""
 
+from difixcli.reconstruction.checkpoints import latest_checkpoint
 from difixcli.reconstruction.methods import known_methods, method_config
 from difixcli.reconstruction.presets import PRESETS, default_iterations, is_splat
-from difixcli.reconstruction.reconstruction import Reconstruction, latest_checkpoint
+from difixcli.reconstruction.reconstruction import Reconstruction
+from difixcli.reconstruction.start import start_from
 from difixcli.reconstruction.views import PseudoView, Render
 
 __all__ = [
@@ -15,4 +17,5 @@ __all__ = [
     "known_methods",
     "latest_checkpoint",
     "method_config",
+    "start_from",
 ]

@@ -4,57 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from difixcli.runs import file_name, write_image, write_json
+from difixcli.runs import atomic, file_name, write_image
 from difixcli.scenes import load_mask, load_photo
+from difixcli.scenes.nerfstudio_format import write_transforms
 from difixcli.scenes.scene import Camera, Scene
 
+UNKNOWN_DEPTH = "depths/unknown.npy"
+"""A depth map that knows nothing, of any size: nerfstudio enlarges it to its photo's."""
 
-def write_dataset(scene: Scene, train: Sequence[int], folder: Path) -> None:
-    """Write the scene's photos at working size and a pinhole `transforms.json` in the normalised world.
+
+def write_dataset(scene: Scene, train: Sequence[int], folder: Path, depths: bool = False) -> None:
+    """Write the scene's photos at working size and a pinhole `transforms.json` in the scene's world.
 
     `train` are the frames that train; the others are nerfstudio's `val` and `test` split, so that ns-eval measures the
     views that were held out (all training views where none is). Files are numbered in the order of `scene.frames`,
-    which is also the order in which nerfstudio lists them.
+    which is also the order in which nerfstudio lists them. With `depths` every photo has a depth map of the seed
+    points that it shows, z-depth in the scene's units, 0 where nothing is known.
     """
     masks = {i: load_mask(frame) for i, frame in enumerate(scene.frames)}
     any_mask = any(mask is not None for mask in masks.values())
-    names, frames = [], []
+    names: list[str] = []
+    frames: list[tuple[Camera, dict[str, Any]]] = []
     for i, frame in enumerate(scene.frames):
         name = f"images/{i:05d}_{file_name(frame.name)}.png"
         write_image(folder / name, load_photo(frame))
-        entry = {"file_path": name, **camera_entry(frame.camera)}
+        entry = {"file_path": name}
         if any_mask:
             mask = masks[i]
             entry["mask_path"] = f"masks/{i:05d}.png"
             full = np.ones((frame.camera.height, frame.camera.width), dtype=np.float32)
             write_image(folder / f"masks/{i:05d}.png", full if mask is None else mask.astype(np.float32))
+        if depths:
+            from difixcli.reconstruction.seed_depth import depth_map
+
+            entry["depth_file_path"] = f"depths/{i:05d}.npy"
+            _write_depth(folder / entry["depth_file_path"], depth_map(scene, i))
         names.append(name)
-        frames.append(entry)
+        frames.append((frame.camera, entry))
+    if depths:
+        _write_depth(folder / UNKNOWN_DEPTH, np.zeros((1, 1), np.float32))
     training = set(train)
     held_out = [name for i, name in enumerate(names) if i not in training] or [names[i] for i in sorted(training)]
-    write_json(
+    write_transforms(
         folder / "transforms.json",
-        {
-            "camera_model": "PINHOLE",
-            "frames": frames,
-            "train_filenames": [names[i] for i in sorted(training)],
-            "val_filenames": held_out,
-            "test_filenames": held_out,
-        },
+        frames,
+        train_filenames=[names[i] for i in sorted(training)],
+        val_filenames=held_out,
+        test_filenames=held_out,
     )
 
 
-def camera_entry(camera: Camera) -> dict[str, object]:
-    """A camera in the keys of transforms.json."""
-    return {
-        "transform_matrix": camera.camera_to_world.tolist(),
-        "fl_x": camera.fx,
-        "fl_y": camera.fy,
-        "cx": camera.cx,
-        "cy": camera.cy,
-        "w": camera.width,
-        "h": camera.height,
-    }
+def _write_depth(path: Path, depth: np.ndarray) -> None:
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.save(file, depth)

@@ -1,42 +1,43 @@
-"""Gaussians as the PLY file of the 3D Gaussian splatting release, which every splat viewer reads."""
+"""The surfaces that a reconstruction shows, as coloured points."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from difixcli.errors import InputError
+from difixcli.reconstruction.views import Render
 from difixcli.runs import atomic
+from difixcli.scenes.ply import write_points
+from difixcli.scenes.scene import Camera
+
+_POINTS = 1_000_000
+_OPAQUE = 0.5
+"""Rays that meet less than this show no surface."""
 
 
-def write_gaussians(model: Any, path: Path) -> Path:
-    """Write a splatfacto model's Gaussians, those that are finite, in the normalised world.
+def write_point_cloud(renders: Iterable[Render], cameras: Sequence[Camera], path: Path) -> Path:
+    """Write the points that the renders at `cameras` show, at most a million, in the cameras' world; PLY.
 
-    Properties: x y z, nx ny nz (0), f_dc_0…2, f_rest_… (channel by channel), opacity (logit), scale_0…2 (log),
-    rot_0…3 (wxyz).
+    Every ray gives one point, at its z-depth and of its colour. Where there are more rays than points a share of each
+    render's is drawn, always the same. Raises InputError where no render shows a surface.
     """
-    from plyfile import PlyData, PlyElement
-
-    means = _array(model.means)
-    rest = _array(model.shs_rest.transpose(1, 2)).reshape(len(means), -1)
-    groups = {
-        ("x", "y", "z"): means,
-        ("nx", "ny", "nz"): np.zeros_like(means),
-        tuple(f"f_dc_{i}" for i in range(3)): _array(model.shs_0),
-        tuple(f"f_rest_{i}" for i in range(rest.shape[1])): rest,
-        ("opacity",): _array(model.opacities),
-        tuple(f"scale_{i}" for i in range(3)): _array(model.scales),
-        tuple(f"rot_{i}" for i in range(4)): _array(model.quats),
-    }
-    table = np.concatenate(list(groups.values()), axis=1)
-    table = table[np.isfinite(table).all(axis=1)]
-    names = [name for group in groups for name in group]
-    vertices = np.ascontiguousarray(table).view([(name, "<f4") for name in names])[:, 0]
+    rng = np.random.default_rng(0)
+    total = sum(camera.width * camera.height for camera in cameras)
+    points, colors = [np.zeros((0, 3))], [np.zeros((0, 3), np.uint8)]
+    for render, camera in zip(renders, cameras, strict=True):
+        row, column = np.nonzero((render.accumulation > _OPAQUE) & (render.depth > 0))
+        if total > _POINTS:
+            chosen = rng.random(len(row)) < _POINTS / total
+            row, column = row[chosen], column[chosen]
+        x, y = (column + 0.5 - camera.cx) / camera.fx, (row + 0.5 - camera.cy) / camera.fy
+        local = np.stack([x, -y, -np.ones(len(x))], axis=1) * render.depth[row, column, None]
+        points.append(local @ camera.camera_to_world[:3, :3].T + camera.position)
+        colors.append((render.color[row, column] * 255 + 0.5).astype(np.uint8))
+    if not any(map(len, points)):
+        raise InputError("No surface to export: the model is empty where the photos look; train it for longer.")
     with atomic(path) as temporary:
-        PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(str(temporary))
+        write_points(temporary, np.concatenate(points), np.concatenate(colors))
     return path
-
-
-def _array(tensor: Any) -> np.ndarray:
-    return tensor.detach().cpu().numpy().astype("<f4")

@@ -39,6 +39,15 @@ def method_config(name: str) -> TrainerConfig:
     return config
 
 
+def known_packages() -> frozenset[str]:
+    """The packages that define the methods which can train here."""
+    configs = _registry().values()
+    parts = [
+        part for config in configs for part in (config.pipeline, config.pipeline.datamanager, config.pipeline.model)
+    ]
+    return frozenset(type(part).__module__.split(".")[0] for part in parts) - {"builtins"}
+
+
 def _registry() -> dict[str, TrainerConfig]:
     cure()
     with quiet():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from difixcli.errors import InputError, unknown
@@ -19,6 +20,37 @@ OWN_SETTINGS = {
 
 SEED_GAUSSIANS = {"cpu": 10_000, "gpu": 100_000}
 _CPU_RAYS = 512
+
+PRESET_FIELDS = frozenset(
+    {
+        # schedules
+        "warmup_length",
+        "refine_every",
+        "resolution_schedule",
+        "num_downscales",
+        "reset_alpha_every",
+        "sh_degree_interval",
+        "stop_screen_size_at",
+        "stop_split_at",
+        "upsampling_iters",
+        "proposal_warmup",
+        "proposal_weights_anneal_max_num_iters",
+        # the machine
+        "eval_num_rays_per_chunk",
+        "implementation",
+        # per-photo corrections
+        "camera_optimizer",
+    }
+)
+"""Fields of a model's configuration that are the preset's to decide also where training begins from another run."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where a scene is: distances (normalised units) before and beyond which no camera sees anything, if known."""
+
+    near: float
+    far: float | None
 
 
 def default_iterations(method: str, preset: str) -> int:
@@ -40,14 +72,19 @@ def is_splat(config: TrainerConfig) -> bool:
     return isinstance(config.pipeline.model, SplatfactoModelConfig)
 
 
-def apply_preset(config: TrainerConfig, preset: str, iterations: int, device: str, near: float | None) -> None:
+def has_bounded_field(config: TrainerConfig) -> bool:
+    """Whether a method's field ends at the scene's box instead of contracting all that lies outside into it."""
+    return not is_splat(config) and getattr(config.pipeline.model, "disable_scene_contraction", True)
+
+
+def apply_preset(config: TrainerConfig, preset: str, iterations: int, device: str, extent: Extent | None) -> None:
     """Adapt a registered configuration in place to the preset and to a schedule of `iterations` in all.
 
     Both presets train from posed photos in an already normalised world, and without per-photo camera corrections and
     appearance embeddings, which Difix3D switches off too: they would let photos disagree with the views that are
     rendered from them. Everything that is scheduled (learning rates, densification, resolution, annealing) is
-    stretched or shrunk to `iterations`. `near` is a distance (normalised units) before which no camera sees anything,
-    if that is known.
+    stretched or shrunk to `iterations`. With the scene's `extent` rays are sampled where there is something: methods
+    come with the distances of the scenes they were first shown on.
 
     Raises InputError for an unknown preset and for methods that need CUDA on a CPU.
     """
@@ -61,6 +98,11 @@ def apply_preset(config: TrainerConfig, preset: str, iterations: int, device: st
     ratio = iterations / config.max_num_iterations if config.max_num_iterations < 1_000_000 else iterations / 30_000
     if (optimizer := getattr(model, "camera_optimizer", None)) is not None and hasattr(optimizer, "mode"):
         optimizer.mode = "off"
+    if extent is not None and has_bounded_field(config) and isinstance(model.collider_params, dict):
+        model.collider_params = {
+            "near_plane": extent.near,
+            "far_plane": extent.far or model.collider_params["far_plane"],
+        }
     if device == "cpu":
         config.mixed_precision = False
         if hasattr(model, "implementation"):
@@ -73,7 +115,7 @@ def apply_preset(config: TrainerConfig, preset: str, iterations: int, device: st
     for entry in config.optimizers.values():
         _scale_schedule(entry["scheduler"], ratio, iterations if preset == "cpu" else None)
     if isinstance(model, NerfactoModelConfig):
-        _nerfacto(config, model, preset, iterations, ratio, near)
+        _nerfacto(config, model, preset, iterations, ratio, extent)
     if is_splat(config):
         _splatfacto(config, model, preset, iterations, ratio)
 
@@ -97,15 +139,15 @@ def _scale_schedule(scheduler: Any, ratio: float, whole: int | None) -> None:
 
 
 def _nerfacto(
-    config: TrainerConfig, model: Any, preset: str, iterations: int, ratio: float, near: float | None
+    config: TrainerConfig, model: Any, preset: str, iterations: int, ratio: float, extent: Extent | None
 ) -> None:
     model.use_appearance_embedding = False
     model.proposal_warmup = max(1, round(model.proposal_warmup * ratio))
     model.proposal_weights_anneal_max_num_iters = max(1, round(model.proposal_weights_anneal_max_num_iters * ratio))
     if preset == "gpu":
         return
-    if near is not None:
-        model.near_plane = max(model.near_plane, near)
+    if extent is not None:
+        model.near_plane = max(model.near_plane, extent.near)
     model.num_levels, model.log2_hashmap_size, model.max_res = 8, 15, 512
     model.hidden_dim = model.hidden_dim_color = 32
     model.num_nerf_samples_per_ray = 24

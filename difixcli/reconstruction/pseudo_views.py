@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from difixcli.reconstruction.dataset import UNKNOWN_DEPTH
 from difixcli.reconstruction.views import PseudoView
 from difixcli.scenes.scene import Camera
 
@@ -54,6 +55,17 @@ def nerfstudio_cameras(cameras: Sequence[Camera]) -> Cameras:
         height=column("height", torch.int32),
         camera_type=CameraType.PERSPECTIVE,
     )
+
+
+def own_cameras(cameras: Cameras) -> list[Camera]:
+    """nerfstudio's pinhole cameras as ours, in the same world."""
+    found = []
+    for i in range(len(cameras)):
+        pose = np.eye(4)
+        pose[:3] = cameras.camera_to_worlds[i].cpu().numpy()
+        lens = {name: float(getattr(cameras, name)[i]) for name in ("fx", "fy", "cx", "cy")}
+        found.append(Camera(pose, **lens, width=int(cameras.width[i]), height=int(cameras.height[i])))
+    return found
 
 
 class _FixedDataParser(DataParser):
@@ -94,6 +106,10 @@ class PseudoViewSource:
             dataparser_scale=described.dataparser_scale,
             dataparser_transform=described.dataparser_transform,
         )
+        if described.metadata.get("depth_filenames") is not None:
+            # the photos come with depth maps: nothing is known of the views' own
+            unknown = [manager_config.dataparser.data / UNKNOWN_DEPTH] * len(views)
+            outputs.metadata.update(depth_filenames=unknown, depth_unit_scale_factor=1.0)
         config = copy.deepcopy(manager_config)
         self.draws_rays = hasattr(config, "train_num_rays_per_batch")
         if self.draws_rays:

@@ -12,8 +12,6 @@ A run's folder is a normal nerfstudio run:
 
 from __future__ import annotations
 
-import os
-import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,61 +24,75 @@ import torch
 from torch import Tensor
 
 from difixcli.errors import InputError
+from difixcli.reconstruction.checkpoints import latest_checkpoint, read_checkpoint, write_checkpoint
+from difixcli.reconstruction.configuration import (
+    Recipe,
+    check_device,
+    configure,
+    heeds_seed_depth,
+    measure_extent,
+    own_settings,
+    reads_depth,
+    seeded,
+)
 from difixcli.reconstruction.dataset import write_dataset
-from difixcli.reconstruction.methods import method_config
-from difixcli.reconstruction.overrides import apply_overrides
-from difixcli.reconstruction.presets import OWN_SETTINGS, SEED_GAUSSIANS, apply_preset, is_splat
+from difixcli.reconstruction.presets import SEED_GAUSSIANS, is_splat
 from difixcli.reconstruction.surroundings import RandomState, no_perceptual_download, on_device, quiet
-from difixcli.reconstruction.views import PseudoView, Render
+from difixcli.reconstruction.views import PseudoView, Render, as_render
 from difixcli.runs import atomic, make_folder, read_json, write_json
 from difixcli.scenes import nearest_cameras
+from difixcli.scenes.poses import apply_similarity, transform_points
 from difixcli.scenes.scene import Camera, Scene
-from difixcli.torchvision_cure import cure
-
-_NOTHING = 0.05
-"""Rays with less accumulated opacity than this have no depth."""
 
 _SEED_RAYS = "seed_rays.npz"
+
+_PLACEHOLDERS = np.eye(4, 3, dtype=np.float32), np.zeros((4, 3), np.uint8)
+"""Gaussians for a splat method to begin with whose own are about to be loaded."""
 
 _SAMPLER_COUNTERS = ("_step", "_steps_since_update", "_anneal")
 """What nerfacto's proposal sampler counts outside its parameters: when the proposal networks learn next."""
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """What a reconstruction was created with: `reconstruction.json`."""
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """A trained model that a reconstruction begins from.
 
-    method: str
-    preset: str
-    device: str
-    iterations: int
-    overrides: list[str]
-    seed: int
-    frames: list[str]
-    train: list[int]
-    cameras: list[list[list[float]]]  # camera-to-world of the training photos
-    near: float | None  # where sampling along rays begins, known from the seed points
+    `settings` are fields of the method's configuration that describe it, `world` is the (4, 4) similarity from the
+    scene's normalised world into its own, `box` half the side of the cube its field ends at (None: it does not).
+    `state` is its state dict; how what was learned photo by photo is taken over, `Reconstruction.adopt` says.
+    """
+
+    settings: dict[str, Any]
+    world: np.ndarray
+    box: float | None
+    state: dict[str, Tensor]
 
 
 class Reconstruction:
     """A nerfstudio method being trained on some of a scene's photos.
 
-    Made by `create` or `load`. Everything is in the scene's normalised world. Training draws from random generators of
+    Made by `create`, `load` or `start_from`. Everything that goes in and comes out is in the scene's normalised world.
+    Training draws from random generators of
     its own, so what happens between two calls changes nothing, and the same seed gives the same result on the same
     machine (on CUDA as far as the method's kernels are deterministic).
     """
 
-    def __init__(self, recipe: _Recipe, folder: Path, seeds: tuple[np.ndarray, np.ndarray] | None) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, seeds: tuple[np.ndarray, np.ndarray] | None) -> None:
         self.folder = folder
         self.step = 0
+        self.warnings: list[str] = []
+        self._to_model = recipe.model_from_scene
+        self._scale = float(np.cbrt(np.linalg.det(self._to_model[:3, :3])))
         self._recipe = recipe
         self._pseudo: Any = None
         self._mixer: Any = None
         self._pseudo_order: dict[str, Any] | None = None  # of the views that a loaded run was training on
         self._share = 0.0
         self._random = RandomState(recipe.seed)
-        self._config = _configure(recipe, folder)
+        self._config = configure(recipe, folder)
         self._model_class: type = self._config.pipeline.model._target
+        if seeds is None and is_splat(self._config):
+            seeds = _PLACEHOLDERS
         with self._working(), quiet(), no_perceptual_download(self._model_class):
             self._build(seeds)
 
@@ -97,6 +109,7 @@ class Reconstruction:
         iterations: int,
         overrides: Sequence[str] = (),
         seed: int = 0,
+        origin: Origin | None = None,
     ) -> Reconstruction:
         """Set up a new run of `method` in `folder`, trained on the frames `train` of the scene.
 
@@ -105,15 +118,18 @@ class Reconstruction:
         settings `a.b.c=value` of the method's configuration, and of our own: `max_gaussians=N` bounds splats, and
         `seed_depth_mult=F` weighs what seed points say about depth in nerfacto's loss (0: not at all).
 
+        With an `origin` the model is that one, in the world it was trained in, and its training counts as the first
+        half of a schedule of twice the `iterations`: no warm-up, no coarse beginning, learning rates half way down.
+
         Raises InputError for an unknown method, preset or setting, no training frames, fewer than one iteration, a
-        folder that cannot be written, and CUDA where there is none.
+        folder that cannot be written, CUDA where there is none, and an origin that the method cannot take up.
         """
         if not train:
             raise InputError("No frame is left to train on; choose another --split.")
         if iterations < 1:
             raise InputError(f"{iterations} iterations train nothing; ask for at least 1.")
         train = sorted(train)
-        recipe = _Recipe(
+        recipe = Recipe(
             method=method,
             preset=preset,
             device=device,
@@ -122,25 +138,35 @@ class Reconstruction:
             seed=seed,
             frames=[frame.name for frame in scene.frames],
             train=train,
-            near=_nearest_surface([scene.frames[i].camera for i in train], scene.points),
             cameras=[scene.frames[i].camera.camera_to_world.tolist() for i in train],
+            near=None,
         )
+        if origin is not None:
+            recipe = replace(
+                recipe, settings=origin.settings, world=origin.world.tolist(), box=origin.box, begun=iterations
+            )
+            scene = _moved(scene, origin.world)
+        extent = measure_extent([scene.frames[i].camera for i in train], scene.points)
+        if extent is not None:
+            recipe = replace(recipe, near=extent.near, far=extent.far)
         folder = Path(folder).expanduser().absolute()
-        config = _configure(recipe, folder)  # its errors come before anything is written
-        _check_device(device, config)
+        config = configure(recipe, folder)  # its errors come before anything is written
+        check_device(device, config)
         make_folder(folder)
-        write_dataset(scene, train, folder / "scene")
+        write_dataset(scene, train, folder / "scene", depths=reads_depth(config))
         seeds = None
-        if is_splat(config):
+        if origin is None and is_splat(config):
             from difixcli.reconstruction.seeding import seed_gaussians
 
-            count = min(SEED_GAUSSIANS[preset], _own_settings(recipe)["max_gaussians"])
+            count = min(SEED_GAUSSIANS[preset], own_settings(recipe)["max_gaussians"])
             seeds = seed_gaussians(scene, train, count, seed)
-        if _heeds_seed_depth(config, recipe) and len(scene.points):
+        if heeds_seed_depth(config, recipe) and len(scene.points):
             from difixcli.reconstruction.seed_depth import SeedRays
 
             SeedRays.of(scene, train).save(folder / _SEED_RAYS)
         made = cls(recipe, folder, seeds)
+        if origin is not None:
+            made.adopt(origin.state)
         made._describe()
         write_json(folder / "reconstruction.json", asdict(recipe))
         return made
@@ -163,7 +189,7 @@ class Reconstruction:
         folder = Path(folder).expanduser().absolute()
         held = read_json(folder / "reconstruction.json")
         try:
-            recipe = _Recipe(**held)
+            recipe = Recipe(**held)
         except TypeError:
             raise InputError(f"{folder / 'reconstruction.json'} was written by another version; train again.") from None
         if scene is not None and [frame.name for frame in scene.frames] != recipe.frames:
@@ -171,12 +197,9 @@ class Reconstruction:
         if train is not None and sorted(train) != recipe.train:
             raise InputError(f"{folder} trains on other photos than this split says; restore the split or train anew.")
         recipe = replace(recipe, device=device or recipe.device)
-        _check_device(recipe.device, _configure(recipe, folder))
+        check_device(recipe.device, configure(recipe, folder))
         checkpoint = latest_checkpoint(folder)
-        try:
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise InputError(f"The checkpoint {checkpoint} cannot be read ({error}); train again.") from None
+        state = read_checkpoint(checkpoint)
         loaded = cls(recipe, folder, None)
         try:
             loaded._restore(state)
@@ -213,7 +236,7 @@ class Reconstruction:
         with self._working():
             self._pipeline.train()
             for done in range(1, iterations + 1):
-                self._iterate(self.step)
+                self._iterate(self._recipe.begun + self.step)
                 self.step += 1
                 if progress is not None:
                     progress(done)
@@ -229,8 +252,9 @@ class Reconstruction:
         for camera in cameras:
             with self._undisturbed(), self._working(), torch.no_grad():
                 self._pipeline.eval()
-                outputs = self._model.get_outputs_for_camera(nerfstudio_cameras([camera]).to(self._torch_device))
-                render = _render(outputs, camera, self._renders_rays)
+                inside = nerfstudio_cameras([self._in_model(camera)])
+                outputs = self._model.get_outputs_for_camera(inside.to(self._torch_device))
+                render = as_render(outputs, camera, self._renders_rays, self._scale)
             yield render
 
     def set_pseudo_views(self, views: Sequence[PseudoView], share: float) -> None:
@@ -259,7 +283,7 @@ class Reconstruction:
 
         with self._undisturbed(), self._working(), quiet():
             self._pseudo = PseudoViewSource(
-                views,
+                [replace(view, camera=self._in_model(view.camera)) for view in views],
                 [self._photo_for(view) for view in views],
                 share,
                 self._config.pipeline.datamanager,
@@ -302,7 +326,7 @@ class Reconstruction:
         if hasattr(self._model, "strategy_state"):
             extra["strategy"] = self._model.strategy_state
         state = {
-            "step": max(self.step - 1, 0),
+            "step": max(self._recipe.begun + self.step - 1, 0),
             "pipeline": self._pipeline.state_dict(),
             "optimizers": {name: one.state_dict() for name, one in self._optimizers.optimizers.items()},
             "schedulers": {name: one.state_dict() for name, one in self._optimizers.schedulers.items()},
@@ -310,30 +334,44 @@ class Reconstruction:
             "difix": extra,
         }
         target = self.folder / self._config.relative_model_dir / f"step-{state['step']:09d}.ckpt"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Not beside the checkpoints: nerfstudio reads a step number from every name there.
-        temporary = self.folder / f".{target.name}.{os.getpid()}.part"
-        try:
-            with temporary.open("wb") as file:  # given a path, torch hides that a disk is full
-                torch.save(_plain(state), file)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        for other in target.parent.glob("step-*.ckpt"):
-            if other != target:
-                other.unlink()
+        write_checkpoint(state, target, self.folder)
         return target
 
     def export(self, path: Path) -> Path:
-        """Write a splat method's Gaussians as the PLY file that splat viewers read, and return its path.
+        """Write the model as a PLY file in the scene's normalised world, and return its path.
 
-        Raises InputError for methods without Gaussians.
+        Splats are written as the Gaussians that splat viewers read; of other methods the surfaces that the training
+        photos' cameras see are written as coloured points.
         """
-        if not is_splat(self._config):
-            raise InputError(f"{self.method} has no Gaussians to export; use ns-export for meshes and point clouds.")
-        from difixcli.reconstruction.export import write_gaussians
+        if is_splat(self._config):
+            from difixcli.reconstruction.gaussians import Gaussians
 
-        return write_gaussians(self._model, Path(path))
+            Gaussians.of_model(self._model).write(Path(path))
+            return Path(path)
+        from difixcli.reconstruction.export import write_point_cloud
+
+        cameras = [self._out_of_model(camera) for camera in self._photo_cameras()]
+        return write_point_cloud(self.render_all(cameras), cameras, Path(path))
+
+    def adopt(self, state: dict[str, Tensor]) -> None:
+        """Take over another model's parameters; optimisers begin anew, at the place of the schedule that is reached.
+
+        Of parameters that the other model learned photo by photo (appearance embeddings, bilateral grids) every photo
+        gets the mean: its photos are not ours. What only training or its figures need is left out. Raises InputError
+        where the parameters do not fit the method.
+        """
+        with self._working(), quiet():
+            self._model.update_to_step(self._recipe.begun)
+            wanted = self._model.state_dict()
+            fitted = _fitted(state, wanted, len(self._recipe.train))
+            self._model.load_state_dict(fitted, strict=True)
+            if hasattr(self._model, "step"):
+                self._model.step = self._recipe.begun
+            self._pipeline.to(self._torch_device)
+            self._optimize()
+            for scheduler in self._optimizers.schedulers.values():
+                for _ in range(self._recipe.begun):
+                    scheduler.step()
 
     def _working(self) -> ExitStack:
         """The surroundings in which the method's code runs."""
@@ -364,10 +402,13 @@ class Reconstruction:
         """Write what nerfstudio's own tools open the run by."""
         import yaml
 
+        from difixcli.reconstruction.opening import openable
+
         manager = self._pipeline.datamanager
         manager.train_dataparser_outputs.save_dataparser_transform(self.folder / "dataparser_transforms.json")
+        config = openable(self._config) if self._recipe.device == "cpu" else self._config
         with atomic(self.folder / "config.yml") as temporary:
-            temporary.write_text(yaml.dump(self._config), encoding="utf-8")
+            temporary.write_text(yaml.dump(config), encoding="utf-8")
 
     def _build(self, seeds: tuple[np.ndarray, np.ndarray] | None) -> None:
         from difixcli.reconstruction.pseudo_views import weigh_targets
@@ -377,7 +418,7 @@ class Reconstruction:
         self._autocast = amp
         # Any: nerfstudio's annotations still ask for the scaler's older, deprecated class.
         self._scaler: Any = torch.amp.GradScaler(self._recipe.device, enabled=amp or self._config.use_grad_scaler)
-        with _seeded(self._config.pipeline.datamanager.dataparser, seeds):
+        with seeded(self._config.pipeline.datamanager.dataparser, seeds):
             # "inference" loads no image by itself: held-out photos are not our training's business.
             self._pipeline = self._config.pipeline.setup(
                 device=self._torch_device, test_mode="inference", grad_scaler=self._scaler
@@ -390,19 +431,19 @@ class Reconstruction:
         manager.next_train = self._next_train
         self._model = self._pipeline.model
         self._model.get_loss_dict = weigh_targets(self._model.get_loss_dict)
-        if _heeds_seed_depth(self._config, self._recipe) and (self.folder / _SEED_RAYS).is_file():
+        if heeds_seed_depth(self._config, self._recipe) and (self.folder / _SEED_RAYS).is_file():
             from difixcli.reconstruction.seed_depth import SeedRayMixer, SeedRays, heed_seed_depth
 
             rays = SeedRays.load(self.folder / _SEED_RAYS)
             if len(rays.pixels):
-                factor = _own_settings(self._recipe)["seed_depth_mult"]
+                factor = own_settings(self._recipe)["seed_depth_mult"]
                 self._mixer = SeedRayMixer(rays, manager.train_ray_generator)
                 self._model.get_loss_dict = heed_seed_depth(self._model.get_loss_dict, factor)
         if is_splat(self._config):
             from difixcli.reconstruction.bounded_strategy import BoundedStrategy
             from difixcli.reconstruction.ssim import CpuSsim
 
-            bound = _own_settings(self._recipe)["max_gaussians"]
+            bound = own_settings(self._recipe)["max_gaussians"]
             self._model.strategy = BoundedStrategy.like(self._model.strategy, bound)
             if self._recipe.device == "cpu":
                 self._model.ssim = CpuSsim()
@@ -419,6 +460,19 @@ class Reconstruction:
                 optimizers=self._optimizers, grad_scaler=self._scaler, pipeline=self._pipeline, trainer=None
             )
         )
+
+    def _in_model(self, camera: Camera) -> Camera:
+        """A camera of the scene's normalised world in the model's."""
+        return camera.moved(apply_similarity(self._to_model, camera.camera_to_world))
+
+    def _out_of_model(self, camera: Camera) -> Camera:
+        return camera.moved(apply_similarity(np.linalg.inv(self._to_model), camera.camera_to_world))
+
+    def _photo_cameras(self) -> list[Camera]:
+        """The training photos' cameras, in the model's world."""
+        from difixcli.reconstruction.pseudo_views import own_cameras
+
+        return own_cameras(self._pipeline.datamanager.train_dataset.cameras)
 
     @property
     def _renders_rays(self) -> bool:
@@ -495,132 +549,6 @@ class Reconstruction:
         return nearest_cameras(view.camera, photos, 1)[0]
 
 
-def _configure(recipe: _Recipe, folder: Path) -> Any:
-    """The method's configuration for this run."""
-    cure()
-    config: Any = method_config(recipe.method)
-    with quiet():
-        apply_preset(config, recipe.preset, recipe.iterations, recipe.device, recipe.near)
-        settings = [override for override in recipe.overrides if override.partition("=")[0] not in OWN_SETTINGS["cpu"]]
-        apply_overrides(config, settings, recipe.method)
-        _use_dataset(config, folder / "scene")
-    _own_settings(recipe)
-    config.machine.device_type = recipe.device
-    config.machine.seed = recipe.seed
-    config.max_num_iterations = recipe.iterations
-    config.data = folder / "scene"
-    # nerfstudio puts a run at OUTPUT/EXPERIMENT/METHOD/TIME; ours may stand anywhere, then the path is given whole.
-    if folder.parent.name == config.method_name:
-        config.output_dir = folder.parents[2] if len(folder.parents) > 2 else folder.parent
-        config.experiment_name, config.timestamp = folder.parents[1].name, folder.name
-    else:
-        config.output_dir, config.experiment_name, config.timestamp = folder.parent, folder.name, "viewer"
-        config.relative_model_dir = folder / "nerfstudio_models"
-    return config
-
-
-def _use_dataset(config: Any, data: Path) -> None:
-    """Let the method read the run's own data set as it stands, in this process.
-
-    Photos stay where the method's datamanager keeps them: `images_on_gpu` changes a list that all of nerfstudio's
-    data sets share, so it can be asked for once in a process only, and it needs a GPU that holds every photo.
-    """
-    from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager
-    from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManager
-    from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
-
-    manager = config.pipeline.datamanager
-    manager.dataparser = NerfstudioDataParserConfig(
-        data=data,
-        downscale_factor=1,
-        orientation_method="none",
-        center_method="none",
-        auto_scale_poses=False,
-        load_3D_points=False,
-    )
-    manager.data = data
-    target = manager._target
-    if getattr(target, "__origin__", target) is ParallelDataManager:
-        datasets = getattr(target, "__args__", ())
-        # Worker processes draw their own random numbers; in this process the seed decides.
-        in_process: Any = VanillaDataManager
-        manager._target = in_process[datasets] if datasets else in_process
-
-
-@contextmanager
-def _seeded(parser_config: Any, seeds: tuple[np.ndarray, np.ndarray] | None) -> Iterator[None]:
-    """Inside the block the parser also gives out seed points, which splatfacto looks for in the metadata."""
-    if seeds is None:
-        yield
-        return
-    original = parser_config._target
-    points, colors = (torch.from_numpy(array) for array in seeds)
-
-    class _WithSeeds(original):  # type: ignore[misc, valid-type]
-        def _generate_dataparser_outputs(self, split: str = "train", **kwargs: Any) -> Any:
-            outputs = super()._generate_dataparser_outputs(split, **kwargs)
-            outputs.metadata["points3D_xyz"] = points
-            outputs.metadata["points3D_rgb"] = colors
-            return outputs
-
-    parser_config._target = _WithSeeds
-    try:
-        yield
-    finally:
-        parser_config._target = original
-
-
-def _own_settings(recipe: _Recipe) -> dict[str, Any]:
-    """The settings that are ours rather than nerfstudio's, with what the overrides say."""
-    values: dict[str, Any] = dict(OWN_SETTINGS[recipe.preset])
-    for override in recipe.overrides:
-        name, _, text = override.partition("=")
-        if name in values:
-            try:
-                values[name] = type(values[name])(text)
-            except ValueError:
-                raise InputError(f"{name}={text} is not a number; write for example {name}={values[name]}.") from None
-    if values["max_gaussians"] < 100:
-        raise InputError(f"max_gaussians={values['max_gaussians']} is too few to show anything; give at least 100.")
-    if values["seed_depth_mult"] < 0:
-        raise InputError(f"seed_depth_mult={values['seed_depth_mult']} is negative; give 0 or more.")
-    return values
-
-
-def _heeds_seed_depth(config: Any, recipe: _Recipe) -> bool:
-    from nerfstudio.models.nerfacto import NerfactoModelConfig
-
-    return isinstance(config.pipeline.model, NerfactoModelConfig) and _own_settings(recipe)["seed_depth_mult"] > 0
-
-
-def _nearest_surface(cameras: Sequence[Camera], points: np.ndarray) -> float | None:
-    """Half the z-depth of the nearest seed points that the cameras see (their first percentile); None without any."""
-    depths = []
-    for camera in cameras:
-        local = (points - camera.position) @ camera.camera_to_world[:3, :3]
-        z = -local[:, 2]
-        across = np.abs(local[:, 0]) * camera.fx < z * max(camera.cx, camera.width - camera.cx)
-        upright = np.abs(local[:, 1]) * camera.fy < z * max(camera.cy, camera.height - camera.cy)
-        depths.append(z[(z > 0) & across & upright])
-    seen = np.concatenate(depths)
-    return float(np.percentile(seen, 1) / 2) if len(seen) else None
-
-
-def _check_device(device: str, config: Any) -> None:
-    """InputError where the device is absent, or the method cannot run on it."""
-    if device not in {"cpu", "cuda"}:
-        raise InputError(f"There is no device {device}; choose cpu or cuda.")
-    if device == "cpu":
-        return
-    if not torch.cuda.is_available():
-        raise InputError("CUDA was asked for but torch finds no CUDA device; use --device cpu.")
-    if is_splat(config) and not _gsplat_is_compiled():
-        raise InputError(
-            "gsplat has no compiled CUDA kernels here, which splats need; install the CUDA toolkit (nvcc) or a gsplat "
-            "wheel built for this torch, or use --device cpu."
-        )
-
-
 def _check_size(file: Path, camera: Camera) -> None:
     """InputError for an image file that is missing, broken or of another size than its camera."""
     from PIL import Image, UnidentifiedImageError
@@ -636,51 +564,39 @@ def _check_size(file: Path, camera: Camera) -> None:
         )
 
 
-def _gsplat_is_compiled() -> bool:
-    """Whether gsplat's kernels are there; the first call may compile them, for minutes."""
-    with quiet():
-        try:
-            from gsplat.cuda._backend import _C
-        except Exception:  # whatever a compiler, a linker or a broken toolkit brings forth
-            return False
-    return _C is not None
+def _moved(scene: Scene, world: np.ndarray) -> Scene:
+    """The scene after a (4, 4) similarity of its world."""
+    frames = [
+        replace(frame, camera=frame.camera.moved(apply_similarity(world, frame.camera.camera_to_world)))
+        for frame in scene.frames
+    ]
+    return replace(scene, frames=frames, points=transform_points(world, scene.points))
 
 
-def latest_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint of a run; InputError when it has none."""
-    found = sorted((folder / "nerfstudio_models").glob("step-*.ckpt"))
-    if not found:
-        raise InputError(f"{folder} holds no checkpoint in nerfstudio_models; train it first.")
-    return found[-1]
+_PER_PHOTO = ("camera_optimizer.", "bil_grids.")
+_NOT_LEARNED = ("device_indicator_param", "lpips.", "psnr.", "ssim.")
 
 
-def _render(outputs: dict[str, Any], camera: Camera, along_ray: bool) -> Render:
-    """A model's outputs (H, W, ·) as a Render."""
-
-    def image(*names: str) -> np.ndarray:
-        name = next(name for name in names if name in outputs)
-        value = outputs[name].detach().float().cpu().numpy()
-        return value.reshape(camera.height, camera.width, -1)
-
-    color = np.clip(image("rgb", "rgb_fine"), 0, 1)
-    accumulation = np.clip(image("accumulation", "accumulation_fine")[..., 0], 0, 1)
-    depth = image("depth", "depth_fine", "expected_depth")[..., 0]
-    if along_ray:
-        x = (np.arange(camera.width, dtype=np.float32) + 0.5 - camera.cx) / camera.fx
-        y = (np.arange(camera.height, dtype=np.float32) + 0.5 - camera.cy) / camera.fy
-        depth = depth / np.sqrt(1 + x[None, :] ** 2 + y[:, None] ** 2)
-    depth = np.where(accumulation > _NOTHING, np.nan_to_num(depth, posinf=0, neginf=0), 0)
-    return Render(color.astype(np.float32), accumulation.astype(np.float32), depth.astype(np.float32))
-
-
-def _plain(value: Any) -> Any:
-    """The same value without NumPy: tensors, containers and Python's own numbers."""
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy())
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_plain(item) for item in value)
-    return value
+def _fitted(state: dict[str, Tensor], wanted: dict[str, Tensor], photos: int) -> dict[str, Tensor]:
+    """The entries of `state` that a model with the entries `wanted` takes; InputError where they are others."""
+    fitted = {}
+    for key, own in wanted.items():
+        found = state.get(key)
+        if found is None and key.startswith((*_PER_PHOTO, *_NOT_LEARNED)):
+            fitted[key] = own
+            continue
+        if found is not None and not key.startswith("gauss_params.") and found.shape != own.shape:
+            if own.ndim and found.shape[1:] == own.shape[1:] and len(own) == photos:
+                found = found.float().mean(dim=0, keepdim=True).to(found.dtype).expand(own.shape).clone()
+            else:
+                found = None
+        if found is None:
+            raise InputError(
+                f"The checkpoint does not fit its method ({key} is missing or of another size): it was trained with "
+                "other networks (such as tiny-cuda-nn's, which only a GPU has) or with another version."
+            )
+        fitted[key] = found
+    for key in state.keys() - wanted.keys():
+        if not key.startswith((*_PER_PHOTO, *_NOT_LEARNED)):
+            raise InputError(f"The checkpoint has {key}, which its method has no place for; train anew.")
+    return fitted

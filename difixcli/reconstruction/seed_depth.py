@@ -73,6 +73,16 @@ class SeedRays:
             return cls(held["pixels"], held["distances"], held["colors"])
 
 
+def depth_map(scene: Scene, frame: int) -> np.ndarray:
+    """(H, W) float32: the z-depths of the seed points that a photo shows, in normalised world units, elsewhere 0."""
+    rays, camera = SeedRays.of(scene, [frame]), scene.frames[frame].camera
+    _, row, column = rays.pixels.T
+    x, y = (column + 0.5 - camera.cx) / camera.fx, (row + 0.5 - camera.cy) / camera.fy
+    depth = np.zeros((camera.height, camera.width), np.float32)
+    depth[row, column] = rays.distances / np.sqrt(1 + x**2 + y**2)
+    return depth
+
+
 class SeedRayMixer:
     """Lets a part of every batch of rays go through seed points, whose distance the batch then holds."""
 

@@ -54,7 +54,8 @@ def quiet() -> Iterator[None]:
 def no_perceptual_download(model: type) -> Iterator[None]:
     """Models build an LPIPS network for their own metrics and download its weights; inside the block they do not.
 
-    Figures are computed by `difixcli.evaluation`, so nothing here ever calls that network.
+    Figures are computed by `difixcli.evaluation`, so nothing of ours ever calls that network; ns-eval gets "not a
+    number" from a model that was built here.
     """
     from torchmetrics.image import lpip
 
@@ -67,13 +68,13 @@ def no_perceptual_download(model: type) -> Iterator[None]:
 
 
 class _NoMetric(nn.Module):
-    """Stands where a model keeps its LPIPS metric."""
+    """Stands where a model keeps its LPIPS metric, and knows no figure."""
 
     def __init__(self, *_: object, **__: object) -> None:
         super().__init__()
 
     def forward(self, *_: object) -> torch.Tensor:
-        raise RuntimeError("this model was built without its LPIPS network; measure with difix eval or ns-eval")
+        return torch.tensor(float("nan"))
 
 
 @contextlib.contextmanager

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from difixcli.scenes.scene import Camera
+
+_NOTHING = 0.05
+"""Rays with less accumulated opacity than this have no depth."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,3 +43,26 @@ class PseudoView:
     image: Path
     weight: Path | None
     nearest: int
+
+
+def as_render(outputs: dict[str, Any], camera: Camera, along_ray: bool, scale: float) -> Render:
+    """A model's outputs (H, W, ·) at a camera as a Render.
+
+    `along_ray` says whether its depth is the distance along each ray rather than z-depth, `scale` how many of its
+    units are one of the scene's normalised ones.
+    """
+
+    def image(*names: str) -> np.ndarray:
+        name = next(name for name in names if name in outputs)
+        value = outputs[name].detach().float().cpu().numpy()
+        return value.reshape(camera.height, camera.width, -1)
+
+    color = np.clip(image("rgb", "rgb_fine"), 0, 1)
+    accumulation = np.clip(image("accumulation", "accumulation_fine")[..., 0], 0, 1)
+    depth = image("depth", "depth_fine", "expected_depth")[..., 0] / scale
+    if along_ray:
+        x = (np.arange(camera.width, dtype=np.float32) + 0.5 - camera.cx) / camera.fx
+        y = (np.arange(camera.height, dtype=np.float32) + 0.5 - camera.cy) / camera.fy
+        depth = depth / np.sqrt(1 + x[None, :] ** 2 + y[:, None] ** 2)
+    depth = np.where(accumulation > _NOTHING, np.nan_to_num(depth, posinf=0, neginf=0), 0)
+    return Render(color.astype(np.float32), accumulation.astype(np.float32), depth.astype(np.float32))

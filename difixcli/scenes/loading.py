@@ -182,6 +182,7 @@ def _build_scene(name: str, root: Path, size: int | None) -> Scene:
         source_to_world=transform @ np.linalg.inv(source.applied),
         metric=source.metric,
         warnings=tuple(warnings),
+        applied=source.applied,
     )
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from difixcli.errors import InputError
+from difixcli.runs import write_json
 from difixcli.scenes.ply import read_points
 from difixcli.scenes.poses import rigid_pose
+from difixcli.scenes.scene import Camera
 from difixcli.scenes.source import Lens, Source, SourceFrame
 
 PERSPECTIVE_MODELS = {"PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV"}
@@ -71,6 +73,28 @@ def read_transforms(path: Path) -> Source:
         metric=bool(meta.get("metric", False)),
         warnings=warnings,
     )
+
+
+def write_transforms(path: Path, frames: Sequence[tuple[Camera, Mapping[str, Any]]], **meta: Any) -> None:
+    """Write a pinhole `transforms.json`, whole or not at all.
+
+    `frames` are the cameras and what else their entries say (`file_path` at least); `meta` is what the file says of
+    all of them.
+    """
+    entries = [
+        {
+            **entry,
+            "transform_matrix": camera.camera_to_world.tolist(),
+            "fl_x": camera.fx,
+            "fl_y": camera.fy,
+            "cx": camera.cx,
+            "cy": camera.cy,
+            "w": camera.width,
+            "h": camera.height,
+        }
+        for camera, entry in frames
+    ]
+    write_json(path, {"camera_model": "PINHOLE", **meta, "frames": entries})
 
 
 def frame_name(image_path: Path, root: Path) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from difixcli.errors import InputError, unknown
 from difixcli.scenes import paint
+from difixcli.scenes.nerfstudio_format import write_transforms
 from difixcli.scenes.ply import write_points
 from difixcli.scenes.poses import look_at
 from difixcli.scenes.raycast import Light, Solid, World, box, cylinder, sphere
@@ -110,8 +111,7 @@ def check_sample(name: str) -> None:
 
 
 def _write(world: World, views: Sequence[View], folder: Path, rng: np.random.Generator) -> None:
-    first = views[0].camera
-    frames: list[dict[str, object]] = []
+    frames: list[tuple[Camera, dict[str, object]]] = []
     split: dict[str, list[str]] = {"train": [], "test": []}
     points, colors = [], []
     training = sum(view.train for view in views)
@@ -122,13 +122,7 @@ def _write(world: World, views: Sequence[View], folder: Path, rng: np.random.Gen
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path, compress_level=6)
         file_path = path.relative_to(folder).as_posix()
-        frames.append(
-            {
-                "file_path": file_path,
-                "transform_matrix": view.camera.camera_to_world.tolist(),
-                "camera_id": view.camera_id,
-            }
-        )
+        frames.append((view.camera, {"file_path": file_path, "camera_id": view.camera_id}))
         split["train" if view.train else "test"].append(file_path)
         if view.train:
             seen = np.flatnonzero(depth.ravel() > 0)
@@ -138,21 +132,8 @@ def _write(world: World, views: Sequence[View], folder: Path, rng: np.random.Gen
             colors.append(image.reshape(-1, 3)[chosen])
     write_points(folder / "points.ply", np.concatenate(points), np.concatenate(colors))
     (folder / SPLIT_FILE).write_text(json.dumps(split, indent=1) + "\n", encoding="utf-8")
-    meta = {
-        "camera_model": "PINHOLE",
-        "fl_x": first.fx,
-        "fl_y": first.fy,
-        "cx": first.cx,
-        "cy": first.cy,
-        "w": first.width,
-        "h": first.height,
-        "metric": True,
-        "ply_file_path": "points.ply",
-        "frames": frames,
-    }
-    unfinished = folder / ".transforms.json.part"
-    unfinished.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(folder / "transforms.json")
+    # last: where it stands the scene is whole
+    write_transforms(folder / "transforms.json", frames, metric=True, ply_file_path="points.ply")
 
 
 def _camera(pose: np.ndarray, width: int, height: int, field_of_view: float) -> Camera:

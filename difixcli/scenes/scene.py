@@ -75,8 +75,9 @@ class Scene:
 
     `frames` are sorted by name. `points` (N, 3) float32 and `colors` (N, 3) uint8 are the seed points (N may be 0),
     in the same world. `source_to_world` (4, 4) maps the file's own world into the normalised one (a similarity:
-    rotation, translation and uniform scale), computed once from ALL frames. `metric` says whether the file's units
-    are metres; `unit_scale` is normalised units per source unit.
+    rotation, translation and uniform scale), computed once from ALL frames. `applied` (4, 4) is the rigid transform
+    that the file says its own world has gone through (from COLMAP's, as a rule). `metric` says whether the file's
+    units are metres; `unit_scale` is normalised units per source unit.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Scene:
     source_to_world: np.ndarray
     metric: bool = False
     warnings: Sequence[str] = field(default_factory=tuple)
+    applied: np.ndarray = field(default_factory=lambda: np.eye(4))
 
     @property
     def unit_scale(self) -> float:

@@ -1,0 +1,231 @@
+"""What a reconstruction was created with, and the nerfstudio configuration that follows from it."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from difixcli.errors import InputError, unknown
+from difixcli.reconstruction.methods import method_config
+from difixcli.reconstruction.overrides import apply_overrides
+from difixcli.reconstruction.presets import OWN_SETTINGS, Extent, apply_preset, has_bounded_field, is_splat
+from difixcli.reconstruction.surroundings import quiet
+from difixcli.scenes.scene import Camera
+from difixcli.torchvision_cure import cure
+
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a reconstruction was created with: `reconstruction.json`."""
+
+    method: str
+    preset: str
+    device: str
+    iterations: int
+    overrides: list[str]
+    seed: int
+    frames: list[str]
+    train: list[int]
+    cameras: list[list[list[float]]]  # camera-to-world of the training photos, in the scene's normalised world
+    near: float | None  # where sampling along rays begins, known from the seed points
+    far: float | None = None  # where it may end, known likewise
+    # What it was begun from, if from another model (see `start.py`):
+    settings: dict[str, Any] = field(default_factory=dict)  # fields of the configuration that describe that model
+    world: list[list[float]] | None = None  # (4, 4) similarity from the scene's normalised world into the model's own
+    box: float | None = None  # half the side of the cube that the model's field ends at
+    begun: int = 0  # iterations of the schedule that count as done
+
+    @property
+    def model_from_scene(self) -> np.ndarray:
+        """The (4, 4) similarity from the scene's normalised world into the model's."""
+        return np.eye(4) if self.world is None else np.array(self.world)
+
+
+def configure(recipe: Recipe, folder: Path) -> Any:
+    """The method's configuration for a run in `folder`. Raises InputError for what `Reconstruction.create` says."""
+    cure()
+    config: Any = method_config(recipe.method)
+    extent = None if recipe.near is None else Extent(recipe.near, recipe.far)
+    with quiet():
+        apply_preset(config, recipe.preset, recipe.begun + recipe.iterations, recipe.device, extent)
+        for path, value in recipe.settings.items():
+            _assign(config, path, value)
+        settings = [override for override in recipe.overrides if override.partition("=")[0] not in OWN_SETTINGS["cpu"]]
+        apply_overrides(config, settings, recipe.method)
+        _use_dataset(config, folder / "scene", recipe.box or recipe.far)
+    own_settings(recipe)
+    config.machine.device_type = recipe.device
+    config.machine.seed = recipe.seed
+    config.max_num_iterations = recipe.begun + recipe.iterations
+    config.data = folder / "scene"
+    # nerfstudio puts a run at OUTPUT/EXPERIMENT/METHOD/TIME; ours may stand anywhere, then the path is given whole.
+    if folder.parent.name == config.method_name:
+        config.output_dir = folder.parents[2] if len(folder.parents) > 2 else folder.parent
+        config.experiment_name, config.timestamp = folder.parents[1].name, folder.name
+    else:
+        config.output_dir, config.experiment_name, config.timestamp = folder.parent, folder.name, "viewer"
+        config.relative_model_dir = folder / "nerfstudio_models"
+    return config
+
+
+def _assign(config: Any, path: str, value: Any) -> None:
+    """Set a field from its value as JSON has it."""
+    *parents, name = path.split(".")
+    for parent in parents:
+        config = getattr(config, parent)
+    current = getattr(config, name)
+    if isinstance(current, tuple) and isinstance(value, list):
+        value = tuple(value)
+    setattr(config, name, value)
+
+
+def _use_dataset(config: Any, data: Path, box: float | None) -> None:
+    """Let the method read the run's own data set as it stands, in this process.
+
+    Photos stay where the method's datamanager keeps them: `images_on_gpu` changes a list that all of nerfstudio's
+    data sets share, so it can be asked for once in a process only, and it needs a GPU that holds every photo.
+    """
+    from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+
+    manager = config.pipeline.datamanager
+    manager.dataparser = NerfstudioDataParserConfig(
+        data=data,
+        downscale_factor=1,
+        orientation_method="none",
+        center_method="none",
+        auto_scale_poses=False,
+        load_3D_points=False,
+        depth_unit_scale_factor=1.0,
+        # the cube that cameras span, unless a field ends at it
+        scene_scale=max(1.0, box) if box is not None and has_bounded_field(config) else 1.0,
+    )
+    manager.data = data
+    read_in_process(manager)
+
+
+def read_in_process(manager: Any) -> None:
+    """Let a datamanager's configuration make one that reads photos in this process.
+
+    Worker processes draw their own random numbers; in this process the seed decides.
+    """
+    from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager
+    from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManager
+
+    target = manager._target
+    if getattr(target, "__origin__", target) is ParallelDataManager:
+        datasets = getattr(target, "__args__", ())
+        in_process: Any = VanillaDataManager
+        manager._target = in_process[datasets] if datasets else in_process
+
+
+def reads_depth(config: Any) -> bool:
+    """Whether the method's photos come with depth maps (nerfstudio's `DepthDataset`).
+
+    Where there are none that data set guesses them with a network that it downloads.
+    """
+    from nerfstudio.data.datasets.depth_dataset import DepthDataset
+
+    target = config.pipeline.datamanager._target
+    origin = typing.get_origin(target) or target
+    declared = [*typing.get_args(target)]
+    for base in getattr(origin, "__mro__", ()):
+        for generic in getattr(base, "__orig_bases__", ()):
+            declared += typing.get_args(generic)
+    return any(isinstance(kind, type) and issubclass(kind, DepthDataset) for kind in declared)
+
+
+@contextmanager
+def seeded(parser_config: Any, seeds: tuple[np.ndarray, np.ndarray] | None) -> Iterator[None]:
+    """Inside the block the parser also gives out seed points, which splatfacto looks for in the metadata."""
+    if seeds is None:
+        yield
+        return
+    original = parser_config._target
+    points, colors = (torch.from_numpy(array) for array in seeds)
+
+    class _WithSeeds(original):  # type: ignore[misc, valid-type]
+        def _generate_dataparser_outputs(self, split: str = "train", **kwargs: Any) -> Any:
+            outputs = super()._generate_dataparser_outputs(split, **kwargs)
+            outputs.metadata["points3D_xyz"] = points
+            outputs.metadata["points3D_rgb"] = colors
+            return outputs
+
+    parser_config._target = _WithSeeds
+    try:
+        yield
+    finally:
+        parser_config._target = original
+
+
+def own_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings that are ours rather than nerfstudio's, with what the overrides say."""
+    values: dict[str, Any] = dict(OWN_SETTINGS[recipe.preset])
+    for override in recipe.overrides:
+        name, _, text = override.partition("=")
+        if name in values:
+            try:
+                values[name] = type(values[name])(text)
+            except ValueError:
+                raise InputError(f"{name}={text} is not a number; write for example {name}={values[name]}.") from None
+    if values["max_gaussians"] < 100:
+        raise InputError(f"max_gaussians={values['max_gaussians']} is too few to show anything; give at least 100.")
+    if values["seed_depth_mult"] < 0:
+        raise InputError(f"seed_depth_mult={values['seed_depth_mult']} is negative; give 0 or more.")
+    return values
+
+
+def heeds_seed_depth(config: Any, recipe: Recipe) -> bool:
+    """Whether our own loss tells the method what seed points say; those that read depth maps learn it from these."""
+    from nerfstudio.models.nerfacto import NerfactoModelConfig
+
+    learns = isinstance(config.pipeline.model, NerfactoModelConfig) and not reads_depth(config)
+    return learns and own_settings(recipe)["seed_depth_mult"] > 0
+
+
+def measure_extent(cameras: Sequence[Camera], points: np.ndarray) -> Extent | None:
+    """How near and far the seed points (N, 3) are that the cameras see, with some room; None where they see none."""
+    depths = []
+    for camera in cameras:
+        local = (points - camera.position) @ camera.camera_to_world[:3, :3]
+        z = -local[:, 2]
+        across = np.abs(local[:, 0]) * camera.fx < z * max(camera.cx, camera.width - camera.cx)
+        upright = np.abs(local[:, 1]) * camera.fy < z * max(camera.cy, camera.height - camera.cy)
+        depths.append(z[(z > 0) & across & upright])
+    seen = np.concatenate(depths)
+    if not len(seen):
+        return None
+    return Extent(float(np.percentile(seen, 1) / 2), float(np.percentile(seen, 99) * 1.5))
+
+
+def check_device(device: str, config: Any) -> None:
+    """InputError where the device is absent, or the method cannot run on it."""
+    if device not in DEVICES:
+        raise unknown("device", device, DEVICES)
+    if device == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise InputError("CUDA was asked for but torch finds no CUDA device; use --device cpu.")
+    if is_splat(config) and not _gsplat_is_compiled():
+        raise InputError(
+            "gsplat has no compiled CUDA kernels here, which splats need; install the CUDA toolkit (nvcc) or a gsplat "
+            "wheel built for this torch, or use --device cpu."
+        )
+
+
+def _gsplat_is_compiled() -> bool:
+    """Whether gsplat's kernels are there; the first call may compile them, for minutes."""
+    with quiet():
+        try:
+            from gsplat.cuda._backend import _C
+        except Exception:  # whatever a compiler, a linker or a broken toolkit brings forth
+            return False
+    return _C is not None
