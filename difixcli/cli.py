@@ -306,7 +306,10 @@ def enhance(
 @console.handled
 def distill(
     scene: SceneArgument = ".",
-    method: MethodOption = "splatfacto",
+    method: Annotated[
+        str | None,
+        typer.Option(help="Any nerfstudio method: nerfacto, splatfacto (the default; with --start the run's own)."),
+    ] = None,
     split: SplitOption = None,
     targets: Annotated[
         list[str] | None,
@@ -372,14 +375,20 @@ def distill(
     from difixcli.scenes import default_split_rule, make_split
 
     on, sizes = _device(device, preset)
+    if start is not None and not start.exists():
+        raise InputError(f"There is no {start} to start from; check its name.")
+    if method is None:
+        method = "splatfacto"
+        if start is not None and start.is_dir():
+            from difixcli.reconstruction.run_config import read_config
+
+            method = read_config(start / "config.yml").method
     if method not in (methods := known_methods()):
         raise unknown("method", method, methods)
     if schedule == "none" and compare:
         raise InputError("--schedule none is plain training itself; leave out --compare.")
     if start is not None and holdout is not None:
         raise InputError("--holdout says nothing with --start: what is taken up has seen every photo; leave it out.")
-    if start is not None and not start.exists():
-        raise InputError(f"There is no {start} to start from; check its name.")
     loaded = _scene(scene, size, sizes)
     aims = targets or ["test"]
     rule = split or default_split_rule(loaded)

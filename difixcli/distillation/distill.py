@@ -125,7 +125,7 @@ class Distillation:
         if settings.start is not None:
             from difixcli.reconstruction.start import start_from
 
-            return start_from(
+            model = start_from(
                 Path(settings.start),
                 self.scene,
                 self.split.train,
@@ -137,6 +137,10 @@ class Distillation:
                 settings.seed,
                 settings.method,
             )
+            for warning in model.warnings:
+                self._say(f"Warning: {warning}")
+            model.save()
+            return model
         return self._new(self.folder)
 
     def _new(self, folder: Path) -> Reconstruction:
