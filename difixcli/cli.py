@@ -345,8 +345,8 @@ def distill(
         str, typer.Option(help="supported: a fix changes what references and render support; all: everything.")
     ] = "supported",
     drop_below: Annotated[
-        float, typer.Option(help="A fix of less mean confidence is not trained on.", min=0, max=1)
-    ] = 0.2,
+        float, typer.Option(help="A fix that is supported by less than this, 0 to 1, is not trained on.", min=0, max=1)
+    ] = 0.7,
     holdout: Annotated[
         str | None,
         typer.Option(help="Photos held back to watch the rounds: a number or a share; 5 % where 20 or more train."),

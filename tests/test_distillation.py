@@ -20,7 +20,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from difixcli.cli import app
-from difixcli.distillation.confidence import confidence, target
+from difixcli.distillation.confidence import confidence, mean_support, target
 from difixcli.distillation.distill import Distillation, Settings
 from difixcli.distillation.guard import make_guard
 from difixcli.distillation.schedule import make_schedule, pseudo_cameras
@@ -123,6 +123,18 @@ def test_a_fix_counts_as_far_as_a_reference_supports_it() -> None:
     block[:24, :, 0] = 1.0
     weight = confidence(_render(photo), block, _beside(photo, 1.0))
     assert weight[4:20].mean() < 0.35
+
+
+def test_support_is_judged_where_the_render_shows_something() -> None:
+    photo = np.full((48, 64, 3), 0.6, np.float32)
+    half = _render(photo)
+    half.accumulation[:, 32:] = 0
+    weight = confidence(half, photo, _beside(photo, 1.0))
+    assert weight.mean() < 0.6 and mean_support(half, weight) > 0.95
+    block = photo.copy()
+    block[:24, :, 0] = 1.0
+    assert mean_support(_render(photo), confidence(_render(photo), block, _beside(photo, 1.0))) < 0.7
+    assert mean_support(_render(photo, 0.0), np.zeros((48, 64), np.float32)) == 0
 
 
 def test_nothing_is_trusted_where_the_render_was_empty() -> None:
@@ -238,6 +250,20 @@ def test_no_round_is_plain_training(room: Path, fixer: Path, tmp_path: Path) -> 
         both = done(difix(*line, "--rounds", "2", "--compare", "--holdout", holdout, "-o", tmp_path / holdout))
         assert both["results"]["plain"] == plain["plain"]
         assert both["results"]["distilled"] != plain["plain"]
+
+
+def test_rounds_go_on_from_an_existing_run(room: Path, fixer: Path, tmp_path: Path) -> None:
+    line = ["distill", room, "--fixer", fixer, "--size", "48", "--set", "max_gaussians=400", "--json"]
+    before = done(difix(*line, "--schedule", "none", "--iterations", "60", "-o", tmp_path / "before"))["results"]
+    line += ["--start", tmp_path / "before", "--iterations", "10", "--rounds", "2"]
+    result = difix(*line, "--compare", "-o", tmp_path / "after")
+    said = done(result)
+    assert "photos alone" not in result.stderr and "24 training photos" not in said["rounds"]["photos"]
+    assert [record["schedule"]["start"] for record in rounds_of(tmp_path / "after")] == [0, 0]
+    for variant in ("plain", "distilled"):  # ten steps do not undo sixty
+        assert said["results"][variant]["psnr"] == pytest.approx(before["plain"]["psnr"], abs=1.5)
+    assert said["results"]["plain"] != said["results"]["distilled"]
+    refused(difix(*line, "--holdout", "2", "-o", tmp_path / "other"), "--holdout", "--start")
 
 
 def test_rounds_that_the_guard_takes_back_change_nothing(room: Path, fixer: Path, tmp_path: Path) -> None:

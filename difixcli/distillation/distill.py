@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from difixcli.distillation.confidence import confidence, target
+from difixcli.distillation.confidence import confidence, mean_support, target
 from difixcli.distillation.guard import Guard, make_guard, mean_psnr
 from difixcli.distillation.rounds import Rounds
 from difixcli.distillation.schedule import Schedule, pseudo_cameras
@@ -53,8 +53,8 @@ class Settings:
 
     `targets` are `test` or camera paths. `references` photos stand beside a render that is fixed; None: as many as the
     fixer takes. `trust` is `supported` (confidence decides what a fix changes) or `all` (fixes are taken as they are,
-    as Difix3D's release does); a fix whose mean confidence is below `drop_below` is not trained on. `holdout` and
-    `guard` are `make_guard`'s. `start` is an existing reconstruction to go on from.
+    as Difix3D's release does); a fix whose support (see `mean_support`) is below `drop_below` is not trained on.
+    `holdout` and `guard` are `make_guard`'s. `start` is an existing reconstruction to go on from.
     """
 
     method: str
@@ -319,7 +319,7 @@ class Distillation:
             files = {kind: f"{goal.name}.{kind}.png" for kind in pictures}
             for kind, picture in pictures.items():
                 write_image(folder / files[kind], picture)
-        mean = float(weight.mean())
+        support = 1.0 if self.settings.trust == "all" else mean_support(render, weight)
         nearest = references.nearest(camera, count=1)[0]
         return {
             "target": goal.name,
@@ -329,16 +329,11 @@ class Distillation:
             "references": [self.scene.frames[f].name for f in beside.frames],
             "nearest": self.scene.frames[nearest].name,
             "files": files,
-            "mean_confidence": mean,
+            "mean_confidence": float(weight.mean()),
+            "support": support,
             "change": float(np.abs(fixed - render.color).mean()),
-            "dropped": self._why_dropped(mean),
+            "dropped": f"support below {self.settings.drop_below:g}" if support < self.settings.drop_below else None,
         }
-
-    def _why_dropped(self, mean_confidence: float) -> str | None:
-        """Why a fix is not trained on at all, or None."""
-        if mean_confidence < self.settings.drop_below:
-            return f"mean confidence below {self.settings.drop_below:g}"
-        return None
 
     def _take_up(self, model: Reconstruction, number: int) -> None:
         """Let training draw the pseudo-views of a round, as they are on disk."""

@@ -56,9 +56,9 @@ def main(scene_name: str, output: str, method: str = "splatfacto", rule: str = "
     rows = {}
     for name, kind, trust, guard, drop in (
         ("plain", "none", "supported", None, 0.0),
-        ("guarded", "progressive", "supported", 0.1, 0.2),
+        ("guarded", "progressive", "supported", 0.1, 0.7),
         ("unguarded", "progressive", "all", None, 0.0),
-        ("confidence alone", "progressive", "supported", None, 0.0),
+        ("confidence alone", "progressive", "supported", None, 0.7),
         ("guard alone", "progressive", "all", 0.1, 0.0),
     ):
         schedule = make_schedule("cpu", images, steps, kind=kind)
