@@ -352,8 +352,12 @@ def distill(
         typer.Option(help="Photos held back to watch the rounds: a number or a share; 5 % where 20 or more train."),
     ] = None,
     guard: Annotated[
-        str, typer.Option(help="A round is rolled back if the watched photos fall by more dB than this; off: never.")
-    ] = "0.1",
+        str | None,
+        typer.Option(
+            help="A round is rolled back if the watched photos fall by more dB than this (0.2 held back, 0.5 where none "
+            "is); off: never."
+        ),
+    ] = None,
     from_round: Annotated[
         int | None, typer.Option(help="Go back to the beginning of this round of the same run.", min=1)
     ] = None,
@@ -411,7 +415,7 @@ def distill(
         trust=trust,
         drop_below=drop_below,
         holdout=holdout,
-        guard=_decibels(guard),
+        guard=guard,
         start=None if start is None else str(start.expanduser().absolute()),
     )
     distillation = Distillation(loaded, chosen, plan)
@@ -445,7 +449,9 @@ def distill(
             f"{planned.start} iterations on photos, then {planned.rounds} rounds of {planned.every} ({schedule})"
         )
         timetable += f", {planned.share:.0%} of them on fixes"
-        watched = f"{watch.photos}, " + ("only looked at" if plan.guard is None else f"a round may cost {guard} dB")
+        watched = f"{watch.photos}, " + (
+            "only looked at" if watch.bound is None else f"a round may cost {watch.bound:g} dB"
+        )
     _announce(
         run,
         scene=f"{loaded.name}, {len(chosen.train)} photos train, {len(chosen.test)} test ({rule})",
@@ -477,19 +483,6 @@ def distill(
     if results:
         console.say(f"For a report: difix eval {run.folder}")
     console.finish({"results": results, "rounds": found, "output": str(run.folder)}, as_json, *tables)
-
-
-def _decibels(text: str) -> float | None:
-    """A bound in dB, None for `off`."""
-    if text == "off":
-        return None
-    try:
-        bound = float(text)
-    except ValueError:
-        bound = -1.0
-    if not 0 <= bound < 100:
-        raise InputError(f"--guard {text} is no bound in dB; write for example 0.1, or off.")
-    return bound
 
 
 def _start_files(start: Path | None) -> list[Path]:

@@ -146,25 +146,27 @@ def test_nothing_is_trusted_where_the_render_was_empty() -> None:
 
 
 def test_held_back_photos_are_few_spread_and_the_same_every_time() -> None:
-    assert make_guard(range(7), None, 0.1).held == ()  # too few to spare one: those that train are looked at
-    assert make_guard(range(7), None, 0.1).frames == tuple(range(7))
-    assert len(make_guard(range(20), None, 0.1).held) == 1
-    held = make_guard(range(100), None, 0.1).held
-    assert held == (10, 30, 50, 70, 90) == make_guard(reversed(range(100)), None, 0.1).held
+    assert make_guard(range(7), None, None).held == ()  # too few to spare one: those that train are looked at
+    assert make_guard(range(7), None, None).frames == tuple(range(7))
+    assert len(make_guard(range(20), None, None).held) == 1
+    held = make_guard(range(100), None, None).held
+    assert held == (10, 30, 50, 70, 90) == make_guard(reversed(range(100)), None, None).held
     for text, count in (("2", 2), ("0.2", 2), ("20%", 2), ("0", 0), ("0.01", 1)):
-        assert len(make_guard(range(10), text, 0.1).held) == count, text
+        assert len(make_guard(range(10), text, None).held) == count, text
     for text in ("-1", "1.5", "many", "100%", "nan"):
         with pytest.raises(InputError, match=r"--holdout"):
-            make_guard(range(10), text, 0.1)
+            make_guard(range(10), text, None)
     with pytest.raises(InputError, match="two must remain"):
-        make_guard(range(3), "2", 0.1)
+        make_guard(range(3), "2", None)
 
 
 def test_the_guard_accepts_within_its_bound() -> None:
-    guard = make_guard(range(7), None, 0.1)
+    guard = make_guard(range(7), None, "0.1")
     assert guard.accepts(20.0, 19.91) and not guard.accepts(20.0, 19.89)
     assert not guard.accepts(20.0, math.nan)  # the model has burst
-    assert make_guard(range(7), None, None).accepts(20.0, 1.0)
+    assert make_guard(range(7), None, "off").accepts(20.0, 1.0)
+    # photos that train lose a little when they are drawn less often
+    assert make_guard(range(7), None, None).bound > make_guard(range(7), "1", None).bound
 
 
 # Whole runs at toy size
@@ -272,10 +274,12 @@ def test_rounds_that_the_guard_takes_back_change_nothing(room: Path, fixer: Path
     scene = load_scene(str(room), 48)
     split = make_split(scene, default_split_rule(scene))
     schedule = make_schedule("cpu", True, 60, 3)
-    settings = Settings("splatfacto", "cpu", "cpu", schedule, 0, True, ["max_gaussians=400"], holdout="0", guard=-50.0)
+    settings = Settings("splatfacto", "cpu", "cpu", schedule, 0, True, ["max_gaussians=400"], holdout="0")
+    distillation = Distillation(scene, split, settings)
+    distillation.guard = dataclasses.replace(distillation.guard, bound=-50.0)
     run = Run.open(tmp_path / "run", "distill", {}, {})
     said: list[str] = []
-    results = Distillation(scene, split, settings).run(
+    results = distillation.run(
         Fixer.from_pretrained(fixer), run, lambda *_: nullcontext(lambda done: None), said.append
     )
     assert results["distilled"] == results["plain"]

@@ -69,7 +69,7 @@ class Settings:
     trust: str = "supported"
     drop_below: float = 0.0
     holdout: str | None = None
-    guard: float | None = None
+    guard: str | None = None
     start: str | None = None
 
 

@@ -63,11 +63,11 @@ def main(scene_name: str, output: str, method: str = "splatfacto", rule: str = "
     steps = default_iterations(method, "cpu")
     rows = {}
     for name, kind, trust, guard, drop in (
-        ("plain", "none", "supported", None, 0.0),
-        ("unguarded", "progressive", "all", None, 0.0),
-        ("guarded", "progressive", "supported", 0.1, 0.7),
-        ("confidence alone", "progressive", "supported", None, 0.7),
-        ("guard alone", "progressive", "all", 0.1, 0.0),
+        ("plain", "none", "supported", "off", 0.0),
+        ("unguarded", "progressive", "all", "off", 0.0),
+        ("guarded", "progressive", "supported", None, 0.7),
+        ("confidence alone", "progressive", "supported", "off", 0.7),
+        ("guard alone", "progressive", "all", None, 0.0),
     ):
         schedule = make_schedule("cpu", images, steps, kind=kind)
         settings = Settings(method, "cpu", "cpu", schedule, 0, False, trust=trust, guard=guard, drop_below=drop)
