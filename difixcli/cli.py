@@ -354,8 +354,8 @@ def distill(
     guard: Annotated[
         str | None,
         typer.Option(
-            help="A round is rolled back if the watched photos fall by more dB than this (0.2 held back, 0.5 where none "
-            "is); off: never."
+            help="A round is rolled back if the watched photos fall by more dB than this (0.2 for photos held back, "
+            "0.5 for those that train); off: never."
         ),
     ] = None,
     from_round: Annotated[
