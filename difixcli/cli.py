@@ -50,7 +50,8 @@ class Preset(str, Enum):
 SceneArgument = Annotated[str, typer.Argument(help="A posed scene's folder, or sample:room, sample:street.")]
 MethodOption = Annotated[str, typer.Option(help="Any nerfstudio method: nerfacto, splatfacto, a plug-in's.")]
 SplitOption = Annotated[
-    str | None, typer.Option(help="Which frames train: every:N, clusters, names:PATTERN, camera:ID, file:JSON.")
+    str | None,
+    typer.Option(help="Which frames train: every:N, clusters, groups:K, names:PATTERN, camera:ID, file:JSON, all."),
 ]
 SizeOption = Annotated[int | None, typer.Option(help="Long side to work at, in pixels.", min=16)]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]

@@ -96,8 +96,7 @@ class Distillation:
         The variants are `plain` (with a comparison, or with the schedule `none`), `distilled`, and `enhanced`, which
         is the best of them with the fixer once more on every final render (Difix3D+).
         """
-        for stale in run.folder.glob(".*.part"):
-            stale.unlink() if stale.is_file() else shutil.rmtree(stale)
+        _sweep(run.folder)
         self.fixer, self.folder, self._run, self._progress, self._say = fixer, run.folder, run, progress, say
         self.rounds = Rounds(run.folder)
         model = self._reconstruction()
@@ -453,6 +452,18 @@ class Distillation:
         from difixcli.evaluation import evaluate_run
 
         return evaluate_run(self.folder, self.settings.device)["results"]
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process was writing; not in parts of the folder that another command may be writing to."""
+    for stale in [
+        *folder.glob(".*.part"),
+        *(path for part in ("rounds", "renders", "path") for path in (folder / part).rglob(".*.part")),
+        *(folder / "plain").glob(".*.part"),
+        *(folder / "plain" / "scene").rglob(".*.part"),
+        *(folder / "scene").rglob(".*.part"),
+    ]:
+        stale.unlink() if stale.is_file() else shutil.rmtree(stale)
 
 
 def _fork(source: Path, target: Path) -> None:
