@@ -66,7 +66,8 @@ class Preset(str, Enum):
 SceneArgument = Annotated[str, typer.Argument(help="A posed scene's folder, or sample:room, sample:street.")]
 MethodOption = Annotated[str, typer.Option(help="Any nerfstudio method: nerfacto, splatfacto, a plug-in's.")]
 SplitOption = Annotated[
-    str | None, typer.Option(help="Which frames train: every:N, clusters, names:PATTERN, camera:ID, file:JSON.")
+    str | None,
+    typer.Option(help="Which frames train: every:N, clusters, groups:K, names:PATTERN, camera:ID, file:JSON, all."),
 ]
 SizeOption = Annotated[int | None, typer.Option(help="Long side to work at, in pixels.", min=16)]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -450,13 +451,60 @@ def enhance(
 @console.handled
 def distill(
     scene: SceneArgument = ".",
-    method: MethodOption = "splatfacto",
+    method: Annotated[
+        str | None,
+        typer.Option(help="Any nerfstudio method: nerfacto, splatfacto (the default; with --start the run's own)."),
+    ] = None,
     split: SplitOption = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Views to improve: test (the split's, the default), spiral, orbit:60, shift:2m, shift:0.1, or "
+            "PATH.json of nerfstudio's viewer; repeatable."
+        ),
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Go on from this: a nerfstudio run's folder, or a .ply of Gaussians.")
+    ] = None,
     fixer: FixerOption = "bundled",
     iterations: Annotated[int | None, typer.Option(help=ITERATIONS, min=1)] = None,
+    schedule: Annotated[
+        str,
+        typer.Option(help="progressive, one-shot (straight at the targets), or none (plain training)."),
+    ] = "progressive",
     rounds: Annotated[
         int | None,
         typer.Option(help="How often pseudo-views are fixed anew; 5 on a CPU, one per 4,000 steps on a GPU."),
+    ] = None,
+    step: Annotated[
+        float | None, typer.Option(help="How far pseudo-views move in a round, in normalised units (default 0.5).")
+    ] = None,
+    share: Annotated[
+        float | None,
+        typer.Option(help="Share of training drawn from pseudo-views; 0.3 for splats, 0.4 for rays."),
+    ] = None,
+    references: Annotated[
+        int | None, typer.Option(help="Photos beside a render; as many as the fixer takes.", min=0)
+    ] = None,
+    trust: Annotated[
+        str, typer.Option(help="supported: a fix changes what references and render support; all: everything.")
+    ] = "supported",
+    drop_below: Annotated[
+        float, typer.Option(help="A fix that is supported by less than this, 0 to 1, is not trained on.", min=0, max=1)
+    ] = 0.7,
+    holdout: Annotated[
+        str | None,
+        typer.Option(help="Photos held back to watch the rounds: a number or a share; 5 % where 20 or more train."),
+    ] = None,
+    guard: Annotated[
+        str | None,
+        typer.Option(
+            help="A round is rolled back if the watched photos fall by more dB than this (0.2 for photos held back, "
+            "0.5 for those that train); off: never."
+        ),
+    ] = None,
+    from_round: Annotated[
+        int | None, typer.Option(help="Go back to the beginning of this round of the same run.", min=1)
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also train as long on photos alone.")] = False,
     size: SizeOption = None,
@@ -469,51 +517,124 @@ def distill(
     as_json: JsonOption = False,
 ) -> None:
     """Make a better 3D reconstruction: train, render, fix, train on the fixes, round by round."""
-    from difixcli.distillation.distill import Settings
-    from difixcli.distillation.distill import distill as update
+    from difixcli.distillation.distill import Distillation, Settings
+    from difixcli.distillation.rounds import Rounds
     from difixcli.distillation.schedule import make_schedule
     from difixcli.reconstruction import default_iterations, is_splat, known_methods, method_config
     from difixcli.scenes import default_split_rule, make_split
 
     on, sizes = _device(device, preset)
+    if start is not None and not start.exists():
+        raise InputError(f"There is no {start} to start from; check its name.")
+    if method is None:
+        method = "splatfacto"
+        if start is not None and start.is_dir():
+            from difixcli.reconstruction.run_config import read_config
+
+            method = read_config(start / "config.yml").method
     if method not in (methods := known_methods()):
         raise unknown("method", method, methods)
+    if schedule == "none" and compare:
+        raise InputError("--schedule none is plain training itself; leave out --compare.")
+    if start is not None and holdout is not None:
+        raise InputError("--holdout says nothing with --start: what is taken up has seen every photo; leave it out.")
     loaded = _scene(scene, size, sizes)
+    aims = targets or ["test"]
     rule = split or default_split_rule(loaded)
-    chosen = make_split(loaded, rule)
+    if split is None and rule == "every:4" and "test" not in aims:
+        rule = "all"  # no photo has to be held out where none is aimed at
+    chosen = make_split(loaded, rule, need_test="test" in aims)
     steps = iterations or default_iterations(method, sizes)
-    schedule = make_schedule(sizes, is_splat(method_config(method)), steps, rounds)
-    plan = Settings(method, sizes, on, schedule, seed, compare, settings or [])
-    arguments = {**vars(plan), "schedule": vars(schedule), "scene": _spec(scene), "size": size, "split": rule}
+    images = is_splat(method_config(method))
+    planned = make_schedule(sizes, images, steps, rounds, schedule, step, share, started=start is not None)
+    plan = Settings(
+        method=method,
+        preset=sizes,
+        device=on,
+        schedule=planned,
+        seed=seed,
+        compare=compare,
+        overrides=settings or [],
+        targets=aims,
+        references=references,
+        trust=trust,
+        drop_below=drop_below,
+        holdout=holdout,
+        guard=guard,
+        start=None if start is None else str(start.expanduser().absolute()),
+    )
+    distillation = Distillation(loaded, chosen, plan)
+    arguments = {**vars(plan), "schedule": vars(planned), "scene": _spec(scene), "size": size, "split": rule}
     arguments["fixer"] = fixer
     inputs = {**_inputs(loaded), **_split_input(loaded, chosen), **_fixer_input(fixer)}
+    paths = [Path(aim).expanduser() for aim in aims if aim.endswith(".json")]
+    inputs |= {str(path): fingerprint([path], content=True) for path in paths}
+    begun = _start_files(start)
+    if start is not None:
+        inputs["start"] = fingerprint(begun, content=True)
     folder = output
     if folder is None:
         parent = Path("outputs") / file_name(loaded.name) / method
         folder = None if force else find_run(parent, "distill", arguments, inputs)
         folder = folder or parent / time.strftime("%Y-%m-%d_%H%M%S")
     run = None if force else Run.held(folder, "distill", arguments, inputs)
+    if from_round is not None:
+        if run is None:
+            raise InputError("--from-round goes back in a run of the very same line; there is none yet. Leave it out.")
+        Rounds(run.folder).rewind(from_round)
+        run.save(state="running")
     network = None
     if run is None or not run.done:  # what is done needs no fixer, which may be far away
         network = _fixer(fixer, on)
-        run = Run.open(folder, "distill", arguments, inputs, force, reads=_read_files(fixer, loaded))
+        run = Run.open(folder, "distill", arguments, inputs, force, reads=[*_read_files(fixer, loaded), *paths, *begun])
+    watch = distillation.guard
+    timetable, watched = f"{planned.start} iterations on photos, no fixes ({schedule})", None
+    if planned.rounds:
+        timetable = (
+            f"{planned.start} iterations on photos, then {planned.rounds} rounds of {planned.every} ({schedule})"
+        )
+        timetable += f", {planned.share:.0%} of them on fixes"
+        watched = f"{watch.photos}, " + (
+            "only looked at" if watch.bound is None else f"a round may cost {watch.bound:g} dB"
+        )
     _announce(
         run,
         scene=f"{loaded.name}, {len(chosen.train)} photos train, {len(chosen.test)} test ({rule})",
         method=f"{method}, preset {sizes} on {on}, seed {seed}",
         size=_size_of(loaded),
-        schedule=f"{schedule.start} iterations on photos, then {schedule.rounds} rounds of {schedule.every}",
+        start=start,
+        targets=f"{', '.join(aims)}: {len(distillation.targets)} views",
+        schedule=timetable,
+        guard=watched,
         fixer=fixer,
     )
+    if not chosen.test:
+        console.say(
+            "No photo is held out. Figures are of the held-back photos alone, before they join the training."
+            if watch.held
+            else "No photo is held out or held back, so nothing is measured; --holdout 1 would hold one back."
+        )
     if network is None:
         results = run.record["results"]
     else:
-        results = update(loaded, chosen, network, plan, run, console.progress)
+        results = distillation.run(network, run, console.progress, console.say)
         run.finish(results)
-    table = console.figures_table(f"{loaded.name}, {method}: {len(chosen.test)} test views", results)
-    console.say(f"Pictures: {run.folder / 'renders'}")
-    console.say(f"For a report: difix eval {run.folder}")
-    console.finish({"results": results, "output": str(run.folder)}, as_json, table)
+    found = run.record.get("rounds", {})
+    if found:
+        console.say(f"Fixes dropped: {found['dropped']}; rounds rolled back: {found['rolled_back']}")
+    views = f"{len(chosen.test)} test views" if chosen.test else f"{len(watch.held)} held-back photos"
+    tables = [console.figures_table(f"{loaded.name}, {method}: {views}", results)] if results else []
+    console.say(f"Pictures: {run.folder / ('renders' if results else 'path')}")
+    if results:
+        console.say(f"For a report: difix eval {run.folder}")
+    console.finish({"results": results, "rounds": found, "output": str(run.folder)}, as_json, *tables)
+
+
+def _start_files(start: Path | None) -> list[Path]:
+    """What decides what an existing reconstruction is: the .ply, or a run's settings and checkpoints."""
+    if start is None or start.is_file():
+        return [] if start is None else [start]
+    return sorted([*start.rglob("*.ckpt"), *start.glob("*.yml"), *start.glob("*.json")])
 
 
 @app.command(name="eval")

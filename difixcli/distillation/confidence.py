@@ -35,7 +35,7 @@ def confidence(render: Render, fixed: np.ndarray, references: References) -> np.
     next to nothing (accumulation) there is no trust at all.
     """
     accumulation = np.clip(render.accumulation, 0, 1)
-    weight = np.clip(accumulation / _SUBSTANCE, 0, 1)
+    weight = _substance(render)
     if len(references.frames):
         low = _smooth(fixed)
         seen, support = np.zeros_like(weight), np.zeros_like(weight)
@@ -46,6 +46,20 @@ def confidence(render: Render, fixed: np.ndarray, references: References) -> np.
         unseen = (1 - seen) * _closeness(low - np.clip(opaque, 0, 1), _UNSUPPORTED)
         weight = weight * _smooth(support + unseen)
     return np.clip(weight, 0, 1).astype(np.float32)
+
+
+def mean_support(render: Render, weight: np.ndarray) -> float:
+    """In [0, 1]: the mean confidence (H, W) of a fix over what the render shows at all; 0 for an empty render.
+
+    A fix of a view that is half empty is no worse for it; one that repaints what its references show is.
+    """
+    shown = float(_substance(render).mean())
+    return min(float(weight.mean()) / shown, 1.0) if shown > 1e-3 else 0.0
+
+
+def _substance(render: Render) -> np.ndarray:
+    """(H, W) in [0, 1]: how far the render has something to show."""
+    return np.clip(np.clip(render.accumulation, 0, 1) / _SUBSTANCE, 0, 1)
 
 
 def _closeness(difference: np.ndarray, scale: float) -> np.ndarray:

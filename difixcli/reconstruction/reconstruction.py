@@ -293,6 +293,23 @@ class Reconstruction:
                 order,
             )
 
+    def hold_back(self, frames: Sequence[int]) -> None:
+        """Draw none of these training photos (indices of the scene's frames) from now on; none of them: draw all.
+
+        Which photos are held back is not saved: say it again right after a `load`, and training goes on exactly as it
+        would have. Raises InputError where none would be left, or the method draws photos in a way of its own.
+        """
+        held = {self._recipe.train.index(frame) for frame in frames}
+        if len(held) == len(self._recipe.train):
+            raise InputError("Every training photo would be held back; leave two at least.")
+        from difixcli.reconstruction.held_back import draw_without
+
+        with self._undisturbed(), self._working(), quiet():
+            if not draw_without(self._pipeline.datamanager, held):
+                raise InputError(f"{self.method} draws photos in a way of its own; use --holdout 0 with it.")
+        if self._mixer is not None:
+            self._mixer.leave_out(held)
+
     def save(self) -> Path:
         """Write a checkpoint, whole or not at all, remove older ones, and return its path.
 

@@ -8,7 +8,7 @@ the penalty here is a transport cost: a ray's weights w_i at distances m_i, with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,20 +87,26 @@ class SeedRayMixer:
     """Lets a part of every batch of rays go through seed points, whose distance the batch then holds."""
 
     def __init__(self, rays: SeedRays, generator: Callable[[Tensor], Any]) -> None:
-        self._pixels = torch.from_numpy(rays.pixels)
-        self._distances = torch.from_numpy(rays.distances)
-        self._colors = torch.from_numpy(rays.colors)
+        self._rays = rays
         self._generator = generator
+        self.leave_out(())
+
+    def leave_out(self, photos: Collection[int]) -> None:
+        """Use no ray of the training photos at these positions; none of them: use all."""
+        kept = ~np.isin(self._rays.pixels[:, 0], list(photos))
+        self._pixels = torch.from_numpy(self._rays.pixels[kept])
+        self._distances = torch.from_numpy(self._rays.distances[kept])
+        self._colors = torch.from_numpy(self._rays.colors[kept])
 
     def mix(self, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The rays of the changed batch, and the batch: its last eighth replaced, `DEPTH` added."""
         indices, image = batch["indices"].clone(), batch["image"].clone()
-        count = len(indices) // _SHARE
-        chosen = torch.randint(len(self._pixels), (count,))
-        indices[-count:] = self._pixels[chosen].to(indices)
-        image[-count:, :3] = self._colors[chosen].to(image)
         distances = torch.zeros(len(indices), 1)
-        distances[-count:, 0] = self._distances[chosen]
+        if (known := len(self._pixels)) and (count := len(indices) // _SHARE):
+            chosen = torch.randint(known, (count,))
+            indices[-count:] = self._pixels[chosen].to(indices)
+            image[-count:, :3] = self._colors[chosen].to(image)
+            distances[-count:, 0] = self._distances[chosen]
         return self._generator(indices), {**batch, "indices": indices, "image": image, DEPTH: distances}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from difixcli.errors import InputError, unknown
 from difixcli.scenes.scene import Scene, Split
 
-RULES = ("every", "clusters", "groups", "names", "camera", "file")
+RULES = ("every", "clusters", "groups", "names", "camera", "file", "all")
 SPLIT_FILE = "split.json"
 
 
@@ -33,7 +33,7 @@ def default_split_rule(scene: Scene) -> str:
     return "every:4"
 
 
-def make_split(scene: Scene, rule: str) -> Split:
+def make_split(scene: Scene, rule: str, need_test: bool = True) -> Split:
     """Splits a scene's frames by a rule.
 
     - `every:N`: frames 0, N, 2N… train, the others are targets (N ≥ 2).
@@ -47,8 +47,10 @@ def make_split(scene: Scene, rule: str) -> Split:
     - `camera:ID` or `camera:ID,ID`: the frames of those cameras train, the others are targets.
     - `file:JSON`: `{"train": [names], "test": [names]}`, `test` defaulting to all others; names may be whole or the
       file's name. The path is relative to the current folder or, failing that, to the scene's.
+    - `all`: every frame trains; there are no targets.
 
-    Raises InputError for an unknown rule (with near matches) and for a split without training or test views.
+    Raises InputError for an unknown rule (with near matches), for a split without training views and, with
+    `need_test`, for one without test views.
     """
     kind, _, argument = rule.partition(":")
     if kind not in RULES:
@@ -65,11 +67,15 @@ def make_split(scene: Scene, rule: str) -> Split:
         train, test = _by_names(scene, argument, rule)
     elif kind == "camera":
         train, test = _by_camera(scene, argument, rule)
+    elif kind == "all":
+        if argument:
+            raise InputError(f"The split rule {rule!r} takes no argument; write all.")
+        train, test = list(range(len(scene.frames))), []
     else:
         train, test = _from_file(scene, argument, rule)
     if not train:
         raise InputError(f"The split {rule!r} leaves no training view among the {len(scene.frames)} of {scene.name}.")
-    if not test:
+    if need_test and not test:
         raise InputError(f"The split {rule!r} leaves no test view among the {len(scene.frames)} of {scene.name}.")
     return Split(train=tuple(sorted(train)), test=tuple(sorted(test)), rule=rule)
 

@@ -1,0 +1,140 @@
+"""The rounds of a run on disk: what each has made, the checkpoint it began from, and going back to it.
+
+    rounds/03/round.json                 poses and figures; `guard.accepted` once the round is judged
+    rounds/03/step-000001139.ckpt        the checkpoint it began from (a second name of the same file where possible)
+    rounds/03/*.png                      renders, fixes, training targets, confidences
+    rounds/03-rejected-1/                an attempt that the guard took back
+
+Whatever moment a run is killed at, records and checkpoints are enough to go on from: verdicts are written before they
+are carried out, and carrying them out twice does no harm.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from difixcli.errors import InputError
+from difixcli.reconstruction import latest_checkpoint
+from difixcli.runs import read_json, write_json
+
+KEPT_BYTES = 8 * 2**30
+"""How much checkpoints of earlier rounds may fill; the oldest go first."""
+
+_RECORD = "round.json"
+
+
+class Rounds:
+    """The folder `rounds` of a run's folder."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self._parent = run / "rounds"
+
+    def folder(self, number: int) -> Path:
+        return self._parent / f"{number:02d}"
+
+    def record(self, number: int) -> dict[str, Any] | None:
+        """What is written of a round, None before its fixes are whole."""
+        path = self.folder(number) / _RECORD
+        return read_json(path) if path.is_file() else None
+
+    def write(self, number: int, record: dict[str, Any]) -> None:
+        write_json(self.folder(number) / _RECORD, record)
+
+    def accepted(self, number: int) -> bool | None:
+        """The guard's verdict on a round, None before there is one."""
+        record = self.record(number)
+        return None if record is None else record["guard"].get("accepted")
+
+    def rejected(self, number: int) -> int:
+        """How many attempts at a round the guard has taken back."""
+        return len(list(self._parent.glob(f"{number:02d}-rejected-*")))
+
+    def records(self) -> list[dict[str, Any]]:
+        """The judged rounds' records, in order."""
+        found = [self.record(number) for number in self._numbers()]
+        return [record for record in found if record is not None and "accepted" in record["guard"]]
+
+    def keep_checkpoint(self, number: int) -> None:
+        """Keep the run's present checkpoint as the one that a round begins from."""
+        source, folder = latest_checkpoint(self.run), self.folder(number)
+        if not (folder / source.name).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _link(source, folder / source.name)
+        self._thin_out()
+
+    def take_back(self, number: int) -> None:
+        """Undo a rejected attempt: the checkpoint it began from is the run's again, its pictures are set aside."""
+        self._restore(number)
+        folder = self.folder(number)
+        aside = folder.with_name(f"{folder.name}-rejected-{self.rejected(number) + 1}")
+        folder.rename(aside)
+        for checkpoint in aside.glob("*.ckpt"):
+            checkpoint.unlink()  # the next attempt keeps the same one
+
+    def rewind(self, number: int) -> None:
+        """Go back to the beginning of a round: it and all later ones, and what came of them, are made anew.
+
+        Raises InputError for a round that the run has not begun or whose checkpoint is no longer kept.
+        """
+        kept = [n for n in self._numbers() if any(self.folder(n).glob("*.ckpt"))]
+        if number not in kept:
+            have = f"there {'are' if len(kept) > 1 else 'is'} {', '.join(map(str, kept))}" if kept else "there is none"
+            raise InputError(f"{self.run} has no checkpoint of the beginning of round {number}; {have}.")
+        for renders in (self.run / "renders", self.run / "path"):
+            for variant in ("distilled", "enhanced"):
+                shutil.rmtree(renders / variant, ignore_errors=True)
+        self._restore(number)
+        self.forget_from(number)
+
+    def forget_from(self, number: int) -> None:
+        """Remove what is on disk of a round and all later ones, last first."""
+        if not self._parent.is_dir():
+            return
+        for folder in sorted(self._parent.iterdir(), reverse=True):
+            found = re.fullmatch(r"(\d+)(-rejected-\d+)?", folder.name)
+            if found is not None and int(found[1]) >= number:
+                shutil.rmtree(folder)
+
+    def _restore(self, number: int) -> None:
+        checkpoints = sorted(self.folder(number).glob("*.ckpt"))
+        if not checkpoints:
+            raise InputError(f"{self.folder(number)} has lost the checkpoint that it began from; use --force.")
+        models = self.run / "nerfstudio_models"
+        target = models / checkpoints[-1].name
+        if not target.exists():
+            _link(checkpoints[-1], target)
+        for other in models.glob("*.ckpt"):
+            if other != target:
+                other.unlink()
+
+    def _thin_out(self) -> None:
+        kept = [path for number in self._numbers() for path in sorted(self.folder(number).glob("*.ckpt"))]
+        total = sum(path.stat().st_size for path in kept)
+        for path in kept[:-1]:  # the last one may be needed at any moment
+            if total <= KEPT_BYTES:
+                return
+            total -= path.stat().st_size
+            path.unlink()
+
+    def _numbers(self) -> list[int]:
+        return sorted(int(path.name) for path in self._parent.glob("*") if path.name.isdecimal())
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name of a file, which costs nothing; a copy where the file system knows none. Whole or not at all."""
+    temporary = (
+        target.parents[1] / f".{target.name}.{os.getpid()}.part"
+    )  # nerfstudio reads a step from every name beside it
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,43 @@
+"""The views that shall become good: held-out photos' poses, or a camera path where nobody took a photo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from difixcli.errors import InputError
+from difixcli.scenes.scene import Camera, Scene, Split
+from difixcli.scenes.trajectories import make_trajectory
+
+TEST = "test"
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A view to be improved: a file name without suffix, its camera, and the frame whose photo shows the truth."""
+
+    name: str
+    camera: Camera
+    frame: int | None
+
+
+def make_targets(scene: Scene, split: Split, specs: Sequence[str]) -> list[Target]:
+    """The targets of `test` (the split's test poses) and of camera paths (see `make_trajectory`).
+
+    Names are unique. Raises InputError for `test` where no photo is held out, and for a path that cannot be made.
+    """
+    targets = []
+    paths = list(dict.fromkeys(spec for spec in specs if spec != TEST))
+    for spec in dict.fromkeys(specs):
+        if spec == TEST:
+            if not split.test:
+                raise InputError(
+                    f"The split {split.rule!r} holds out no photo to aim at; choose another --split, or name a camera "
+                    "path with --targets spiral, orbit or shift:0.1."
+                )
+            targets += [Target(scene.file_names[i], scene.frames[i].camera, i) for i in split.test]
+            continue
+        path = make_trajectory(scene, split.train, spec)
+        name = path.name if len(paths) == 1 else f"{paths.index(spec) + 1}-{path.name}"
+        targets += [Target(f"{name}-{i:04d}", camera, None) for i, camera in enumerate(path.cameras)]
+    return targets

@@ -1,0 +1,124 @@
+"""The recipes print commands that the program understands, and the ablation makes one table of real runs."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+import typer
+
+from difixcli.cli import app
+from difixcli.fixer import new_small_fixer
+from difixcli.runs import write_json
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def _understood(line: str) -> tuple[str, dict]:
+    """The command and its options, as the program reads them; usage errors are raised, nothing is run."""
+    name, *arguments = shlex.split(line)[1:]
+    group = typer.main.get_command(app)
+    assert isinstance(group, click.Group) or hasattr(group, "commands")
+    command = group.commands[name]
+    return name, command.make_context(name, arguments, resilient_parsing=False).params
+
+
+def _printed(*arguments: str | Path) -> list[str]:
+    made = subprocess.run(
+        ["sh", *map(str, arguments)],
+        env={**os.environ, "DRY_RUN": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not made.stderr
+    return made.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "split", "commands"),
+    [
+        ("nerfbusters", ["SCENES"], "names:train=frame_1_,test=frame_2_", ["distill", "eval"]),
+        ("dl3dv", ["SCENES", "SCENES"], "clusters", ["curate", "finetune", "distill", "eval"]),
+        ("rds", ["SCENES", "SCENES", "front"], "camera:front", ["curate", "finetune", "distill", "eval"]),
+    ],
+)
+def test_published_experiments(
+    name: str, arguments: list[str], split: str, commands: list[str], tmp_path: Path
+) -> None:
+    for scene in ("a", "b"):
+        (tmp_path / "scenes" / scene).mkdir(parents=True)
+    places = [str(tmp_path / "scenes") if a == "SCENES" else a for a in arguments]
+    read = [_understood(line) for line in _printed(RECIPES / name / "run.sh", *places, tmp_path / "out")]
+    assert list(dict.fromkeys(command for command, _ in read)) == commands
+    distilled = [options for command, options in read if command == "distill"]
+    assert len(distilled) == 8  # two scenes, two methods: the photos' training and the rounds from it
+    assert all(options["split"] == split and options["preset"].value == "gpu" for options in distilled)
+    for photos, rounds in zip(distilled[::2], distilled[1::2], strict=True):
+        assert rounds["start"] == photos["output"] and photos["schedule"] == "none" and photos["iterations"] == 30_000
+        assert rounds["iterations"] / rounds["rounds"] == 1500
+    assert not (tmp_path / "out").exists()
+
+
+def _ablation() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ablation", RECIPES / "ablation" / "ablation.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_ablation_prints_its_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["sample:room", "scenes/b", "--method", "splatfacto", "nerfacto", "--seed", "0", "1", "--dry-run"]
+    assert _ablation().main([*line, "--output", str(tmp_path / "out"), "--", "--size", "48"]) == 0
+    read = [_understood(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(read) == 2 * 2 * 2 * 3 and {name for name, _ in read} == {"distill"}
+    assert len({options["output"] for _, options in read}) == len(read)
+    assert {options["schedule"] for _, options in read} == {"none", "one-shot", "progressive"}
+    assert all(options["size"] == 48 for _, options in read)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ablation_table_is_of_real_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from difixcli.scenes.sample import cached_sample
+
+    module = _ablation()
+    monkeypatch.setenv("PYTHONPATH", str(RECIPES.parent))
+    fixer = new_small_fixer("tiny", seed=0).save_pretrained(tmp_path / "fixer")
+    scene = tmp_path / "room"
+    shutil.copytree(cached_sample("room"), scene)
+    more = ["--iterations", "20", "--size", "48", "--set", "max_gaussians=300", "--fixer", str(fixer)]
+    line = [str(scene), "--seed", "0", "--output", str(tmp_path / "out"), "--", *more]
+    assert module.main(line) == 0
+    # a second seed as if it had been run, so that there is a spread
+    for schedule in module.SCHEDULES:
+        first = tmp_path / "out" / "room" / "splatfacto" / "every-4" / "seed-0" / schedule / "run.json"
+        record = json.loads(first.read_text())
+        for figures in record["results"].values():
+            figures["psnr"] += 2.0
+        write_json(Path(str(first).replace("seed-0", "seed-1")), record)
+    names, cells = {str(scene): "room"}, [(str(scene), "splatfacto", "every:4", seed) for seed in (0, 1)]
+    module._write(tmp_path / "out", names, module._collect(tmp_path / "out", names, cells))
+    summary = json.loads((tmp_path / "out" / "ablation.json").read_text())["summary"]
+    assert [entry["variant"] for entry in summary] == list(module.VARIANTS)
+    for entry in summary:
+        assert entry["psnr_std"] == pytest.approx(2**0.5) and entry["psnr_gain_std"] == pytest.approx(0, abs=1e-9)
+        variant = module.VARIANTS[entry["variant"]]
+        own = tmp_path / "out" / "room" / "splatfacto" / "every-4" / "seed-0" / variant[0] / "run.json"
+        assert entry["psnr"] == pytest.approx(json.loads(own.read_text())["results"][variant[1]]["psnr"] + 1)
+    rows = list(csv.DictReader((tmp_path / "out" / "ablation.csv").open()))
+    assert len(rows) == 2 * len(module.VARIANTS)
+    table = (tmp_path / "out" / "ablation.md").read_text()
+    assert "(c) progressive" in table and "± 1.41" in table
+    capsys.readouterr()
