@@ -947,7 +947,9 @@ def _enhance_run(
     held = record["arguments"]
     on, _ = _device(device)
     scene = _scene(held["scene"], held["size"], held["preset"])
-    split = make_split(scene, held["split"])
+    if trajectory is None and "test" not in (aims := held.get("targets", ["test"])):
+        trajectory = aims[0]  # the views that the run was made for
+    split = make_split(scene, held["split"], need_test=trajectory is None)
     path = None if trajectory is None else make_trajectory(scene, split.train, trajectory)
     cameras = views(scene, split, path, film)[1]
     network = _fixer(fixer, on)

@@ -149,6 +149,16 @@ def fix_render(fixer: Fixer, render: Render, references: References) -> np.ndarr
     return fixed[0].permute(1, 2, 0).float().cpu().numpy()
 
 
+def is_bad_fix(render: Render, fixed: np.ndarray) -> bool:
+    """Whether a fix (H, W, 3) of the render is broken as a whole: see `fixer.confidence.bad_fixes`."""
+    import torch
+
+    from difixcli.fixer.confidence import bad_fixes
+
+    opacity = torch.from_numpy(render.accumulation)[None, None]
+    return bool(bad_fixes(_planar(render.color)[None], _planar(fixed)[None], opacity)[0])
+
+
 def _planar(image: np.ndarray):  # type: ignore[no-untyped-def]
     """(H, W, 3) numpy → (3, H, W) tensor."""
     import torch

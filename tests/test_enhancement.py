@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,9 +31,10 @@ from typer.testing import CliRunner, Result
 from difixcli.cli import app
 from difixcli.enhancement import Film, check_images, enhance_images, fix_image
 from difixcli.enhancement.similar import SimilarPhotos
-from difixcli.enhancement.steadiness import motion, steadied, warped_difference
+from difixcli.enhancement.steadiness import steadied
 from difixcli.enhancement.video import VideoWriter, read_video
 from difixcli.errors import InputError
+from difixcli.evaluation.consistency import frame_motion, warped_difference
 from difixcli.fixer.fixer import new_small_fixer
 from difixcli.runs import read_image, write_image
 from difixcli.scenes.poses import look_at
@@ -231,30 +232,21 @@ def _flicker(frames: list[np.ndarray], amount: float, seed: int = 0) -> list[np.
     ]
 
 
+def _unsteadiness(frames: Iterable[np.ndarray], guides: Iterable[np.ndarray] | None = None) -> float:
+    return float(np.mean([pair.difference for pair in warped_difference(frames, guides)]))
+
+
 def test_what_only_moves_is_steady_and_what_flickers_is_not(photos):
     frames = _pan(photos[3], 6)
-    still, calm = np.mean(np.abs(np.diff(frames, axis=0))), warped_difference(frames)
+    still, calm = np.mean(np.abs(np.diff(frames, axis=0))), _unsteadiness(frames)
     assert calm < 0.3 * still
-    noisy = [warped_difference(_flicker(frames, amount), frames) for amount in (0.02, 0.05)]
+    noisy = [_unsteadiness(_flicker(frames, amount), frames) for amount in (0.02, 0.05)]
     assert calm < noisy[0] < noisy[1] and noisy[1] > calm + 0.02
-    assert warped_difference(iter(frames), iter(frames)) == calm
+    assert _unsteadiness(iter(frames), iter(frames)) == calm
     # what comes into the picture is no flicker: the right edge of a pan, painted black there, does not count
-    moved = motion(frames[1], frames[0])
-    assert not moved.visible[:, -2:].any() and moved.visible[8:-8, 8:-8].mean() > 0.9
-    np.testing.assert_allclose(np.median(moved.flow[..., 0]), 2, atol=0.2)
-
-
-def test_steadiness_is_refused_where_there_is_none(photos):
-    frames = _pan(photos[3], 3)
-    for wrong, guides, words in [
-        (frames[:1], None, "two frames"),
-        ([], None, "two frames"),
-        (frames, frames[:2], "number"),
-        ([*frames[:2], frames[2][:-4]], None, "no sequence"),
-        (frames, [frame[:-4] for frame in frames], "size"),
-    ]:
-        with pytest.raises(InputError, match=words):
-            warped_difference(wrong, guides)
+    motion = frame_motion(frames[0], frames[1])
+    assert not motion.visible[:, -2:].any() and motion.visible[8:-8, 8:-8].mean() > 0.9
+    np.testing.assert_allclose(np.median(motion.places[..., 0] - np.arange(frames[0].shape[1])), 2, atol=0.2)
 
 
 def test_steadied_fixes_flicker_less_and_stay_true(photos):
@@ -263,20 +255,20 @@ def test_steadied_fixes_flicker_less_and_stay_true(photos):
     fixed = _flicker(truth, 0.04)
     out = [fixed[0]]
     for i in range(1, len(renders)):
-        moved = motion(renders[i], renders[i - 1])
-        out.append(steadied(renders[i], fixed[i], renders[i - 1], out[-1], moved))
+        motion = frame_motion(renders[i - 1], renders[i])
+        out.append(steadied(renders[i], fixed[i], renders[i - 1], out[-1], motion))
 
     def error(frames: list[np.ndarray]) -> float:
         return float(np.mean([np.abs(a - b).mean() for a, b in zip(frames[1:], truth[1:], strict=True)]))
 
-    assert warped_difference(out, renders) < 0.8 * warped_difference(fixed, renders)
+    assert _unsteadiness(out, renders) < 0.8 * _unsteadiness(fixed, renders)
     assert error(out) < 0.95 * error(fixed)
 
 
 def test_a_cut_carries_nothing_over(photos):
     (before,), (after,) = _pan(photos[3], 1), _pan(photos[8], 1)
     fixed = np.clip(after + 0.1, 0, 1)
-    out = steadied(after, fixed, before, np.clip(before - 0.2, 0, 1), motion(after, before))
+    out = steadied(after, fixed, before, np.clip(before - 0.2, 0, 1), frame_motion(before, after))
     assert np.abs(out - fixed).mean() < 0.01
 
 

@@ -31,7 +31,7 @@ from difixcli.distillation.schedule import Schedule, pseudo_cameras
 from difixcli.distillation.targets import Target, make_targets
 from difixcli.errors import unknown
 from difixcli.reconstruction import PseudoView, Reconstruction, is_splat, method_config
-from difixcli.reference_views import ReferenceViews, fix_render
+from difixcli.reference_views import ReferenceViews, fix_render, is_bad_fix
 from difixcli.runs import Run, read_json, write_image, write_json
 from difixcli.scenes import load_mask, load_photo
 from difixcli.scenes.scene import Camera, Scene, Split
@@ -53,7 +53,8 @@ class Settings:
 
     `targets` are `test` or camera paths. `references` photos stand beside a render that is fixed; None: as many as the
     fixer takes. `trust` is `supported` (confidence decides what a fix changes) or `all` (fixes are taken as they are,
-    as Difix3D's release does); a fix whose support (see `mean_support`) is below `drop_below` is not trained on.
+    as Difix3D's release does); with `supported`, a fix that is broken as a whole, or whose support (see `mean_support`)
+    is below `drop_below`, is not trained on.
     `holdout` and `guard` are `make_guard`'s. `start` is an existing reconstruction to go on from.
     """
 
@@ -318,7 +319,13 @@ class Distillation:
             files = {kind: f"{goal.name}.{kind}.png" for kind in pictures}
             for kind, picture in pictures.items():
                 write_image(folder / files[kind], picture)
-        support = 1.0 if self.settings.trust == "all" else mean_support(render, weight)
+        support, reason = 1.0, None
+        if self.settings.trust == "supported":
+            support = mean_support(render, weight)
+            if is_bad_fix(render, fixed):
+                reason = "the fix is broken"
+            elif support < self.settings.drop_below:
+                reason = f"support below {self.settings.drop_below:g}"
         nearest = references.nearest(camera, count=1)[0]
         return {
             "target": goal.name,
@@ -331,7 +338,7 @@ class Distillation:
             "mean_confidence": float(weight.mean()),
             "support": support,
             "change": float(np.abs(fixed - render.color).mean()),
-            "dropped": f"support below {self.settings.drop_below:g}" if support < self.settings.drop_below else None,
+            "dropped": reason,
         }
 
     def _take_up(self, model: Reconstruction, number: int) -> None:

@@ -78,7 +78,8 @@ def fix_frames(
     from there is read back from disk, so a call that goes on with another's frames makes what that would have made.
     `total` is about how many shots there are. Raises InputError for a frame that is too small.
     """
-    from difixcli.enhancement.steadiness import motion, steadied
+    from difixcli.enhancement.steadiness import steadied
+    from difixcli.evaluation.consistency import frame_motion
 
     make_folder(output)
     for stale in output.glob("**/.*.part"):  # of a process that was killed while it wrote
@@ -107,7 +108,7 @@ def fix_frames(
                 if steady and previous is not None:
                     if state is None:
                         state = previous.before(), read_image(output / f"{previous.name}.png")
-                    fixed = steadied(image, fixed, *state, motion(image, state[0]))
+                    fixed = steadied(image, fixed, *state, frame_motion(state[0], image))
                 write_image(path, fixed)
                 if steady:
                     state = image, read_image(path)
@@ -179,13 +180,13 @@ class _Steadiness:
         self._figures: list[tuple[float, float]] = []
 
     def add(self, before: np.ndarray, after: np.ndarray) -> None:
-        from difixcli.enhancement.steadiness import difference, motion
+        from difixcli.evaluation.consistency import frame_motion, warped_pair
 
         before, after = shrunk(before, _MEASURED), shrunk(after, _MEASURED)
         if self._last is not None:
-            moved = motion(before, self._last[0])
-            pair = zip((before, after), self._last, strict=True)
-            first, second = (difference(now, then, moved) for now, then in pair)
+            motion = frame_motion(self._last[0], before)
+            pairs = zip(self._last, (before, after), strict=True)
+            first, second = (warped_pair(then, now, motion).difference for then, now in pairs)
             self._figures.append((first, second))
         self._last = before, after
 

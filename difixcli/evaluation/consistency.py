@@ -6,7 +6,7 @@ Frames are (H, W, 3) float32 RGB in [0, 1], all of one size, in the order of the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -36,6 +36,16 @@ class WarpedPair:
     share: float
 
 
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """Where a frame's pixels lay in another: `places` (H, W, 2) float32 pixel positions (x, y) there, and `visible`
+    (H, W) bool, true where the position is inside and the flow there and back returns to the same place.
+    """
+
+    places: np.ndarray
+    visible: np.ndarray
+
+
 @dataclass(frozen=True)
 class EpipolarPair:
     """Of two consecutive frames: the number of SIFT `matches` and their median symmetric epipolar distance `error` in
@@ -58,36 +68,22 @@ def warped_difference(frames: Iterable[np.ndarray], guides: Iterable[np.ndarray]
     Returns one WarpedPair for each pair, so one less than there are frames. Raises InputError for frames smaller than
     16 pixels or of several sizes, ValueError when guides and frames differ in number.
     """
-    frames = iter(frames)
+    paired = ((frame, frame) for frame in frames) if guides is None else zip(frames, guides, strict=True)
     return [
-        WarpedPair(_difference(one, two, *motion), motion[1].mean(dtype=np.float64).item())
-        for (one, two), motion in _with_motion(frames, None if guides is None else iter(guides))
+        warped_pair(one, two, frame_motion(guide_one, guide_two))
+        for (one, guide_one), (two, guide_two) in pairwise(paired)
     ]
 
 
-def _with_motion(
-    frames: Iterator[np.ndarray], guides: Iterator[np.ndarray] | None
-) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]]:
-    """Consecutive frames with (H, W, 2) where each pixel of the second lay in the first and (H, W) if it counts."""
-    paired = ((frame, frame) for frame in frames) if guides is None else zip(frames, guides, strict=True)
-    for (one, guide_one), (two, guide_two) in pairwise(paired):
-        if not one.shape == two.shape == guide_one.shape == guide_two.shape:
-            raise InputError(
-                f"Consecutive frames have sizes {one.shape[1]}×{one.shape[0]} and {two.shape[1]}×{two.shape[0]}; "
-                "consistency needs one size."
-            )
-        yield (one, two), frame_motion(guide_one, guide_two)
-
-
-def frame_motion(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each pixel of frame `two` lay in frame `one`: (H, W, 2) float32 positions as cv2.remap takes them, and
-    (H, W) bool, true where the position is inside and the flow there and back returns to the same place.
+def frame_motion(one: np.ndarray, two: np.ndarray) -> Motion:
+    """Where each pixel of frame `two` lay in frame `one`.
 
     Dense inverse search (Kroeger et al., ECCV 2016); the round trip may miss by |·|² < 0.01 (|there|² + |back|²) + 0.5
-    (Sundaram et al., ECCV 2010).
+    (Sundaram et al., ECCV 2010). Raises InputError for frames of two sizes or smaller than 16 pixels.
     """
     import cv2
 
+    _check_size(one, two)
     height, width = two.shape[:2]
     if min(height, width) < _SMALLEST:
         raise InputError(f"Frames of {width}×{height} pixels are too small for optical flow; use {_SMALLEST} at least.")
@@ -101,20 +97,36 @@ def frame_motion(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarr
     miss = ((there + returned) ** 2).sum(axis=-1)
     allowed = 0.01 * ((there**2).sum(axis=-1) + (returned**2).sum(axis=-1)) + 0.5
     inside = (places >= 0).all(axis=-1) & (places <= [width - 1, height - 1]).all(axis=-1)
-    return places, (miss < allowed) & inside
+    return Motion(places, (miss < allowed) & inside)
 
 
-def warp(frame: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The frame looked up, bilinearly, at (H, W, 2) positions as `frame_motion` returns them."""
+def warp(values: np.ndarray, motion: Motion) -> np.ndarray:
+    """(H, W) or (H, W, C) values of the first of a motion's frames where the second's pixels lay; bicubic, so that
+    little is lost, borders continued.
+    """
     import cv2
 
-    return cv2.remap(frame, places[..., 0], places[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    x, y = motion.places[..., 0], motion.places[..., 1]
+    return cv2.remap(np.asarray(values, np.float32), x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _difference(one: np.ndarray, two: np.ndarray, places: np.ndarray, counts: np.ndarray) -> float:
-    if not counts.any():
-        return math.nan
-    return float(np.abs(warp(one, places) - two)[counts].mean(dtype=np.float64))
+def warped_pair(one: np.ndarray, two: np.ndarray, motion: Motion) -> WarpedPair:
+    """The difference of frame `two` and frame `one` warped onto it along a motion between them."""
+    _check_size(one, two, motion.visible)
+    share = float(motion.visible.mean(dtype=np.float64))
+    if not share:
+        return WarpedPair(math.nan, 0.0)
+    apart = np.abs(np.clip(warp(one, motion), 0, 1) - two)[motion.visible]
+    return WarpedPair(float(apart.mean(dtype=np.float64)), share)
+
+
+def _check_size(one: np.ndarray, *others: np.ndarray) -> None:
+    for other in others:
+        if other.shape[:2] != one.shape[:2]:
+            raise InputError(
+                f"Consecutive frames have sizes {one.shape[1]}×{one.shape[0]} and {other.shape[1]}×{other.shape[0]}; "
+                "consistency needs one size."
+            )
 
 
 def tsed(frames: Iterable[np.ndarray], cameras: Sequence[Camera]) -> list[EpipolarPair | None]:
