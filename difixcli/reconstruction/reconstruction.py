@@ -13,6 +13,8 @@ A run's folder is a normal nerfstudio run:
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -407,7 +409,10 @@ class Reconstruction:
 
         manager = self._pipeline.datamanager
         manager.train_dataparser_outputs.save_dataparser_transform(self.folder / "dataparser_transforms.json")
-        config = openable(self._config) if self._recipe.device == "cpu" else self._config
+        config = openable(self._config) if self._recipe.device == "cpu" else copy.copy(self._config)
+        config.pipeline = _as_written(config.pipeline)
+        # ns-viewer keeps its log here, and makes no folder for it
+        self._config.get_base_dir().mkdir(parents=True, exist_ok=True)
         with atomic(self.folder / "config.yml") as temporary:
             temporary.write_text(yaml.dump(config), encoding="utf-8")
 
@@ -563,6 +568,23 @@ def _check_size(file: Path, camera: Camera) -> None:
         raise InputError(
             f"The pseudo-view {file} is {size[0]}×{size[1]}, not of its camera's size {camera.width}×{camera.height}."
         )
+
+
+def _as_written(config: Any) -> Any:
+    """A copy of a configuration with plain values where nerfstudio's managers have left tensors in it: their YAML
+    form would be code.
+    """
+    changed = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, Tensor):
+            changed[field.name] = value.tolist()
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            changed[field.name] = _as_written(value)
+    written = copy.copy(config)
+    for name, value in changed.items():
+        setattr(written, name, value)
+    return written
 
 
 def _moved(scene: Scene, world: np.ndarray) -> Scene:
