@@ -336,7 +336,7 @@ def fix(
     on, _ = _device(device)
     posed = None if scene is None else _scene(scene, None, "gpu")
     network = _fixer(fixer, on, dtype, compiled)
-    network.tile, network.notice = tile, console.warn
+    network.tile = tile
     for warning in check_images(source, folder, photos):
         console.warn(warning)
     if fill_unseen and network.config.references == "aligned":
@@ -381,11 +381,15 @@ def _export(fixer: str, folder: Path, merge: bool, dtype: Precision, force: bool
     held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if {path.parent.resolve() for path in local_files(fixer)} & {folder.resolve()}:
         raise InputError(f"{folder} holds the fixer that is exported; choose another folder.")
-    if held and not (force and set(held) <= {"config.json", "model.safetensors"}):
-        raise InputError(f"{folder} is not empty; choose another folder, or replace an export with --force.")
+    in_the_way = InputError(f"{folder} is not empty; choose another folder, or replace an export with --force.")
+    if not {name.removesuffix(".part") for name in held} <= {"config.json", "model.safetensors"}:
+        raise in_the_way
+    finished = "config.json" in held  # which is written last
     loaded = Fixer.from_pretrained(fixer, merge=merge, dtype=_precision(dtype))
     if not told:
         console.say(f"Fixer {fixer}: licence {loaded.licence}")
+    if finished and not force and not loaded.is_saved_in(folder):
+        raise in_the_way
     loaded.save_pretrained(folder)
     console.say(f"Use it with --fixer {folder}")
     return str(folder)
@@ -444,7 +448,7 @@ def enhance(
         raise InputError(f"{source} is no run of difix distill, so there is nothing to render; leave out --trajectory.")
     if references is not None and not reference:
         raise InputError("--references says how many of the photos count; name them with --reference.")
-    _images("enhance", source, reference, fixer, size, device, output, force, as_json, film, references or 3)
+    _enhance_images(source, reference, references or 3, film, fixer, size, device, output, force, as_json)
 
 
 @app.command()
@@ -677,6 +681,8 @@ def evaluate(
     if color_correct is not None and color_correct not in CORRECTIONS:
         raise unknown("colour correction", color_correct, CORRECTIONS)
     keys = None if metrics is None else parse_metrics(metrics)
+    if inception is not None and "fid" not in (keys or ()):
+        raise InputError("--inception is of FID alone, which is measured where --metrics names fid.")
     way = OWN if protocol is None else parse_protocol(protocol)
     runs = [is_run(path) for path in prediction]
     if not all(runs) and (any(runs) or len(prediction) != 2):
@@ -882,20 +888,19 @@ def _training_news(record: Mapping[str, Any]) -> None:
         console.warn(f"{record['pair']} is skipped: {record['reason']}")
 
 
-def _images(
-    command: str,
+def _enhance_images(
     source: Path,
     reference: list[Path] | None,
+    count: int,
+    film: Film,
     fixer: str,
     size: int | None,
     device: Device,
     output: Path | None,
     force: bool,
     as_json: bool,
-    film: Film | None = None,
-    count: int | None = None,
 ) -> None:
-    """What `fix` and `enhance` do with images and videos of unknown pose."""
+    """Fix images, or the frames of a video, of unknown pose."""
     from difixcli.enhancement import check_images, enhance_images
 
     if not source.exists():
@@ -903,19 +908,16 @@ def _images(
     on, _ = _device(device)
     network = _fixer(fixer, on)
     references = [photo for path in reference or [] for photo in _photos(path)]
-    folder = output or source.absolute().with_name(
-        f"{source.absolute().stem}_{'fixed' if command == 'fix' else 'enhanced'}"
-    )
+    folder = output or source.absolute().with_name(f"{source.absolute().stem}_enhanced")
     for warning in check_images(source, folder, references, size, film):
         console.warn(warning)
     arguments = {"source": source.absolute(), "references": references, "fixer": fixer, "size": size}
-    if film is not None:  # videos are made anew of the same frames
-        arguments |= {"steady": film.steady, "count": count}
+    arguments |= {"steady": film.steady, "count": count}  # videos are made anew of the same frames
     files = [source] if source.is_file() else [path for path in source.iterdir() if path.is_file()]
     # by content: renders made anew often have the names and sizes of those before
     inputs = {"source": fingerprint(files, content=True), "references": fingerprint(references, content=True)}
     inputs |= _fixer_input(fixer)
-    run = Run.open(folder, command, arguments, inputs, force, reads=[source, *references, *_read_files(fixer)])
+    run = Run.open(folder, "enhance", arguments, inputs, force, reads=[source, *references, *_read_files(fixer)])
     _announce(run, references=[path.name for path in references])
     results = enhance_images(source, run.folder, network, references, size, film, count, console.progress)
     run.finish(results)
@@ -972,7 +974,7 @@ def _enhance_run(
 
 
 def _finish_frames(results: dict[str, Any], folder: Path, as_json: bool) -> None:
-    """Print what `fix` or `enhance` wrote."""
+    """Print what `enhance` wrote."""
     pace = results["seconds_per_frame"]
     console.say(f"Images in {folder}: {results['frames']}" + (f", {pace:.2f} s each" if pace else ""))
     for name in ("video", "side_by_side", "split_screen"):
@@ -1074,6 +1076,7 @@ def _fixer(name: str, device: str, dtype: Precision = Precision.fp32, compiled: 
     # a blend of pixels needs their eight bits, and more
     half = dtype is Precision.auto and device == "cuda" and fixer.config.references == "raw"
     fixer.to(device, _precision(Precision.bf16 if half else dtype))
+    fixer.notice = console.warn
     if compiled:
         fixer.compile()
     console.say(f"Fixer {name}: licence {fixer.licence}")

@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import conftest  # noqa: F401 (mends torchvision, also in processes that import this file alone)
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
@@ -117,6 +118,16 @@ def test_a_video_in_and_out(frames, tmp_path):
     assert video.fps == 10 and len(list(video.frames)) == 3
     inverted = 1 - next(read_video(source).frames)
     np.testing.assert_allclose(read_image(tmp_path / "out/frame_00001.png"), inverted, atol=1 / 255)
+
+
+def test_a_phones_video_stands_upright_without_a_word(frames, tmp_path, capfd):
+    source = write_video(frames, tmp_path / "in.mp4", 10)
+    ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
+    line = [ffmpeg, "-v", "error", "-display_rotation", "90", "-i", source, "-c", "copy", tmp_path / "turned.mp4"]
+    subprocess.run(line, check=True)
+    lying, upright = (next(read_video(path).frames) for path in (source, tmp_path / "turned.mp4"))
+    np.testing.assert_allclose(upright, np.rot90(lying), atol=2 / 255)
+    assert capfd.readouterr().err == ""
 
 
 def test_one_image_at_a_smaller_size(photos, tmp_path):

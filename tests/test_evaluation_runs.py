@@ -36,9 +36,9 @@ from difixcli.evaluation.metrics import METRICS, image_metrics, parse_metrics, p
 from difixcli.evaluation.perceptual import Lpips
 from difixcli.evaluation.protocols import DL3DV, OWN, parse_protocol
 from difixcli.evaluation.report import write_report
-from difixcli.evaluation.run_folders import RunFolder, row_names
+from difixcli.evaluation.run_folders import RunFolder, is_run, row_names
 from difixcli.evaluation.visibility import visible_pixels
-from difixcli.runs import write_image
+from difixcli.runs import read_image, write_image
 from difixcli.scenes import load_photo, load_scene, make_split
 from difixcli.scenes.scene import Camera
 
@@ -478,11 +478,49 @@ def test_masks_of_a_folder_count_for_folders_too(run: Path, tmp_path: Path) -> N
         evaluate_folders(*pair, plan=Plan(("psnr",), masks=tmp_path / "masks"))
     with pytest.raises(InputError, match="holds no mask"):
         evaluate_folders(*pair, plan=Plan(("psnr",), masks=tmp_path / "none"))
+    write_image(tmp_path / "jpegs" / f"{stems[0]}.jpg", np.ones((HEIGHT, WIDTH)))  # would not be read
+    with pytest.raises(InputError, match="holds no mask"):
+        evaluate_folders(*pair, plan=Plan(("psnr",), masks=tmp_path / "jpegs"))
     for plan, message in ((Plan(("tsed",)), "poses"), (Plan(("psnr",), protocol=DL3DV), "split")):
         with pytest.raises(InputError, match=message):
             evaluate_folders(*pair, plan=plan)
     with pytest.raises(InputError, match="two files or two folders"):
         evaluate_folders(pair[0] / f"{stems[0]}.png", pair[1], plan=QUICK)
+
+
+def test_a_view_without_ssim_does_not_take_the_mean_away(run: Path, tmp_path: Path) -> None:
+    pair = (run / "renders/plain", run / "renders/truth")
+    first = min(path.stem for path in pair[1].glob("*.png"))
+    border = np.zeros((HEIGHT, WIDTH), np.float32)
+    border[:, :3] = 1
+    write_image(tmp_path / f"{first}.png", border)
+    found = evaluate_folders(*pair, plan=Plan(("psnr", "ssim"), masks=tmp_path))
+    each = [figures["ssim"] for figures in found["per_image"]["images"].values()]
+    assert np.isnan(each[0]) and np.isfinite(each[1:]).all() and len(each) > 2
+    assert found["results"]["ssim"] == pytest.approx(np.mean(each[1:]))
+    assert found["std"]["ssim"] == pytest.approx(np.std(each[1:]))
+    assert found["std"]["psnr"] > 0
+
+
+def test_views_of_alternating_sizes_have_no_consistency(tmp_path: Path) -> None:
+    """It is left out unless asked for."""
+    for i in range(4):
+        for part in ("truth", "plain"):
+            write_image(tmp_path / "renders" / part / f"{i}.png", np.full((40 + i % 2, 48, 3), 0.5))
+    keys, _ = suggested_metrics([tmp_path])
+    assert "warped" not in keys and "psnr" in keys
+    evaluate_run(tmp_path, plan=Plan(tuple(key for key in keys if key in ("psnr", "ssim"))))
+    with pytest.raises(InputError, match="of one size"):
+        evaluate_run(tmp_path, plan=Plan(("warped",)))
+
+
+def test_an_enhanced_folder_is_a_folder_of_images(run: Path, tmp_path: Path) -> None:
+    """Although it has a folder renders: of the frames before the fix."""
+    for path in (run / "renders/plain").glob("*.png"):
+        write_image(tmp_path / path.name, read_image(path))
+        write_image(tmp_path / "renders" / path.name, read_image(path))
+    (tmp_path / "run.json").write_text(json.dumps({"command": "enhance"}))
+    assert not is_run(tmp_path) and is_run(run)
 
 
 def test_runs_of_one_scene_share_a_table(run: Path, scene: Path, tmp_path: Path) -> None:
@@ -613,6 +651,7 @@ def test_the_command_compares_and_refuses(run: Path, scene: Path, tmp_path: Path
         ((run, "--metrics", "ssmi"), "did you mean ssim"),
         ((run, "--color-correct", "linear"), "affine and quadratic"),
         ((run, "--masks", tmp_path / "nothing"), "There is no"),
+        ((run, "--inception", run / "run.json"), "--metrics names fid"),
     ):
         refused = difix(*arguments)
         assert refused.exit_code == 2 and message in refused.stderr.replace("\n", " "), refused.stderr

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +17,9 @@ from typer.testing import CliRunner
 from difixcli.cli import app
 from difixcli.enhancement.fix import NearestPhotos
 from difixcli.errors import InputError
+from difixcli.evaluation.pictures import image_files
 from difixcli.fixer import Fixer, new_small_fixer
-from difixcli.runs import read_image
+from difixcli.runs import read_image, write_image
 from difixcli.scenes import load_scene
 
 
@@ -133,10 +137,45 @@ def test_export_needs_no_images_and_says_the_licence_once(shared: Path, images: 
     assert "trained with a reference" in result.stderr
     assert Fixer.from_pretrained(tmp_path / "merged").config.lora_rank == 0
     refused(difix("fix", "--fixer", golden, "--export", tmp_path / "merged"), "not empty")
+    assert told(difix("fix", "--fixer", golden, "--export", tmp_path / "kept", "--json"))  # the same line again
+    (tmp_path / "kept/config.json").rename(tmp_path / "kept/config.json.part")  # and after it was killed
+    assert told(difix("fix", "--fixer", golden, "--export", tmp_path / "kept", "--json"))
+    assert Fixer.from_pretrained(golden).is_saved_in(tmp_path / "kept")
     told(difix("fix", "--fixer", golden, "--export", tmp_path / "merged", "--force", "--dtype", "fp16", "--json"))
     half, whole = (sum(f.stat().st_size for f in (tmp_path / x).iterdir()) for x in ("merged", "kept"))
     assert half < 0.55 * whole
     refused(difix("fix", "--fixer", tmp_path / "kept", "--export", tmp_path / "kept", "--force"), "choose another")
+
+
+def test_a_name_that_several_frames_have_is_no_pose(shared_scenes: Path, tmp_path: Path) -> None:
+    """A rig's cameras often number their photos alike."""
+    scene = load_scene(str(shared_scenes / "fountain_p11"), 64)
+    frames = [replace(scene.frames[i], name=f"{side}/0.png") for i, side in enumerate(("left", "right"))]
+    rig = replace(scene, frames=[*frames, *scene.frames[2:]])
+    for name in (tmp_path / "left-0.png", tmp_path / "right-0.png"):
+        assert NearestPhotos(rig, [name], 1).names(name) != []
+    with pytest.raises(InputError, match="several frames"):
+        NearestPhotos(rig, [tmp_path / "0.png"], 1)
+
+
+def test_confidence_is_no_image_of_its_own(images: Path, tmp_path: Path) -> None:
+    write_image(images / "0.confidence.png", np.ones((64, 96)))
+    write_image(images / "lone.confidence.png", np.ones((64, 96)))
+    assert [path.name for path in image_files(images)] == ["0.png", "1.png", "2.png", "lone.confidence.png"]
+
+
+def test_an_image_of_absurd_size_is_refused(images: Path, tiny: Path, tmp_path: Path) -> None:
+    """Pillow takes it for an attack, with an error of its own kind."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0))
+    bomb = tmp_path / "bomb.png"
+    bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    refused(difix("fix", bomb, "--fixer", tiny, "--output", tmp_path / "out"), "bomb.png")
+    refused(difix("fix", images, "--fixer", tiny, "--reference", bomb, "--output", tmp_path / "out"), "bomb.png")
+    refused(difix("enhance", images, "--fixer", tiny, "--reference", bomb, "--output", tmp_path / "out"), "bomb.png")
 
 
 def test_what_does_not_belong_together_is_refused(images: Path, tiny: Path, tmp_path: Path, photos: list[Path]) -> None:

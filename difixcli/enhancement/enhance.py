@@ -278,7 +278,7 @@ def checked_size(path: Path) -> tuple[int, int]:
             # a PNG's may stand behind its pixels, which are not read here
             turned = image.format != "PNG" and image.getexif().get(_ORIENTATION, 1) >= 5
             return (height, width) if turned else (width, height)
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read as an image; restore it or remove it.") from error
 
 

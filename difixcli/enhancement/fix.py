@@ -16,7 +16,7 @@ from difixcli.enhancement.enhance import checked_size
 from difixcli.enhancement.sequence import resized, shrunk
 from difixcli.enhancement.video import is_video
 from difixcli.errors import InputError, near
-from difixcli.evaluation.pictures import image_files
+from difixcli.evaluation.pictures import CONFIDENCE, image_files
 from difixcli.runs import IMAGE_SUFFIXES, make_folder, read_image, write_image
 from difixcli.scenes import load_photo, nearest_cameras
 from difixcli.scenes.loading import natural_order
@@ -77,8 +77,14 @@ class NearestPhotos:
 
     def __init__(self, scene: Scene, images: Sequence[Path], count: int) -> None:
         self._scene = scene
-        frames = {Path(frame.name).stem: i for i, frame in enumerate(scene.frames)}
+        frames: dict[str, int] = {}
+        shared: set[str] = set()  # a rig's cameras often number their photos alike
+        for i, frame in enumerate(scene.frames):
+            stem = Path(frame.name).stem
+            shared |= {stem} & frames.keys()
+            frames[stem] = i
         frames |= {name: i for i, name in enumerate(scene.file_names)}
+        shared -= set(scene.file_names)
         self._nearest: dict[Path, list[int]] = {}
         cameras = [frame.camera for frame in scene.frames]
         for path in images:
@@ -90,6 +96,11 @@ class NearestPhotos:
                     "name it after its frame, or give photos with --reference."
                 )
             own = frames[path.stem]
+            if path.stem in shared:
+                raise InputError(
+                    f"{path.name} is named like several frames of the scene {scene.name}; name it after the one it "
+                    f"shows with its folder, as {scene.file_names[own]}."
+                )
             nearest = nearest_cameras(cameras[own], cameras, min(count + 1, len(cameras)))
             self._nearest[path] = [i for i in nearest if i != own][:count]
         self._photo = lru_cache(_PHOTOS_HELD)(lambda i, size: resized(load_photo(scene.frames[i]), size))
@@ -180,7 +191,7 @@ def fix_images(
 def _targets(output: Path, path: Path, options: FixOptions) -> list[Path]:
     """What is written for an image, the fix last."""
     fixed = output / f"{path.stem}.png"
-    return [output / f"{path.stem}.confidence.png", fixed] if options.confidence else [fixed]
+    return [output / f"{path.stem}{CONFIDENCE}", fixed] if options.confidence else [fixed]
 
 
 def _read(path: Path, options: FixOptions) -> tuple[np.ndarray, np.ndarray | None]:

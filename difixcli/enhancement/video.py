@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import tempfile
 from collections.abc import Generator
@@ -39,6 +40,8 @@ def read_video(path: Path) -> Video:
     """Open a video; InputError, here or at the broken frame, when it cannot be read."""
     import imageio_ffmpeg
 
+    # of a phone's video, which FFmpeg turns upright, it says that the frames lie otherwise than in the file
+    logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
     reader = imageio_ffmpeg.read_frames(str(path))
     try:
         facts = next(reader)

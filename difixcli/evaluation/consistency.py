@@ -22,8 +22,10 @@ MIN_MATCHES = 10
 THRESHOLD = 2.0 / 256
 """How large the median symmetric epipolar distance may be, as a share of the long side."""
 
+SMALLEST = 16
+"""Pixels of a frame's shorter side; below this optical flow has no coarse level to begin at."""
+
 _RATIO = 0.75  # Lowe's: the best match must be this much nearer than the second
-_SMALLEST = 16  # pixels; below this optical flow has no coarse level to begin at
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ def frame_motion(one: np.ndarray, two: np.ndarray) -> Motion:
 
     _check_size(one, two)
     height, width = two.shape[:2]
-    if min(height, width) < _SMALLEST:
-        raise InputError(f"Frames of {width}×{height} pixels are too small for optical flow; use {_SMALLEST} at least.")
+    if min(height, width) < SMALLEST:
+        raise InputError(f"Frames of {width}×{height} pixels are too small for optical flow; use {SMALLEST} at least.")
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     first, second = _gray(one), _gray(two)
     empty = np.zeros((height, width, 2), np.float32)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from difixcli.errors import InputError
-from difixcli.evaluation.consistency import EpipolarPair, WarpedPair, tsed, warped_difference
+from difixcli.evaluation.consistency import SMALLEST, EpipolarPair, WarpedPair, tsed, warped_difference
 from difixcli.evaluation.metrics import METRICS, best_unsharp, default_metrics, how_made, metrics_against, summary
 from difixcli.evaluation.pictures import image_files, image_size
 from difixcli.evaluation.protocols import OWN, Protocol, check_split
@@ -135,7 +135,7 @@ def suggested_metrics(folders: Sequence[Path]) -> tuple[tuple[str, ...], str]:
     Beside `default_metrics` that is the warped difference, and TSED where the poses are known.
     """
     runs = [RunFolder.read(folder) for folder in folders]
-    if any(max(len(part) for part in run.sequences()) < 2 for run in runs):
+    if not all(_consecutive(run) for run in runs):
         return default_metrics(), ""
     try:
         for run in runs:
@@ -172,7 +172,7 @@ class _Views:
         self.files = {name: matched_files(folder, truth) for name, folder in self.variants.items()}
         self.stems = list(next(iter(self.files.values())))
         for folder in masks:
-            known = {path.stem for path in image_files(folder)} if folder.is_dir() else set()
+            known = {path.stem for path in folder.glob("*.png")}
             if not known & set(self.stems):
                 raise InputError(f"{folder} holds no mask NAME.png of any view, as {self.stems[0]}.png; name another.")
 
@@ -254,7 +254,7 @@ def _evaluate_scene(
     if plan.protocol.by_camera:
         evaluated["by_camera"] = {
             camera: {
-                variant: summary([rows[stem] for stem in members if stem in rows])[0]
+                variant: _summary([rows[stem] for stem in members if stem in rows])[0]
                 for variant, rows in evaluated["per_image"].items()
             }
             for camera, members in groups.items()
@@ -313,7 +313,7 @@ def _measure(
                 for name, figures in zip(views.variants, rows, strict=True):
                     per_image[name][stem] = figures
             update(done)
-    means = {name: summary(list(rows.values())) for name, rows in per_image.items()}
+    means = {name: _summary(list(rows.values())) for name, rows in per_image.items()}
     results = {name: mean for name, (mean, _) in means.items()}
     std = {name: spread for name, (_, spread) in means.items()}
     protocol = how_made(metrics, masked, plan.correction)
@@ -329,7 +329,7 @@ def _measure(
     reference: dict[str, float] = {}
     pairs: dict[str, list[dict[str, Any]]] = {}
     if {"tsed", "warped"} & set(metrics):
-        parts = _one_size(paths, views)
+        parts = _one_size(paths, views.size)
         if not parts:
             raise InputError("Consistency needs two consecutive views of one size; leave tsed and warped out.")
         for name in (TRUTH, *views.variants):
@@ -351,6 +351,18 @@ def _measure(
         "conditions": _conditions(views, plan, split, len(measured), masked),
         "folders": {TRUTH: str(views.truth_folder), **{name: str(folder) for name, folder in views.variants.items()}},
     }
+
+
+def _summary(rows: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean and spread of each figure over the views that have it: SSIM has none where a mask lies in the border alone,
+    and one such view must not take the others' mean away.
+    """
+    mean, spread = summary(rows)
+    for key in [key for key, value in mean.items() if math.isnan(value)]:
+        if having := [{key: row[key]} for row in rows if not math.isnan(row[key])]:
+            one = summary(having)
+            mean[key], spread[key] = one[0][key], one[1][key]
+    return mean, spread
 
 
 def _counted(views: _Views, name: str, stem: str) -> np.ndarray:
@@ -396,13 +408,20 @@ def _consistency(pairs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], 
     return mean, spread
 
 
-def _one_size(paths: Sequence[Sequence[str]], views: _Views) -> list[list[str]]:
+def _consecutive(run: RunFolder) -> bool:
+    """Whether two of a run's views follow each other at one size that optical flow can work at."""
+    sizes = {path.stem: image_size(path) for path in image_files(run.truth)}
+    parts = _one_size(run.sequences(), sizes.__getitem__)
+    return bool(parts) and all(min(sizes[part[0]]) >= SMALLEST for part in parts)
+
+
+def _one_size(paths: Sequence[Sequence[str]], size_of: Callable[[str], tuple[int, int]]) -> list[list[str]]:
     """The paths, broken where the views' size changes; parts of one view left out."""
     parts: list[list[str]] = []
     for path in paths:
         before = None
         for stem in path:
-            size = views.size(stem)
+            size = size_of(stem)
             if size != before:
                 parts.append([])
             parts[-1].append(stem)

@@ -10,15 +10,23 @@ import numpy as np
 from difixcli.errors import InputError
 from difixcli.runs import IMAGE_SUFFIXES
 
+CONFIDENCE = ".confidence.png"
+"""What follows an image's name in that of its confidence."""
+
 _GAP = 6  # pixels between the images of a contact sheet
 _LABEL = 22  # pixels of a line of labels
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images directly in a folder, sorted by name; InputError when it is missing or has none."""
+    """The images directly in a folder, sorted by name; InputError when it is missing or has none.
+
+    The confidence NAME.confidence.png that `difix fix` writes beside NAME.png belongs to it and is no image of its own.
+    """
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}; name one that holds images.")
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    beside = {f"{path.stem}{CONFIDENCE}" for path in found if path.suffix == ".png"}
+    found = [path for path in found if path.name not in beside]
     if not found:
         raise InputError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); name another folder.")
     return found

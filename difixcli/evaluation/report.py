@@ -20,6 +20,7 @@ from difixcli.evaluation.metrics import METRICS
 from difixcli.evaluation.pictures import error_map, fit, image_size
 from difixcli.evaluation.run_folders import TRUTH
 from difixcli.runs import atomic, read_image
+from difixcli.scenes.loading import natural_order
 
 _WIDTH = 480  # pixels of an embedded picture
 _VIEWS = 24  # views of a scene with pictures, and
@@ -215,7 +216,7 @@ def _charts(
     """Figures along the path, consistency along the path, and what changed over the rounds."""
     charts = []
     if judge and len(along) > 2:
-        order = sorted(along)
+        order = sorted(along, key=natural_order)
         names: dict[float, str] = {0.0: order[0], float(len(order) - 1): order[-1]}
         lines = {
             name: [(float(i), evaluated["per_image"][name][stem][judge]) for i, stem in enumerate(order)]

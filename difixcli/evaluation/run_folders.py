@@ -24,13 +24,13 @@ _NOT_A_FIGURE = ("round", "schedule", "views", "camera_to_world", "width", "heig
 
 def is_run(path: Path) -> bool:
     """Whether a folder is a run with renders (or that should have them) rather than a folder of images."""
-    if (path / "renders").is_dir():
-        return True
     record = path / "run.json"
     if not record.is_file():
-        return False
+        return (path / "renders").is_dir()
     held = read_json(record)
-    return isinstance(held, dict) and held.get("command") == "distill"
+    if isinstance(held, dict) and held.get("command") == "enhance":
+        return False  # what an enhanced run has in renders/ are its frames before the fix
+    return (path / "renders").is_dir() or (isinstance(held, dict) and held.get("command") == "distill")
 
 
 @dataclass(frozen=True)

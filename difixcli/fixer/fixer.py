@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difixcli.errors import out_of_memory, unknown
+from difixcli.errors import InputError, out_of_memory, unknown
 from difixcli.fixer.network import EncodedReferences, FixerConfig, FixerNetwork, small_config
 from difixcli.fixer.tiling import Window, fade, windows
 from difixcli.fixer.weights import load_network, merge_adapters, save_network
@@ -81,6 +81,15 @@ class Fixer:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes config.json and model.safetensors (with the prompt's embedding) to a folder, made if missing."""
         return save_network(self.network, Path(folder))
+
+    def is_saved_in(self, folder: str | Path) -> bool:
+        """Whether a folder holds this very fixer, as `save_pretrained` writes it."""
+        try:
+            held = load_network(folder)
+        except InputError:
+            return False
+        ours, theirs = self.network.state_dict(), held.state_dict()
+        return held.config == self.config and all(torch.equal(ours[name].cpu().float(), theirs[name]) for name in ours)
 
     def compile(self) -> None:
         """Has torch compile the network's parts when each is first used, anew for every size of image."""
