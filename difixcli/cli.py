@@ -1068,7 +1068,7 @@ def _read_files(fixer: str, *scenes: Scene) -> list[Path]:
     return [*local_files(fixer), *(frame.image_path for scene in scenes for frame in scene.frames)]
 
 
-def _fixer(name: str, device: str, dtype: Precision = Precision.fp32, compiled: bool = False) -> Fixer:
+def _fixer(name: str, device: str, dtype: Precision = Precision.auto, compiled: bool = False) -> Fixer:
     """Load a fixer for use, not for training, and say under which licence it stands."""
     from difixcli.fixer import Fixer
 

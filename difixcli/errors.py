@@ -55,4 +55,5 @@ def out_of_memory(error: Exception) -> bool:
     torch = sys.modules.get("torch")  # where it was never imported, it has not run out of memory
     if torch is None or not isinstance(error, RuntimeError):
         return False
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    signs = ("can't allocate memory", "STATUS_ALLOC_FAILED")  # the machine's; cuDNN's and cuBLAS's
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)

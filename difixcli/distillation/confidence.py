@@ -36,7 +36,7 @@ def confidence(render: Render, fixed: np.ndarray, references: References) -> np.
     """
     accumulation = np.clip(render.accumulation, 0, 1)
     weight = _substance(render)
-    if len(references.frames):
+    if len(references.aligned):
         low = _smooth(fixed)
         seen, support = np.zeros_like(weight), np.zeros_like(weight)
         for aligned, visible in zip(references.aligned, references.visibility, strict=True):
