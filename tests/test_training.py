@@ -708,8 +708,9 @@ def test_a_run_goes_on_with_another_batch_of_as_many_samples(pairs: Path, tmp_pa
     assert done(difix(*line, "--batch", "2"))["steps"] == 3
     assert done(difix(*line, "--batch", "1", "--accumulate", "2", "--gradient-checkpointing"))["steps"] == 3
     refused(difix(*line, "--batch", "4"), "other pairs, base or options")
-    (tmp_path / "out" / "checkpoints" / "last.pt").unlink()
+    (tmp_path / "out" / "checkpoints" / "last.pt").rename(tmp_path / "out" / "checkpoints" / ".last.pt.1.part")
     assert done(difix(*line, "--batch", "2"))["steps"] == 3
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["last.pt"]
     assert len(losses(tmp_path / "out")) == 3
 
 

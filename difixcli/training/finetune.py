@@ -155,6 +155,9 @@ class _Training:
     def load_data(self, sources: list[str], photos: Path | None, stream: bool, base: str) -> None:
         """Read manifests and folders, decide what is trained and what validated on, and take up a checkpoint."""
         options, config = self.options, self.fixer.config
+        if self.main:
+            for leftover in self.output.rglob(".*.part"):  # of a process that was killed
+                leftover.unlink(missing_ok=True)
         looked_up, tars = split_sources(sources, stream)
         manifest = read_manifests(looked_up)
         if tars and manifest.train:
