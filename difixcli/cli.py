@@ -114,10 +114,14 @@ def sample(
 ) -> None:
     """Write a procedural posed scene with true images at every pose."""
     from difixcli.scenes import load_scene
-    from difixcli.scenes.sample import write_sample
+    from difixcli.scenes.sample import check_sample, write_sample
 
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; choose another folder.")
     if folder.exists() and any(folder.iterdir()) and not force:
         raise InputError(f"{folder} is not empty; choose another folder, or write over it with --force.")
+    check_sample(name)
+    make_folder(folder)
     console.say(f"Painting {name}; this takes a minute.")
     write_sample(name, folder, seed)
     scene = load_scene(str(folder))
@@ -809,7 +813,7 @@ def finetune(
     """Train a fixer on pairs; on several GPUs and machines with accelerate launch -m difixcli finetune …"""
     from difixcli.training import TrainingOptions, processes
     from difixcli.training import finetune as train_fixer
-    from difixcli.training.options import parsed_options
+    from difixcli.training.options import FREE, parsed_options
     from difixcli.training.pairs import pair_files
     from difixcli.training.streaming import is_remote
 
@@ -833,9 +837,13 @@ def finetune(
         "dtype": dtype,
         "gradient_checkpointing": gradient_checkpointing,
     }
-    chosen = {name: value for name, value in options.items() if value is not None}
-    chosen |= parsed_options(settings or []) | {"seed": seed}
-    arguments = {"pairs": sources, "base": base, "photos": photos, "stream": stream, **chosen}
+    other = parsed_options(settings or [])
+    for name in other:
+        if name in options or name == "seed":
+            raise InputError(f"{name} has an option of its own; write --{name.replace('_', '-')} instead of --set.")
+    chosen = {name: value for name, value in options.items() if value is not None} | other | {"seed": seed}
+    arguments = {"pairs": sources, "base": base, "photos": photos, "stream": stream}
+    arguments |= {name: value for name, value in chosen.items() if name not in FREE}
     local = [Path(source) for source in sources if not is_remote(source)]
     inputs = {str(source): fingerprint(pair_files(source)) for source in local} | _fixer_input(base, "base")
     if photos is not None:
@@ -845,17 +853,17 @@ def finetune(
     reads = [*local, *([photos] if photos else []), *_read_files(base)]
     process = processes.join(on)
     main = process.is_main_process
-    with process.main_process_first():
-        run = Run.open(folder, "finetune", arguments, inputs, force and main, reads=reads)
+    run = Run.open(folder, "finetune", arguments, inputs, force, reads=reads) if main else None
+    process.wait_for_everyone()  # the first process alone holds the run; the others work into its folder
     total = chosen.get("iterations", TrainingOptions().iterations)
     told = {"photos": photos, "device": on, "processes": process.num_processes}
-    if main:
+    if run is not None:
         _announce(run, base=base, pairs=sources, **told)
     with console.progress("train", total) if main else contextlib.nullcontext() as update:
         results = train_fixer(
             sources,
             base,
-            run.folder,
+            folder,
             photos=photos,
             stream=stream,
             device=on,
@@ -864,7 +872,7 @@ def finetune(
             **chosen,
         )
     process.destroy_process_group()
-    if not main:
+    if run is None:
         return
     run.finish(results)
     if results["skipped"]:
@@ -878,7 +886,15 @@ def finetune(
 
 def _training_news(record: Mapping[str, Any]) -> None:
     """What of a training's log is worth a line at the terminal."""
-    if record["event"] == "validation":
+    if record["event"] == "start":
+        counts, options = record["pairs"], record["options"]
+        what = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        loss = options["perceptual"] if options["perceptual_weight"] else "no perceptual loss"
+        console.say(f"{what}; crops of {record['crop']} pixels; {options['pixel']} and {loss}; {options['dtype']}")
+        if record["dropped"]:
+            name, why = next(iter(record["dropped"].items()))
+            console.warn(f"{len(record['dropped'])} cannot be used; log.jsonl says why. {name}: {why}")
+    elif record["event"] == "validation":
         console.say(
             f"step {record['step']}: PSNR {record['psnr']:.2f} ({record['psnr_gain']:+.2f}), "
             f"SSIM {record['ssim']:.4f} ({record['ssim_gain']:+.4f}), "

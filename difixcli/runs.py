@@ -79,9 +79,11 @@ class Run:
             raise InputError(f"The output {folder} is a file; name a folder with --output.")
         if shard is not None and force:
             raise InputError(f"--force with --shard would remove other shards' work; remove {folder} by hand.")
-        if not force and (same := cls.held(folder, command, arguments, inputs, shard)):
+        if not force and cls.held(folder, command, arguments, inputs, shard):
             _lock(folder, shard)
-            return same
+            # read again: whoever held the lock until now has perhaps finished it
+            if same := cls.held(folder, command, arguments, inputs, shard):
+                return same
         fresh = {
             "command": command,
             "arguments": _as_json(arguments),
@@ -191,17 +193,20 @@ def _lock(folder: Path, shard: tuple[int, int] | None) -> None:
     if held is not None and path.exists() and os.path.samestat(os.fstat(held), path.stat()):
         return  # this very process
     try:
-        _locks[path] = opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise _unwritable(folder, error) from error
     try:
         fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
-            os.close(_locks.pop(path))
+            os.close(opened)
             raise InputError(
                 f"Another process is at work in {folder}; wait for it, or choose another --output."
             ) from error
+    if held is not None:  # of a folder that is gone or going; on NFS none with an open file can be removed
+        os.close(held)
+    _locks[path] = opened
 
 
 def find_run(parent: Path, command: str, arguments: Mapping[str, Any], inputs: Mapping[str, str]) -> Path | None:

@@ -10,27 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import difix, refused
 from PIL import Image
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
-from difixcli.cli import app
 from difixcli.fixer import new_small_fixer
 
 QUICK = ["--iterations", "12", "--size", "48", "--set", "max_gaussians=400"]
-
-
-def difix(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-def refused(result: Result, *words: str) -> None:
-    """The command ended with exit code 2 and one sentence that has these words, without a traceback."""
-    shown = " ".join(result.stderr.split())
-    assert result.exit_code == 2, (result.exit_code, shown, result.exception)
-    assert "Traceback" not in shown
-    message = shown[shown.index("Error:") :]
-    for word in words:
-        assert word in message, message
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import difix, done, refused
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from difixcli.cli import app
 from difixcli.curation.filters import Filters, blurred_photos
@@ -167,26 +167,6 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three small scenes of one camera."""
     home = tmp_path_factory.mktemp("three")
     return [_street(home / name, range(i, i + 5), ["centre"]) for i, name in enumerate("abc")]
-
-
-def difix(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-def done(result: Result) -> dict:
-    """What a command that ended well says in its last line."""
-    assert result.exit_code == 0, (result.stderr, result.exception)
-    return json.loads(result.stdout.splitlines()[-1])["results"]
-
-
-def refused(result: Result, *words: str) -> None:
-    """The command ended with exit code 2 and one sentence that has these words, without a traceback."""
-    shown = " ".join(result.stderr.split())
-    assert result.exit_code == 2, (result.exit_code, shown, result.exception)
-    assert "Traceback" not in shown
-    message = shown[shown.index("Error:") :]
-    for word in words:
-        assert word in message, message
 
 
 def manifest(folder: Path) -> dict:

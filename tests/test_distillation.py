@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import difix, refused, told
 from PIL import Image
-from typer.testing import CliRunner, Result
 
-from difixcli.cli import app
 from difixcli.distillation.confidence import confidence, mean_support, target
 from difixcli.distillation.distill import Distillation, Settings
 from difixcli.distillation.guard import make_guard
@@ -188,23 +187,6 @@ def fixer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return new_small_fixer("tiny", seed=0).save_pretrained(tmp_path_factory.mktemp("fixer") / "tiny")
 
 
-def difix(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-def done(result: Result) -> dict:
-    assert result.exit_code == 0, (result.stderr, result.exception)
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-def refused(result: Result, *words: str) -> None:
-    shown = " ".join(result.stderr.split())
-    assert result.exit_code == 2, (shown, result.exception)
-    assert "Traceback" not in shown
-    for word in words:
-        assert word in shown[shown.index("Error:") :], shown
-
-
 def rounds_of(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("rounds/[0-9][0-9]/round.json"))]
 
@@ -212,7 +194,7 @@ def rounds_of(folder: Path) -> list[dict]:
 def test_a_camera_path_needs_no_held_out_photo(room: Path, fixer: Path, tmp_path: Path) -> None:
     line = ["distill", room, "--fixer", fixer, *TOY, "--targets", "spiral:3", "--split", "all", "--json", "--compare"]
     result = difix(*line, "--output", tmp_path / "run")
-    said = done(result)
+    said = told(result)
     # 32 photos train, two of them are held back: the figures are of their views before they came back
     assert "No photo is held out" in result.stderr and "2 held-back photos" in result.stderr
     assert set(said["results"]) == {"plain", "distilled", "enhanced"}
@@ -246,20 +228,20 @@ def test_targets_that_cannot_be(room: Path, fixer: Path, tmp_path: Path) -> None
 def test_no_round_is_plain_training(room: Path, fixer: Path, tmp_path: Path) -> None:
     """`--schedule none` trains exactly what a comparison trains, whether or not photos are held back there."""
     line = ["distill", room, "--fixer", fixer, *TOY[:-2], "--json"]
-    plain = done(difix(*line, "--schedule", "none", "-o", tmp_path / "none"))["results"]
+    plain = told(difix(*line, "--schedule", "none", "-o", tmp_path / "none"))["results"]
     assert set(plain) == {"plain", "enhanced"}
     for holdout in ("0", "2"):
-        both = done(difix(*line, "--rounds", "2", "--compare", "--holdout", holdout, "-o", tmp_path / holdout))
+        both = told(difix(*line, "--rounds", "2", "--compare", "--holdout", holdout, "-o", tmp_path / holdout))
         assert both["results"]["plain"] == plain["plain"]
         assert both["results"]["distilled"] != plain["plain"]
 
 
 def test_rounds_go_on_from_an_existing_run(room: Path, fixer: Path, tmp_path: Path) -> None:
     line = ["distill", room, "--fixer", fixer, "--size", "48", "--set", "max_gaussians=400", "--json"]
-    before = done(difix(*line, "--schedule", "none", "--iterations", "60", "-o", tmp_path / "before"))["results"]
+    before = told(difix(*line, "--schedule", "none", "--iterations", "60", "-o", tmp_path / "before"))["results"]
     line += ["--start", tmp_path / "before", "--iterations", "10", "--rounds", "2"]
     result = difix(*line, "--compare", "-o", tmp_path / "after")
-    said = done(result)
+    said = told(result)
     assert "photos alone" not in result.stderr and "24 training photos" not in said["rounds"]["photos"]
     assert [record["schedule"]["start"] for record in rounds_of(tmp_path / "after")] == [0, 0]
     for variant in ("plain", "distilled"):  # ten steps do not undo sixty
@@ -292,17 +274,17 @@ def test_rounds_that_the_guard_takes_back_change_nothing(room: Path, fixer: Path
     first, second = json.loads(first.read_text()), json.loads(second.read_text())
     assert second["share"] == first["share"] / 2 and second["travelled"] == first["travelled"] / 2
     # the same with a guard that is content
-    done(difix(*line, "-o", tmp_path / "content"))
+    told(difix(*line, "-o", tmp_path / "content"))
     assert not list((tmp_path / "content" / "rounds").glob("*-rejected-*"))
 
 
 def test_going_back_to_a_round_gives_the_same_run(room: Path, fixer: Path, tmp_path: Path) -> None:
     line = ["distill", room, "--fixer", fixer, *TOY, "--json", "--holdout", "2", "-o", tmp_path / "run"]
-    first = done(difix(*line))["results"]
+    first = told(difix(*line))["results"]
     pictures = _pictures(tmp_path / "run")
     for number in ("3", "1"):
         again = difix(*line, "--from-round", number)
-        assert done(again)["results"] == first
+        assert told(again)["results"] == first
         assert f"round {number}/3: 8 views" in again.stderr and "photos alone" not in again.stderr
         assert _pictures(tmp_path / "run") == pictures
     refused(difix(*line, "--from-round", "4"), "round 4", "1, 2, 3")
@@ -311,7 +293,7 @@ def test_going_back_to_a_round_gives_the_same_run(room: Path, fixer: Path, tmp_p
 def test_fixes_below_the_bound_are_dropped_and_counted(room: Path, fixer: Path, tmp_path: Path) -> None:
     line = ["distill", room, "--fixer", fixer, *TOY, "--json", "--compare", "--holdout", "0"]
     result = difix(*line, "--drop-below", "1", "-o", tmp_path / "run")
-    said = done(result)
+    said = told(result)
     assert said["rounds"]["dropped"] == 24 and "8 fixes dropped" in result.stderr
     assert said["results"]["distilled"] == said["results"]["plain"]  # nothing was left to learn from
     assert all(view["dropped"] for record in rounds_of(tmp_path / "run") for view in record["views"])

@@ -26,8 +26,8 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+from commands import difix, done, refused
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from difixcli.cli import app
 from difixcli.enhancement import Film, check_images, enhance_images, fix_image
@@ -421,22 +421,6 @@ def test_steadied_frames_go_on_exactly_where_they_stopped(photos, tmp_path, as_v
     assert (tmp_path / "plain" / names[0]).read_bytes() == (tmp_path / "whole" / names[0]).read_bytes()
     assert (tmp_path / "plain" / names[3]).read_bytes() != (tmp_path / "whole" / names[3]).read_bytes()
     assert plain["steadiness"]["output"] > 0
-
-
-def difix(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-def done(result: Result) -> dict[str, Any]:
-    assert result.exit_code == 0, (result.stderr, result.exception)
-    return json.loads(result.stdout.splitlines()[-1])["results"]
-
-
-def refused(result: Result, *words: str) -> None:
-    shown = " ".join(result.stderr.split())
-    assert result.exit_code == 2 and "Traceback" not in shown, (shown, result.exception)
-    for word in words:
-        assert word in shown, shown
 
 
 @pytest.fixture(scope="session")

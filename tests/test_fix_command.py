@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import zlib
 from dataclasses import replace
@@ -10,32 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import Result
+from commands import difix, refused, told
 from PIL import Image
-from typer.testing import CliRunner
 
-from difixcli.cli import app
 from difixcli.enhancement.fix import NearestPhotos
 from difixcli.errors import InputError
 from difixcli.evaluation.pictures import image_files
 from difixcli.fixer import Fixer, new_small_fixer
 from difixcli.runs import read_image, write_image
 from difixcli.scenes import load_scene
-
-
-def difix(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def told(result: Result) -> dict:
-    assert result.exit_code == 0, (result.stderr, result.exception)
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-def refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 2, (result.stderr, result.exception)
-    for word in words:
-        assert word in result.stderr, result.stderr
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import resource
@@ -15,14 +16,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import difix, done, refused
 from PIL import Image
 
 from difixcli.errors import InputError
 from difixcli.fixer import Fixer, new_small_fixer
 from difixcli.training import TrainingOptions, finetune
 from difixcli.training.batches import Plan, TrainingBatches
+from difixcli.training.finetune import _Training
 from difixcli.training.losses import GRAM_WEIGHTS, FixerLoss, gram_distance
-from difixcli.training.options import learning_rate, parsed_options
+from difixcli.training.options import learning_rate, parsed_options, with_options
 from difixcli.training.pairs import PairStore, inspect_pairs, read_manifests
 from difixcli.training.parts import with_rank
 from difixcli.training.streaming import Lane
@@ -546,7 +549,7 @@ def test_half_precision(pairs: Path, tmp_path: Path) -> None:
         finetune([pairs], "tiny", tmp_path / "out", dtype="fp8", **options)
 
 
-@pytest.mark.parametrize("what", ["checkpoint", "weights"])
+@pytest.mark.parametrize("what", ["checkpoint", "stopped at"])
 def test_a_full_disk_keeps_the_last_checkpoint(pairs: Path, tmp_path: Path, what: str) -> None:
     options = {**FAST, "perceptual_weight": 0.0, "iterations": 4, "checkpoint_every": 2}
     if what == "checkpoint":  # without validation the weights are only written at the end
@@ -561,11 +564,12 @@ def test_a_full_disk_keeps_the_last_checkpoint(pairs: Path, tmp_path: Path, what
             resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
 
     try:
-        with pytest.raises(InputError, match=rf"{what} of step 4 cannot be written .*step 2 is kept .*make room"):
+        with pytest.raises(InputError, match=rf"{what}.*step 4.*step 2 is kept.*make room"):
             finetune([pairs], "tiny", tmp_path / "out", progress=fill, **options)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["last.pt"]
+    assert not list((tmp_path / "out").glob("*.part"))
     assert (tmp_path / "out" / "checkpoints" / "last.pt").read_bytes() == kept[0]
 
 
@@ -599,7 +603,10 @@ def test_memory_does_not_grow_with_the_number_of_pairs(pairs: Path, tmp_path: Pa
 def test_two_processes_train_like_one_with_twice_the_batch(pairs: Path, tmp_path: Path) -> None:
     options = {"iterations": 4, "crop": 32, "window": 32, "perceptual_weight": 0.1, "warm_up": 1, "ema": 0}
     options |= {"log_every": 1, "checkpoint_every": 2}
-    settings = [part for name, value in options.items() for part in ("--set", f"{name}={value}")]
+    named = {name: options.pop(name) for name in ("iterations", "crop", "perceptual_weight", "warm_up", "ema")}
+    settings = [part for name, value in named.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    settings += [part for name, value in options.items() for part in ("--set", f"{name}={value}")]
+    options |= named
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     line = ["-m", "difixcli", "finetune", str(pairs), "--base", "tiny", "--batch", "2", "--device", "cpu", "--json"]
@@ -683,3 +690,59 @@ def test_the_papers_recipe_is_the_default_for_its_networks() -> None:
     assert (paper.pixel, paper.gram_weight, paper.gram_start, paper.learning_rate) == ("l2", 0.5, 2000, 2e-5)
     assert (paper.crop, paper.dtype, paper.clip, paper.ema, paper.batch) == (512, "bf16", 1.0, 0.0, 1)
     assert TrainingOptions.for_published("cpu").dtype == "fp32"
+
+
+def test_what_says_nothing_or_twice_is_refused(pairs: Path, tmp_path: Path) -> None:
+    line = ["finetune", pairs, "--base", "tiny", "--device", "cpu", "-o", tmp_path / "out"]
+    refused(difix("finetune", tmp_path / "nosuch", "-o", tmp_path / "out"), "nosuch", "difix curate")
+    refused(difix(*line, "--crop", "32", "--set", "crop=48"), "--crop")
+    refused(difix(*line, "--set", "seed=3"), "--seed")
+    refused(difix(*line, "--set", "clip=0"), "clip")
+    refused(difix(*line, "--set", "photo_share=0.3"), "--photos")
+
+
+def test_a_run_goes_on_with_another_batch_of_as_many_samples(pairs: Path, tmp_path: Path) -> None:
+    """As when it was begun on more GPUs; a stop before the first checkpoint leaves nothing twice in the log."""
+    line = ["finetune", pairs, "--base", "tiny", "--device", "cpu", "--crop", "32", "--perceptual-weight", "0"]
+    line += ["--iterations", "3", "--set", "log_every=1", "--json", "-o", tmp_path / "out"]
+    assert done(difix(*line, "--batch", "2"))["steps"] == 3
+    assert done(difix(*line, "--batch", "1", "--accumulate", "2", "--gradient-checkpointing"))["steps"] == 3
+    refused(difix(*line, "--batch", "4"), "other pairs, base or options")
+    (tmp_path / "out" / "checkpoints" / "last.pt").rename(tmp_path / "out" / "checkpoints" / ".last.pt.1.part")
+    assert done(difix(*line, "--batch", "2"))["steps"] == 3
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["last.pt"]
+    assert len(losses(tmp_path / "out")) == 3
+
+
+def test_renders_that_equal_their_photos_validate_nothing(pairs: Path, tmp_path: Path) -> None:
+    """Their PSNR is infinite, which would make every step as good as the first."""
+    manifest = json.loads((pairs / "data.json").read_text())
+    perfect = next(iter(manifest["test"].values()))
+    manifest["test"]["perfect"] = {**perfect, "image": perfect["target_image"]}
+    (pairs / "data.json").write_text(json.dumps(manifest))
+    results = finetune([pairs], "tiny", tmp_path / "out", **{**FAST, "perceptual_weight": 0.0, "iterations": 1})
+    assert results["pairs"]["test"] == len(manifest["test"]) - 1 and "equals its photo" in results["dropped"]["perfect"]
+    assert np.isfinite(results["validation"]["identity"]["psnr"])
+
+
+def test_processes_agree_about_lanes_and_signs(tars: Path, tmp_path: Path) -> None:
+    """A process that goes on knows of others' lanes only where they began; it may have no references where they do."""
+    training = _Training(new_small_fixer("tiny"), TrainingOptions.for_small(), tmp_path / "out", "cpu", None)
+    training.places = {0: (1, 5), 1: (0, 2)}
+    others = {0: [0, 1], 1: (0, 9), 2: (0, 4)}  # pinned memory makes lists of pairs
+    training.tell_places(others)
+    assert training.places == {0: (1, 5), 1: (0, 9), 2: (0, 4)}
+    training.journal.close()
+
+
+def test_the_bundled_recipe_asks_for_options_that_exist() -> None:
+    path = Path(__file__).parents[1] / "recipes" / "bundled_fixer" / "train.py"
+    spec = importlib.util.spec_from_file_location("train", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    asked = []
+    for name, _, _, options in module.stages(Path("out")):
+        chosen = with_options(TrainingOptions.for_small(), {**module.COMMON, **options}, "cpu")
+        asked.append((name, chosen.iterations, chosen.crop, chosen.photo_share))
+    assert asked[0] == ("synthetic", 500, 96, 0.5) and asked[-1] == ("real-d", 1600, 112, 0.1)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from difixcli.errors import InputError, near, unknown
 from difixcli.fixer.network import ADAPTER, LORA_ALPHA, FixerConfig, FixerNetwork
-from difixcli.runs import read_json
+from difixcli.runs import atomic, read_json
 from difixcli.torchvision_cure import cure
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -105,20 +105,21 @@ def local_files(name_or_path: str | Path) -> list[Path]:
 
 def save_network(network: FixerNetwork, folder: Path) -> Path:
     """Writes config.json and model.safetensors, each whole or not at all; returns the folder."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-        unfinished = folder / "model.safetensors.part"
-        save_file(tensors, unfinished, metadata={"format": "pt"})
-        unfinished.replace(folder / "model.safetensors")
-        text = json.dumps({"format": FORMAT, **network.config.to_json()}, indent=2) + "\n"
-        unfinished = folder / "config.json.part"
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(folder / "config.json")
-    except OSError as error:
-        raise InputError(f"The fixer cannot be written to {folder} ({error}); choose another folder.") from error
+        with atomic(folder / "model.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        with atomic(folder / "config.json") as temporary:
+            text = json.dumps({"format": FORMAT, **network.config.to_json()}, indent=2) + "\n"
+            temporary.write_text(text, encoding="utf-8")
+    except (OSError, SafetensorError) as error:  # safetensors hides the system's error in its own
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"The fixer cannot be written to {folder} ({reason}); make room on the disk or choose another folder."
+        ) from error
     return folder
 
 

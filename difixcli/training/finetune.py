@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from difixcli.training import processes
 from difixcli.training.batches import Batch, Draw, Plan, TrainingBatches, whole
 from difixcli.training.journal import Journal, picture
 from difixcli.training.losses import FixerLoss
-from difixcli.training.options import TrainingOptions, learning_rate, with_options
+from difixcli.training.options import FREE, TrainingOptions, learning_rate, with_options
 from difixcli.training.pairs import Inspection, PairStore, decode, inspect_pairs, read_manifests
 from difixcli.training.parts import choose_parts, recompute_activations, with_rank
 from difixcli.training.streaming import StreamedBatches, split_sources
@@ -45,8 +45,6 @@ REFERENCE_GRACE = 1000
 _LPIPS_PER_DB = 0.2
 _SAVE_AFTER = 60.0  # seconds of training that a stopped run loses at most…
 _SAVE_SHARE = 0.05  # …unless saving would take more than this share of the time
-# options that change how a step is computed, but not what it computes
-_FREE = ("batch", "accumulate", "workers", "gradient_checkpointing", "cache_mib")
 
 
 def finetune(
@@ -95,6 +93,8 @@ def finetune(
     chosen = with_options(defaults, options, device)
     if photos is not None and not small:
         raise InputError("Synthetic pairs from --photos have aligned references, which this fixer's layout cannot use.")
+    if photos is None and options.get("photo_share") is not None:
+        raise InputError("The training option photo_share is the share of --photos; name a folder of them.")
     training = _Training(with_rank(fixer, chosen.lora_rank, seed), chosen, output, device, report)
     try:
         training.load_data([str(source) for source in pairs], photos, stream, str(base))
@@ -155,11 +155,16 @@ class _Training:
     def load_data(self, sources: list[str], photos: Path | None, stream: bool, base: str) -> None:
         """Read manifests and folders, decide what is trained and what validated on, and take up a checkpoint."""
         options, config = self.options, self.fixer.config
+        if self.main:
+            for leftover in self.output.rglob(".*.part"):  # of a process that was killed
+                leftover.unlink(missing_ok=True)
         looked_up, tars = split_sources(sources, stream)
         manifest = read_manifests(looked_up)
         if tars and manifest.train:
             raise InputError("Pairs that are looked up cannot be mixed with streamed tars; make tars of all, or none.")
-        pictures = PhotoPairs(photos) if photos is not None else None
+        pictures = None
+        if photos is not None:
+            pictures = PhotoPairs(photos, cache_mib=options.cache_mib / max(options.workers, 1))
         state = self._checkpointed()
         if state is not None:
             inspected = Inspection(*state["inspected"])
@@ -174,7 +179,10 @@ class _Training:
         self.validation: list[Batch] = []
         for pair in _spread(manifest.test, options.validation_pairs):
             try:
-                self.validation.append(whole(decode(pair, config.references, config.views), config.views))
+                loaded = decode(pair, config.references, config.views)
+                if np.array_equal(loaded.render, loaded.target):  # its PSNR is infinite, and so would be the mean
+                    raise ValueError(f"{pair.render} equals its photo, so nothing can be validated on it")
+                self.validation.append(whole(loaded, config.views))
             except (InputError, ValueError) as error:
                 self.dropped[_named(self.dropped, pair.id)] = str(error)
         tests = len(self.validation)
@@ -207,13 +215,14 @@ class _Training:
         # what a checkpoint must agree with to be gone on from; where the folders lie does not matter
         self.identity = {
             "base": base,
-            "options": {name: value for name, value in asdict(options).items() if name not in _FREE},
+            "options": {name: value for name, value in asdict(options).items() if name not in FREE},
             "samples": plan.samples,
             "pairs": [len(manifest.train), tests, manifest.fingerprint, self.counts["photos"], len(tars)],
         }
         if state is not None:
             self._resume(state)
         else:
+            self.journal.begin()
             about = {"pairs": self.counts, "dropped": self.dropped, "crop": crop, "processes": self.ranks}
             self.journal({"event": "start", **about, "options": asdict(options)})
         self.loader = self._loader(used, tars, pictures, plan)
@@ -286,7 +295,7 @@ class _Training:
         terms: dict[str, Tensor] = {}
         for number in range(options.accumulate):
             batch = self._drawn(next(rounds))
-            if number == 0 and self.step % options.signs_every == 0 and batch.references is not None:
+            if number == 0 and self.step % options.signs_every == 0:
                 self._look_for_collapse(batch)
             self.network.train()
             last = number == options.accumulate - 1
@@ -321,10 +330,15 @@ class _Training:
                 self.journal({"event": "skipped", "step": self.step, "pair": key, "reason": reason})
         if draw.batch is None:
             raise InputError(f"Training stopped at step {self.step} ({self._kept()}): {draw.error}")
-        self.places |= draw.places
+        self.tell_places(draw.places)
         device = self.accelerator.device
         moved = (None if t is None else t.to(device, non_blocking=True) for t in draw.batch)
         return Batch(*moved)  # type: ignore[arg-type]
+
+    def tell_places(self, places: Mapping[int, Sequence[int]]) -> None:
+        """Note how far lanes were read; the farther place is right, as others know only where a lane began."""
+        for lane, (epoch, count) in places.items():
+            self.places[lane] = max((epoch, count), self.places.get(lane, (0, 0)))
 
     def _check_finite(self, loss: float, norm: float) -> None:
         """InputError for a loss or gradient that is no number; the weights are still those before the step."""
@@ -344,10 +358,15 @@ class _Training:
 
     def _look_for_collapse(self, batch: Batch) -> None:
         """Log the signs of collapse; InputError when there is no point in going on."""
-        self.network.eval()
-        own = collapse_signs(self.network, batch.images, batch.references, batch.opacity, batch.visibility)
-        told = torch.tensor([*asdict(own).values()], device=self.accelerator.device)
-        signs = CollapseSigns(*self.accelerator.reduce(told, "mean").tolist())
+        told = torch.zeros(1 + len(fields(CollapseSigns)), device=self.accelerator.device)
+        if batch.references is not None:  # of streamed pairs one process may have some and another none
+            self.network.eval()
+            own = collapse_signs(self.network, batch.images, batch.references, batch.opacity, batch.visibility)
+            told = told.new_tensor([1.0, *asdict(own).values()])
+        looked, *sums = self.accelerator.reduce(told, "sum").tolist()
+        if not looked:
+            return
+        signs = CollapseSigns(*(value / looked for value in sums))
         self.journal({"event": "signs", "step": self.step, **asdict(signs)})
         self.first_unet_std = self.first_unet_std or signs.unet_std
         if not signs.unet_std < max(MAX_UNET_STD, 5 * self.first_unet_std):
@@ -417,7 +436,7 @@ class _Training:
         from accelerate.utils import gather_object
 
         for places, skipped in gather_object([(self.places, self.skipped)]):
-            self.places |= places
+            self.tell_places(places)
             self.skipped |= skipped
         if not self.main:
             self.saved_step = self.step
@@ -444,24 +463,19 @@ class _Training:
             with atomic(self.checkpoint) as temporary:
                 torch.save(state, temporary)
         except (OSError, RuntimeError) as error:  # torch hides the system's error in one of its own
-            raise self._unwritten("checkpoint", error) from error
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(
+                f"The checkpoint of step {self.step} cannot be written ({reason}; {self._kept()}); "
+                "make room on the disk and run the same line again."
+            ) from error
         self.saved_step = self.step
 
     def _write_weights(self) -> None:
         """Write the fixer as it is now, whole or not at all."""
-        from safetensors import SafetensorError
-
         try:
             self.fixer.save_pretrained(self.output)
-        except SafetensorError as error:
-            raise self._unwritten("weights", error) from error
-
-    def _unwritten(self, what: str, error: Exception) -> InputError:
-        reason = " ".join(str(error).split())[:120]
-        return InputError(
-            f"The {what} of step {self.step} cannot be written ({reason}; {self._kept()}); "
-            "make room on the disk and run the same line again."
-        )
+        except InputError as error:
+            raise InputError(f"Training stopped at step {self.step} ({self._kept()}): {error}") from error
 
     def _checkpointed(self) -> dict[str, Any] | None:
         """The last checkpoint, if there is one."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from difixcli.runs import atomic, write_image
+from difixcli.runs import atomic, finite, write_image
 from difixcli.training.batches import Batch
 
 _ROWS = 6  # of a grid
@@ -31,6 +31,12 @@ class Journal:
         self.file = folder / "log.jsonl"
         self._board: Any = None
 
+    def begin(self) -> None:
+        """Forget everything: a training that was stopped before its first checkpoint begins anew."""
+        if self.writes:
+            self.file.unlink(missing_ok=True)
+            self._open_board(0)
+
     def go_on(self, step: int) -> None:
         """Forget what was written at this step or later: it will be written again."""
         if not self.writes:
@@ -47,7 +53,7 @@ class Journal:
         if not self.writes:
             return
         with self.file.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(finite(record), allow_nan=False) + "\n")
         if "step" in record:
             board = self._open_board()
             for name, value in record.items():

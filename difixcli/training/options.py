@@ -17,6 +17,9 @@ _AT_LEAST_ONE = (
     "iterations", "batch", "accumulate", "crop", "validate_every", "validation_pairs", "checkpoint_every", "log_every",
     "signs_every",
 )  # fmt: skip
+FREE = ("batch", "accumulate", "workers", "gradient_checkpointing", "cache_mib")
+"""Options that change how a step is computed, but not what: a training may go on with others."""
+
 _SHARES = ("photo_share", "drop_references", "ema")
 
 
@@ -74,7 +77,8 @@ class TrainingOptions:
     workers: int = 0
     """Processes (for streams threads) that prepare batches; on a GPU they keep it busy."""
     cache_mib: int = 512
-    """Memory for decoded pairs, in all workers of a process together; small sets are decoded only once."""
+    """Memory for decoded pairs, and as much again for photos, in all workers of a process together; small sets are
+    decoded only once."""
     seed: int = 0
 
     @classmethod
@@ -127,6 +131,8 @@ def with_options(defaults: TrainingOptions, options: Mapping[str, Any], device: 
     for field in fields(chosen):
         if kinds[field.name] in (int, float) and getattr(chosen, field.name) < 0:
             raise InputError(f"The training option {field.name} cannot be negative.")
+    if chosen.clip == 0:
+        raise InputError("The training option clip is the largest norm of the gradient; with 0 nothing would train.")
     if chosen.dtype == "fp16" and not device.startswith("cuda"):
         raise InputError("Training in fp16 scales its losses, which needs a CUDA device; use --dtype bf16 or fp32.")
     return chosen

@@ -73,8 +73,10 @@ class PairSet:
 def pair_files(source: Path) -> list[Path]:
     """What holds the pairs of a folder: its `data.json`, else the tars in its `train` and `test`; a file is itself.
 
-    Raises InputError for a folder that has neither.
+    Raises InputError for a folder that has neither, and for what is not there.
     """
+    if not source.exists():
+        raise InputError(f"There are no pairs {source}; name a folder that difix curate made, its data.json or a tar.")
     if not source.is_dir():
         return [source]
     if (source / "data.json").is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,13 +14,13 @@ from difixcli.training import finetune
 COMMON = {"crop": 112, "window": 56, "validation_pairs": 9, "learning_rate": 3e-4}
 
 
-def main(photos: Path, output: Path) -> None:
-    torch.set_num_threads(1)  # on two cores a second thread only spins
+def stages(output: Path) -> tuple[tuple[str, str | Path, list[Path], dict[str, Any]], ...]:
+    """Each stage's name, what it begins from, its pairs and its options."""
     held_out = output / "pairs-held-out" / "data.json"
     pairs = [output / name / "data.json" for name in ("pairs-350", "pairs-900", "pairs-nerf")]
     wider = [output / "pairs-wider" / "data.json"]
     held_out_nerf = output / "pairs-held-out-nerf" / "data.json"
-    stages = (
+    return (
         ("synthetic", "tiny", [], {"iterations": 500, "crop": 96, "window": 48, "learning_rate": 4e-4,
                                    "perceptual_weight": 0.1}),
         ("real-a", output / "synthetic", [pairs[0], held_out],
@@ -33,7 +34,11 @@ def main(photos: Path, output: Path) -> None:
          {"iterations": 1600, "learning_rate": 2.5e-4, "warm_up": 30, "photo_share": 0.1, "perceptual_weight": 0.12,
           "ema": 0.995, "validate_every": 400, "validation_pairs": 17}),
     )  # fmt: skip
-    for name, base, manifests, options in stages:
+
+
+def main(photos: Path, output: Path) -> None:
+    torch.set_num_threads(1)  # on two cores a second thread only spins
+    for name, base, manifests, options in stages(output):
         results = finetune(manifests, base, output / name, photos=photos, **{**COMMON, **options})
         print(name, results["validation"])
     fixer = Fixer.from_pretrained(output / "real-d")
