@@ -537,13 +537,16 @@ def distill(
     if method is None:
         method = "splatfacto"
         if start is not None and start.is_dir():
-            from difixcli.reconstruction.run_config import read_config
+            from difixcli.reconstruction.start import method_of
 
-            method = read_config(start / "config.yml").method
+            method = method_of(start)
     if method not in (methods := known_methods()):
         raise unknown("method", method, methods)
     if schedule == "none" and compare:
         raise InputError("--schedule none is plain training itself; leave out --compare.")
+    if schedule == "none" and (holdout is not None or guard is not None):
+        option = "--guard" if holdout is None else "--holdout"
+        raise InputError(f"{option} says nothing to the schedule none, which has no round to watch; leave it out.")
     if start is not None and holdout is not None:
         raise InputError("--holdout says nothing with --start: what is taken up has seen every photo; leave it out.")
     loaded = _scene(scene, size, sizes)
@@ -589,8 +592,11 @@ def distill(
     if from_round is not None:
         if run is None:
             raise InputError("--from-round goes back in a run of the very same line; there is none yet. Leave it out.")
-        Rounds(run.folder).rewind(from_round)
-        run.save(state="running")
+        run = Run.open(folder, "distill", arguments, inputs)  # no other process may be at work in it
+        rounds_made = Rounds(run.folder)
+        rounds_made.check(from_round)
+        run.save(state="running", results={}, rounds={})  # first: what a kill leaves of it is not done
+        rounds_made.rewind(from_round)
     network = None
     if run is None or not run.done:  # what is done needs no fixer, which may be far away
         network = _fixer(fixer, on)
@@ -617,10 +623,12 @@ def distill(
         fixer=fixer,
     )
     if not chosen.test:
+        unmeasured = "No photo is held out or held back, so nothing is measured; "
+        way = "--holdout 1 would hold one back." if planned.rounds and start is None else "--split holds some out."
         console.say(
             "No photo is held out. Figures are of the held-back photos alone, before they join the training."
             if watch.held
-            else "No photo is held out or held back, so nothing is measured; --holdout 1 would hold one back."
+            else unmeasured + way
         )
     if network is None:
         results = run.record["results"]
@@ -642,7 +650,10 @@ def _start_files(start: Path | None) -> list[Path]:
     """What decides what an existing reconstruction is: the .ply, or a run's settings and checkpoints."""
     if start is None or start.is_file():
         return [] if start is None else [start]
-    return sorted([*start.rglob("*.ckpt"), *start.glob("*.yml"), *start.glob("*.json")])
+    # not eval.json, run.json, rounds: what is written beside a model does not make it another one
+    names = ("config.yml", "dataparser_transforms.json", "reconstruction.json")
+    described = [start / name for name in names if (start / name).is_file()]
+    return sorted([*(start / "nerfstudio_models").glob("*.ckpt"), *described])
 
 
 @app.command(name="eval")

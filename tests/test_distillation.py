@@ -222,6 +222,8 @@ def test_targets_that_cannot_be(room: Path, fixer: Path, tmp_path: Path) -> None
     refused(difix(*line, "--holdout", "30"), "30", "two must")
     refused(difix(*line, "--from-round", "2"), "--from-round")
     refused(difix(*line, "--start", tmp_path / "nothing"), "nothing")
+    for option in ("--holdout", "--guard"):
+        refused(difix(*line[:-4], "--schedule", "none", option, "1", *line[-2:]), option, "none")
     assert not (tmp_path / "run").exists()
 
 
@@ -248,6 +250,14 @@ def test_rounds_go_on_from_an_existing_run(room: Path, fixer: Path, tmp_path: Pa
         assert said["results"][variant]["psnr"] == pytest.approx(before["plain"]["psnr"], abs=1.5)
     assert said["results"]["plain"] != said["results"]["distilled"]
     refused(difix(*line, "--holdout", "2", "-o", tmp_path / "other"), "--holdout", "--start")
+    # what is written beside the model it began from does not make it another run; that it knows test photos is said
+    for name in ("eval.json", "rounds/01/step-000000001.ckpt"):
+        (tmp_path / "before" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "before" / name).write_text("{}")
+    assert done(difix(*line, "--compare", "-o", tmp_path / "after"))["results"] == said["results"]
+    assert "this split holds out" not in result.stderr
+    again = difix(*line, "--split", "every:3", "-o", tmp_path / "leaky")
+    assert done(again) and "this split holds out" in " ".join(again.stderr.split())
 
 
 def test_rounds_that_the_guard_takes_back_change_nothing(room: Path, fixer: Path, tmp_path: Path) -> None:
@@ -288,6 +298,42 @@ def test_going_back_to_a_round_gives_the_same_run(room: Path, fixer: Path, tmp_p
         assert f"round {number}/3: 8 views" in again.stderr and "photos alone" not in again.stderr
         assert _pictures(tmp_path / "run") == pictures
     refused(difix(*line, "--from-round", "4"), "round 4", "1, 2, 3")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "done"
+
+
+def test_going_back_is_safe_from_other_processes_and_from_kills(
+    room: Path, fixer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from difixcli.distillation.rounds import Rounds
+
+    line = ["distill", room, "--fixer", fixer, *TOY, "--json", "--holdout", "0", "-o", tmp_path / "run"]
+    first = done(difix(*line))["results"]
+    other = (
+        "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    )
+    command = [sys.executable, "-c", other, str(tmp_path / "run" / ".run.json.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline()
+        pictures = _pictures(tmp_path / "run")
+        refused(difix(*line, "--from-round", "1"), "Another process")
+        assert _pictures(tmp_path / "run") == pictures
+        holder.communicate("\n")
+
+    def stopped(self: Rounds, number: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # killed when the checkpoint is back and the later rounds are still there
+        patch.setattr(Rounds, "forget_from", stopped)
+        assert difix(*line, "--from-round", "2").exit_code == 130
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["state"] == "running" and not record["results"]
+    assert done(difix(*line))["results"] == first
+
+
+def test_rounds_of_one_iteration_keep_the_held_back_views(room: Path, fixer: Path, tmp_path: Path) -> None:
+    line = ["distill", room, "--fixer", fixer, "--iterations", "5", "--size", "48", "--set", "max_gaussians=400"]
+    line += ["--split", "all", "--targets", "spiral:2", "--holdout", "2", "--rounds", "2", "--json"]
+    assert set(done(difix(*line, "-o", tmp_path / "run"))["results"]) == {"distilled", "enhanced"}
 
 
 def test_fixes_below_the_bound_are_dropped_and_counted(room: Path, fixer: Path, tmp_path: Path) -> None:
@@ -329,9 +375,8 @@ def test_photos_held_back_are_not_drawn(method: str, room: Path, tmp_path: Path)
             device="cpu",
             iterations=20,
             overrides=settings,
+            unseen=held,
         )
-        if method == "splatfacto":  # first colours are those of all photos
-            made._model.gauss_params["features_dc"].data.zero_()
         made.hold_back(held)
         made.train(8)
         away = made.render(scene.frames[0].camera).color

@@ -85,6 +85,11 @@ def test_ablation_prints_its_commands(tmp_path: Path, capsys: pytest.CaptureFixt
     assert len({options["output"] for _, options in read}) == len(read)
     assert {options["schedule"] for _, options in read} == {"none", "one-shot", "progressive"}
     assert all(options["size"] == 48 for _, options in read)
+    # what only rounds heed goes to the runs that have them
+    assert _ablation().main([*line, "--", "--rounds", "3", "--holdout=2", "--size", "48"]) == 0
+    for _, options in [_understood(line) for line in capsys.readouterr().out.splitlines()]:
+        assert options["rounds"] == (3 if options["schedule"] == "progressive" else None) and options["size"] == 48
+        assert options["holdout"] == (None if options["schedule"] == "none" else "2")
     assert not (tmp_path / "out").exists()
 
 

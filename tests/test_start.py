@@ -245,6 +245,48 @@ def test_hostile_configurations_are_not_run(field: Foreign, scene: Scene, tmp_pa
     assert not mark.exists() and not (tmp_path / "out").exists()
 
 
+def test_odd_values_in_a_configuration_are_one_sentence(field: Foreign, tmp_path: Path) -> None:
+    from difixcli.reconstruction.run_config import read_config
+
+    config = tmp_path / "config.yml"
+    honest = (field.folder / "config.yml").read_text()
+    entry = "average_init_density: 0.01"
+    assert entry in honest
+    odd = ["!!int a", "!!float x", "!!bool perhaps", "2001-99-99", "!!timestamp a", "{? !!python/tuple [{}] : 1}"]
+    for value in (*odd, "{? !!python/name:pathlib.Path {a: b} : 1}", "thin", "[1]"):
+        config.write_text(honest.replace(entry, f"average_init_density: {value}"))
+        with pytest.raises(InputError, match=r"config\.yml"):
+            read_config(config)
+
+
+def test_what_was_learned_photo_by_photo_is_shared_by_all() -> None:
+    """Also where there are by chance as many photos: theirs are not ours."""
+    from difixcli.reconstruction.reconstruction import _fitted
+
+    key = "field.embedding_appearance.embedding.weight"
+    theirs = torch.arange(12.0).view(4, 3)
+    other = {"field.weight": torch.ones(4, 3)}
+    for photos in (4, 7):
+        fitted = _fitted({key: theirs, **other}, {key: torch.zeros(photos, 3), **other}, photos)
+        assert torch.equal(fitted[key], theirs.mean(dim=0).expand(photos, 3))
+        assert torch.equal(fitted["field.weight"], other["field.weight"])
+
+
+def test_a_variant_of_a_method_is_started_from_by_its_own_name(scene: Scene, tmp_path: Path) -> None:
+    from difixcli.reconstruction.start import method_of
+
+    made = Reconstruction.create(
+        scene, TRAIN, method="splatfacto-big", folder=tmp_path / "run", preset="cpu", device="cpu", iterations=2
+    )
+    made.train(1)
+    made.save()
+    assert method_of(tmp_path / "run") == "splatfacto-big"
+    assert start(tmp_path / "run", scene, tmp_path / "again", method="splatfacto-big").step == 0
+    (tmp_path / "run" / "reconstruction.json").write_text("[]")
+    with pytest.raises(InputError, match=r"reconstruction\.json"):
+        method_of(tmp_path / "run")
+
+
 def test_settings_of_a_run_are_plain_values(field: Foreign) -> None:
     from difixcli.reconstruction.run_config import read_config
 

@@ -141,9 +141,9 @@ class Distillation:
                 self._say(f"Warning: {warning}")
             model.save()
             return model
-        return self._new(self.folder)
+        return self._new(self.folder, self.guard.held)
 
-    def _new(self, folder: Path) -> Reconstruction:
+    def _new(self, folder: Path, unseen: Sequence[int] = ()) -> Reconstruction:
         settings = self.settings
         return Reconstruction.create(
             self.scene,
@@ -155,6 +155,7 @@ class Distillation:
             iterations=self.schedule.iterations,
             overrides=settings.overrides,
             seed=settings.seed,
+            unseen=unseen,
         )
 
     def _first_step(self, model: Reconstruction) -> int:
@@ -219,9 +220,9 @@ class Distillation:
                     rounds.take_back(number)
                     model = Reconstruction.load(self.folder, self.scene, self.split.train)
                 self._run.save(rounds=self._summary())
+            if number == schedule.rounds and self._done(model) == self._judged_at(number):
+                self._keep_views(model)
             if number == schedule.rounds and self._done(model) < schedule.iterations:
-                if self._done(model) == self._return:
-                    self._keep_views(model)
                 model.hold_back(())
                 self._take_up(model, number)
                 self._train(model, schedule.iterations, f"round {number}/{number}: train on all photos")

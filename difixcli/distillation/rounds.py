@@ -76,15 +76,19 @@ class Rounds:
         for checkpoint in aside.glob("*.ckpt"):
             checkpoint.unlink()  # the next attempt keeps the same one
 
-    def rewind(self, number: int) -> None:
-        """Go back to the beginning of a round: it and all later ones, and what came of them, are made anew.
-
-        Raises InputError for a round that the run has not begun or whose checkpoint is no longer kept.
-        """
+    def check(self, number: int) -> None:
+        """Raise InputError for a round that the run has not begun or whose checkpoint is no longer kept."""
         kept = [n for n in self._numbers() if any(self.folder(n).glob("*.ckpt"))]
         if number not in kept:
             have = f"there {'are' if len(kept) > 1 else 'is'} {', '.join(map(str, kept))}" if kept else "there is none"
             raise InputError(f"{self.run} has no checkpoint of the beginning of round {number}; {have}.")
+
+    def rewind(self, number: int) -> None:
+        """Go back to the beginning of a round: it and all later ones, and what came of them, are made anew.
+
+        Raises what `check` raises, and then nothing has changed.
+        """
+        self.check(number)
         for renders in (self.run / "renders", self.run / "path"):
             for variant in ("distilled", "enhanced"):
                 shutil.rmtree(renders / variant, ignore_errors=True)

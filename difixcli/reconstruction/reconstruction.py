@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -113,6 +113,7 @@ class Reconstruction:
         overrides: Sequence[str] = (),
         seed: int = 0,
         origin: Origin | None = None,
+        unseen: Collection[int] = (),
     ) -> Reconstruction:
         """Set up a new run of `method` in `folder`, trained on the frames `train` of the scene.
 
@@ -123,6 +124,9 @@ class Reconstruction:
 
         With an `origin` the model is that one, in the world it was trained in, and its training counts as the first
         half of a schedule of twice the `iterations`: no warm-up, no coarse beginning, learning rates half way down.
+
+        `unseen` are training frames that are going to be held back (`hold_back`): splats do not begin with their
+        colours.
 
         Raises InputError for an unknown method, preset or setting, no training frames, fewer than one iteration, a
         folder that cannot be written, CUDA where there is none, and an origin that the method cannot take up.
@@ -162,7 +166,7 @@ class Reconstruction:
             from difixcli.reconstruction.seeding import seed_gaussians
 
             count = min(SEED_GAUSSIANS[preset], own_settings(recipe)["max_gaussians"])
-            seeds = seed_gaussians(scene, train, count, seed)
+            seeds = seed_gaussians(scene, [i for i in train if i not in unseen], count, seed)
         if heeds_seed_depth(config, recipe) and len(scene.points):
             from difixcli.reconstruction.seed_depth import SeedRays
 
@@ -597,6 +601,7 @@ def _moved(scene: Scene, world: np.ndarray) -> Scene:
 
 
 _PER_PHOTO = ("camera_optimizer.", "bil_grids.")
+_APPEARANCE = "embedding_appearance."
 _NOT_LEARNED = ("device_indicator_param", "lpips.", "psnr.", "ssim.")
 
 
@@ -608,11 +613,12 @@ def _fitted(state: dict[str, Tensor], wanted: dict[str, Tensor], photos: int) ->
         if found is None and key.startswith((*_PER_PHOTO, *_NOT_LEARNED)):
             fitted[key] = own
             continue
-        if found is not None and found.shape != own.shape:
+        by_photo = key.startswith(_PER_PHOTO) or _APPEARANCE in key
+        if found is not None and (found.shape != own.shape or by_photo):
             alike = own.ndim > 0 and found.shape[1:] == own.shape[1:]
             if alike and len(own) == photos and not key.startswith("gauss_params."):
                 found = found.float().mean(dim=0, keepdim=True).to(found.dtype).expand(own.shape).clone()
-            elif not alike or not key.startswith("gauss_params."):
+            elif found.shape != own.shape and (not alike or not key.startswith("gauss_params.")):
                 found = None
         if found is None:
             raise InputError(

@@ -52,7 +52,8 @@ def read_config(path: Path) -> RunConfig:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader(path))
     except OSError:
         raise InputError(f"{path} is missing; name the folder of a nerfstudio run.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        # what PyYAML's own constructors raise for scalars that are not what their tag says, and for odd keys
         reason = " ".join(str(error).split())
         raise InputError(f"{path} cannot be read as YAML ({reason}); restore it.") from None
     if not isinstance(data, _Tagged) or not isinstance(data.value, dict):
@@ -64,7 +65,14 @@ def read_config(path: Path) -> RunConfig:
     registered = method_config(method).pipeline.model
     if model.name != _name_of(type(registered)):
         raise InputError(f"{path} describes a {model.name}, but the method {method} is a {_name_of(type(registered))}.")
-    return RunConfig(method, dict(_settings(model.value, registered, "pipeline.model")))
+    settings = dict(_settings(model.value, registered, "pipeline.model"))
+    for name, value in settings.items():
+        current = registered
+        for part in name.split(".")[2:]:
+            current = getattr(current, part)
+        if not _is_alike(value, current):
+            raise InputError(f"{path} gives {name} the value {value!r}, where the method has {current!r}; restore it.")
+    return RunConfig(method, settings)
 
 
 def _settings(values: Any, registered: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -80,6 +88,17 @@ def _settings(values: Any, registered: Any, prefix: str) -> Iterator[tuple[str, 
             continue  # kinds of losses, classes: the method's own
         else:
             yield path, value
+
+
+def _is_alike(value: Any, current: Any) -> bool:
+    """Whether a value is of the kind that a field has; of a field that is None nothing is known."""
+    if value is None or current is None:
+        return True
+    if isinstance(current, (bool, str, dict)):
+        return isinstance(value, type(current))
+    if isinstance(current, (int, float)):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (list, tuple)) if isinstance(current, (list, tuple)) else True
 
 
 def _is_plain(value: Any) -> bool:

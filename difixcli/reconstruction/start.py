@@ -56,11 +56,11 @@ def start_from(
     the COLMAP model behind it, the scene's normalised one, or a nerfstudio run's whose `dataparser_transforms.json`
     stands beside it or one folder up. `method` may be left out: it is the run's, and splatfacto for Gaussians. The
     model's networks are those that the run's configuration describes; the rest is as in `Reconstruction.create`,
-    whose `origin` says how the schedule goes on. Whether the model has already seen photos that `train` leaves out is
-    not known.
+    whose `origin` says how the schedule goes on.
 
-    Where renders of training photos are hardly better than one plain colour the scene is probably another one: that
-    is said in `Reconstruction.warnings`. Raises InputError for a path that is neither, a run without a checkpoint or
+    `Reconstruction.warnings` says where a run of ours has seen photos that `train` leaves out (of other models that is
+    not known), and where renders of training photos are hardly better than one plain colour: the scene is probably
+    another one. Raises InputError for a path that is neither, a run without a checkpoint or
     with a configuration that asks to run code (which is never run), a `.ply` without Gaussians or harmonics, another
     method than the run's, and what `Reconstruction.create` raises.
     """
@@ -95,6 +95,11 @@ def start_from(
             best, chosen = psnr, other
     if others and chosen is not others[-1]:
         made.adopt(chosen.state)
+    if seen := sorted(set(_own_photos(path)) - set(train)):
+        made.warnings.append(
+            f"{path.name} was trained on {len(seen)} of the photos that this split holds out (see "
+            f"{scene.frames[seen[0]].name}): figures of them flatter it. Restore its split, or train anew."
+        )
     if best < plain + _BETTER_THAN_PLAIN:
         made.warnings.append(
             f"Renders of {path.name} are at {best:.1f} dB to the photos of {scene.name}, where one plain colour is at "
@@ -103,17 +108,26 @@ def start_from(
     return made
 
 
+def method_of(run: Path) -> str:
+    """The method of a nerfstudio run in nerfstudio's registry; InputError for what is none."""
+    own = run / "reconstruction.json"
+    if own.is_file():  # a configuration knows variants (nerfacto-big) by their parent's name
+        recipe = read_json(own)
+        if not isinstance(recipe, dict) or not isinstance(recipe.get("method"), str):
+            raise InputError(f"{own} names no method; restore it, or name another run.")
+        return str(recipe["method"])
+    return read_config(run / "config.yml").method
+
+
 def _of_run(path: Path, scene: Scene, method: str | None) -> tuple[str, list[Origin]]:
     """The method of a nerfstudio run and what to begin from; several where its world is not certain."""
     held = read_config(path / "config.yml")
-    name, settings = held.method, held.settings
+    name, settings = method_of(path), held.settings
     state = {key.removeprefix("module.").removeprefix("_model."): value for key, value in _model_state(path).items()}
     if (path / "reconstruction.json").is_file():
         recipe = read_json(path / "reconstruction.json")
         if not isinstance(recipe, dict) or recipe.get("frames") != [frame.name for frame in scene.frames]:
             raise InputError(f"{path} was made from other photos than those of {scene.root}; name its own scene.")
-        # the configuration knows variants (nerfacto-big) by their parent's name
-        name = recipe["method"]
         worlds = [np.eye(4) if recipe.get("world") is None else np.array(recipe["world"])]
     else:
         worlds = [_run_from_original(path) @ inverse for inverse in _originals(scene)]
@@ -124,6 +138,12 @@ def _of_run(path: Path, scene: Scene, method: str | None) -> tuple[str, list[Ori
         return name, _of_gaussians(Gaussians.of_state(state), settings, name, moved, state)
     box = state.get("field.aabb")
     return name, [Origin(settings, worlds[0], None if box is None else float(box.abs().max()), state)]
+
+
+def _own_photos(path: Path) -> list[int]:
+    """The frames that a run of ours was trained on; of others it is not known, and there are none."""
+    own = path / "reconstruction.json"
+    return list(read_json(own)["train"]) if own.is_file() else []
 
 
 def _model_state(path: Path) -> dict[str, Tensor]:

@@ -39,6 +39,10 @@ VARIANTS = {  # name: (schedule, variant of its run)
     "(d) + enhance": ("progressive", "enhanced"),
 }
 SCHEDULES = tuple(dict.fromkeys(schedule for schedule, _ in VARIANTS.values()))
+ROUNDS_ONLY = {  # option: schedules that it says nothing to
+    **dict.fromkeys(("--rounds", "--step"), ("none", "one-shot")),
+    **dict.fromkeys(("--share", "--holdout", "--guard"), ("none",)),
+}
 DIFIX = (sys.executable, "-W", "ignore", "-c", "from difixcli.cli import main; main()")
 Cell = tuple[str, str, str, int]  # scene, method, split, seed
 Group = tuple[str, str, str]
@@ -98,7 +102,20 @@ def _folder(output: Path, names: Mapping[str, str], cell: Cell, schedule: str) -
 def _line(cell: Cell, schedule: str, folder: Path, more: Sequence[str]) -> list[str]:
     scene, method, split, seed = cell
     line = ["distill", scene, "--method", method, "--split", split, "--seed", str(seed), "--schedule", schedule]
-    return [*line, "--output", str(folder), *more]
+    return [*line, "--output", str(folder), *_heeded(schedule, more)]
+
+
+def _heeded(schedule: str, more: Sequence[str]) -> list[str]:
+    """The options that a schedule heeds: `difix distill` refuses those that say nothing to it."""
+    kept, options = [], iter(more)
+    for option in options:
+        name, _, value = option.partition("=")
+        if schedule in ROUNDS_ONLY.get(name, ()):
+            if not value:
+                next(options, None)
+        else:
+            kept.append(option)
+    return kept
 
 
 def _collect(output: Path, names: Mapping[str, str], cells: Iterable[Cell]) -> dict[Cell, dict[str, dict[str, float]]]:
