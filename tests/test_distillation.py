@@ -254,10 +254,10 @@ def test_rounds_go_on_from_an_existing_run(room: Path, fixer: Path, tmp_path: Pa
     for name in ("eval.json", "rounds/01/step-000000001.ckpt"):
         (tmp_path / "before" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "before" / name).write_text("{}")
-    assert done(difix(*line, "--compare", "-o", tmp_path / "after"))["results"] == said["results"]
+    assert told(difix(*line, "--compare", "-o", tmp_path / "after"))["results"] == said["results"]
     assert "this split holds out" not in result.stderr
     again = difix(*line, "--split", "every:3", "-o", tmp_path / "leaky")
-    assert done(again) and "this split holds out" in " ".join(again.stderr.split())
+    assert told(again) and "this split holds out" in " ".join(again.stderr.split())
 
 
 def test_rounds_that_the_guard_takes_back_change_nothing(room: Path, fixer: Path, tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_going_back_is_safe_from_other_processes_and_from_kills(
     from difixcli.distillation.rounds import Rounds
 
     line = ["distill", room, "--fixer", fixer, *TOY, "--json", "--holdout", "0", "-o", tmp_path / "run"]
-    first = done(difix(*line))["results"]
+    first = told(difix(*line))["results"]
     other = (
         "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
     )
@@ -327,13 +327,13 @@ def test_going_back_is_safe_from_other_processes_and_from_kills(
         assert difix(*line, "--from-round", "2").exit_code == 130
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["state"] == "running" and not record["results"]
-    assert done(difix(*line))["results"] == first
+    assert told(difix(*line))["results"] == first
 
 
 def test_rounds_of_one_iteration_keep_the_held_back_views(room: Path, fixer: Path, tmp_path: Path) -> None:
     line = ["distill", room, "--fixer", fixer, "--iterations", "5", "--size", "48", "--set", "max_gaussians=400"]
     line += ["--split", "all", "--targets", "spiral:2", "--holdout", "2", "--rounds", "2", "--json"]
-    assert set(done(difix(*line, "-o", tmp_path / "run"))["results"]) == {"distilled", "enhanced"}
+    assert set(told(difix(*line, "-o", tmp_path / "run"))["results"]) == {"distilled", "enhanced"}
 
 
 def test_fixes_below_the_bound_are_dropped_and_counted(room: Path, fixer: Path, tmp_path: Path) -> None:

@@ -163,15 +163,15 @@ def test_one_way_networks_learn_and_survive_saving(tmp_path: Path) -> None:
 def test_fast_convolutions_are_convolutions() -> None:
     if not convolutions._available():
         pytest.skip("this torch has no NNPACK for this CPU")
-    layer = torch.nn.Conv2d(24, 32, 3, padding=1)
-    x = torch.randn(2, 24, 37, 51)
+    layer = torch.nn.Conv2d(96, 112, 3, padding=1)
+    x = torch.randn(2, 96, 37, 51)
     expected = layer(x)
     convolutions.use_fast_convolutions(torch.nn.Sequential(layer))
     assert type(layer) is FastConv2d
     assert torch.equal(layer(x), expected)  # with gradients it is torch's own
     with torch.no_grad():
         assert 0 < (layer(x) - expected).abs().max() < 1e-4
-    narrow, strided = torch.nn.Conv2d(3, 32, 3, padding=1), torch.nn.Conv2d(32, 32, 3, 2)
+    narrow, strided = torch.nn.Conv2d(64, 96, 3, padding=1), torch.nn.Conv2d(96, 96, 3, 2)
     convolutions.use_fast_convolutions(torch.nn.Sequential(narrow, strided))
     assert type(narrow) is type(strided) is torch.nn.Conv2d
 

@@ -248,7 +248,11 @@ class Distillation:
             checked["after"] = mean_psnr(model, self.scene, guard.frames)
         alone = not record["share"]  # what is plain training needs no guard
         before = math.nan if checked["before"] is None else checked["before"]
-        checked["accepted"] = alone or guard.accepts(before, checked["after"])
+        # many small losses are a large one: no round may end below where the first began, either
+        first = rounds.record(1)
+        begun = None if first is None else first["guard"]["before"]
+        least = before if begun is None else max(before, begun)
+        checked["accepted"] = alone or guard.accepts(least, checked["after"])
         rounds.write(number, record)
         views = "photos alone" if alone else f"{len(record['views'])} views"
         self._say(

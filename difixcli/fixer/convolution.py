@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 # Below this many channels the transforms cost more than they save.
-_FEWEST_CHANNELS = 16
+_FEWEST_CHANNELS = 96
 
 
 class FastConv2d(nn.Conv2d):
