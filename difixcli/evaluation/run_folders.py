@@ -19,7 +19,10 @@ from difixcli.scenes.splits import make_split
 TRUTH = "truth"
 MASK = "mask"
 _ORDER = ("plain", "distilled", "enhanced")  # the order of a table; other variants come after
-_NOT_A_FIGURE = ("round", "schedule", "views", "camera_to_world", "width", "height")
+_NOT_A_FIGURE = (
+    *("round", "schedule", "views", "camera_to_world", "width", "height"),
+    *("attempt", "share", "travelled", "support"),  # of the schedule, or the same as mean confidence
+)
 
 
 def is_run(path: Path) -> bool:
@@ -47,6 +50,11 @@ class RunFolder:
     def read(cls, folder: Path) -> RunFolder:
         """Look at a run; InputError when it has no renders yet, or no truth to measure them against."""
         renders = folder / "renders"
+        if not (renders / TRUTH).is_dir() and (folder / "path").is_dir():
+            raise InputError(
+                f"The views of {folder} are ones that nobody photographed, so there is no truth to measure against; "
+                "its pictures are in path/. Hold photos out (--split) or back (--holdout) to have figures."
+            )
         if not (renders / TRUTH).is_dir():
             raise InputError(f"{folder} has no renders/{TRUTH}; finish the run first, or give two folders of images.")
         names = [
@@ -139,10 +147,14 @@ class RunFolder:
         """
         series: dict[str, list[list[float]]] = {}
         for file in sorted(self.folder.glob("rounds/*/round.json")):
+            if "-" in file.parent.name:  # a round that was taken back is no part of the run
+                continue
             held = read_json(file)
             if not isinstance(held, dict) or not isinstance(held.get("round"), int):
                 continue
             figures = {key: [value] for key, value in held.items() if key not in _NOT_A_FIGURE}
+            if isinstance(guard := held.get("guard"), dict):
+                figures["PSNR of watched photos"] = [guard.get("after")]
             for view in held.get("views") or []:
                 for key, value in view.items() if isinstance(view, dict) else ():
                     if key not in _NOT_A_FIGURE:
@@ -157,7 +169,8 @@ class RunFolder:
             if key.startswith("round ") and key.endswith(": train"):
                 number = key.removeprefix("round ").partition("/")[0]
                 series.setdefault("seconds of training", []).append([int(number), float(value)])
-        return {name: sorted(points) for name, points in series.items()}
+        told = {name: points for name, points in series.items() if name != "dropped" or any(y for _, y in points)}
+        return {name: sorted(points) for name, points in told.items()}
 
 
 def row_names(runs: Sequence[RunFolder]) -> list[str]:

@@ -144,7 +144,8 @@ def _read_source(root: Path) -> Source:
     if model is not None:
         return read_colmap(root, model)
     raise InputError(
-        f"{root} holds no scene: there is neither a transforms.json nor a COLMAP model in {', '.join(MODEL_FOLDERS)}."
+        f"{root.absolute()} holds no scene: there is neither a transforms.json nor a COLMAP model in "
+        f"{', '.join(MODEL_FOLDERS)}."
     )
 
 

@@ -60,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
     asked = parser.parse_args(given[:cut])
     more = given[cut + 1 :]
+    for scene in asked.scenes:
+        if not (asked.dry_run or scene.startswith("sample:") or Path(scene).is_dir()):
+            parser.error(f"there is no scene folder {scene}; check its name")
     names = _names(asked.scenes)
     cells = [(s, m, p, n) for s in asked.scenes for m in asked.method for p in asked.split for n in asked.seed]
     failed = []
