@@ -16,7 +16,7 @@ from difixcli.errors import InputError
 from difixcli.evaluation import evaluate_folders, evaluate_run
 from difixcli.evaluation.metrics import best_unsharp, evaluate_images, image_metrics, psnr, ssim, unsharp_mask
 from difixcli.evaluation.perceptual import Lpips, StLpips, lpips_available, shared_network
-from difixcli.evaluation.pictures import before_after_strip, contact_sheet, error_map
+from difixcli.evaluation.pictures import contact_sheet, error_map
 from difixcli.evaluation.report import write_report
 
 
@@ -232,11 +232,11 @@ def test_the_worst_view_comes_first(run):
 
 def test_contact_sheets_and_error_maps(noisy):
     image, truth = noisy[0]
-    strip = before_after_strip([truth, image], ["truth", "render"])
+    strip = contact_sheet([[truth, image]], ["truth", "render"])
     sheet = contact_sheet([[truth, image], [image[::2, ::2], truth]], ["truth", "render"])
     assert strip.shape[1] == sheet.shape[1] and sheet.shape[0] > strip.shape[0] > truth.shape[0]
     np.testing.assert_allclose(strip[22:86, 6:102], truth, atol=1 / 255)
     assert strip[:22].min() < 0.5  # there are letters
     assert error_map(truth, truth).max() < 0.05 and error_map(1 - truth, truth).max() > 0.8
     with pytest.raises(ValueError, match="label"):
-        before_after_strip([truth], ["a", "b"])
+        contact_sheet([[truth]], ["a", "b"])

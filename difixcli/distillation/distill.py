@@ -32,7 +32,7 @@ from difixcli.distillation.targets import Target, make_targets
 from difixcli.errors import unknown
 from difixcli.reconstruction import PseudoView, Reconstruction, is_splat, method_config
 from difixcli.reference_views import ReferenceViews, fix_render, is_bad_fix
-from difixcli.runs import Run, read_json, write_image, write_json
+from difixcli.runs import Run, write_image
 from difixcli.scenes import load_mask, load_photo
 from difixcli.scenes.scene import Camera, Scene, Split
 
@@ -101,8 +101,7 @@ class Distillation:
         self.fixer, self.folder, self._run, self._progress, self._say = fixer, run.folder, run, progress, say
         self.rounds = Rounds(run.folder)
         model = self._reconstruction()
-        self._first = self._first_step(model)
-        if self._done(model) < self.schedule.start:
+        if model.step < self.schedule.start:
             model.hold_back(self.guard.held)
             self._train(model, self.schedule.start, "photos alone" if self.schedule.rounds else "plain training")
         compare = self.settings.compare and self.schedule.rounds > 0
@@ -158,30 +157,19 @@ class Distillation:
             unseen=unseen,
         )
 
-    def _first_step(self, model: Reconstruction) -> int:
-        """The iterations that the reconstruction had behind it when this run began."""
-        path = self.folder / "rounds" / "first.json"
-        if not path.is_file():
-            write_json(path, {"step": model.step})
-        return int(read_json(path)["step"])
-
-    def _done(self, model: Reconstruction) -> int:
-        """How many of the schedule's iterations are behind it."""
-        return model.step - self._first
-
     def _train(self, model: Reconstruction, until: int, label: str) -> None:
         """Train up to the schedule's iteration `until`, saving on the way."""
-        begun, first = time.monotonic(), self._done(model)
+        begun, first = time.monotonic(), model.step
         if first >= until:
             return
         with self._progress(label, until - first) as update:
-            while self._done(model) < until:
-                before = self._done(model) - first
+            while model.step < until:
+                before = model.step - first
 
                 def advance(done: int, before: int = before) -> None:
                     update(before + done)
 
-                model.train(min(_SAVE_EVERY, until - self._done(model)), advance)
+                model.train(min(_SAVE_EVERY, until - model.step), advance)
                 with self._timed("saving"):
                     model.save()
         self._run.time(label, time.monotonic() - begun)
@@ -208,9 +196,9 @@ class Distillation:
     def _update(self, model: Reconstruction) -> Reconstruction:
         """The rounds that are still to do."""
         schedule, rounds = self.schedule, self.rounds
-        going = schedule.finished_rounds(self._done(model)) + 1
+        going = schedule.finished_rounds(model.step) + 1
         rounds.forget_from(going + 1)
-        if self._done(model) < self._judged_at(going) and rounds.accepted(going):
+        if model.step < self._judged_at(going) and rounds.accepted(going):
             rounds.forget_from(going)  # going back to its beginning was interrupted
         for number in range(1, schedule.rounds + 1):
             while not rounds.accepted(number):
@@ -220,9 +208,9 @@ class Distillation:
                     rounds.take_back(number)
                     model = Reconstruction.load(self.folder, self.scene, self.split.train)
                 self._run.save(rounds=self._summary())
-            if number == schedule.rounds and self._done(model) == self._judged_at(number):
+            if number == schedule.rounds and model.step == self._judged_at(number):
                 self._keep_views(model)
-            if number == schedule.rounds and self._done(model) < schedule.iterations:
+            if number == schedule.rounds and model.step < schedule.iterations:
                 model.hold_back(())
                 self._take_up(model, number)
                 self._train(model, schedule.iterations, f"round {number}/{number}: train on all photos")
@@ -442,7 +430,7 @@ class Distillation:
         else:
             plain = self._new(folder)
         label = "plain, for comparison"
-        if not self._own_plain and self.guard.held and self._done(plain) <= self._return:
+        if not self._own_plain and self.guard.held and plain.step <= self._return:
             # nothing else is held out: it is measured on the same photos at the same moment
             plain.hold_back(self.guard.held)
             self._train(plain, self._return, label)

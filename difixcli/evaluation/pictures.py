@@ -64,11 +64,6 @@ def error_map(image: np.ndarray, truth: np.ndarray, full_scale: float = 0.25) ->
     return colors[..., ::-1].astype(np.float32) / 255
 
 
-def before_after_strip(images: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarray:
-    """Images (H, W, 3) side by side at one height, a label over each: (h, w, 3) float32 in [0, 1]."""
-    return contact_sheet([images], labels)
-
-
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str]) -> np.ndarray:
     """Rows of images (H, W, 3) in [0, 1] under one line of labels, black on white: (h, w, 3) float32 in [0, 1].
 
