@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -151,8 +152,7 @@ def _read_source(root: Path) -> Source:
 
 def _build_scene(name: str, root: Path, size: int | None) -> Scene:
     source = _read_source(root)
-    names = [frame.name for frame in source.frames]
-    repeated = sorted({n for n in names if names.count(n) > 1})
+    repeated = sorted(n for n, count in Counter(frame.name for frame in source.frames).items() if count > 1)
     if repeated:
         raise InputError(f"{source.path} lists {repeated[0]} more than once; keep one frame for each image.")
     transform = normalisation(np.stack([frame.pose for frame in source.frames]))

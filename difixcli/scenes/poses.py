@@ -57,22 +57,27 @@ def rigid_pose(matrix: object, where: str) -> np.ndarray:
     return pose
 
 
-def rotation_angle(a: np.ndarray, b: np.ndarray) -> float:
-    """The angle in radians, 0..π, of the rotation between two (3, 3) rotations."""
-    relative = a.T @ b
-    axis = np.array([relative[2, 1] - relative[1, 2], relative[0, 2] - relative[2, 0], relative[1, 0] - relative[0, 1]])
-    # atan2 stays accurate near 0 and π, where arccos of the trace does not.
-    return float(np.arctan2(np.linalg.norm(axis), np.trace(relative) - 1))
-
-
-def pose_distance(a: Camera | np.ndarray, b: Camera | np.ndarray, rotation_weight: float = 1.0) -> float:
-    """‖t_a − t_b‖ + rotation_weight · angle(R_a, R_b) of two cameras or (4, 4) poses (Difix3D's release).
+def pose_distances(
+    pose: Camera | np.ndarray, poses: Sequence[Camera | np.ndarray], rotation_weight: float = 1.0
+) -> np.ndarray:
+    """(N,) distances ‖t_a − t_b‖ + rotation_weight · angle(R_a, R_b) of one pose to N others (Difix3D's release).
 
     Translation is in the poses' own units (normalised world units for a Scene's cameras), the angle in radians.
     """
-    a, b = matrix_of(a), matrix_of(b)
-    translation = float(np.linalg.norm(a[:3, 3] - b[:3, 3]))
-    return translation + rotation_weight * rotation_angle(a[:3, :3], b[:3, :3])
+    if not len(poses):
+        return np.zeros(0)
+    one, others = matrix_of(pose), np.stack([matrix_of(other) for other in poses])
+    translations = np.linalg.norm(others[:, :3, 3] - one[:3, 3], axis=1)
+    relative = one[:3, :3].T @ others[:, :3, :3]
+    sines = [relative[:, i, j] - relative[:, j, i] for i, j in ((2, 1), (0, 2), (1, 0))]
+    # atan2 stays accurate near 0 and π, where arccos of the trace does not
+    angles = np.arctan2(np.linalg.norm(sines, axis=0), np.trace(relative, axis1=1, axis2=2) - 1)
+    return translations + rotation_weight * angles
+
+
+def pose_distance(a: Camera | np.ndarray, b: Camera | np.ndarray, rotation_weight: float = 1.0) -> float:
+    """`pose_distances` of two cameras or (4, 4) poses."""
+    return float(pose_distances(a, [b], rotation_weight)[0])
 
 
 def nearest_cameras(
@@ -82,8 +87,7 @@ def nearest_cameras(
     rotation_weight: float = 1.0,
 ) -> list[int]:
     """Indices of the (at most) `k` cameras nearest to `camera` by pose distance, nearest first; ties by index."""
-    distances = [pose_distance(camera, other, rotation_weight) for other in cameras]
-    return sorted(range(len(cameras)), key=lambda i: (distances[i], i))[:k]
+    return np.argsort(pose_distances(camera, cameras, rotation_weight), kind="stable")[:k].tolist()
 
 
 def rotation_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 from difixcli.errors import InputError, unknown
 from difixcli.runs import file_name, read_json
 from difixcli.scenes.loading import working_size
-from difixcli.scenes.poses import look_at, matrix_of, nearest_cameras, pose_distance, rigid_pose
+from difixcli.scenes.poses import look_at, matrix_of, nearest_cameras, pose_distance, pose_distances, rigid_pose
 from difixcli.scenes.scene import Camera, Frame, Scene
 
 LONE_RADIUS = 0.1
@@ -140,7 +140,7 @@ def spiral(cameras: Sequence[Camera], n: int, turns: int = 2) -> list[Camera]:
     """
     if not cameras or n < 1:
         raise InputError(f"A spiral needs at least one camera and one frame, not {len(cameras)} and {n}.")
-    totals = [sum(pose_distance(a, b) for b in cameras) for a in cameras]
+    totals = [pose_distances(camera, cameras).sum() for camera in cameras]
     centre = cameras[int(np.argmin(totals))]
     pose = centre.camera_to_world
     gaps = [np.linalg.norm(cameras[i].position - centre.position) for i in nearest_cameras(centre, cameras, 3)[1:]]
@@ -201,7 +201,7 @@ def _through(cameras: Sequence[Camera], n: int) -> list[Camera]:
 
 def _by_neighbours(cameras: Sequence[Camera]) -> list[Camera]:
     """The cameras from one of the two farthest apart on, each followed by the nearest that is left."""
-    first = max(cameras, key=lambda a: max(pose_distance(a, b) for b in cameras))
+    first = max(cameras, key=lambda camera: pose_distances(camera, cameras).max())
     left = [camera for camera in cameras if camera is not first]
     order = [first]
     while left:
