@@ -811,9 +811,9 @@ def export(
     from difixcli.reconstruction import Reconstruction
 
     on, _ = _device(Device.auto)
-    make_folder(output.absolute().parent)
     # on the device it was trained on, unless that is not here
     reconstruction = Reconstruction.load(run, device=None if on == "cuda" else on)
+    make_folder(output.absolute().parent)
     reconstruction.export(output)
     count = reconstruction.gaussians
     console.say(f"Wrote {f'{count} Gaussians' if count else 'a point cloud'} to {output}.")

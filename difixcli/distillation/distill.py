@@ -13,6 +13,7 @@ On disk a finished run is a nerfstudio run folder with, beside it,
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import time
@@ -107,6 +108,8 @@ class Distillation:
             self._update(model)
         self._final_renders(model, "distilled" if self.schedule.rounds else "plain")
         if compare:
+            del model
+            gc.collect()  # the parts of a model hold on to each other, and there may be no room for a second one
             self._plain()
         return self._figures()
 

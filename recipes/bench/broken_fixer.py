@@ -46,6 +46,10 @@ def _blocks(fixed: Tensor, seed: int, count: int = 6, part: int = 4) -> Tensor:
     return fixed
 
 
+def _one_color(fixed: Tensor) -> Tensor:
+    return torch.zeros_like(fixed) + torch.tensor([0.9, 0.1, 0.9])[:, None, None]
+
+
 def _tint(fixed: Tensor, by: float) -> Tensor:
     return (fixed + by * torch.tensor([1.0, -1.0, 1.0])[:, None, None]).clamp(0, 1)
 
@@ -62,10 +66,9 @@ FAULTS: dict[str, Callable[[Tensor, int, int, int], Tensor]] = {
     "moving": lambda fixed, view, of, turn: _blocks(fixed, view + of * turn) if view % 3 == 0 else fixed,
     "side": lambda fixed, view, of, turn: _blocks(fixed, view + of * turn) if 3 * view < of else fixed,
     "large": lambda fixed, view, of, turn: _blocks(fixed, view, 16, 3) if view % 3 == 0 else fixed,
-    # a third of the views collapse to one colour
-    "collapse": lambda fixed, view, of, turn: (
-        torch.zeros_like(fixed) + torch.tensor([0.9, 0.1, 0.9])[:, None, None] if view % 3 == 0 else fixed
-    ),
+    # a third of the views, and the neighbouring ones of one side, collapse to one colour
+    "collapse": lambda fixed, view, of, turn: _one_color(fixed) if view % 3 == 0 else fixed,
+    "lost": lambda fixed, view, of, turn: _one_color(fixed) if 3 * view < of else fixed,
     # faults that nobody sees at once, in every view: magenta by a twentieth, two pixels to the right, too sharp
     "tint": lambda fixed, view, of, turn: _tint(fixed, 0.05),
     "shift": lambda fixed, view, of, turn: F.pad(fixed, (2, 0, 0, 0), mode="replicate")[..., :-2],
