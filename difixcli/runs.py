@@ -291,8 +291,9 @@ def check_folder(folder: Path) -> None:
     """Raises InputError for an output that cannot be a folder; nothing is written."""
     for path in (folder := folder.expanduser().absolute(), *folder.parents):
         if path.is_file():
-            place = "" if path == folder else f" cannot be in {path}, which"
-            raise InputError(f"The output {folder}{place} is a file; name a folder with --output.")
+            if path == folder:
+                raise InputError(f"The output {folder} is a file; name a folder with --output.")
+            raise InputError(f"The output folder {folder} cannot be written ({path} is a file); choose another --output.")
         if path.is_dir():
             return
 
