@@ -293,7 +293,7 @@ def check_folder(folder: Path) -> None:
         if path.is_file():
             if path == folder:
                 raise InputError(f"The output {folder} is a file; name a folder with --output.")
-            raise InputError(f"The output folder {folder} cannot be written ({path} is a file); choose another --output.")
+            raise InputError(f"The output folder {folder} cannot be written ({path} is a file); choose another.")
         if path.is_dir():
             return
 
