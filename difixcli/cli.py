@@ -20,7 +20,7 @@ import typer
 
 from difixcli import __version__, console
 from difixcli.errors import InputError, unknown
-from difixcli.runs import Run, file_name, find_run, fingerprint, make_folder, read_json, write_json
+from difixcli.runs import Run, check_folder, file_name, find_run, fingerprint, make_folder, read_json, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -183,14 +183,25 @@ def curate(
     if merge:
         _merge_pairs([Path(folder) for folder in scenes or ["."]], output, force, as_json)
         return
+    from difixcli.curation.scene_list import expand_scenes, parse_shard, shard_of
+    from difixcli.scenes import check_rule, check_scene
+
+    # what can be told without torch and nerfstudio is told before they are imported, which takes long
+    named = expand_scenes(scenes or ["."])
+    if len(named) == 1:  # of several, one that is not there is reported at the end and stops no other
+        check_scene(next(iter(named.values())))
+    for rule in split or []:
+        check_rule(rule)
+    part = None if shard is None else parse_shard(shard)
+    if output is not None:
+        check_folder(output)
+
     from difixcli.curation.curate import DEFAULT_SHIFTS, DEFAULT_STOPS, Recipe, check_test_scenes, plan
     from difixcli.curation.curate import curate as make_pairs
-    from difixcli.curation.scene_list import expand_scenes, parse_shard, shard_of
     from difixcli.reconstruction import known_methods
+    from difixcli.reconstruction.compilation import compile_ahead
 
     on, sizes = _device(device, preset)
-    if method not in (methods := known_methods()):
-        raise unknown("method", method, methods)
     recipe = Recipe(
         strategy=strategy,
         method=method,
@@ -216,12 +227,12 @@ def curate(
     ):
         if given and strategy not in users:
             raise InputError(f"{option} belongs to {', '.join(users)} and says nothing to {strategy}; leave it out.")
-    named = expand_scenes(scenes or ["."])
     check_test_scenes(test_scene or [], named)
-    part = None if shard is None else parse_shard(shard)
     chosen = {name: named[name] for name in shard_of(list(named), part)}
     joined = "-".join(file_name(name) for name in list(named)[:3])
     folder = output or Path("outputs") / "pairs" / f"{joined}-{strategy}-{method}"
+    if method not in (methods := known_methods()):
+        raise unknown("method", method, methods)
     if len(named) == 1:  # a lone scene that does not fit leaves nothing behind
         plan(_scene(next(iter(named.values())), size, sizes), recipe, folder)
     arguments = {
@@ -233,6 +244,7 @@ def curate(
     reads = [Path(spec) for spec in named.values() if not spec.startswith("sample:")]
     run = Run.open(folder, "curate", arguments, {}, force, reads=reads, shard=part)
     _announce(run, scenes=f"{len(chosen)} of {len(named)}", strategy=strategy, method=method, preset=sizes, device=on)
+    compile_ahead(method, on, console.say)
     curated = make_pairs(
         chosen, lambda spec: _scene(spec, size, sizes), recipe, run, test_scene or [], console.progress
     )
@@ -498,8 +510,9 @@ def distill(
         str, typer.Option(help="supported: a fix changes what references and render support; all: everything.")
     ] = "supported",
     drop_below: Annotated[
-        float, typer.Option(help="A fix that is supported by less than this, 0 to 1, is not trained on.", min=0, max=1)
-    ] = 0.7,
+        float | None,
+        typer.Option(help="A fix supported by less than this, 0 to 1, is not trained on (default 0.7).", min=0, max=1),
+    ] = None,
     holdout: Annotated[
         str | None,
         typer.Option(help="Photos held back to watch the rounds: a number or a share; 5 % where 20 or more train."),
@@ -525,15 +538,48 @@ def distill(
     as_json: JsonOption = False,
 ) -> None:
     """Make a better 3D reconstruction: train, render, fix, train on the fixes, round by round."""
-    from difixcli.distillation.distill import Distillation, Settings
-    from difixcli.distillation.rounds import Rounds
-    from difixcli.distillation.schedule import make_schedule
-    from difixcli.reconstruction import default_iterations, is_splat, known_methods, method_config
-    from difixcli.scenes import default_split_rule, make_split
+    from difixcli.distillation.confidence import support_wanted
+    from difixcli.distillation.guard import check_guard
+    from difixcli.distillation.schedule import check_schedule, make_schedule
+    from difixcli.distillation.targets import check_targets
+    from difixcli.scenes import check_rule, check_scene, default_split_rule, make_split
 
-    on, sizes = _device(device, preset)
+    # what can be told without torch and nerfstudio is told before they are imported, which takes long
+    aims = targets or ["test"]
+    check_scene(scene)
     if start is not None and not start.exists():
         raise InputError(f"There is no {start} to start from; check its name.")
+    if output is not None:
+        check_folder(output)
+    if split is not None:
+        check_rule(split)
+    check_targets(aims)
+    check_schedule(schedule, rounds, step, share)
+    check_guard(holdout, guard)
+    support = support_wanted(trust, drop_below)
+    if schedule == "none" and compare:
+        raise InputError("--schedule none is plain training itself; leave out --compare.")
+    if schedule == "none" and (holdout is not None or guard is not None):
+        option = "--guard" if holdout is None else "--holdout"
+        raise InputError(f"{option} says nothing to the schedule none, which has no round to watch; leave it out.")
+    if schedule == "none" and (drop_below is not None or trust != "supported"):
+        option = "--trust" if drop_below is None else "--drop-below"
+        raise InputError(f"{option} says nothing to the schedule none, which trains on no fix; leave it out.")
+    if start is not None and holdout is not None:
+        raise InputError("--holdout says nothing with --start: what is taken up has seen every photo; leave it out.")
+    on, sizes = _device(device, preset)
+    loaded = _scene(scene, size, sizes)
+    rule = split or default_split_rule(loaded)
+    if split is None and rule == "every:4" and "test" not in aims:
+        rule = "all"  # no photo has to be held out where none is aimed at
+    chosen = make_split(loaded, rule, need_test="test" in aims)
+    inputs = {**_inputs(loaded), **_split_input(loaded, chosen), **_fixer_input(fixer)}
+
+    from difixcli.distillation.distill import Distillation, Settings
+    from difixcli.distillation.rounds import Rounds
+    from difixcli.reconstruction import default_iterations, is_splat, known_methods, method_config
+    from difixcli.reconstruction.compilation import compile_ahead
+
     if method is None:
         method = "splatfacto"
         if start is not None and start.is_dir():
@@ -542,19 +588,6 @@ def distill(
             method = method_of(start)
     if method not in (methods := known_methods()):
         raise unknown("method", method, methods)
-    if schedule == "none" and compare:
-        raise InputError("--schedule none is plain training itself; leave out --compare.")
-    if schedule == "none" and (holdout is not None or guard is not None):
-        option = "--guard" if holdout is None else "--holdout"
-        raise InputError(f"{option} says nothing to the schedule none, which has no round to watch; leave it out.")
-    if start is not None and holdout is not None:
-        raise InputError("--holdout says nothing with --start: what is taken up has seen every photo; leave it out.")
-    loaded = _scene(scene, size, sizes)
-    aims = targets or ["test"]
-    rule = split or default_split_rule(loaded)
-    if split is None and rule == "every:4" and "test" not in aims:
-        rule = "all"  # no photo has to be held out where none is aimed at
-    chosen = make_split(loaded, rule, need_test="test" in aims)
     steps = iterations or default_iterations(method, sizes)
     images = is_splat(method_config(method))
     planned = make_schedule(sizes, images, steps, rounds, schedule, step, share, started=start is not None)
@@ -569,7 +602,7 @@ def distill(
         targets=aims,
         references=references,
         trust=trust,
-        drop_below=drop_below,
+        drop_below=support,
         holdout=holdout,
         guard=guard,
         start=None if start is None else str(start.expanduser().absolute()),
@@ -577,7 +610,6 @@ def distill(
     distillation = Distillation(loaded, chosen, plan)
     arguments = {**vars(plan), "schedule": vars(planned), "scene": _spec(scene), "size": size, "split": rule}
     arguments["fixer"] = fixer
-    inputs = {**_inputs(loaded), **_split_input(loaded, chosen), **_fixer_input(fixer)}
     paths = [Path(aim).expanduser() for aim in aims if aim.endswith(".json")]
     inputs |= {str(path): fingerprint([path], content=True) for path in paths}
     begun = _start_files(start)
@@ -633,6 +665,7 @@ def distill(
     if network is None:
         results = run.record["results"]
     else:
+        compile_ahead(method, on, console.say)
         results = distillation.run(network, run, console.progress, console.say)
         run.finish(results)
     found = run.record.get("rounds", {})
@@ -765,15 +798,18 @@ def _joined(folders: list[Path]) -> str:
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a reconstruction, such as difix distill leaves.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .ply to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a file of that name.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a run's Gaussians, or the surfaces of another method as coloured points, as a PLY file."""
-    from difixcli.reconstruction import Reconstruction
-
     if output.suffix.lower() != ".ply" or output.is_dir():
         raise InputError(f"{output} is no name of a .ply file; give one with --output.")
     if not (run / "reconstruction.json").is_file():
         raise InputError(f"{run} holds no reconstruction; name the folder of a run of difix distill.")
+    if output.exists() and not force:
+        raise InputError(f"{output} is already there; choose another --output, or replace it with --force.")
+    from difixcli.reconstruction import Reconstruction
+
     on, _ = _device(Device.auto)
     # on the device it was trained on, unless that is not here
     reconstruction = Reconstruction.load(run, device=None if on == "cuda" else on)

@@ -75,8 +75,7 @@ class Run:
         another process.
         """
         folder = folder.expanduser().absolute()
-        if folder.is_file():
-            raise InputError(f"The output {folder} is a file; name a folder with --output.")
+        check_folder(folder)
         if shard is not None and force:
             raise InputError(f"--force with --shard would remove other shards' work; remove {folder} by hand.")
         if not force and cls.held(folder, command, arguments, inputs, shard):
@@ -286,6 +285,17 @@ def fingerprint(files: Sequence[Path], content: bool = False) -> str:
         elif content:
             digest.update(f"{facts.st_mtime_ns};".encode())
     return digest.hexdigest()[:16]
+
+
+def check_folder(folder: Path) -> None:
+    """Raises InputError for an output that cannot be a folder; nothing is written."""
+    for path in (folder := folder.expanduser().absolute(), *folder.parents):
+        if path.is_file():
+            if path == folder:
+                raise InputError(f"The output {folder} is a file; name a folder with --output.")
+            raise InputError(f"The output folder {folder} cannot be written ({path} is a file); choose another.")
+        if path.is_dir():
+            return
 
 
 def make_folder(folder: Path) -> Path:

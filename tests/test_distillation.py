@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import weakref
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -223,9 +224,42 @@ def test_targets_that_cannot_be(room: Path, fixer: Path, tmp_path: Path) -> None
     refused(difix(*line, "--holdout", "30"), "30", "two must")
     refused(difix(*line, "--from-round", "2"), "--from-round")
     refused(difix(*line, "--start", tmp_path / "nothing"), "nothing")
-    for option in ("--holdout", "--guard"):
+    for option in ("--holdout", "--guard", "--drop-below"):
         refused(difix(*line[:-4], "--schedule", "none", option, "1", *line[-2:]), option, "none")
+    refused(difix(*line, "--trust", "all", "--drop-below", "0.5"), "--drop-below", "--trust all")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_plainly_wrong_is_told_without_torch(room: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    distill, curate = ["distill", str(room)], ["curate", str(room)]
+    wrong = [
+        ["distill", str(tmp_path / "none")],
+        ["distill", "sample:kitchen"],
+        [*distill, "--start", str(tmp_path / "none")],
+        [*distill, "--output", str(file)],
+        [*distill, "--output", str(file / "run")],
+        *([*distill, "--split", rule] for rule in ("evry:4", "every:x", "groups:0", "names:", "clusters:2", "file:")),
+        *([*distill, "--targets", aim] for aim in ("spirall", "spiral:x", "shift:far", str(tmp_path / "none.json"))),
+        [*distill, "--schedule", "oneshot"],
+        [*distill, "--trust", "some"],
+        [*distill, "--guard", "much"],
+        [*distill, "--holdout", "many"],
+        ["curate", str(tmp_path / "none")],
+        [*curate, "--split", "every:x"],
+        [*curate, "--shard", "4/4"],
+        [*curate, "--output", str(file)],
+        ["export", str(tmp_path), "-o", str(tmp_path / "a.ply")],
+    ]
+    code = (
+        "import json, sys; from typer.testing import CliRunner; from difixcli.cli import app\n"
+        "codes = [CliRunner().invoke(app, line).exit_code for line in json.loads(sys.argv[1])]\n"
+        "assert set(codes) == {2}, codes\n"
+        "assert not {'torch', 'nerfstudio'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, json.dumps(wrong)], env=environment, check=True)
 
 
 def test_no_round_is_plain_training(room: Path, fixer: Path, tmp_path: Path) -> None:
@@ -261,8 +295,21 @@ def test_rounds_go_on_from_an_existing_run(room: Path, fixer: Path, tmp_path: Pa
     assert told(again) and "this split holds out" in " ".join(again.stderr.split())
 
 
-def test_rounds_that_the_guard_takes_back_change_nothing(room: Path, fixer: Path, tmp_path: Path) -> None:
-    """A guard that nothing can please leaves plain training, to the last pixel: rolling back is exact."""
+def test_rounds_that_the_guard_takes_back_change_nothing(
+    room: Path, fixer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guard that nothing can please leaves plain training, to the last pixel: rolling back is exact, and gives the
+    model up before the one it goes back to is built.
+    """
+    built: list[weakref.ref] = []
+    build = Reconstruction._build
+
+    def watched(self: Reconstruction, *arguments: object) -> None:
+        assert not [one for one in built if one() is not None]
+        build(self, *arguments)  # type: ignore[arg-type]
+        built.append(weakref.ref(self._pipeline))
+
+    monkeypatch.setattr(Reconstruction, "_build", watched)
     line = ["distill", room, "--fixer", fixer, *TOY, "--compare", "--json", "--holdout", "0"]
     scene = load_scene(str(room), 48)
     split = make_split(scene, default_split_rule(scene))
@@ -277,6 +324,7 @@ def test_rounds_that_the_guard_takes_back_change_nothing(room: Path, fixer: Path
     )
     assert results["distilled"] == results["plain"]
     assert sum("rolled back" in line for line in said) == 6
+    assert len(built) == 1 + 6 + 1
     assert len(list((tmp_path / "run" / "rounds").glob("*-rejected-*"))) == 6
     records = rounds_of(tmp_path / "run")
     assert all(record["attempt"] == 3 and record["share"] == 0 and not record["views"] for record in records)

@@ -108,8 +108,9 @@ def test_fields(scene: Scene, tmp_path: Path) -> None:
     pytest.importorskip("open3d", exc_type=ImportError)
     rays = "pipeline.datamanager.train_num_rays_per_batch=256"
     made = trained(scene, tmp_path / "first", "nerfacto", [rays])
-    shutil.move(tmp_path / "first", tmp_path / "run")  # a folder that was moved opens as soon as it was loaded once
+    shutil.move(tmp_path / "first", tmp_path / "run")
     made = Reconstruction.load(tmp_path / "run", scene, TRAIN)
+    made.save()  # a folder that was moved opens as soon as it is written to
     config = str(tmp_path / "run" / "config.yml")
     normals = ["--normal-method", "open3d", "--remove-outliers", "False", "--reorient-normals", "False"]
     cloud = ["ns-export", "pointcloud", "--load-config", config, "--output-dir", str(tmp_path / "cloud")]
@@ -145,9 +146,24 @@ def test_difix_export(scene: Scene, tmp_path: Path) -> None:
     from difixcli.cli import app
     from difixcli.reconstruction.gaussians import Gaussians
 
-    made = trained(scene, tmp_path / "run", "splatfacto", ["max_gaussians=500"])
+    def files(folder: Path) -> dict[str, tuple[bytes, int]]:
+        found = (path for path in folder.rglob("*") if path.is_file())
+        return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
+
+    trained(scene, tmp_path / "first", "splatfacto", ["max_gaussians=500"])
+    shutil.copytree(tmp_path / "first", tmp_path / "run")
+    made = Reconstruction.load(tmp_path / "run", scene, TRAIN)
+    before = files(tmp_path / "run")
     done = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "-o", str(tmp_path / "out" / "a.ply"), "--json"])
     assert done.exit_code == 0, done.output
+    assert len(Gaussians.read(tmp_path / "out" / "a.ply")) == made.gaussians
+    assert files(tmp_path / "run") == before  # reading writes nothing
+    (tmp_path / "out" / "a.ply").write_text("mine")
+    again = ["export", str(tmp_path / "run"), "-o", str(tmp_path / "out" / "a.ply")]
+    done = CliRunner().invoke(app, again)
+    assert done.exit_code == 2 and "--force" in done.output, done.output
+    assert (tmp_path / "out" / "a.ply").read_text() == "mine"
+    assert CliRunner().invoke(app, [*again, "--force"]).exit_code == 0
     assert len(Gaussians.read(tmp_path / "out" / "a.ply")) == made.gaussians
     for arguments in (["run", "-o", "a.obj"], ["nowhere", "-o", "a.ply"], [".", "-o", "a.ply"]):
         folder, option, name = arguments

@@ -65,7 +65,7 @@ class Build:
             with self.progress(f"{scene.name}: reconstruct {name}", left) as update:
                 reconstruction.train(left, update)
             reconstruction.save()
-            reconstruction = Reconstruction.load(folder, scene, train)
+            reconstruction.go_back()
         self.seconds += time.monotonic() - begun
         return reconstruction
 

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from difixcli.reconstruction import Render
-from difixcli.reference_views import References
+from difixcli.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from difixcli.reconstruction import Render
+    from difixcli.reference_views import References
+
+TRUSTS = ("supported", "all")
+DROP_BELOW = 0.7
+"""The support (see `mean_support`) below which a fix is not trained on, unless another is asked for."""
 
 _SIGMA = 2.0  # pixels; what is finer than this is texture, what is coarser is tone and structure
 _GAINED = 0.25  # so much more local contrast than the render's is new detail, not another drawing of the old
 _DISAGREEMENT = 0.25  # colour difference (of the worst channel) at which a reference no longer supports a fix
 _UNSUPPORTED = 0.25  # change of tone (of the worst channel) that a fix may make where no reference shows anything
 _SUBSTANCE = 0.3  # accumulation from which on a render has something to show
+
+
+def support_wanted(trust: str, drop_below: float | None) -> float:
+    """The least support of a fix that is trained on; 0 with the trust `all`, which takes every fix as it is.
+
+    Raises InputError for an unknown kind of trust, and for a bound that it does not heed.
+    """
+    if trust not in TRUSTS:
+        raise unknown("kind of trust", trust, TRUSTS)
+    if trust == "supported":
+        return DROP_BELOW if drop_below is None else drop_below
+    if drop_below is not None:
+        raise InputError(f"--drop-below says nothing with --trust {trust}, which takes every fix; leave one out.")
+    return 0.0
 
 
 def target(render: Render, fixed: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ On disk a finished run is a nerfstudio run folder with, beside it,
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import time
@@ -29,7 +30,6 @@ from difixcli.distillation.guard import Guard, make_guard, mean_psnr
 from difixcli.distillation.rounds import Rounds
 from difixcli.distillation.schedule import Schedule, pseudo_cameras
 from difixcli.distillation.targets import Target, make_targets
-from difixcli.errors import unknown
 from difixcli.reconstruction import PseudoView, Reconstruction, is_splat, method_config
 from difixcli.reference_views import ReferenceViews, fix_render, is_bad_fix
 from difixcli.runs import Run, write_image
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 Say = Callable[[str], None]
 
-TRUSTS = ("supported", "all")
 _SAVE_EVERY = 500  # iterations a killed run loses at most
 _ATTEMPTS = 2  # with pseudo-views; then a round is trained on photos alone
 
@@ -77,12 +76,10 @@ class Settings:
 class Distillation:
     """A run of the progressive update. Making one checks what was asked and writes nothing.
 
-    Raises InputError for targets that do not exist, photos that cannot be held back, and an unknown kind of trust.
+    Raises InputError for targets that do not exist and photos that cannot be held back.
     """
 
     def __init__(self, scene: Scene, split: Split, settings: Settings) -> None:
-        if settings.trust not in TRUSTS:
-            raise unknown("kind of trust", settings.trust, TRUSTS)
         self.scene, self.split, self.settings = scene, split, settings
         self.schedule = settings.schedule
         self.targets = make_targets(scene, split, settings.targets)
@@ -108,9 +105,11 @@ class Distillation:
         if compare and not self._own_plain and not (run.folder / "plain" / "config.yml").exists():
             _fork(run.folder, run.folder / "plain")
         if self.schedule.rounds:
-            model = self._update(model)
+            self._update(model)
         self._final_renders(model, "distilled" if self.schedule.rounds else "plain")
         if compare:
+            del model
+            gc.collect()  # the parts of a model hold on to each other, and there may be no room for a second one
             self._plain()
         return self._figures()
 
@@ -193,7 +192,7 @@ class Distillation:
         end = self.schedule.end(number)
         return min(end, self._return) if self.guard.held else end
 
-    def _update(self, model: Reconstruction) -> Reconstruction:
+    def _update(self, model: Reconstruction) -> None:
         """The rounds that are still to do."""
         schedule, rounds = self.schedule, self.rounds
         going = schedule.finished_rounds(model.step) + 1
@@ -206,7 +205,7 @@ class Distillation:
                     self._attempt(model, number)
                 if not rounds.accepted(number):
                     rounds.take_back(number)
-                    model = Reconstruction.load(self.folder, self.scene, self.split.train)
+                    model.go_back()
                 self._run.save(rounds=self._summary())
             if number == schedule.rounds and model.step == self._judged_at(number):
                 self._keep_views(model)
@@ -216,7 +215,6 @@ class Distillation:
                 self._train(model, schedule.iterations, f"round {number}/{number}: train on all photos")
         model.hold_back(())
         model.set_pseudo_views([], 0.0)
-        return model
 
     def _attempt(self, model: Reconstruction, number: int) -> None:
         """Make a round's fixes, train on them, and write the guard's verdict."""

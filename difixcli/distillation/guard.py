@@ -11,13 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from difixcli.errors import InputError
-from difixcli.reconstruction import Reconstruction
 from difixcli.scenes import load_mask, load_photo
 from difixcli.scenes.scene import Scene
+
+if TYPE_CHECKING:
+    from difixcli.reconstruction import Reconstruction
 
 SHARE = 0.05
 ENOUGH = 20
@@ -75,6 +78,12 @@ def make_guard(train: Sequence[int], holdout: str | None, guard: str | None) -> 
         )
     chosen = _spread(train, count or min(len(train), _WATCHED))
     return Guard(tuple(chosen), count > 0, _bound(guard, count > 0))
+
+
+def check_guard(holdout: str | None, guard: str | None) -> None:
+    """Raises InputError for what `make_guard` can make nothing of, however many photos train."""
+    _count(ENOUGH, holdout)
+    _bound(guard, False)
 
 
 def _bound(guard: str | None, held_back: bool) -> float | None:

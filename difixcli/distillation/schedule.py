@@ -60,20 +60,10 @@ def make_schedule(
     gpu: half on photos (the paper starts from 30k iterations and updates every 1.5k to 2k). cpu: 60 % on photos and
     five rounds, since a small network's fixes cost as much as the steps between them. With `started`, the
     reconstruction has its training on photos behind it, and the rounds take all.
-    Raises InputError when there are fewer iterations than rounds, for an unknown kind, for a step or share that makes
-    no sense, and for options that the kind does not heed.
+    Raises InputError when there are fewer iterations than rounds, for a share that makes no sense, and what
+    `check_schedule` raises.
     """
-    if kind not in KINDS:
-        raise unknown("schedule", kind, KINDS)
-    for option, value, kinds in (
-        ("--rounds", rounds, ("progressive",)),
-        ("--step", step, ("progressive",)),
-        ("--share", share, ("progressive", "one-shot")),
-    ):
-        if value is not None and kind not in kinds:
-            raise InputError(f"{option} says nothing to the schedule {kind}; leave it out.")
-    if step is not None and not step > 0:
-        raise InputError(f"The step {step} must be positive: it is how far pseudo-views move in a round.")
+    check_schedule(kind, rounds, step, share)
     largest = 1.0 if images else _LARGEST_SHARE_OF_RAYS
     if share is not None and not 0 < share <= largest:
         raise InputError(f"The share {share} of pseudo-views must be above 0 and at most {largest:g} with this method.")
@@ -91,6 +81,21 @@ def make_schedule(
     chosen = share if share is not None else (0.3 if images else 0.4)
     first = 0 if started else iterations - every * count
     return Schedule(kind, first, count, every, None if kind == "one-shot" else (step or _STEP), chosen)
+
+
+def check_schedule(kind: str, rounds: int | None = None, step: float | None = None, share: float | None = None) -> None:
+    """Raises InputError for an unknown kind, a step that makes no sense, and options that the kind does not heed."""
+    if kind not in KINDS:
+        raise unknown("schedule", kind, KINDS)
+    for option, value, kinds in (
+        ("--rounds", rounds, ("progressive",)),
+        ("--step", step, ("progressive",)),
+        ("--share", share, ("progressive", "one-shot")),
+    ):
+        if value is not None and kind not in kinds:
+            raise InputError(f"{option} says nothing to the schedule {kind}; leave it out.")
+    if step is not None and not step > 0:
+        raise InputError(f"The step {step} must be positive: it is how far pseudo-views move in a round.")
 
 
 def pseudo_cameras(train: Sequence[Camera], targets: Sequence[Camera], travelled: float | None) -> list[Camera]:

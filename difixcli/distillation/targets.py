@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from difixcli.errors import InputError
 from difixcli.scenes.scene import Camera, Scene, Split
-from difixcli.scenes.trajectories import make_trajectory
+from difixcli.scenes.trajectories import check_trajectory, make_trajectory
 
 TEST = "test"
 
@@ -19,6 +19,13 @@ class Target:
     name: str
     camera: Camera
     frame: int | None
+
+
+def check_targets(specs: Sequence[str]) -> None:
+    """Raises InputError for specs that are wrong whatever the scene."""
+    for spec in specs:
+        if spec != TEST:
+            check_trajectory(spec)
 
 
 def make_targets(scene: Scene, split: Split, specs: Sequence[str]) -> list[Target]:

@@ -39,7 +39,6 @@ _TO_BASE_2 = F(0.5 / math.log(2.0))
 _FROM_BASE_2 = F(2.0 * math.log(2.0))
 _EXPONENT_MIN = F(-math.log2(ALPHA_MAX))
 _ALPHA_MIN = F(ALPHA_MIN)
-_ALPHA_MAX = F(ALPHA_MAX)
 _TRANSMITTANCE_MIN = F(TRANSMITTANCE_MIN)
 # An entry may be a little too large, never too small: the exact test is made at every pixel.
 _EXPONENT_MARGIN = F(2e-3)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -84,6 +85,7 @@ class Reconstruction:
         self.folder = folder
         self.step = 0
         self.warnings: list[str] = []
+        self._described = False
         self._to_model = recipe.model_from_scene
         self._scale = float(np.cbrt(np.linalg.det(self._to_model[:3, :3])))
         self._recipe = recipe
@@ -188,10 +190,10 @@ class Reconstruction:
     ) -> Reconstruction:
         """Take up a saved run where its last checkpoint left it, on `device` or else the one it was trained on.
 
-        With `scene`, it is checked to be the one the run was made from, and with `train` (indices of frames) the split
-        to be the one it trains on: trained on, its test views would be photos it has seen. Raises InputError if the
-        folder holds no reconstruction, its checkpoint is damaged, scene or split are others, or the device is absent
-        or none that the method's networks run on.
+        Nothing is written. With `scene`, it is checked to be the one the run was made from, and with `train` (indices
+        of frames) the split to be the one it trains on: trained on, its test views would be photos it has seen. Raises
+        InputError if the folder holds no reconstruction, its checkpoint is damaged, scene or split are others, or the
+        device is absent or none that the method's networks run on.
         """
         folder = Path(folder).expanduser().absolute()
         held = read_json(folder / "reconstruction.json")
@@ -219,9 +221,20 @@ class Reconstruction:
                 f"{folder} was trained on {held['device']} with networks that {recipe.device} does not have; "
                 f"use --device {held['device']}."
             ) from error
-        if recipe.device == held["device"]:
-            loaded._describe()  # the folder may have been moved or copied since
         return loaded
+
+    def go_back(self) -> None:
+        """Be again what the folder's latest checkpoint holds, as if loaded anew.
+
+        The model in memory is given up first: two of them may be more than there is room for.
+        """
+        recipe, folder = self._recipe, self.folder
+        vars(self).clear()
+        gc.collect()  # methods and their callbacks hold on to each other
+        if recipe.device == "cuda":
+            torch.cuda.empty_cache()
+        Reconstruction.__init__(self, recipe, folder, None)
+        self._restore(read_checkpoint(latest_checkpoint(folder)))
 
     @property
     def method(self) -> str:
@@ -321,7 +334,8 @@ class Reconstruction:
 
         It is nerfstudio's checkpoint (its `step` is the last finished iteration's number, counted from 0) with what
         exact continuation needs under `difix`. It holds nothing but tensors and plain values, so that loading it
-        needs no trust.
+        needs no trust. What nerfstudio's own tools open the run by is written, too, where the folder was moved or
+        copied since.
         """
         from difixcli.reconstruction.pseudo_views import order_of
 
@@ -340,6 +354,8 @@ class Reconstruction:
             "scalers": self._scaler.state_dict(),
             "difix": extra,
         }
+        if not self._described:
+            self._describe()
         target = self.folder / self._config.relative_model_dir / f"step-{state['step']:09d}.ckpt"
         write_checkpoint(state, target, self.folder)
         return target
@@ -419,6 +435,7 @@ class Reconstruction:
         self._config.get_base_dir().mkdir(parents=True, exist_ok=True)
         with atomic(self.folder / "config.yml") as temporary:
             temporary.write_text(yaml.dump(config), encoding="utf-8")
+        self._described = True
 
     def _build(self, seeds: tuple[np.ndarray, np.ndarray] | None) -> None:
         from difixcli.reconstruction.pseudo_views import weigh_targets

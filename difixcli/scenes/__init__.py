@@ -1,10 +1,10 @@
 """Posed photo sets: reading, splitting, camera paths, the sample scenes."""
 
-from difixcli.scenes.loading import load_mask, load_photo, load_scene, scene_fingerprint, scene_name
+from difixcli.scenes.loading import check_scene, load_mask, load_photo, load_scene, scene_fingerprint, scene_name
 from difixcli.scenes.poses import nearest_cameras, pose_distance
 from difixcli.scenes.sample import write_sample
 from difixcli.scenes.scene import Camera, Frame, Scene, Split
-from difixcli.scenes.splits import default_split_rule, make_split
+from difixcli.scenes.splits import check_rule, default_split_rule, make_split
 from difixcli.scenes.trajectories import Trajectory, interpolate, make_trajectory, orbit, spiral, step_towards
 
 __all__ = [
@@ -13,6 +13,8 @@ __all__ = [
     "Scene",
     "Split",
     "Trajectory",
+    "check_rule",
+    "check_scene",
     "default_split_rule",
     "interpolate",
     "load_mask",

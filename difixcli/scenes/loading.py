@@ -46,18 +46,27 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
     """
     if size is not None and size < 1:
         raise InputError(f"The working size {size} is not a number of pixels; give a positive --size.")
+    check_scene(spec)
     if str(spec).startswith(SAMPLE_PREFIX):
         from difixcli.scenes.sample import cached_sample
 
         return _build_scene(scene_name(spec), cached_sample(scene_name(spec)), size)
     root = Path(spec)
+    return _build_scene(scene_name(spec), root.parent if root.is_file() else root, size)
+
+
+def check_scene(spec: str | Path) -> None:
+    """Raises InputError for what names no scene at all (see `load_scene`); what is in its folder is not read."""
+    if str(spec).startswith(SAMPLE_PREFIX):
+        from difixcli.scenes.sample import check_sample
+
+        check_sample(scene_name(spec))
+        return
+    root = Path(spec)
     if not root.exists():
         raise InputError(f"The scene folder {root} does not exist; give a folder with posed photos or sample:room.")
-    if root.is_file():
-        if root.name != TRANSFORMS:
-            raise InputError(f"{root} is a file; name the folder that holds transforms.json or a COLMAP model.")
-        root = root.parent
-    return _build_scene(scene_name(spec), root, size)
+    if root.is_file() and root.name != TRANSFORMS:
+        raise InputError(f"{root} is a file; name the folder that holds transforms.json or a COLMAP model.")
 
 
 def scene_name(spec: str | Path) -> str:

@@ -52,27 +52,22 @@ def make_split(scene: Scene, rule: str, need_test: bool = True) -> Split:
     Raises InputError for an unknown rule (with near matches), for a split without training views and, with
     `need_test`, for one without test views.
     """
+    check_rule(rule)
     kind, _, argument = rule.partition(":")
-    if kind not in RULES:
-        raise unknown("split rule", kind, RULES, f"The whole rule was {rule!r}.")
     if kind == "every":
-        train, test = _every(len(scene.frames), argument, rule)
+        train, test = _every(len(scene.frames), int(argument))
     elif kind == "clusters":
-        if argument:
-            raise InputError(f"The split rule {rule!r} takes no argument; write clusters.")
         train, test = _clusters(np.stack([frame.camera.position for frame in scene.frames]))
     elif kind == "groups":
-        train, test = _groups(np.stack([frame.camera.camera_to_world for frame in scene.frames]), argument, rule)
+        train, test = _groups(np.stack([frame.camera.camera_to_world for frame in scene.frames]), argument)
     elif kind == "names":
         train, test = _by_names(scene, argument, rule)
     elif kind == "camera":
         train, test = _by_camera(scene, argument, rule)
     elif kind == "all":
-        if argument:
-            raise InputError(f"The split rule {rule!r} takes no argument; write all.")
         train, test = list(range(len(scene.frames))), []
     else:
-        train, test = _from_file(scene, argument, rule)
+        train, test = _from_file(scene, argument)
     if not train:
         raise InputError(f"The split {rule!r} leaves no training view among the {len(scene.frames)} of {scene.name}.")
     if need_test and not test:
@@ -80,10 +75,26 @@ def make_split(scene: Scene, rule: str, need_test: bool = True) -> Split:
     return Split(train=tuple(sorted(train)), test=tuple(sorted(test)), rule=rule)
 
 
-def _every(count: int, argument: str, rule: str) -> tuple[list[int], list[int]]:
-    if not argument.isdecimal() or int(argument) < 2:
+def check_rule(rule: str) -> None:
+    """Raises InputError for a rule that is wrong whatever the scene: unknown, or with an argument it cannot have."""
+    kind, _, argument = rule.partition(":")
+    if kind not in RULES:
+        raise unknown("split rule", kind, RULES, f"The whole rule was {rule!r}.")
+    if kind == "every" and (not argument.isdecimal() or int(argument) < 2):
         raise InputError(f"The split rule {rule!r} needs a whole number of at least 2, as in every:4.")
-    step = int(argument)
+    if kind in ("clusters", "all") and argument:
+        raise InputError(f"The split rule {rule!r} takes no argument; write {kind}.")
+    if kind == "groups" and argument and (not argument.isdecimal() or int(argument) < 1):
+        raise InputError(f"The split rule {rule!r} needs a whole number of at least 1, as in groups:6, or none.")
+    if kind == "names":
+        _patterns(argument, rule)
+    if kind == "camera" and not argument:
+        raise InputError(f"The split rule {rule!r} needs a camera's id, as in camera:0.")
+    if kind == "file" and not argument:
+        raise InputError(f"The split rule {rule!r} needs a path, as in file:split.json.")
+
+
+def _every(count: int, step: int) -> tuple[list[int], list[int]]:
     return list(range(0, count, step)), [i for i in range(count) if i % step]
 
 
@@ -107,10 +118,8 @@ def _clusters(positions: np.ndarray) -> tuple[list[int], list[int]]:
     return groups[0], groups[1]
 
 
-def _groups(poses: np.ndarray, argument: str, rule: str) -> tuple[list[int], list[int]]:
+def _groups(poses: np.ndarray, argument: str) -> tuple[list[int], list[int]]:
     """Two groups of poses (N, 4, 4) seeded by the farthest pair; the larger one, or `argument` of its poses, trains."""
-    if argument and (not argument.isdecimal() or int(argument) < 1):
-        raise InputError(f"The split rule {rule!r} needs a whole number of at least 1, as in groups:6, or none.")
     from scipy.spatial.distance import cdist
 
     rotations, positions = poses[:, :3, :3].reshape(-1, 9), poses[:, :3, 3]
@@ -138,7 +147,8 @@ def _matches(name: str, pattern: str) -> bool:
     return pattern in name
 
 
-def _by_names(scene: Scene, argument: str, rule: str) -> tuple[list[int], list[int]]:
+def _patterns(argument: str, rule: str) -> dict[str, str]:
+    """The patterns of `train`, `test` or both."""
     patterns: dict[str, str] = {}
     if argument.startswith(("train=", "test=")):
         for part in argument.split(","):
@@ -152,9 +162,13 @@ def _by_names(scene: Scene, argument: str, rule: str) -> tuple[list[int], list[i
         patterns["train"] = argument
     else:
         raise InputError(f"The split rule {rule!r} needs a pattern, as in names:*_train_* or names:left/*.")
+    return patterns
+
+
+def _by_names(scene: Scene, argument: str, rule: str) -> tuple[list[int], list[int]]:
     chosen = {
         key: [i for i, frame in enumerate(scene.frames) if _matches(frame.name, pattern)]
-        for key, pattern in patterns.items()
+        for key, pattern in _patterns(argument, rule).items()
     }
     everything = range(len(scene.frames))
     train = chosen["train"] if "train" in chosen else [i for i in everything if i not in set(chosen["test"])]
@@ -175,10 +189,8 @@ def _by_camera(scene: Scene, argument: str, rule: str) -> tuple[list[int], list[
     return train, [i for i, frame in enumerate(scene.frames) if frame.camera_id not in wanted]
 
 
-def _from_file(scene: Scene, argument: str, rule: str) -> tuple[list[int], list[int]]:
+def _from_file(scene: Scene, argument: str) -> tuple[list[int], list[int]]:
     path = Path(argument)
-    if not argument:
-        raise InputError(f"The split rule {rule!r} needs a path, as in file:split.json.")
     if not path.is_file():
         path = scene.root / argument
     if not path.is_file():

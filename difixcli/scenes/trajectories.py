@@ -56,19 +56,32 @@ def make_trajectory(scene: Scene, train: Sequence[int], spec: str) -> Trajectory
     frames = [scene.frames[i] for i in train]
     if not frames:
         raise InputError(f"The trajectory {spec} needs a training camera; there is none.")
+    check_trajectory(spec)
     if spec.lower().endswith(".json"):
         return _viewer_path(Path(spec).expanduser(), max(max(f.camera.width, f.camera.height) for f in frames))
     kind, _, argument = spec.strip().partition(":")
     if kind == "shift":
         cameras = shift_path(frames, shift_distance(scene, argument))
         return Trajectory(cameras, _SHIFT_FPS, file_name(f"shift-{argument}"))
+    count = int(argument) if argument else _COUNT
+    cameras = [frame.camera for frame in (_one_of_a_rig(frames) if kind == "interpolate" else frames)]
+    return Trajectory(_PATHS[kind](cameras, count), _SMOOTH_FPS, f"{kind}-{count}")
+
+
+def check_trajectory(spec: str) -> None:
+    """Raises InputError for a spec that `make_trajectory` can make nothing of, whatever the scene."""
+    if spec.lower().endswith(".json"):
+        if not Path(spec).expanduser().is_file():
+            raise InputError(f"{Path(spec).expanduser()} is missing.")
+        return
+    kind, _, argument = spec.strip().partition(":")
+    if kind == "shift":
+        _amount(argument)
+        return
     if kind not in _PATHS:
         raise unknown("trajectory", kind, [*_PATHS, "shift"], "A file of nerfstudio's viewer ends with .json.")
     if argument and not (argument.isdecimal() and 0 < int(argument) < 1_000_000):
         raise InputError(f"{spec} does not say how many cameras; write {kind}:120.")
-    count = int(argument) if argument else _COUNT
-    cameras = [frame.camera for frame in (_one_of_a_rig(frames) if kind == "interpolate" else frames)]
-    return Trajectory(_PATHS[kind](cameras, count), _SMOOTH_FPS, f"{kind}-{count}")
 
 
 def blend_poses(a: np.ndarray, b: np.ndarray, fraction: float) -> np.ndarray:
@@ -231,14 +244,7 @@ def shift_distance(scene: Scene, shift: str) -> float:
 
     Raises InputError for what is neither, zero, or metres in a scene that has no scale.
     """
-    text = shift.strip().lower()
-    metres = text.endswith("m")
-    try:
-        amount = float(text.removesuffix("m"))
-    except ValueError as error:
-        raise InputError(f"The shift {shift!r} is not a distance; write 2m for metres or 0.1 for a share.") from error
-    if not np.isfinite(amount) or amount == 0:
-        raise InputError(f"The shift {shift} moves nothing; write 2m for metres or 0.1 for a share of the extent.")
+    amount, metres = _amount(shift)
     if metres:
         if not scene.metric:
             raise InputError(
@@ -250,6 +256,18 @@ def shift_distance(scene: Scene, shift: str) -> float:
     positions = np.stack([frame.camera.position for frame in scene.frames])
     extent = float(np.linalg.norm(positions.max(0) - positions.min(0)))
     return amount * (extent or 1.0)
+
+
+def _amount(shift: str) -> tuple[float, bool]:
+    """The number of a shift, and whether it is one of metres."""
+    text = shift.strip().lower()
+    try:
+        amount = float(text.removesuffix("m"))
+    except ValueError as error:
+        raise InputError(f"The shift {shift!r} is not a distance; write 2m for metres or 0.1 for a share.") from error
+    if not np.isfinite(amount) or amount == 0:
+        raise InputError(f"The shift {shift} moves nothing; write 2m for metres or 0.1 for a share of the extent.")
+    return amount, text.endswith("m")
 
 
 def shift_path(frames: Sequence[Frame], distance: float) -> list[Camera]:

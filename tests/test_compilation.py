@@ -1,0 +1,63 @@
+"""Compiling ahead: told where something is compiled, and all of what training then needs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def _fresh(code: str, *arguments: object, **environment: str) -> list[str]:
+    """The lines that Python code prints in a process of its own, where nothing is compiled yet."""
+    paths = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return done.stdout.splitlines()
+
+
+def test_only_what_is_not_on_disk_is_compiled_and_told(tmp_path: Path) -> None:
+    code = (
+        "from difixcli.reconstruction.compilation import _hash_encoding, _told\n"
+        "with _told(print, 'hash encoding'):\n"
+        "    _hash_encoding()"
+    )
+    (told,) = _fresh(code, NUMBA_CACHE_DIR=str(tmp_path))
+    assert told.startswith("Compiling the hash encoding for this machine, once")
+    assert not _fresh(code, NUMBA_CACHE_DIR=str(tmp_path))
+
+
+def test_training_finds_everything_compiled(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from numba.core.dispatcher import Dispatcher
+from difixcli.reconstruction import Reconstruction, hash_encoding, rasteriser_kernels, ssim
+from difixcli.reconstruction.compilation import compile_ahead
+from difixcli.scenes import load_scene
+
+def compiled():
+    held = [value for module in (hash_encoding, rasteriser_kernels, ssim) for value in vars(module).values()]
+    return {one.py_func.__qualname__: set(one.signatures) for one in held if isinstance(one, Dispatcher)}
+
+for method in ("splatfacto", "nerfacto"):
+    compile_ahead(method, "cuda", print)
+assert not any(compiled().values())
+scene = load_scene("sample:room", 48)
+for method in ("splatfacto", "nerfacto"):
+    compile_ahead(method, "cpu", lambda message: None)
+    ahead = compiled()
+    assert any(ahead.values())
+    made = Reconstruction.create(
+        scene, [0, 4, 8], method=method, folder=Path(sys.argv[1]) / method, preset="cpu", device="cpu", iterations=10
+    )
+    made.train(3)
+    made.render(scene.frames[1].camera)
+    assert compiled() == ahead, method
+"""
+    assert _fresh(code, tmp_path) == []
