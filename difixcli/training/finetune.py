@@ -395,10 +395,10 @@ class _Training:
         own: list[tuple[int, dict[str, float], np.ndarray]] = []
         device = str(self.accelerator.device)
         with self._averaged():
-            self.network.eval()
+            fixer = Fixer(self.network, self.fixer.tile)  # what it keeps of references goes with it
             for i in range(self.accelerator.process_index, len(self.validation), self.ranks):
                 batch = self.validation[i]
-                fixed = picture(self.fixer(batch.images, batch.references, batch.opacity, batch.visibility).cpu())
+                fixed = picture(fixer(batch.images, batch.references, batch.opacity, batch.visibility).cpu())
                 own.append((i, image_metrics(fixed, picture(batch.targets), None, device), fixed))
             every = sorted(gather_object(own), key=lambda one: one[0])
             figures = summary([one[1] for one in every])[0]
