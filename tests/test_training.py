@@ -20,6 +20,7 @@ import pytest
 import torch
 from commands import difix, done, refused
 from PIL import Image
+from test_fixer_inference import raw_network
 from torch.utils.data import DataLoader
 
 from difixcli.errors import InputError
@@ -123,6 +124,35 @@ def test_resuming_is_exact(pairs: Path, tmp_path: Path) -> None:
     finetune([pairs], "tiny", killed, **options)
     assert losses(killed) == losses(tmp_path / "whole")
     assert (killed / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_what_fills_the_unseen_is_the_same_when_training_goes_on(pairs: Path, tmp_path: Path) -> None:
+    """Noise belongs to a sample, not to when it is drawn or in which batch; validation leaves no encodings behind."""
+    base = Fixer(raw_network(fill_unseen=True)).save_pretrained(tmp_path / "base")
+    for opacity in pairs.glob("opacity*.png"):
+        Image.fromarray(np.full((48, 56), 100, np.uint8)).save(opacity)
+    common = {**FAST, "iterations": 4, "checkpoint_every": 2, "perceptual_weight": 0.0, "gram_weight": 0.0}
+    options = {**common, "learning_rate": 1e-3, "warm_up": 1}
+    finetune([pairs], base, tmp_path / "whole", **options)
+
+    def kill(step: int) -> None:
+        if step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        finetune([pairs], base, tmp_path / "killed", progress=kill, **options)
+    torch.rand(5)  # whatever else the process does
+    finetune([pairs], base, tmp_path / "killed", **options)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    finetune([pairs], base, tmp_path / "rounds", **options | {"batch": 1, "accumulate": 2})
+    np.testing.assert_allclose(losses(tmp_path / "rounds"), losses(tmp_path / "whole"), rtol=1e-4)
+
+    chosen = with_options(TrainingOptions.for_published("cpu"), {**common, "iterations": 1}, "cpu")
+    training = _Training(Fixer.from_pretrained(base), chosen, tmp_path / "one", "cpu", None)
+    training.load_data([str(pairs)], None, False, str(base))
+    training.run(None)
+    training.journal.close()
+    assert training.best is not None and not training.fixer._held
 
 
 def test_a_pair_that_breaks_on_the_way_changes_nothing_else(pairs: Path, tmp_path: Path) -> None:
@@ -704,7 +734,8 @@ def test_recipes_are_lines_that_difix_and_accelerate_understand() -> None:
     single = printed("one_gpu.sh")
     assert single[:2] == ["difix", "finetune"]
     asked = parsed(single[2:])
-    assert asked["pairs"] == ["pairs-a", "pairs-b"] and asked["accumulate"] == 4 and asked["output"] == Path("/out")
+    assert asked["pairs"] == ["pairs-a", "pairs-b"] and asked["output"] == Path("/out")
+    assert asked["accumulate"] is None and asked["batch"] is None  # one sample a step, as in the paper
     shell = printed("slurm.sh", SLURM_NNODES="2", SLURM_GPUS_ON_NODE="4", STREAM="--stream")
     assert shell[:3] == ["srun", "sh", "-c"]
     line = shlex.split(shell[3].replace("$SLURM_NODEID", "1"))

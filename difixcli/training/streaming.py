@@ -202,7 +202,10 @@ class _Decoded:
                 return job.result() if self.pool else job()  # type: ignore[no-any-return]
             except (InputError, ValueError) as error:
                 reason = skipped[key] = str(error)
-        raise InputError(f"One pair after another cannot be read (the last: {reason}); make the tars again.")
+        raise InputError(
+            f"One pair after another cannot be used (the last: {reason}); make the tars again, or where they are "
+            "smaller than the crops ask for a smaller --crop."
+        )
 
     def _decode(self, sample: Mapping[str, Any]) -> Loaded:
         key = sample["__key__"]
