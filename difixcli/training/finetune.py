@@ -370,7 +370,9 @@ class _Training:
         told = torch.zeros(1 + len(fields(CollapseSigns)), device=self.accelerator.device)
         if batch.references is not None:  # of streamed pairs one process may have some and another none
             self.network.eval()
-            own = collapse_signs(self.network, batch.images, batch.references, batch.opacity, batch.visibility)
+            # raw networks would fill what was not seen with noise, another for each look
+            opacity = None if self.fixer.config.references == "raw" else batch.opacity
+            own = collapse_signs(self.network, batch.images, batch.references, opacity, batch.visibility)
             told = told.new_tensor([1.0, *asdict(own).values()])
         looked, *sums = self.accelerator.reduce(told, "sum").tolist()
         if not looked:
