@@ -198,7 +198,7 @@ def curate(
 
     from difixcli.curation.curate import DEFAULT_SHIFTS, DEFAULT_STOPS, Recipe, check_test_scenes, plan
     from difixcli.curation.curate import curate as make_pairs
-    from difixcli.reconstruction import known_methods
+    from difixcli.reconstruction import default_iterations, known_methods
     from difixcli.reconstruction.compilation import compile_ahead
 
     on, sizes = _device(device, preset)
@@ -243,7 +243,16 @@ def curate(
     }
     reads = [Path(spec) for spec in named.values() if not spec.startswith("sample:")]
     run = Run.open(folder, "curate", arguments, {}, force, reads=reads, shard=part)
-    _announce(run, scenes=f"{len(chosen)} of {len(named)}", strategy=strategy, method=method, preset=sizes, device=on)
+    told: dict[str, Any] = {
+        "cycle": {"shift": list(recipe.shifts)},
+        "underfit": {"split": split or "each scene's own, else every:4", "stop": list(recipe.stops)},
+        "cross-camera": {"split": split or "the rig's first camera"},
+        "sparse": {"split": split or "each scene's own, else every:4"},
+    }[strategy]
+    told["iterations"] = iterations or default_iterations(method, sizes)
+    told["size"] = size or (240 if sizes == "cpu" else "the photos' own")
+    scenes_told = f"{len(chosen)} of {len(named)}"
+    _announce(run, scenes=scenes_told, strategy=strategy, method=method, **told, preset=sizes, device=on)
     compile_ahead(method, on, console.say)
     curated = make_pairs(
         chosen, lambda spec: _scene(spec, size, sizes), recipe, run, test_scene or [], console.progress
@@ -274,7 +283,11 @@ def _finish_pairs(curated: Curated, folder: Path, as_json: bool) -> None:
     """Print what was curated; exit code 2 when a scene failed, 1 when one failed through a fault of ours."""
     results = curated.results()
     where = folder / "data.json" if (folder / "data.json").is_file() else folder
-    console.say(f"{results['pairs']} pairs, renders at {results['psnr']:.2f} dB on average: {where}")
+    if results["pairs"]:
+        console.say(f"{results['pairs']} pairs, renders at {results['psnr']:.2f} dB on average: {where}")
+    elif dropped := {name: count for name, count in results["dropped"].items() if count}:
+        said = ", ".join(f"{count} {name}" for name, count in dropped.items())
+        console.warn(f"No pair is left ({said}); train longer, or keep them with --keep {next(iter(dropped))}.")
     found = {"results": results, "output": str(folder)}
     if not curated.failed:
         console.finish(found, as_json, console.pairs_table(curated.stages))
@@ -941,6 +954,11 @@ def _training_news(record: Mapping[str, Any]) -> None:
         if record["dropped"]:
             name, why = next(iter(record["dropped"].items()))
             console.warn(f"{len(record['dropped'])} cannot be used; log.jsonl says why. {name}: {why}")
+        if not (counts["test"] or counts["photos"]):
+            console.warn(
+                "There are no pairs for testing, so nothing is validated and the last weights are kept, whether they "
+                "are the best or not; difix curate --test-scene NAME sets a scene's pairs aside."
+            )
     elif record["event"] == "validation":
         console.say(
             f"step {record['step']}: PSNR {record['psnr']:.2f} ({record['psnr_gain']:+.2f}), "

@@ -1,34 +1,77 @@
 # What the recipes of Difix3D+'s three data sets share; read by nerfbusters/run.sh, dl3dv/run.sh and rds/run.sh.
 #
-# DRY_RUN=1 prints the commands. FIXER names the fixer (by default the published weights, which stand under NVIDIA's
-# non-commercial licence), METHODS the methods, SEEDS the seeds. Run a recipe again and it goes on where it stopped.
-FIXER=${FIXER:-nvidia/difix_ref}
+# DRY_RUN=1 prints the commands instead of running them. SMOKE=1 runs all of them at toy size on a CPU (minutes a scene):
+# it shows that the data lie as the recipe wants them, and its figures mean nothing.
+#   METHODS  nerfacto splatfacto       SEEDS    0
+#   BASE     what a fixer is trained from: SD-Turbo, as in the paper
+#   FIXER    the fixer where none is trained: the published weights (NVIDIA's licence: not for commerce)
+#   METRICS  figures of the last table, as psnr,ssim,lpips,fid; by default those whose weights are here
+# Run a recipe again and it goes on where it stopped.
 METHODS=${METHODS:-nerfacto splatfacto}
 SEEDS=${SEEDS:-0}
-GPU="--preset gpu --device cuda"
+if [ -n "${SMOKE:-}" ]; then
+  PLACE="--preset cpu --device cpu --size 96"
+  PAIRS="$PLACE --iterations 60"
+  TRAINING="--base ${BASE:-tiny} --iterations 4 --batch 1 --crop 32 --device cpu"
+  FIXER=${FIXER:-bundled}
+else
+  PLACE="--preset gpu --device cuda"
+  PAIRS=$PLACE
+  # L2 + LPIPS + 0.5 Gram from step 2,000, crops of 512, bf16, clip 1.0: the defaults of this base
+  TRAINING="--base ${BASE:-stabilityai/sd-turbo} --iterations 10000 --learning-rate 2e-5 --batch 1 --device cuda"
+  FIXER=${FIXER:-nvidia/difix_ref}
+fi
 
 run() { if [ -n "${DRY_RUN:-}" ]; then echo "$*"; else "$@"; fi; }
 
+refuse() {
+  echo "Error: $*" >&2
+  exit 2
+}
+
+# check_scenes FOLDER: it holds a folder for each scene
+check_scenes() {
+  for scene in "$1"/*/; do
+    if [ -d "$scene" ]; then return; fi
+  done
+  refuse "$1 holds no folders; name the folder that holds one for each scene."
+}
+
 # distill_published SCENE SPLIT OUTPUT: 30k iterations on photos; from there 30k (NeRF) or 60k (splats) in rounds of 1.5k,
-# steps of 0.5, fixes wholly trusted, one reference, two fifths of the rays or three tenths of the images on fixes;
-# beside it as many iterations on photos alone. Then the figures and a report.
+# steps of 0.5, one reference, two fifths of the rays or three tenths of the images on fixes; every fix is trained on as
+# it is. Beside it as many iterations on photos alone.
 distill_published() {
   for method in $METHODS; do
-    if [ "$method" = splatfacto ]; then
-      iterations=60000 rounds=40 share=0.3
-    else
-      iterations=30000 rounds=20 share=0.4
-    fi
+    photos=30000
+    case $method in
+      splatfacto*) iterations=60000 rounds=40 share=0.3 ;;
+      *) iterations=30000 rounds=20 share=0.4 ;;
+    esac
+    if [ -n "${SMOKE:-}" ]; then photos=40 iterations=20 rounds=2; fi
     for seed in $SEEDS; do
       folder=$3/$(basename "$1")/$method/seed-$seed
       # shellcheck disable=SC2086
-      run difix distill "$1" --method "$method" --split "$2" --seed "$seed" $GPU --fixer "$FIXER" \
-        --schedule none --iterations 30000 --output "$folder/photos"
+      run difix distill "$1" --method "$method" --split "$2" --seed "$seed" $PLACE --fixer "$FIXER" \
+        --schedule none --iterations $photos --output "$folder/photos"
       # shellcheck disable=SC2086
-      run difix distill "$1" --method "$method" --split "$2" --seed "$seed" $GPU --fixer "$FIXER" \
+      run difix distill "$1" --method "$method" --split "$2" --seed "$seed" $PLACE --fixer "$FIXER" \
         --start "$folder/photos" --iterations $iterations --rounds $rounds --step 0.5 --share $share \
-        --trust all --references 1 --compare --output "$folder/distilled"
-      run difix eval "$folder/distilled"
+        --trust all --drop-below 0 --guard off --references 1 --compare --output "$folder/distilled"
+    done
+  done
+}
+
+# evaluate_published FOLDER PROTOCOL OUTPUT: for each method and seed a table of all scenes in FOLDER, their mean last
+evaluate_published() {
+  scenes=$1 protocol=$2 output=$3
+  for method in $METHODS; do
+    for seed in $SEEDS; do
+      set --
+      for scene in "$scenes"/*/; do
+        set -- "$@" "$output/$(basename "$scene")/$method/seed-$seed/distilled"
+      done
+      # shellcheck disable=SC2086
+      run difix eval "$@" --protocol "$protocol" ${METRICS:+--metrics $METRICS} --output "$output/$method-seed-$seed"
     done
   done
 }

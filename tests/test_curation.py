@@ -20,12 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import difix, done, refused
+from commands import difix, done, refused, told
 from PIL import Image
 
-from difixcli.cli import app
+from difixcli.cli import _finish_pairs, app
+from difixcli.curation.curate import Curated
 from difixcli.curation.filters import Filters, blurred_photos
-from difixcli.curation.manifest import sparkline
+from difixcli.curation.manifest import StageSummary, sparkline
 from difixcli.curation.pairs import Pair
 from difixcli.curation.scene_list import expand_scenes, parse_shard, shard_of
 from difixcli.curation.underfit import parse_stop
@@ -700,3 +701,24 @@ def test_what_difix_wrote_is_no_scene(three: list[Path], tmp_path: Path, monkeyp
 def test_cameras_of_a_rig_must_be_told_apart(rig: Path, tmp_path: Path) -> None:
     line = ("curate", rig, "--strategy", "cross-camera", "--split", "every:2", *QUICK, "-o", tmp_path / "out")
     refused(difix(*line), "every:2", "camera:ID")
+
+
+def test_inside_a_scenes_folder_defaults_are_told(
+    three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(three[0], tmp_path / "scene")
+    monkeypatch.chdir(tmp_path / "scene")
+    line = ("curate", "--strategy", "cycle", *QUICK, "--keep", "failed", "--json")
+    first = difix(*line)
+    assert told(first)["output"] == str(tmp_path / "scene" / "outputs" / "pairs" / "scene-cycle-splatfacto")
+    for said in ("shift: 0.1", "iterations: ", "size: ", "method: splatfacto"):
+        assert said in first.stderr
+    assert done(first)["pairs"] == 5 and done(difix(*line))["pairs"] == 5  # what was written is no part of the scene
+
+
+def test_no_pair_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = StageSummary(
+        "a", "sparse", "a/sparse", False, 0, {"failed": 3}, 0.0, 0.0, [0] * 14, {"reconstruction": 0.0, "pairs": 0.0}
+    )
+    _finish_pairs(Curated([stage], {}), tmp_path, False)
+    assert "No pair is left (3 failed)" in " ".join(capsys.readouterr().err.split())

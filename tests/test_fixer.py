@@ -90,6 +90,11 @@ def test_the_trainers_file_brings_its_own_unet_adapters_and_skips(published: Pat
     names = {n for n, p in begun.network.named_parameters() if p.requires_grad}
     assert names == {n for n, p in expected.network.named_parameters() if p.requires_grad}
     assert all("lora_B" not in n or not p.any() for n, p in begun.network.named_parameters())
+    adapters = [p for n, p in begun.network.named_parameters() if "lora_A" in n]
+    assert np.isclose(float(torch.cat([p.flatten() for p in adapters]).std()), 1 / 4, rtol=0.05)
+    torch.rand(3)  # whatever came before, they begin the same
+    again = Fixer.from_pretrained(published).network.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in begun.network.state_dict().items())
 
 
 def test_fine_tuning_moves_what_the_paper_moves(shared: Path, tiny: Fixer) -> None:

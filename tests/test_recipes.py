@@ -44,29 +44,84 @@ def _printed(*arguments: str | Path) -> list[str]:
     return made.stdout.splitlines()
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "split", "commands"),
-    [
-        ("nerfbusters", ["SCENES"], "names:train=frame_1_,test=frame_2_", ["distill", "eval"]),
-        ("dl3dv", ["SCENES", "SCENES"], "clusters", ["curate", "finetune", "distill", "eval"]),
-        ("rds", ["SCENES", "SCENES", "front"], "camera:front", ["curate", "finetune", "distill", "eval"]),
-    ],
-)
-def test_published_experiments(
-    name: str, arguments: list[str], split: str, commands: list[str], tmp_path: Path
-) -> None:
+EXPERIMENTS = [
+    ("nerfbusters", ["SCENES"], "names:train=frame_1_,test=frame_2_", ["distill", "eval"]),
+    ("dl3dv", ["SCENES", "SCENES"], "clusters", ["curate", "finetune", "distill", "eval"]),
+    ("rds", ["SCENES", "SCENES", "front"], "camera:front", ["curate", "finetune", "distill", "eval"]),
+]
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
     for scene in ("a", "b"):
-        (tmp_path / "scenes" / scene).mkdir(parents=True)
-    places = [str(tmp_path / "scenes") if a == "SCENES" else a for a in arguments]
+        (tmp_path / "scenes" / scene / "images").mkdir(parents=True)
+        for name in ("frame_1_00000.png", "frame_2_00000.png"):
+            (tmp_path / "scenes" / scene / "images" / name).touch()
+    return tmp_path / "scenes"
+
+
+@pytest.mark.parametrize(("name", "arguments", "split", "commands"), EXPERIMENTS)
+def test_published_experiments(
+    name: str, arguments: list[str], split: str, commands: list[str], scenes: Path, tmp_path: Path
+) -> None:
+    places = [str(scenes) if a == "SCENES" else a for a in arguments]
     read = [_understood(line) for line in _printed(RECIPES / name / "run.sh", *places, tmp_path / "out")]
     assert list(dict.fromkeys(command for command, _ in read)) == commands
     distilled = [options for command, options in read if command == "distill"]
     assert len(distilled) == 8  # two scenes, two methods: the photos' training and the rounds from it
     assert all(options["split"] == split and options["preset"].value == "gpu" for options in distilled)
+    trained = [options for command, options in read if command == "finetune"]
+    fixer = str(trained[0]["output"]) if trained else "nvidia/difix_ref"
     for photos, rounds in zip(distilled[::2], distilled[1::2], strict=True):
         assert rounds["start"] == photos["output"] and photos["schedule"] == "none" and photos["iterations"] == 30_000
         assert rounds["iterations"] / rounds["rounds"] == 1500
+        # every fix trains, as in the paper: nothing is dropped, blended or taken back
+        assert (rounds["trust"], rounds["drop_below"], rounds["guard"], rounds["fixer"]) == ("all", 0, "off", fixer)
+    for options in trained:  # from SD-Turbo, with the paper's settings, on all the pairs that were made
+        assert (options["base"], options["iterations"], options["learning_rate"]) == (
+            "stabilityai/sd-turbo",
+            10_000,
+            2e-5,
+        )
+        made = [str(curated["output"]) for command, curated in read if command == "curate"]
+        assert options["pairs"] == made and options["batch"] == 1
+    # the end: for each method one table of both scenes
+    tables = [options for command, options in read if command == "eval"]
+    assert [len(options["prediction"]) for options in tables] == [2, 2]
+    assert {str(run) for options in tables for run in options["prediction"]} == {
+        str(o["output"]) for o in distilled[1::2]
+    }
+    assert {options["protocol"] for options in tables} == {name}
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "arguments", "split", "commands"), EXPERIMENTS)
+def test_published_experiments_refuse_what_they_cannot_use(
+    name: str, arguments: list[str], split: str, commands: list[str], tmp_path: Path
+) -> None:
+    """One sentence, before anything is run."""
+    (tmp_path / "bare" / "scene" / "images").mkdir(parents=True)
+    places = [str(tmp_path / "nothing") if a == "SCENES" else a for a in arguments]
+    wrong = [([], "write "), (places, "nothing holds no folders")]
+    if name == "nerfbusters":
+        wrong.append(([str(tmp_path / "bare")], "no photos of two paths"))
+    for given, said in wrong:
+        line = ["sh", str(RECIPES / name / "run.sh"), *given]
+        made = subprocess.run(line, env={**os.environ, "DRY_RUN": "1"}, capture_output=True, text=True, check=False)
+        assert made.returncode == 2 and not made.stdout
+        assert made.stderr.startswith("Error: ") and said in made.stderr and made.stderr.count("\n") == 1
+
+
+def test_toy_size_needs_no_weights_and_no_gpu(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMOKE", "1")
+    for name, *arguments in (("dl3dv", scenes, scenes), ("rds", "-", scenes, "front")):
+        read = [_understood(line) for line in _printed(RECIPES / str(name) / "run.sh", *arguments, tmp_path / "out")]
+        for command, options in read:
+            assert command == "eval" or options["device"].value == "cpu"
+            assert options.get("base") in (None, "tiny") and options.get("fixer", "bundled") in (
+                "bundled",
+                str(tmp_path / "out/fixer"),
+            )
 
 
 def _ablation() -> ModuleType:

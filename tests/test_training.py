@@ -10,7 +10,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ import pytest
 import torch
 from commands import difix, done, refused
 from PIL import Image
+from test_fixer_inference import raw_network
+from torch.utils.data import DataLoader
 
 from difixcli.errors import InputError
 from difixcli.fixer import Fixer, new_small_fixer
@@ -28,7 +32,7 @@ from difixcli.training.losses import GRAM_WEIGHTS, FixerLoss, gram_distance
 from difixcli.training.options import learning_rate, parsed_options, with_options
 from difixcli.training.pairs import PairStore, inspect_pairs, read_manifests
 from difixcli.training.parts import with_rank
-from difixcli.training.streaming import Lane
+from difixcli.training.streaming import Lane, StreamedBatches
 from difixcli.training.synthetic import PhotoPairs, synthesise
 
 FAST = {"batch": 2, "crop": 32, "window": 32, "checkpoint_every": 1000, "validate_every": 1000, "log_every": 1}
@@ -120,6 +124,35 @@ def test_resuming_is_exact(pairs: Path, tmp_path: Path) -> None:
     finetune([pairs], "tiny", killed, **options)
     assert losses(killed) == losses(tmp_path / "whole")
     assert (killed / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_what_fills_the_unseen_is_the_same_when_training_goes_on(pairs: Path, tmp_path: Path) -> None:
+    """Noise belongs to a sample, not to when it is drawn or in which batch; validation leaves no encodings behind."""
+    base = Fixer(raw_network(fill_unseen=True)).save_pretrained(tmp_path / "base")
+    for opacity in pairs.glob("opacity*.png"):
+        Image.fromarray(np.full((48, 56), 100, np.uint8)).save(opacity)
+    common = {**FAST, "iterations": 4, "checkpoint_every": 2, "perceptual_weight": 0.0, "gram_weight": 0.0}
+    options = {**common, "learning_rate": 1e-3, "warm_up": 1}
+    finetune([pairs], base, tmp_path / "whole", **options)
+
+    def kill(step: int) -> None:
+        if step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        finetune([pairs], base, tmp_path / "killed", progress=kill, **options)
+    torch.rand(5)  # whatever else the process does
+    finetune([pairs], base, tmp_path / "killed", **options)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    finetune([pairs], base, tmp_path / "rounds", **options | {"batch": 1, "accumulate": 2})
+    np.testing.assert_allclose(losses(tmp_path / "rounds"), losses(tmp_path / "whole"), rtol=1e-4)
+
+    chosen = with_options(TrainingOptions.for_published("cpu"), {**common, "iterations": 1}, "cpu")
+    training = _Training(Fixer.from_pretrained(base), chosen, tmp_path / "one", "cpu", None)
+    training.load_data([str(pairs)], None, False, str(base))
+    training.run(None)
+    training.journal.close()
+    assert training.best is not None and not training.fixer._held
 
 
 def test_a_pair_that_breaks_on_the_way_changes_nothing_else(pairs: Path, tmp_path: Path) -> None:
@@ -473,6 +506,57 @@ def test_streamed_tars_resume_exactly_and_skip_what_is_damaged(tars: Path, tmp_p
     assert losses(tmp_path / "killed")[:3] == losses(tmp_path / "whole")[:3]
 
 
+@pytest.mark.parametrize(("count", "lanes"), [(1, 8), (2, 7), (3, 16)])
+def test_fewer_samples_than_lanes_are_enough(tars: Path, pairs: Path, count: int, lanes: int, tmp_path: Path) -> None:
+    """No lane starves, and all samples come equally often in as many epochs as there are lanes at a tar."""
+    from difixcli.curation.tars import write_tar
+
+    entries = json.loads((pairs / "data.json").read_text())["train"]
+    few = [tmp_path / f"few{i}.tar" for i in range(2)]
+    write_tar(few[0], pairs, dict(list(entries.items())[:count]))
+    assert all(next(iter(Lane([str(few[0])], number, lanes, seed=1))) for number in range(lanes))
+    seen = [
+        sample["__key__"]
+        for number in range(lanes)
+        for sample, place in _until(Lane([str(few[0])], number, lanes, seed=1), epoch=lanes)
+    ]
+    assert sorted(seen) == sorted(list(entries)[:count] * lanes)
+    few[1].write_bytes(b"no tar at all")  # beside a damaged one too
+    lane = Lane([str(path) for path in few], lanes - 1, lanes, seed=1)
+    assert next(iter(lane))[0]["__key__"] in entries
+
+
+def _until(lane: Lane, epoch: int) -> Iterator[tuple[dict, tuple[int, int]]]:
+    return takewhile(lambda one: one[1][0] < epoch, lane)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_processes_that_stream_see_every_sample_once_an_epoch(tmp_path: Path, workers: int) -> None:
+    """Two processes with a batch of two, each with a worker's process and threads of its own, or without."""
+    from difixcli.curation.tars import write_tar
+
+    names, shades = [], {}
+    for number in range(4):
+        tar = tmp_path / f"{number}.tar"
+        made = tmp_path / "shades" / str(number)
+        entries = {}
+        for i in range(4):
+            shade = 15 * (4 * number + i) + 10
+            shades[shade] = f"{number}-{i}"
+            file = save(made / f"{i}.png", np.full((32, 32, 3), shade, np.uint8))
+            entries[f"{number}-{i}"] = {"image": file, "target_image": file, "ref_images": [], "aligned_refs": []}
+        write_tar(tar, made, entries)
+        names.append(str(tar))
+    seen = []
+    for rank in range(2):
+        plan = Plan(steps=4, batch=2, crop=32, views=1, rank=rank, ranks=2, strong=False)
+        drawn = StreamedBatches(names, None, plan, "raw", threads=workers)
+        for draw in DataLoader(drawn, batch_size=None, num_workers=min(workers, 1)):
+            assert not draw.error and not draw.skipped
+            seen += [shades[round(255 * float(image.mean()))] for image in draw.batch.images]
+    assert sorted(seen) == sorted(shades.values())  # 4 steps of 2 x 2 samples are the epoch
+
+
 def test_streams_that_cannot_be(tars: Path, pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no tars to stream"):
         finetune([pairs], "tiny", tmp_path / "out", stream=True)
@@ -651,7 +735,8 @@ def test_recipes_are_lines_that_difix_and_accelerate_understand() -> None:
     single = printed("one_gpu.sh")
     assert single[:2] == ["difix", "finetune"]
     asked = parsed(single[2:])
-    assert asked["pairs"] == ["pairs-a", "pairs-b"] and asked["accumulate"] == 4 and asked["output"] == Path("/out")
+    assert asked["pairs"] == ["pairs-a", "pairs-b"] and asked["output"] == Path("/out")
+    assert asked["accumulate"] is None and asked["batch"] is None  # one sample a step, as in the paper
     shell = printed("slurm.sh", SLURM_NNODES="2", SLURM_GPUS_ON_NODE="4", STREAM="--stream")
     assert shell[:3] == ["srun", "sh", "-c"]
     line = shlex.split(shell[3].replace("$SLURM_NODEID", "1"))

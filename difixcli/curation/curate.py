@@ -252,7 +252,8 @@ def _scene(scene: Scene, recipe: Recipe, run: Run, test: bool, progress: Progres
     )
     todo = [stage for stage in stages if not stage_stands(home / stage.name, stage.split)]
     for stage in todo:
-        (home / stage.name / STAGE_FILE).unlink(missing_ok=True)
+        for stale in (home / stage.name / STAGE_FILE, run.folder / tar_name(home / stage.name, test)):
+            stale.unlink(missing_ok=True)
     if todo:
         filters = Filters(scene, recipe.keep)
         for stage in todo:

@@ -15,7 +15,8 @@ import dataclasses
 import inspect
 import json
 import pickle
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from difixcli.errors import InputError, near, unknown
-from difixcli.fixer.network import ADAPTER, LORA_ALPHA, FixerConfig, FixerNetwork
+from difixcli.fixer.network import ADAPTER, LORA_ALPHA, SKIP_INIT, FixerConfig, FixerNetwork
 from difixcli.runs import atomic, read_json
 from difixcli.torchvision_cure import cure
 
@@ -215,7 +216,8 @@ def _load_trainer_file(path: Path) -> FixerNetwork:
     if not path.is_file():
         raise InputError(f"There is no file {path}; give the model_N.pkl that the release's trainer wrote.")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        # mapped: what is not read (the optimiser is twice the U-Net) takes no memory; files of old torch cannot be
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         unet, vae = dict(saved["state_dict_unet"]), dict(saved["state_dict_vae"])
         rank, targets = int(saved["rank_vae"]), sorted(saved["vae_lora_target_modules"])
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, OSError) as error:
@@ -231,6 +233,7 @@ def _load_trainer_file(path: Path) -> FixerNetwork:
             tensors[f"vae.{module}.base_layer.{kind}"] = tensors.pop(name)
     tensors |= {f"vae.{name}": value for name, value in vae.items()}
     tensors |= {f"unet.{name}": value for name, value in unet.items()}
+    del unet, vae
     tensors["prompt"] = _prompt_embedding(base)
     tokens = tensors["prompt"].shape[0]
     config = dataclasses.replace(
@@ -245,25 +248,48 @@ def _with_new_adapters(config: FixerConfig, tensors: dict[str, Tensor], source: 
     levels = len(config.vae["block_out_channels"])
     targets += [f"decoder.skip_conv_{i + 1}" for i in range(levels)]
     config = dataclasses.replace(config, lora_rank=_DEFAULT_RANK, lora_targets=targets)
-    fresh = FixerNetwork(config).state_dict()
-    for name in fresh:
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in FixerNetwork(config).state_dict().items()}
+    filled = new_adapters(shapes, _DEFAULT_RANK, seed=0)
+    for name in shapes.keys() - filled.keys():
         plain = name.replace(".base_layer.", ".")
         if plain in tensors:
-            fresh[name] = tensors[plain]
-        elif ".lora_" not in name and ".skip_conv_" not in name:
+            filled[name] = tensors.pop(plain)
+        elif ".skip_conv_" in name:
+            filled[name] = torch.full(shapes[name], SKIP_INIT)
+        else:
             raise InputError(f"{source} lacks the tensor '{plain}'; give whole weights of this architecture.")
-    return _filled(lambda: config, fresh, source)
+    return _filled(lambda: config, filled, source)
+
+
+def new_adapters(shapes: Mapping[str, torch.Size], rank: int, seed: int) -> dict[str, Tensor]:
+    """The adapters among tensors of these names and shapes, as the release begins them (`gaussian` in peft).
+
+    A is normal with deviation 1/rank and B is zero, so that nothing changes yet.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for name in sorted(shapes):
+        if f".lora_A.{ADAPTER}." in name:
+            made[name] = torch.randn(shapes[name], generator=generator) / rank
+        elif f".lora_B.{ADAPTER}." in name:
+            made[name] = torch.zeros(shapes[name])
+    return made
 
 
 def _filled(make_config: Callable[[], FixerConfig], tensors: dict[str, Tensor], source: Path) -> FixerNetwork:
-    """A network of this configuration holding these tensors, none missing, none left over, all finite."""
+    """A network of this configuration holding these tensors, none missing, none left over, all finite.
+
+    `tensors` is used up: each gives way to its float32 one, so that half-precision files never lie in memory twice.
+    """
     for name, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"{source} holds values that are not numbers (in '{name}'); give undamaged weights.")
+        tensors[name] = value.float()
     try:
         with torch.device("meta"):  # nothing is initialised only to be overwritten
             network = FixerNetwork(make_config())
-        network.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
+        network.load_state_dict(tensors, assign=True)
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{source} does not fit the configuration beside it ({reason}).") from error

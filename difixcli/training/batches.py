@@ -26,6 +26,7 @@ MOST_UNREADABLE = 50
 
 # what random numbers are drawn for
 _ORDER, _SAMPLE, _REFERENCES, _SYNTHETIC = 1, 2, 3, 4
+_FILLING = 6  # 5 orders streamed tars
 
 
 class Batch(NamedTuple):
@@ -96,6 +97,11 @@ class Plan:
             return 0
         fewer = rng.random() < 0.4
         return int(rng.integers(1, most + 1)) if fewer and most > 1 else most
+
+    def noise(self, index: int, shape: Sequence[int]) -> Tensor:
+        """(batch, *shape) standard normal for round `index`: what takes the place of what renders do not show."""
+        generators = (self.rng(_FILLING, position) for position in self.positions(index))
+        return torch.from_numpy(np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in generators]))
 
     def sample(self, pair: Loaded | None, photos: PhotoPairs | None, position: int) -> Sample:
         """The sample of a position: cut from its pair, or made from photos where it has none."""

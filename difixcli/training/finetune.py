@@ -192,7 +192,7 @@ class _Training:
                 made = pictures.validation(options.validation_pairs, crop, config.views)
                 self.validation = [whole(sample, config.views) for sample in made]
         share = 0.0 if pictures is None else options.photo_share if used or tars else 1.0
-        plan = Plan(
+        self.plan = Plan(
             steps=options.iterations,
             batch=options.batch,
             crop=crop,
@@ -216,7 +216,7 @@ class _Training:
         self.identity = {
             "base": base,
             "options": {name: value for name, value in asdict(options).items() if name not in FREE},
-            "samples": plan.samples,
+            "samples": self.plan.samples,
             "pairs": [len(manifest.train), tests, manifest.fingerprint, self.counts["photos"], len(tars)],
         }
         if state is not None:
@@ -225,7 +225,7 @@ class _Training:
             self.journal.begin()
             about = {"pairs": self.counts, "dropped": self.dropped, "crop": crop, "processes": self.ranks}
             self.journal({"event": "start", **about, "options": asdict(options)})
-        self.loader = self._loader(used, tars, pictures, plan)
+        self.loader = self._loader(used, tars, pictures, self.plan)
 
     def run(self, progress: Callable[[int], None] | None) -> dict[str, Any]:
         options = self.options
@@ -300,7 +300,8 @@ class _Training:
             self.network.train()
             last = number == options.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                output = self.model(batch.images, batch.references, batch.opacity, batch.visibility)
+                noise = self._noise(batch.images, self.step * options.accumulate + number)
+                output = self.model(batch.images, batch.references, batch.opacity, batch.visibility, noise)
                 loss, parts = self.loss(output, batch.targets, self.step)
                 self.accelerator.backward(loss / options.accumulate)
             found = {"loss": loss.detach(), **parts, "output_std": output.detach().float().std()}
@@ -321,6 +322,14 @@ class _Training:
             mean = {"mean_loss": float(np.mean(self.losses))}
             self.journal({"event": "step", "step": self.step, **means, **mean, "gradient": float(norm), "rate": rate})
         return due_somewhere > 0
+
+    def _noise(self, images: Tensor, index: int) -> Tensor | None:
+        """What fills the unseen parts of a round's latents; None for networks that fill nothing."""
+        config = self.fixer.config
+        if config.references != "raw" or not config.fill_unseen:
+            return None
+        shape = (config.vae["latent_channels"], *(side // config.multiple for side in images.shape[-2:]))
+        return self.plan.noise(index, shape).to(images.device)
 
     def _drawn(self, draw: Draw) -> Batch:
         """A round's batch on the device; what was skipped is noted."""
@@ -361,7 +370,9 @@ class _Training:
         told = torch.zeros(1 + len(fields(CollapseSigns)), device=self.accelerator.device)
         if batch.references is not None:  # of streamed pairs one process may have some and another none
             self.network.eval()
-            own = collapse_signs(self.network, batch.images, batch.references, batch.opacity, batch.visibility)
+            # raw networks would fill what was not seen with noise, another for each look
+            opacity = None if self.fixer.config.references == "raw" else batch.opacity
+            own = collapse_signs(self.network, batch.images, batch.references, opacity, batch.visibility)
             told = told.new_tensor([1.0, *asdict(own).values()])
         looked, *sums = self.accelerator.reduce(told, "sum").tolist()
         if not looked:
@@ -395,10 +406,10 @@ class _Training:
         own: list[tuple[int, dict[str, float], np.ndarray]] = []
         device = str(self.accelerator.device)
         with self._averaged():
-            self.network.eval()
+            fixer = Fixer(self.network, self.fixer.tile)  # what it keeps of references goes with it
             for i in range(self.accelerator.process_index, len(self.validation), self.ranks):
                 batch = self.validation[i]
-                fixed = picture(self.fixer(batch.images, batch.references, batch.opacity, batch.visibility).cpu())
+                fixed = picture(fixer(batch.images, batch.references, batch.opacity, batch.visibility).cpu())
                 own.append((i, image_metrics(fixed, picture(batch.targets), None, device), fixed))
             every = sorted(gather_object(own), key=lambda one: one[0])
             figures = summary([one[1] for one in every])[0]
@@ -482,7 +493,8 @@ class _Training:
         if not self.checkpoint.is_file():
             return None
         try:
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            # mapped: at full width it is 10 GiB, and every process on a machine reads it
+            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
             if not {"identity", "inspected", "places"} <= state.keys():
                 raise ValueError("it lacks entries")
         except Exception as error:  # torch raises many kinds for a damaged file

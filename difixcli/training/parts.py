@@ -9,6 +9,7 @@ import torch
 from difixcli.errors import InputError
 from difixcli.fixer import Fixer, FixerNetwork
 from difixcli.fixer.network import ADAPTER, LORA_ALPHA
+from difixcli.fixer.weights import new_adapters
 from difixcli.training.options import Parts
 
 
@@ -38,7 +39,8 @@ def choose_parts(network: FixerNetwork, parts: Parts) -> list[str]:
 def with_rank(fixer: Fixer, rank: int, seed: int) -> Fixer:
     """The same fixer with adapters of another rank, which give the same pixels.
 
-    The scale of adapters is 8 / rank, so the old ones are rescaled; new directions start at nothing. Raises InputError
+    The scale of adapters is 8 / rank, so the old ones are rescaled; new directions start at nothing. All other tensors
+    are shared with the fixer given. Raises InputError
     for a network without adapters, and when learned adapters would have to be cut.
     """
     network, old = fixer.network, fixer.config.lora_rank
@@ -47,24 +49,19 @@ def with_rank(fixer: Fixer, rank: int, seed: int) -> Fixer:
     if not old:
         raise InputError("--lora-rank is for networks with adapters (SD-Turbo's size); all of this one trains.")
     state = network.state_dict()
-    tensors = {}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.device("meta"):  # its other tensors are those of the network given
         fresh = FixerNetwork(dataclasses.replace(network.config, lora_rank=rank))
     rescale = (LORA_ALPHA / old) / (LORA_ALPHA / rank)
-    for name, value in fresh.state_dict().items():
-        if f".lora_B.{ADAPTER}." in name:
-            learned = state[name]
-            if rank < old and bool(learned.any()):
-                raise InputError(f"The base's adapters have learned with rank {old}; --lora-rank cannot be less.")
-            tensors[name] = torch.zeros_like(value)
-            tensors[name][:, : min(rank, old)] = rescale * learned[:, :rank]
-        elif f".lora_A.{ADAPTER}." in name:
-            tensors[name] = value.clone()
-            tensors[name][: min(rank, old)] = state[name][:rank]
-        else:
-            tensors[name] = state[name]
-    fresh.load_state_dict(tensors)
+    tensors = new_adapters({name: value.shape for name, value in fresh.state_dict().items()}, rank, seed)
+    for name, value in tensors.items():
+        learned = state[name]
+        if f".lora_A.{ADAPTER}." in name:
+            value[: min(rank, old)] = learned[:rank]
+            continue
+        if rank < old and bool(learned.any()):
+            raise InputError(f"The base's adapters have learned with rank {old}; --lora-rank cannot be less.")
+        value[:, : min(rank, old)] = rescale * learned[:, :rank]
+    fresh.load_state_dict(state | tensors, assign=True)
     return Fixer(fresh)
 
 

@@ -86,7 +86,8 @@ class Lane:
             for count, sample in enumerate(self._epoch(epoch), start=1):
                 if count > offset:
                     yield sample, (epoch, count)
-            if not count:
+            # fewer samples than lanes leave some lanes without any, but not in every epoch
+            if not count and all(self._empty(tar) for tar in self.tars):
                 reasons = "; ".join(self.damaged.values()) or "they are empty"
                 raise InputError(f"No pair can be read from the tars ({reasons}); make them again with difix curate.")
             epoch, offset = epoch + 1, 0
@@ -100,7 +101,8 @@ class Lane:
         mine, share, sharing = order[self.number :: self.lanes], 0, 1
         if count < self.lanes:  # several lanes share a tar, each taking every so-manieth sample
             home = self.number % count
-            mine, share, sharing = [order[home]], self.number // count, len(range(home, self.lanes, count))
+            mine, sharing = [order[home]], len(range(home, self.lanes, count))
+            share = (self.number // count + epoch) % sharing  # a small tar's few samples are not always the same lanes'
         size = max(_BUFFER // self.lanes, 8)
         return wds.DataPipeline(
             wds.SimpleShardList([self.tars[i] for i in mine]),
@@ -108,6 +110,13 @@ class Lane:
             lambda samples: islice(samples, share, None, sharing),
             wds.shuffle(size, initial=size, rng=random.Random(f"{self.seed} {epoch} {self.number}")),
         )
+
+    def _empty(self, tar: str) -> bool:
+        """Whether not one sample of a tar can be read."""
+        import webdataset as wds
+
+        samples = wds.DataPipeline(wds.SimpleShardList([tar]), wds.tarfile_to_samples(handler=self._note))
+        return next(iter(samples), None) is None
 
     def _note(self, error: Exception) -> bool:
         """Remember why a tar could not be read on, and go on with the next."""
@@ -193,7 +202,10 @@ class _Decoded:
                 return job.result() if self.pool else job()  # type: ignore[no-any-return]
             except (InputError, ValueError) as error:
                 reason = skipped[key] = str(error)
-        raise InputError(f"One pair after another cannot be read (the last: {reason}); make the tars again.")
+        raise InputError(
+            f"One pair after another cannot be used (the last: {reason}); make the tars again, or where they are "
+            "smaller than the crops ask for a smaller --crop."
+        )
 
     def _decode(self, sample: Mapping[str, Any]) -> Loaded:
         key = sample["__key__"]

@@ -4,6 +4,6 @@
 set -eu
 : "${PAIRS:?}" "${OUTPUT:?}"
 
-# 10,000 steps of 4 rounds at 2e-5, L2 + LPIPS + 0.5 Gram from step 2,000, bf16, clip 1.0: the defaults of this base
-set -- difix finetune $PAIRS --base "${BASE:-stabilityai/sd-turbo}" --device cuda --accumulate 4 --output "$OUTPUT"
+# 10,000 steps at 2e-5, batch 1, L2 + LPIPS + 0.5 Gram from step 2,000, bf16, clip 1.0: the defaults of this base
+set -- difix finetune $PAIRS --base "${BASE:-stabilityai/sd-turbo}" --device cuda --output "$OUTPUT"
 if [ -n "${DRY_RUN:-}" ]; then echo "$@"; else exec "$@"; fi
