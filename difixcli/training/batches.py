@@ -25,7 +25,7 @@ MOST_UNREADABLE = 50
 """So many unreadable pairs in a row are no accident: training stops."""
 
 # what random numbers are drawn for
-_ORDER, _SAMPLE, _REFERENCES, _SYNTHETIC = 1, 2, 3, 4
+_ORDER, _SAMPLE, _REFERENCES, _SYNTHETIC, _NOISE = 1, 2, 3, 4, 5
 
 
 class Batch(NamedTuple):
@@ -96,6 +96,11 @@ class Plan:
             return 0
         fewer = rng.random() < 0.4
         return int(rng.integers(1, most + 1)) if fewer and most > 1 else most
+
+    def noise(self, index: int, size: tuple[int, int, int]) -> Tensor:
+        """(B, *size) standard normal, for what the renders of round `index` do not show."""
+        drawn = [self.rng(_NOISE, position).standard_normal(size, np.float32) for position in self.positions(index)]
+        return torch.from_numpy(np.stack(drawn))
 
     def sample(self, pair: Loaded | None, photos: PhotoPairs | None, position: int) -> Sample:
         """The sample of a position: cut from its pair, or made from photos where it has none."""

@@ -225,6 +225,7 @@ class _Training:
             self.journal.begin()
             about = {"pairs": self.counts, "dropped": self.dropped, "crop": crop, "processes": self.ranks}
             self.journal({"event": "start", **about, "options": asdict(options)})
+        self.plan = plan
         self.loader = self._loader(used, tars, pictures, plan)
 
     def run(self, progress: Callable[[int], None] | None) -> dict[str, Any]:
@@ -295,12 +296,13 @@ class _Training:
         terms: dict[str, Tensor] = {}
         for number in range(options.accumulate):
             batch = self._drawn(next(rounds))
+            noise = self._noise(self.step * options.accumulate + number, batch.images)
             if number == 0 and self.step % options.signs_every == 0:
-                self._look_for_collapse(batch)
+                self._look_for_collapse(batch, noise)
             self.network.train()
             last = number == options.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                output = self.model(batch.images, batch.references, batch.opacity, batch.visibility)
+                output = self.model(batch.images, batch.references, batch.opacity, batch.visibility, noise)
                 loss, parts = self.loss(output, batch.targets, self.step)
                 self.accelerator.backward(loss / options.accumulate)
             found = {"loss": loss.detach(), **parts, "output_std": output.detach().float().std()}
@@ -335,6 +337,14 @@ class _Training:
         moved = (None if t is None else t.to(device, non_blocking=True) for t in draw.batch)
         return Batch(*moved)  # type: ignore[arg-type]
 
+    def _noise(self, index: int, images: Tensor) -> Tensor | None:
+        """What networks that fill the unseen have there in round `index`; None for others."""
+        config = self.fixer.config
+        if config.references != "raw" or not config.fill_unseen:
+            return None
+        height, width = (length // config.multiple for length in images.shape[-2:])
+        return self.plan.noise(index, (config.vae["latent_channels"], height, width)).to(images)
+
     def tell_places(self, places: Mapping[int, Sequence[int]]) -> None:
         """Note how far lanes were read; the farther place is right, as others know only where a lane began."""
         for lane, (epoch, count) in places.items():
@@ -356,12 +366,12 @@ class _Training:
             return "no checkpoint was written yet"
         return f"the checkpoint of step {self.saved_step} is kept in {self.checkpoint}"
 
-    def _look_for_collapse(self, batch: Batch) -> None:
+    def _look_for_collapse(self, batch: Batch, noise: Tensor | None) -> None:
         """Log the signs of collapse; InputError when there is no point in going on."""
         told = torch.zeros(1 + len(fields(CollapseSigns)), device=self.accelerator.device)
         if batch.references is not None:  # of streamed pairs one process may have some and another none
             self.network.eval()
-            own = collapse_signs(self.network, batch.images, batch.references, batch.opacity, batch.visibility)
+            own = collapse_signs(self.network, batch.images, batch.references, batch.opacity, batch.visibility, noise)
             told = told.new_tensor([1.0, *asdict(own).values()])
         looked, *sums = self.accelerator.reduce(told, "sum").tolist()
         if not looked:
