@@ -13,6 +13,7 @@ import pytest
 import torch
 from pretend_cuda import PretendTensor, pretend_cuda
 from test_fixer_inference import raw_network, smooth
+from test_training import FAST, Killed, losses, save, texture
 from torch import Tensor
 
 from difixcli.fixer import Fixer, new_small_fixer
@@ -60,8 +61,7 @@ def moved(fixer: Fixer) -> Fixer:
     return fixer.to("cuda", torch.float32)
 
 
-@pytest.mark.parametrize("where", ["cpu", "cuda"])
-@pytest.mark.parametrize("attention", ["mutual", "one-way"])
+@pytest.mark.parametrize(("where", "attention"), [("cpu", "one-way"), ("cuda", "mutual")])
 def test_raw_references(where: str, attention: str, waits: dict[str, int]) -> None:
     network = raw_network(reference_attention=attention)
     images, opacity = smooth(4, 3, 36, 44), smooth(4, 1, 36, 44)
@@ -168,7 +168,7 @@ def test_losses_with_gradients(waits: dict[str, int]) -> None:
     found = []
     for device in ("cpu", "cuda"):
         loss = FixerLoss("l2", "st-lpips-alex", 1.0, 0.5, 0, 32, device)
-        given = output.to(device).requires_grad_()
+        given = output.to(device).detach().requires_grad_()
         waits.clear()
         total, parts = loss(given, target.to(device), 5)
         total.backward()
@@ -204,8 +204,8 @@ def test_figures(waits: dict[str, int]) -> None:
 
     distance = FrechetDistance(Mean(), "cuda")
     for i in range(3):
-        distance.add(smooth(1, 3, 16, 16, seed=i)[0].permute(1, 2, 0).numpy(), True)
-        distance.add(smooth(1, 3, 16, 16, seed=i + 9)[0].permute(1, 2, 0).numpy(), False)
+        distance.add(smooth(1, 3, 32, 32, seed=i)[0].permute(1, 2, 0).numpy(), True)
+        distance.add(smooth(1, 3, 32, 32, seed=i + 9)[0].permute(1, 2, 0).numpy(), False)
     assert np.isfinite(distance.distance())
 
 
@@ -219,8 +219,6 @@ def accelerated(monkeypatch: pytest.MonkeyPatch, waits: dict[str, int]) -> None:
 
 
 def textures(folder: Path) -> Path:
-    from test_training import save, texture
-
     for i in range(4):
         save(folder / f"{i}.png", texture(i))
     return folder
@@ -230,13 +228,11 @@ def test_training_stays_on_the_device_and_goes_on_exactly(
     accelerated: None, waits: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Synthetic pairs, augmentation, losses, Gram, gradient, optimiser, average, validation, checkpoint and resume."""
-    from test_training import FAST, Killed, losses
-
     from difixcli.training import finetune
 
     photos = textures(tmp_path / "photos")
     options = {**FAST, "iterations": 4, "gram_weight": 0.1, "gram_start": 1, "validation_pairs": 1, "workers": 0}
-    options |= {"photos": photos, "signs_every": 2, "validate_every": 2, "checkpoint_every": 2}
+    options |= {"photos": photos, "signs_every": 3, "validate_every": 3, "checkpoint_every": 2}
     finetune([], "tiny", tmp_path / "cpu", **options)
     counted: list[int] = []
 
@@ -245,8 +241,7 @@ def test_training_stays_on_the_device_and_goes_on_exactly(
 
     finetune([], "tiny", tmp_path / "cuda", device="cuda", progress=count, **options)
     np.testing.assert_allclose(losses(tmp_path / "cuda"), losses(tmp_path / "cpu"), rtol=1e-3)
-    # a step that neither looks for collapse nor validates waits twice: for its terms and the gradient's norm
-    assert counted[2] > counted[0]
+    assert counted[1] - counted[0] == 1  # a step that neither looks for collapse nor validates
 
     def kill(step: int) -> None:
         if step == 3:
@@ -271,6 +266,7 @@ def test_fields_train_on_rays_of_photos_and_pseudo_views(
     from test_reconstruction import create, pseudo_view
 
     from difixcli.reconstruction import Reconstruction
+    from difixcli.reference_views import ReferenceViews
     from difixcli.scenes import load_scene
 
     monkeypatch.setattr("difixcli.reconstruction.reconstruction.check_device", lambda device, config: None)
@@ -302,3 +298,6 @@ def test_fields_train_on_rays_of_photos_and_pseudo_views(
     np.testing.assert_allclose(again.render(camera).color, made.render(camera).color, atol=1e-5)
     on_cpu = Reconstruction.load(tmp_path / "run", scene, device="cpu")
     np.testing.assert_allclose(on_cpu.render(camera).color, shown.color, atol=1e-3)
+    beside = [ReferenceViews(scene, [0, 2, 4], one, 2).beside(camera, shown) for one in (again, on_cpu)]
+    assert beside[0].frames == beside[1].frames and beside[0].aligned.shape == beside[1].aligned.shape
+    assert np.isfinite(beside[0].aligned).all() and beside[0].visibility.max() <= 1

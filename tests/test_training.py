@@ -122,6 +122,26 @@ def test_resuming_is_exact(pairs: Path, tmp_path: Path) -> None:
     assert (killed / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 
+def test_what_fills_the_unseen_in_training_follows_step_and_seed(pairs: Path, tmp_path: Path) -> None:
+    """A training that was stopped goes on with the same noise, on whatever device it is."""
+    from test_fixer_inference import raw_network
+
+    base = Fixer(raw_network(fill_unseen=True)).save_pretrained(tmp_path / "base")
+    options = {**FAST, "iterations": 3, "checkpoint_every": 2, "perceptual_weight": 0.0, "gram_weight": 0.0}
+
+    def kill(step: int) -> None:
+        if step == 2:
+            raise Killed
+
+    torch.manual_seed(1)
+    finetune([pairs], base, tmp_path / "whole", **options)
+    torch.manual_seed(2)
+    with pytest.raises(Killed):
+        finetune([pairs], base, tmp_path / "killed", progress=kill, **options)
+    finetune([pairs], base, tmp_path / "killed", **options)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
 def test_a_pair_that_breaks_on_the_way_changes_nothing_else(pairs: Path, tmp_path: Path) -> None:
     """Killed after a pair broke (even one lost with its header), training goes on as one that was not killed."""
     options = {

@@ -308,11 +308,11 @@ class _Training:
             found = {"loss": loss.detach(), **parts, "output_std": output.detach().float().std()}
             terms = {name: terms.get(name, 0) + value / options.accumulate for name, value in found.items()}
         norm = self.accelerator.clip_grad_norm_(self.weights, options.clip)
-        # one exchange a step tells every process the same
-        told = torch.stack([*terms.values(), terms["loss"].new_tensor(float(due))]).float()
-        *values, due_somewhere = self.accelerator.reduce(told, "mean").tolist()
+        # one exchange a step tells every process the same, and one look at the device is all that a GPU waits for
+        told = torch.stack([*terms.values(), norm, terms["loss"].new_tensor(float(due))]).float()
+        *values, norm, due_somewhere = self.accelerator.reduce(told, "mean").tolist()
         means = dict(zip(terms, values, strict=True))
-        self._check_finite(means["loss"], float(norm))
+        self._check_finite(means["loss"], norm)
         self.optimiser.step()
         if self.average is not None:
             decay = min(options.ema, (1 + self.step) / (10 + self.step))  # it must forget the first steps
@@ -321,7 +321,7 @@ class _Training:
         self.losses = [*self.losses[-99:], means["loss"]]
         if self.step % options.log_every == 0:
             mean = {"mean_loss": float(np.mean(self.losses))}
-            self.journal({"event": "step", "step": self.step, **means, **mean, "gradient": float(norm), "rate": rate})
+            self.journal({"event": "step", "step": self.step, **means, **mean, "gradient": norm, "rate": rate})
         return due_somewhere > 0
 
     def _drawn(self, draw: Draw) -> Batch:
