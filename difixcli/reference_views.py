@@ -79,7 +79,7 @@ class ReferenceViews:
         """The references of a render made at `camera`, aligned through the render's depth.
 
         What their masks leave out is not visible. Without `align`, for fixers that take raw references, `aligned` and
-        `visibility` are empty, and no depth is rendered.
+        `visibility` are empty, and no depth is rendered. Aligning is done on the reconstruction's device.
         """
         import torch
 
@@ -102,7 +102,7 @@ class ReferenceViews:
         if any(mask is not None for mask in held):
             whole = [np.ones(photo.shape[:2], bool) if m is None else m for m, photo in zip(held, photos, strict=True)]
             masks = torch.stack([_resized(torch.from_numpy(m.astype(np.float32))[None], size) for m in whole])[None]
-        aligned, visibility = align_references(
+        given = (
             _planar(render.color)[None],
             torch.from_numpy(render.depth)[None, None],
             _matrix(camera.intrinsics)[None],
@@ -111,9 +111,13 @@ class ReferenceViews:
             depths[None],
             torch.stack([_matrix(c.intrinsics) for c in cameras])[None],
             torch.stack([_matrix(c.camera_to_world) for c in cameras])[None],
-            ref_masks=masks,
         )
-        return References(frames, photos, aligned[0].permute(0, 2, 3, 1).numpy(), visibility[0, :, 0].numpy())
+        device = self.reconstruction.device
+        aligned, visibility = align_references(
+            *(value.to(device) for value in given), ref_masks=None if masks is None else masks.to(device)
+        )
+        aligned, visibility = aligned[0].permute(0, 2, 3, 1).cpu(), visibility[0, :, 0].cpu()
+        return References(frames, photos, aligned.numpy(), visibility.numpy())
 
 
 def _photo(scene: Scene, frame: int) -> np.ndarray:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import csv
+import functools
 import importlib.util
 import json
 import os
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import click
 import pytest
+import torch
 import typer
+from test_fixer_inference import raw_config
 
 from difixcli.cli import app
 from difixcli.fixer import new_small_fixer
@@ -124,12 +128,17 @@ def test_toy_size_needs_no_weights_and_no_gpu(scenes: Path, tmp_path: Path, monk
             )
 
 
-def _ablation() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ablation", RECIPES / "ablation" / "ablation.py")
+def _recipe(folder: str, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, RECIPES / folder / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for their module
     spec.loader.exec_module(module)
     return module
+
+
+def _ablation() -> ModuleType:
+    return _recipe("ablation", "ablation")
 
 
 def test_ablation_prints_its_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,3 +191,22 @@ def test_ablation_table_is_of_real_runs(
     table = (tmp_path / "out" / "ablation.md").read_text()
     assert "(c) progressive" in table and "± 1.41" in table
     capsys.readouterr()
+
+
+def test_the_bench_for_gpus_runs_on_any_device(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same code as on CUDA, on a network as wide as a toy's, compiled without being lowered."""
+    bench = _recipe("bench", "fixer")
+    monkeypatch.setattr(bench, "sd_turbo_config", lambda width: raw_config(int(16 * width)))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    line = ["gpu", "--device", "cpu", "--size", "32", "48", "--batch", "1", "2", "--calls", "2"]
+    bench.main([*line, "--dtype", "bf16", "fp32"])
+    torch._dynamo.reset()
+    printed = [row for row in capsys.readouterr().out.splitlines() if row.startswith(("| bf16", "| fp32"))]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in printed]
+    kinds = [(dtype, compiled, batch) for dtype in ("bf16", "fp32") for compiled in ("no", "yes") for batch in "12"]
+    assert [tuple(row[:3]) for row in rows] == kinds
+    for row in rows:
+        assert float(row[3]) >= float(row[4]) > 0 and row[6] == "nan"
+        assert float(row[7]) < (0.02 if row[0] == "bf16" else 1e-4)

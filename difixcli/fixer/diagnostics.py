@@ -29,6 +29,7 @@ def collapse_signs(
     references: Tensor | None = None,
     opacity: Tensor | None = None,
     visibility: Tensor | None = None,
+    noise: Tensor | None = None,
 ) -> CollapseSigns:
     """Measures the signs on one batch, given as `FixerNetwork.forward` takes it.
 
@@ -39,11 +40,11 @@ def collapse_signs(
         lambda module, inputs, output: stds.append(float(output.float().std()))
     )
     try:
-        output = network(images, references, opacity, visibility)
+        output = network(images, references, opacity, visibility, noise)
     finally:
         hook.remove()
     change = 0.0
     if references is not None and references.shape[1]:
         swapped = references.roll(1, 0) if references.shape[0] > 1 else references.flip(-1)
-        change = float((network(images, swapped, opacity, visibility) - output).abs().mean())
+        change = float((network(images, swapped, opacity, visibility, noise) - output).abs().mean())
     return CollapseSigns(stds[0], change, float((output - images).abs().mean()))

@@ -257,14 +257,16 @@ class Fixer:
         if (state := _weights_state(self.network)) != self._held_of:
             self._held.clear()
             self._held_of = state
-        rows = [[self._encoded_photo(photo) for photo in sample] for sample in references]
+        # a few pixels of each find it, all of them decide; all photos' are looked at together
+        stride = max(1, references[0, 0].numel() // 256)
+        pixels = torch.stack([photo.flatten()[::stride] for photo in references.flatten(0, 1)]).tolist()
+        found = [self._encoded_photo(*one) for one in zip(references.flatten(0, 1), pixels, strict=True)]
+        rows = [found[i : i + references.shape[1]] for i in range(0, len(found), references.shape[1])]
         return EncodedReferences.joined([EncodedReferences.joined(row, 1) for row in rows], 0)
 
-    def _encoded_photo(self, photo: Tensor) -> EncodedReferences:
-        """(3, H, W) → its encoding with B = V = 1."""
-        # a few pixels find it, all of them decide
-        sample = photo.flatten()[:: max(1, photo.numel() // 256)]
-        key = (photo.shape, photo.dtype, str(photo.device), tuple(sample.tolist()))
+    def _encoded_photo(self, photo: Tensor, pixels: list[float]) -> EncodedReferences:
+        """(3, H, W) and a few of its pixels → its encoding with B = V = 1."""
+        key = (photo.shape, photo.dtype, str(photo.device), tuple(pixels))
         held = self._held.get(key)
         if held is not None and torch.equal(held[0], photo):
             self._held.move_to_end(key)
@@ -315,7 +317,8 @@ def new_small_fixer(size: str = "small", seed: int = 0) -> Fixer:
 def _weights_state(network: FixerNetwork) -> tuple:
     """Changes when weights do: encodings made before are then worthless."""
     parameters = list(network.parameters())
-    sample = [float(p.flatten()[0]) for p in parameters[:: max(1, len(parameters) // 8)]]
+    # in one look at the device: each empties a GPU's queue
+    sample = torch.stack([p.flatten()[0] for p in parameters[:: max(1, len(parameters) // 8)]]).tolist()
     return (sum(p._version for p in parameters), network.prompt.dtype, network.prompt.device, *sample)
 
 

@@ -242,6 +242,11 @@ class Reconstruction:
         return self._recipe.method
 
     @property
+    def device(self) -> str:
+        """Where it is trained and rendered, `cpu` or `cuda`."""
+        return self._recipe.device
+
+    @property
     def train_frames(self) -> list[int]:
         """Indices, among the scene's frames, of the photos it trains on; sorted."""
         return list(self._recipe.train)

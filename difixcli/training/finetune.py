@@ -295,23 +295,23 @@ class _Training:
         terms: dict[str, Tensor] = {}
         for number in range(options.accumulate):
             batch = self._drawn(next(rounds))
+            noise = self._noise(self.step * options.accumulate + number, batch.images)
             if number == 0 and self.step % options.signs_every == 0:
-                self._look_for_collapse(batch)
+                self._look_for_collapse(batch, noise)
             self.network.train()
             last = number == options.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                noise = self._noise(batch.images, self.step * options.accumulate + number)
                 output = self.model(batch.images, batch.references, batch.opacity, batch.visibility, noise)
                 loss, parts = self.loss(output, batch.targets, self.step)
                 self.accelerator.backward(loss / options.accumulate)
             found = {"loss": loss.detach(), **parts, "output_std": output.detach().float().std()}
             terms = {name: terms.get(name, 0) + value / options.accumulate for name, value in found.items()}
         norm = self.accelerator.clip_grad_norm_(self.weights, options.clip)
-        # one exchange a step tells every process the same
-        told = torch.stack([*terms.values(), terms["loss"].new_tensor(float(due))]).float()
-        *values, due_somewhere = self.accelerator.reduce(told, "mean").tolist()
+        # one exchange a step tells every process the same, and one look at the device is all that a GPU waits for
+        told = torch.stack([*terms.values(), norm, terms["loss"].new_tensor(float(due))]).float()
+        *values, norm, due_somewhere = self.accelerator.reduce(told, "mean").tolist()
         means = dict(zip(terms, values, strict=True))
-        self._check_finite(means["loss"], float(norm))
+        self._check_finite(means["loss"], norm)
         self.optimiser.step()
         if self.average is not None:
             decay = min(options.ema, (1 + self.step) / (10 + self.step))  # it must forget the first steps
@@ -320,16 +320,8 @@ class _Training:
         self.losses = [*self.losses[-99:], means["loss"]]
         if self.step % options.log_every == 0:
             mean = {"mean_loss": float(np.mean(self.losses))}
-            self.journal({"event": "step", "step": self.step, **means, **mean, "gradient": float(norm), "rate": rate})
+            self.journal({"event": "step", "step": self.step, **means, **mean, "gradient": norm, "rate": rate})
         return due_somewhere > 0
-
-    def _noise(self, images: Tensor, index: int) -> Tensor | None:
-        """What fills the unseen parts of a round's latents; None for networks that fill nothing."""
-        config = self.fixer.config
-        if config.references != "raw" or not config.fill_unseen:
-            return None
-        shape = (config.vae["latent_channels"], *(side // config.multiple for side in images.shape[-2:]))
-        return self.plan.noise(index, shape).to(images.device)
 
     def _drawn(self, draw: Draw) -> Batch:
         """A round's batch on the device; what was skipped is noted."""
@@ -343,6 +335,14 @@ class _Training:
         device = self.accelerator.device
         moved = (None if t is None else t.to(device, non_blocking=True) for t in draw.batch)
         return Batch(*moved)  # type: ignore[arg-type]
+
+    def _noise(self, index: int, images: Tensor) -> Tensor | None:
+        """What networks that fill the unseen have there in round `index`; None for others."""
+        config = self.fixer.config
+        if config.references != "raw" or not config.fill_unseen:
+            return None
+        height, width = (length // config.multiple for length in images.shape[-2:])
+        return self.plan.noise(index, (config.vae["latent_channels"], height, width)).to(images)
 
     def tell_places(self, places: Mapping[int, Sequence[int]]) -> None:
         """Note how far lanes were read; the farther place is right, as others know only where a lane began."""
@@ -365,14 +365,12 @@ class _Training:
             return "no checkpoint was written yet"
         return f"the checkpoint of step {self.saved_step} is kept in {self.checkpoint}"
 
-    def _look_for_collapse(self, batch: Batch) -> None:
+    def _look_for_collapse(self, batch: Batch, noise: Tensor | None) -> None:
         """Log the signs of collapse; InputError when there is no point in going on."""
         told = torch.zeros(1 + len(fields(CollapseSigns)), device=self.accelerator.device)
         if batch.references is not None:  # of streamed pairs one process may have some and another none
             self.network.eval()
-            # raw networks would fill what was not seen with noise, another for each look
-            opacity = None if self.fixer.config.references == "raw" else batch.opacity
-            own = collapse_signs(self.network, batch.images, batch.references, opacity, batch.visibility)
+            own = collapse_signs(self.network, batch.images, batch.references, batch.opacity, batch.visibility, noise)
             told = told.new_tensor([1.0, *asdict(own).values()])
         looked, *sums = self.accelerator.reduce(told, "sum").tolist()
         if not looked:

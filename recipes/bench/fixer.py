@@ -1,11 +1,15 @@
 """Pace, agreement and memory of the fixer at SD-Turbo's width, with random weights.
 
     python recipes/bench/fixer.py pace [--frames 3] [--threads 2]     # CPU: 288×512 float32; CUDA: 576×1024 bfloat16
+    python recipes/bench/fixer.py gpu [--batch 1 8] [--dtype bf16 fp32]   # 576×1024, compiled and not
     python recipes/bench/fixer.py memory [--width 0.25]               # an image of 1024 pixels, and one of 4K in tiles
 
 Pace: a sequence of frames that share one reference, ours against the straightforward way: adapters apart, torch's own
-convolutions, both views encoded, denoised and decoded for every frame, as Difix3D's release does. On CUDA also
-compiled, and eight frames at once.
+convolutions, both views encoded, denoised and decoded for every frame, as Difix3D's release does.
+
+GPU: milliseconds a frame between CUDA's events, after a warm-up in which kernels are compiled and chosen and the
+reference is encoded; frames and results stay on the device. A row for every precision, batch, and compiled or not,
+with the most memory that was allocated and how far the pixels lie from single precision's. It runs on a CPU too.
 
 Memory: the largest resident size (CUDA: allocated bytes) of a process that fixes one image.
 """
@@ -13,11 +17,15 @@ Memory: the largest resident size (CUDA: allocated bytes) of a process that fixe
 from __future__ import annotations
 
 import argparse
+import copy
+import math
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -28,6 +36,7 @@ from difixcli.fixer import Fixer, FixerConfig, FixerNetwork, convolution
 from difixcli.fixer.weights import merge_adapters
 
 _ADAPTED = ("conv1", "conv2", "conv_in", "conv_shortcut", "conv", "conv_out", "to_k", "to_q", "to_v", "to_out.0")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 Timed = tuple[Tensor, float, float]  # what came out, wall and CPU seconds a frame
 
 
@@ -124,17 +133,11 @@ def pace(frames: int, expected_frames: int, device: str, width: float) -> None:
     report("straightforward", base)
     fixer = Fixer(merge_adapters(network)).to(device, network.prompt.dtype)
     del network
-    for compiled in (False, True) if device == "cuda" else (False,):
-        if compiled:
-            fixer.compile()
-        for batch in (1, 8) if device == "cuda" and frames >= 8 else (1,):
-            ours = sequence(fixer, images, reference, batch)
-            report(f"ours, batch {batch}" + (", compiled" if compiled else ""), ours)
-            pixels, expected = (torch.cat([out for out, *_ in runs]) for runs in (ours, base))
-            both = min(len(pixels), len(expected))
-            print(f"  largest difference {float((pixels[:both] - expected[:both]).abs().max()):.1e} of 1", flush=True)
-            if device == "cuda":
-                print(f"  peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB", flush=True)
+    ours = sequence(fixer, images, reference)
+    report("ours", ours)
+    pixels, expected = (torch.cat([out for out, *_ in runs]) for runs in (ours, base))
+    both = min(len(pixels), len(expected))
+    print(f"  largest difference {float((pixels[:both] - expected[:both]).abs().max()):.1e} of 1", flush=True)
 
 
 def baseline(network: FixerNetwork, images: Tensor, reference: Tensor) -> list[Timed]:
@@ -144,15 +147,89 @@ def baseline(network: FixerNetwork, images: Tensor, reference: Tensor) -> list[T
         return [timed(partial(straightforward, network, image[None], reference)) for image in images]
 
 
-def sequence(fixer: Fixer, images: Tensor, reference: Tensor, batch: int) -> list[Timed]:
-    """Frames in batches beside one reference, whose encoding is part of the first."""
-    beside = reference[None].expand(batch, -1, -1, -1, -1)
+def sequence(fixer: Fixer, images: Tensor, reference: Tensor) -> list[Timed]:
+    """Frames beside one reference, whose encoding is part of the first."""
     if images.device.type == "cuda":
-        fixer(images[:batch], beside)  # compiles, chooses kernels
-        torch.cuda.reset_peak_memory_stats()
+        fixer(images[:1], reference[None])  # kernels are chosen at first use
     fixer._held.clear()
-    runs = [timed(partial(fixer, part, beside)) for part in images.split(batch) if len(part) == batch]
-    return [(out, wall / batch, cpu / batch) for out, wall, cpu in runs]
+    return [timed(partial(fixer, image[None], reference[None])) for image in images]
+
+
+@dataclass(frozen=True)
+class Row:
+    """`milliseconds` a frame, the median and the fastest of the calls; `warm_up` seconds of the first call; `peak` GiB
+    allocated on the GPU (NaN on a CPU); `difference` the mean from single precision's pixels, uncompiled.
+    """
+
+    dtype: str
+    compiled: bool
+    batch: int
+    milliseconds: float
+    fastest: float
+    warm_up: float
+    peak: float
+    difference: float
+
+
+def gpu(
+    device: str, size: tuple[int, int], width: float, dtypes: Sequence[str], batches: Sequence[int], calls: int
+) -> list[Row]:
+    """Measure every combination and print a row for each."""
+    images = pictures(max(batches) + 1, *size).to(device)
+    images, reference = images[:-1], images[-1:]
+    network = merge_adapters(random_network(sd_turbo_config(width))).to(device)
+    expected = torch.cat([Fixer(network).to(device, torch.float32)(image[None], reference[None]) for image in images])
+    rows = []
+    print("| precision | compiled | batch | ms a frame | fastest | first call, s | peak, GiB | difference |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for name in dtypes:
+        for compiled in (False, True):
+            fixer = Fixer(copy.deepcopy(network)).to(device, DTYPES[name])
+            if compiled:
+                fixer.compile()
+            for batch in batches:
+                beside = reference[None].expand(batch, -1, -1, -1, -1)
+                fixed, *figures = clocked(partial(fixer, images[:batch], beside), device, calls)
+                difference = float((fixed - expected[:batch]).abs().mean())
+                row = Row(name, compiled, batch, *(x / batch for x in figures[:2]), *figures[2:], difference)
+                cells = [name, "yes" if compiled else "no", batch, f"{row.milliseconds:.1f}", f"{row.fastest:.1f}"]
+                cells += [f"{row.warm_up:.1f}", f"{row.peak:.2f}", f"{difference:.1e}"]
+                print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+                rows.append(row)
+            del fixer
+    return rows
+
+
+def clocked(function: Callable[[], Tensor], device: str, calls: int) -> tuple[Tensor, float, float, float, float]:
+    """What the function returns, median and least milliseconds of a call, seconds of the first, peak GiB."""
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.empty_cache()
+    begun = time.monotonic()
+    result = function()
+    if cuda:
+        torch.cuda.synchronize()
+    first = time.monotonic() - begun
+    for _ in range(2):  # what is compiled at the first call may be chosen at the second
+        function()
+    times = []
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(calls):
+        if cuda:
+            ends = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            ends[0].record()
+            result = function()
+            ends[1].record()
+            torch.cuda.synchronize()
+            times.append(ends[0].elapsed_time(ends[1]))
+        else:
+            started = time.perf_counter()
+            result = function()
+            times.append(1000 * (time.perf_counter() - started))
+    peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else math.nan
+    return result, statistics.median(times), min(times), first, peak
 
 
 def report(label: str, runs: list[Timed]) -> None:
@@ -189,25 +266,31 @@ def one(height: int, breadth: int, device: str, width: float) -> None:
     print(f"peak {peak:.0f} MiB ({before:.0f} before), {time.monotonic() - begun:.1f} s")
 
 
-def main() -> None:
+def main(line: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=("pace", "memory", "one"))
+    parser.add_argument("what", choices=("pace", "gpu", "memory", "one"))
     parser.add_argument("--frames", type=int, help="default 3 on a CPU, 24 on CUDA")
     parser.add_argument("--straightforward", type=int, help="how many of them the straightforward way too; all")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--width", type=float, default=1.0, help="share of SD-Turbo's channels")
-    parser.add_argument("--size", type=int, nargs=2, default=(1024, 1024))
-    arguments = parser.parse_args()
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default 576 1024")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bf16", "fp32"], help="precisions (gpu)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="frames at once (gpu)")
+    parser.add_argument("--calls", type=int, default=20, help="calls that are timed (gpu)")
+    arguments = parser.parse_args(line)
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
     if arguments.what == "pace":
         frames = arguments.frames or (24 if arguments.device == "cuda" else 3)
         pace(frames, arguments.straightforward or frames, arguments.device, arguments.width)
+    elif arguments.what == "gpu":
+        size = tuple(arguments.size or (576, 1024))
+        gpu(arguments.device, size, arguments.width, arguments.dtype, arguments.batch, arguments.calls)
     elif arguments.what == "memory":
         memory(arguments.device, arguments.width)
     else:
-        one(*arguments.size, arguments.device, arguments.width)
+        one(*(arguments.size or (576, 1024)), arguments.device, arguments.width)
 
 
 if __name__ == "__main__":
