@@ -12,7 +12,7 @@ import pytest
 from commands import difix, refused, told
 from PIL import Image
 
-from difixcli.enhancement.fix import NearestPhotos
+from difixcli.enhancement.references import ReferencePhotos
 from difixcli.errors import InputError
 from difixcli.evaluation.pictures import image_files
 from difixcli.fixer import Fixer, new_small_fixer
@@ -92,10 +92,10 @@ def test_references_by_scene(shared_scenes: Path, tiny: Path, tmp_path: Path) ->
     for i in (0, 5):
         Image.open(scene.frames[i].image_path).resize((96, 64)).save(tmp_path / f"renders/{scene.file_names[i]}.png")
     files = sorted((tmp_path / "renders").iterdir())
-    choice = NearestPhotos(scene, files, 3)
+    choice = ReferencePhotos.by_pose(scene, files, 3)
     for path in files:
         own = next(f for f in scene.frames if Path(f.name).stem in path.stem)
-        names = choice.names(path)
+        names = choice.chosen(path.stem, read_image(path))
         assert len(names) == 3 and own.name not in names
         distances = {f.name: np.linalg.norm(f.camera.position - own.camera.position) for f in scene.frames}
         assert max(distances[name] for name in names) <= sorted(distances.values())[5]
@@ -104,7 +104,7 @@ def test_references_by_scene(shared_scenes: Path, tiny: Path, tmp_path: Path) ->
     (tmp_path / "renders" / "unposed.png").write_bytes(files[0].read_bytes())
     refused(difix(*line, "-o", tmp_path / "o"), "unposed.png", "no frame of the scene")
     with pytest.raises(InputError, match="no frame"):
-        NearestPhotos(scene, [tmp_path / "renders" / "unposed.png"], 1)
+        ReferencePhotos.by_pose(scene, [tmp_path / "renders" / "unposed.png"], 1)
 
 
 def test_export_needs_no_images_and_says_the_licence_once(shared: Path, images: Path, tmp_path: Path) -> None:
@@ -135,9 +135,9 @@ def test_a_name_that_several_frames_have_is_no_pose(shared_scenes: Path, tmp_pat
     frames = [replace(scene.frames[i], name=f"{side}/0.png") for i, side in enumerate(("left", "right"))]
     rig = replace(scene, frames=[*frames, *scene.frames[2:]])
     for name in (tmp_path / "left-0.png", tmp_path / "right-0.png"):
-        assert NearestPhotos(rig, [name], 1).names(name) != []
+        assert ReferencePhotos.by_pose(rig, [name], 1).chosen(name.stem, np.zeros((9, 9, 3))) != []
     with pytest.raises(InputError, match="several frames"):
-        NearestPhotos(rig, [tmp_path / "0.png"], 1)
+        ReferencePhotos.by_pose(rig, [tmp_path / "0.png"], 1)
 
 
 def test_confidence_is_no_image_of_its_own(images: Path, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_an_image_of_absurd_size_is_refused(images: Path, tiny: Path, tmp_path: 
 def test_what_does_not_belong_together_is_refused(images: Path, tiny: Path, tmp_path: Path, photos: list[Path]) -> None:
     refused(difix("fix"), "Nothing to fix")
     refused(difix("fix", images, "--merge-lora"), "--export")
-    refused(difix("fix", images, "--references", "2"), "--scene")
+    refused(difix("fix", images, "--references", "2"), "--reference, or a --scene")
     refused(difix("fix", images, "--scene", "sample:room", "--reference", photos[0]), "leave one of them out")
     refused(difix("fix", images, "--fixer", images), "not a fixer")
     refused(difix("fix", tmp_path / "nothing.png"), "nothing.png")
