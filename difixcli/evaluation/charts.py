@@ -21,6 +21,7 @@ STYLE = """
 .chart polyline { fill: none; stroke-width: 2; stroke-linejoin: round }
 .chart figcaption b { display: block } .key { display: inline-block; margin-right: 14px; white-space: nowrap }
 .key i { display: inline-block; width: 14px; height: 3px; margin-right: 5px; vertical-align: middle }
+@media (max-width: 640px) { .chart text { font-size: 16px } }
 """
 _LIGHT = ("#1f6fd1", "#d9480f", "#0b7a4b", "#8a3ffc", "#b5830b", "#c2255c", "#0c8599", "#5c5f66")
 _DARK = ("#6ea8fe", "#ff922b", "#51cf8a", "#c39bff", "#f2c94c", "#ff7aa8", "#4fd1e0", "#adb5bd")

@@ -85,9 +85,9 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; margi
 dt { font-weight: 600 } dd { margin: 0 }
 @media (max-width: 640px) {
   body { padding: 16px 12px 40px } .views { grid-template-columns: repeat(2, minmax(0, 1fr)) }
-  .empty { display: none } td:first-child { white-space: normal; min-width: 84px }
-  th, td { padding-right: 10px; font-size: 13px; vertical-align: top } th { white-space: normal }
-  td small { display: block } dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: 8px } }
+  .empty { display: none } td:first-child { white-space: normal; min-width: 72px }
+  th, td { padding-right: 7px; font-size: 12px; vertical-align: top } th { white-space: normal }
+  td small { display: block; font-size: 11px } dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: 8px } }
 """
 
 
