@@ -16,9 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
-from click.core import ParameterSource
 
 from difixcli import __version__, console
 from difixcli.errors import InputError, unknown
@@ -337,10 +335,15 @@ def fix(
     if source is None:
         if export is None:
             raise InputError("Nothing to fix; name an image or a folder of images, or a folder to --export to.")
-        if of_images := _given() - {"--export", "--fixer", "--merge-lora", "--dtype", "--force", "--json"}:
+        of_images = {
+            **{"--reference": reference, "--scene": scene, "--references": references, "--size": size},
+            **{"--resize": resize, "--tile": tile, "--fill-unseen": fill_unseen, "--confidence": confidence},
+            **{"--compile": compiled, "--seed": seed, "--device": device is not Device.auto, "--output": output},
+        }
+        if given := [option for option, value in of_images.items() if value]:
             raise InputError(
-                f"{', '.join(sorted(of_images))} would say how images are fixed, but none is named; name an image or a "
-                "folder of images too, or leave out what does not belong to --export."
+                f"Without images {', '.join(given)} would say nothing: a lone --export writes the fixer alone. Name an "
+                "image or a folder of images too, or leave that out."
             )
         console.finish({"exported": _export(fixer, export, merge_lora, dtype, force)}, as_json)
         return
@@ -397,18 +400,6 @@ def fix(
         )
     told = {"results": results, "output": str(run.folder)}
     console.finish(told if exported is None else {**told, "exported": exported}, as_json)
-
-
-def _given() -> set[str]:
-    """The options that stand in the command's line."""
-    context = click.get_current_context()
-    return {
-        max(parameter.opts, key=len)
-        for parameter in context.command.params
-        if parameter.name is not None
-        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-        and isinstance(parameter, click.Option)
-    }
 
 
 def _beside(source: Path, what: str) -> Path:

@@ -224,8 +224,10 @@ def test_what_does_not_belong_together_is_refused(images: Path, tiny: Path, tmp_
     refused(difix("fix"), "Nothing to fix")
     refused(difix("fix", images, "--merge-lora"), "--export")
     export = ("fix", "--fixer", tiny, "--export", tmp_path / "exported")
-    refused(difix(*export, "--tile", "256", "--confidence"), "--confidence, --tile would say how images are fixed")
-    refused(difix(*export, "--reference", photos[0], "-o", tmp_path / "out"), "--output, --reference would")
+    refused(difix(*export, "--tile", "256", "--confidence"), "Without images --tile, --confidence would say nothing")
+    refused(
+        difix(*export, "--reference", photos[0], "-o", tmp_path / "out"), "Without images --reference, --output would"
+    )
     assert not (tmp_path / "exported").exists()
     refused(difix("fix", images, "--references", "2"), "--reference, or a --scene")
     refused(difix("fix", images, "--scene", "sample:room", "--reference", photos[0]), "leave one of them out")
