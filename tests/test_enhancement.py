@@ -52,7 +52,7 @@ class Inverter:
         self.config = SimpleNamespace(references=references, views=1)
         self.calls: list[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]] = []
 
-    def __call__(self, images, references=None, opacity=None, visibility=None):
+    def __call__(self, images, references=None, opacity=None, visibility=None, fill_seed=None):
         self.calls.append((images, references, visibility))
         return 1 - images
 

@@ -204,7 +204,7 @@ def _lanczos(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _planar(image: np.ndarray) -> Tensor:
-    """(H, W, C) numpy → (C, H, W) tensor."""
+    """(H, W, C) numpy → (C, H, W) tensor, of the same memory where it can be."""
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))
+    return torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)).permute(2, 0, 1)
