@@ -79,6 +79,12 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace an earlier r
 ITERATIONS = "Training steps of a reconstruction; by default 1500 (splats) or 1000 on a CPU, 30000 on a GPU."
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 FixerOption = Annotated[str, typer.Option(help="bundled, a folder, a .pkl of the release, or a hub name.")]
+ReferenceOption = Annotated[
+    list[Path] | None, typer.Option(help="A clean photo of the scene, or a folder of them; repeatable.")
+]
+ReferencesOption = Annotated[
+    int | None, typer.Option(help="How many photos stand beside an image, at most (default: the fixer's).", min=1)
+]
 
 
 def main() -> None:
@@ -311,13 +317,11 @@ def _finish_pairs(curated: Curated, folder: Path, as_json: bool) -> None:
 @console.handled
 def fix(
     source: Annotated[Path | None, typer.Argument(help="An image or a folder of images.")] = None,
-    reference: Annotated[list[Path] | None, typer.Option(help="A clean photo of the scene; repeat for more.")] = None,
+    reference: ReferenceOption = None,
     scene: Annotated[
         str | None, typer.Option(help="Posed scene whose frames the images are named after: nearest photos by pose.")
     ] = None,
-    references: Annotated[
-        int | None, typer.Option(help="With --scene: photos beside each image (default: the fixer's).", min=1)
-    ] = None,
+    references: ReferencesOption = None,
     fixer: FixerOption = "bundled",
     size: SizeOption = None,
     resize: Annotated[Resize | None, typer.Option(help="release: work at 1024×576, as Difix3D's release does.")] = None,
@@ -346,21 +350,36 @@ def fix(
 ) -> None:
     """Clean images, with clean photos of the same scene beside them."""
     from difixcli.enhancement import check_images
-    from difixcli.enhancement.fix import FixOptions, NearestPhotos, SamePhotos, fix_images, has_alpha, images_to_fix
+    from difixcli.enhancement.fix import FixOptions, fix_images
+    from difixcli.enhancement.images import has_alpha, listed_images
+    from difixcli.enhancement.references import ReferencePhotos
+    from difixcli.enhancement.video import is_video
 
     if merge_lora and export is None:
         raise InputError("--merge-lora belongs to --export DIR; for images adapters are always merged.")
     if source is None:
         if export is None:
             raise InputError("Nothing to fix; name an image or a folder of images, or a folder to --export to.")
+        of_images = {
+            **{"--reference": reference, "--scene": scene, "--references": references, "--size": size},
+            **{"--resize": resize, "--tile": tile, "--fill-unseen": fill_unseen, "--confidence": confidence},
+            **{"--compile": compiled, "--seed": seed, "--device": device is not Device.auto, "--output": output},
+        }
+        if given := [option for option, value in of_images.items() if value]:
+            raise InputError(
+                f"Without images {', '.join(given)} would say nothing: a lone --export writes the fixer alone. Name an "
+                "image or a folder of images too, or leave that out."
+            )
         console.finish({"exported": _export(fixer, export, merge_lora, dtype, force)}, as_json)
         return
     if scene is not None and reference:
         raise InputError("--scene and --reference both choose the photos; leave one of them out.")
-    if references is not None and scene is None:
-        raise InputError("--references says how many photos of a --scene to use; photos are named by --reference.")
-    folder = output or source.absolute().with_name(f"{source.absolute().stem}_fixed")
-    files = images_to_fix(source, folder)
+    if references is not None and scene is None and not reference:
+        raise InputError("--references says how many photos count; name them with --reference, or a --scene.")
+    if is_video(source):
+        raise InputError(f"{source} is a video; use difix enhance for it.")
+    folder = output or _beside(source, "fixed")
+    files = list(listed_images(source, folder, size))
     photos = [photo for path in reference or [] for photo in _photos(path)]
     on, _ = _device(device)
     posed = None if scene is None else _scene(scene, None, "gpu")
@@ -374,23 +393,31 @@ def fix(
         raise InputError(f"No image of {source} has an alpha channel to say what was not seen; drop --fill-unseen.")
     if network.config.references == "raw" and network.config.views and not (photos or posed):
         console.warn(f"The fixer {fixer} was trained with a reference photo; give --reference, or expect less of it.")
-    count = references or max(network.config.views, 1)
-    choice = SamePhotos(photos) if posed is None else NearestPhotos(posed, files, count)
-    options = FixOptions(size, resize is Resize.release, confidence, seed if fill_unseen else None)
-    arguments = {"source": source.absolute(), "references": photos, "fixer": fixer, **vars(options)}
-    arguments |= {"scene": scene and _spec(scene), "count": count if scene else None}
+    count = _count(references, network)
+    if posed is None:
+        choice = ReferencePhotos.by_likeness(photos, count)
+    else:
+        choice = ReferencePhotos.by_pose(posed, files, count)
+    options = FixOptions(resize is Resize.release, confidence, seed if fill_unseen else None)
+    arguments = {"source": source.absolute(), "references": photos, "fixer": fixer, "size": size, **vars(options)}
+    arguments |= {"scene": scene and _spec(scene), "count": count if photos or scene else None}
     arguments |= {"tile": tile, "dtype": str(network.dtype), "compiled": compiled}
     # by content: renders made anew often have the names and sizes of those before
     inputs = {"source": fingerprint(files, content=True), "references": fingerprint(photos, content=True)}
     inputs |= _fixer_input(fixer) | ({} if posed is None else _inputs(posed))
     reads = [source, *photos, *_read_files(fixer, *([] if posed is None else [posed]))]
     run = Run.open(folder, "fix", arguments, inputs, force, reads=reads)
-    _announce(run, references=[path.name for path in photos], scene=posed and f"{posed.name}, nearest {count} photos")
+    _announce(run, references=_said(photos, count), scene=posed and f"{posed.name}, nearest {count} photos")
     exported = None if export is None else _export(fixer, export, merge_lora, dtype, force, told=True)
-    results = fix_images(files, run.folder, network, choice, options, console.progress)
+    results = fix_images(files, run.folder, network, choice, options, size, console.progress)
     run.finish(results)
     pace = results["seconds_per_frame"]
     console.say(f"Images in {run.folder}: {results['frames']}" + (f", {pace:.2f} s each" if pace else ""))
+    if posed is not None or len(photos) > count:
+        for name, beside in list(results["references"].items())[:5]:
+            console.say(f"References of {name}: {', '.join(beside)}")
+        if results["frames"] > 5:
+            console.say(f"Those of the other images: {run.folder / 'run.json'}")
     if bad := results["bad"]:
         console.warn(
             f"{len(bad)} of {results['frames']} fixes look broken (false colours, collapsed, noise or moved): "
@@ -398,6 +425,33 @@ def fix(
         )
     told = {"results": results, "output": str(run.folder)}
     console.finish(told if exported is None else {**told, "exported": exported}, as_json)
+
+
+def _beside(source: Path, what: str) -> Path:
+    """SOURCE_WHAT beside the source; beside the run of difix that the source is a part of, lest it become one too."""
+    source = source.absolute()
+    runs = [folder for folder in source.parents if _is_record(folder / "run.json")]
+    if not runs:
+        return source.with_name(f"{source.stem}_{what}")
+    part = source.relative_to(runs[-1]).with_suffix("")
+    return runs[-1].with_name(f"{'-'.join([runs[-1].name, *part.parts])}_{what}")
+
+
+def _is_record(path: Path) -> bool:
+    held = read_json(path) if path.is_file() else None
+    return isinstance(held, dict) and "command" in held
+
+
+def _count(references: int | None, fixer: Fixer) -> int:
+    """How many photos stand beside an image: as many as asked for, or as the fixer was trained with."""
+    return references or max(fixer.config.views, 1)
+
+
+def _said(photos: list[Path], count: int) -> str | None:
+    """Which photos may stand beside an image, for people."""
+    if len(photos) > count:
+        return f"of {len(photos)} photos the {f'{count} ' if count > 1 else 'one '}most similar to each image"
+    return ", ".join(path.name for path in photos) or None
 
 
 def _export(fixer: str, folder: Path, merge: bool, dtype: Precision, force: bool, told: bool = False) -> str:
@@ -447,12 +501,8 @@ def enhance(
     fps: Annotated[
         float | None, typer.Option(help="Frames a second of the videos; by default the source's.", min=0.1, max=1000)
     ] = None,
-    reference: Annotated[
-        list[Path] | None, typer.Option(help="A clean photo of the scene or a folder of them; repeatable.")
-    ] = None,
-    references: Annotated[
-        int | None, typer.Option(help="Of many --reference photos, how many stand beside a frame (default 3).", min=1)
-    ] = None,
+    reference: ReferenceOption = None,
+    references: ReferencesOption = None,
     fixer: FixerOption = "bundled",
     size: SizeOption = None,
     device: DeviceOption = Device.auto,
@@ -476,8 +526,8 @@ def enhance(
     if trajectory is not None:
         raise InputError(f"{source} is no run of difix distill, so there is nothing to render; leave out --trajectory.")
     if references is not None and not reference:
-        raise InputError("--references says how many of the photos count; name them with --reference.")
-    _enhance_images(source, reference, references or 3, film, fixer, size, device, output, force, as_json)
+        raise InputError("--references says how many photos count; name them with --reference.")
+    _enhance_images(source, reference, references, film, fixer, size, device, output, force, as_json)
 
 
 @app.command()
@@ -759,7 +809,7 @@ def evaluate(
     plan = Plan(keys, color_correct, way, masks, inception, on)  # type: ignore[arg-type]
     first = prediction[0].absolute()
     if not all(runs):
-        folder = output or first.with_name(f"{first.stem}_eval")
+        folder = output or _beside(first, "eval")
         evaluated = evaluate_folders(prediction[0], prediction[1], on, plan, console.progress)
         rows, spreads = {first.name: evaluated["results"]}, {first.name: evaluated["std"]}
     else:
@@ -972,7 +1022,7 @@ def _training_news(record: Mapping[str, Any]) -> None:
 def _enhance_images(
     source: Path,
     reference: list[Path] | None,
-    count: int,
+    references: int | None,
     film: Film,
     fixer: str,
     size: int | None,
@@ -988,19 +1038,20 @@ def _enhance_images(
         raise InputError(f"There is no image, folder or video {source}; check its name.")
     on, _ = _device(device)
     network = _fixer(fixer, on)
-    references = [photo for path in reference or [] for photo in _photos(path)]
-    folder = output or source.absolute().with_name(f"{source.absolute().stem}_enhanced")
-    for warning in check_images(source, folder, references, size, film):
+    photos = [photo for path in reference or [] for photo in _photos(path)]
+    count = _count(references, network)
+    folder = output or _beside(source, "enhanced")
+    for warning in check_images(source, folder, photos, size, film):
         console.warn(warning)
-    arguments = {"source": source.absolute(), "references": references, "fixer": fixer, "size": size}
+    arguments = {"source": source.absolute(), "references": photos, "fixer": fixer, "size": size}
     arguments |= {"steady": film.steady, "count": count}  # videos are made anew of the same frames
     files = [source] if source.is_file() else [path for path in source.iterdir() if path.is_file()]
     # by content: renders made anew often have the names and sizes of those before
-    inputs = {"source": fingerprint(files, content=True), "references": fingerprint(references, content=True)}
+    inputs = {"source": fingerprint(files, content=True), "references": fingerprint(photos, content=True)}
     inputs |= _fixer_input(fixer)
-    run = Run.open(folder, "enhance", arguments, inputs, force, reads=[source, *references, *_read_files(fixer)])
-    _announce(run, references=[path.name for path in references])
-    results = enhance_images(source, run.folder, network, references, size, film, count, console.progress)
+    run = Run.open(folder, "enhance", arguments, inputs, force, reads=[source, *photos, *_read_files(fixer)])
+    _announce(run, references=_said(photos, count))
+    results = enhance_images(source, run.folder, network, photos, size, film, count, console.progress)
     run.finish(results)
     if results["frames"] < 0.9 * results["announced"] - 1:
         console.warn(f"{source} says it has {results['announced']} frames, but only {results['frames']} can be read.")

@@ -29,6 +29,9 @@ except ImportError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Makes a progress bar from a label and a total; what it gives is called with how much is done."""
+
 _READ_WHOLE = 64 * 2**20  # bytes
 _ENCODERS: dict[str, dict[str, Any]] = {
     ".png": {"format": "PNG", "compress_level": 4},

@@ -30,7 +30,9 @@ from commands import difix, done, refused
 from PIL import Image
 
 from difixcli.cli import app
-from difixcli.enhancement import Film, check_images, enhance_images, fix_image
+from difixcli.enhancement import Film, check_images, enhance_images
+from difixcli.enhancement.fix import fix_pictures
+from difixcli.enhancement.images import Picture
 from difixcli.enhancement.similar import SimilarPhotos
 from difixcli.enhancement.steadiness import steadied
 from difixcli.enhancement.video import VideoWriter, read_video
@@ -50,7 +52,7 @@ class Inverter:
         self.config = SimpleNamespace(references=references, views=1)
         self.calls: list[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]] = []
 
-    def __call__(self, images, references=None, opacity=None, visibility=None):
+    def __call__(self, images, references=None, opacity=None, visibility=None, fill_seed=None):
         self.calls.append((images, references, visibility))
         return 1 - images
 
@@ -166,7 +168,7 @@ def test_a_reference_of_another_shape_is_told(frames, photos, tmp_path):
 def test_aligned_references_are_registered(frames):
     fixer = Inverter("aligned")
     image, shifted = read_image(frames / "frame_8.png"), read_image(frames / "frame_9.png")
-    fix_image(fixer, image, [shifted])  # type: ignore[arg-type]
+    fix_pictures(fixer, [Picture(image)], [[shifted]])  # type: ignore[arg-type]
     _, aligned, visibility = fixer.calls[0]
     assert aligned is not None and visibility is not None and visibility.shape == (1, 1, 1, 47, 65)
     seen = visibility[0, 0, 0].numpy() > 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 import zlib
 from dataclasses import replace
@@ -12,11 +13,11 @@ import pytest
 from commands import difix, refused, told
 from PIL import Image
 
-from difixcli.enhancement.fix import NearestPhotos
+from difixcli.enhancement.references import ReferencePhotos
 from difixcli.errors import InputError
 from difixcli.evaluation.pictures import image_files
 from difixcli.fixer import Fixer, new_small_fixer
-from difixcli.runs import read_image, write_image
+from difixcli.runs import read_image, write_image, write_json
 from difixcli.scenes import load_scene
 
 
@@ -92,10 +93,10 @@ def test_references_by_scene(shared_scenes: Path, tiny: Path, tmp_path: Path) ->
     for i in (0, 5):
         Image.open(scene.frames[i].image_path).resize((96, 64)).save(tmp_path / f"renders/{scene.file_names[i]}.png")
     files = sorted((tmp_path / "renders").iterdir())
-    choice = NearestPhotos(scene, files, 3)
+    choice = ReferencePhotos.by_pose(scene, files, 3)
     for path in files:
         own = next(f for f in scene.frames if Path(f.name).stem in path.stem)
-        names = choice.names(path)
+        names = choice.chosen(path.stem, read_image(path))
         assert len(names) == 3 and own.name not in names
         distances = {f.name: np.linalg.norm(f.camera.position - own.camera.position) for f in scene.frames}
         assert max(distances[name] for name in names) <= sorted(distances.values())[5]
@@ -104,7 +105,66 @@ def test_references_by_scene(shared_scenes: Path, tiny: Path, tmp_path: Path) ->
     (tmp_path / "renders" / "unposed.png").write_bytes(files[0].read_bytes())
     refused(difix(*line, "-o", tmp_path / "o"), "unposed.png", "no frame of the scene")
     with pytest.raises(InputError, match="no frame"):
-        NearestPhotos(scene, [tmp_path / "renders" / "unposed.png"], 1)
+        ReferencePhotos.by_pose(scene, [tmp_path / "renders" / "unposed.png"], 1)
+
+
+def test_of_a_folder_of_photos_the_most_similar_stand_beside_an_image(
+    images: Path, tiny: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    """The images are the first three photos, so each is most like its own."""
+    (tmp_path / "photos").mkdir()
+    for path in photos[:8]:
+        (tmp_path / "photos" / path.name).write_bytes(path.read_bytes())
+    line = ("fix", images, "--fixer", tiny, "--reference", tmp_path / "photos", "--json")
+    result = difix(*line)
+    beside = told(result)["results"]["references"]
+    count = Fixer.from_pretrained(tiny).config.views
+    assert [len(names) for names in beside.values()] == [count] * 3 and count < 8
+    assert [beside[str(i)][0] for i in range(3)] == [path.name for path in photos[:3]]
+    assert f"References of 1: {', '.join(beside['1'])}" in result.stderr
+    two = told(difix(*line, "--references", "2", "-o", tmp_path / "two"))["results"]["references"]
+    assert {name: names[:2] for name, names in beside.items()} == two
+    # those and only those: the other photos change nothing
+    named = [word for name in two["0"] for word in ("--reference", tmp_path / "photos" / name)]
+    alone = ("fix", images / "0.png", "--fixer", tiny, *named, "--references", "2", "-o", tmp_path / "alone", "--json")
+    assert told(difix(*alone))["results"]["references"]["0"] == two["0"]
+    assert (tmp_path / "alone/0.png").read_bytes() == (tmp_path / "two/0.png").read_bytes()
+
+
+def test_by_default_nothing_is_written_into_a_run(tiny: Path, images: Path, tmp_path: Path) -> None:
+    """What lies in a run's renders is taken for a variant of that run."""
+    run = tmp_path / "runs" / "room"
+    for name in ("truth", "distilled"):
+        shutil.copytree(images, run / "renders" / name)
+    write_json(run / "run.json", {"command": "distill", "arguments": {}, "state": "done"})
+    for command, source, output in (
+        ("fix", run / "renders" / "distilled", "room-renders-distilled_fixed"),
+        ("fix", run / "renders" / "distilled" / "0.png", "room-renders-distilled-0_fixed"),
+        ("enhance", run / "renders" / "distilled", "room-renders-distilled_enhanced"),
+    ):
+        said = told(difix(command, source, "--fixer", tiny, "--json"))
+        assert said["output"] == str(run.with_name(output)) and Path(said["output"]).is_dir()
+    line = ("eval", run / "renders" / "distilled", run / "renders" / "truth", "--metrics", "psnr", "--json")
+    assert told(difix(*line))["report"] == str(run.with_name("room-renders-distilled_eval") / "report.html")
+    assert list(told(difix("eval", run, "--metrics", "psnr", "--json"))["results"]) == ["distilled"]
+
+
+def test_fix_and_enhance_take_transparency_alike(images: Path, tiny: Path, tmp_path: Path) -> None:
+    alpha = np.full((64, 96), 255, np.uint8)
+    alpha[:, 48:] = 100
+    alpha[:20] = 0
+    (tmp_path / "holes").mkdir()
+    Image.fromarray(np.dstack([np.asarray(Image.open(images / "0.png")), alpha])).save(tmp_path / "holes" / "0.png")
+    outputs = {}
+    for command in ("fix", "enhance"):
+        line = (command, tmp_path / "holes", "--fixer", tiny, "--reference", images / "1.png")
+        told(difix(*line, "-o", tmp_path / command, "--json"))
+        outputs[command] = read_image(tmp_path / command / "0.png")
+    np.testing.assert_array_equal(outputs["fix"], outputs["enhance"])
+    Image.fromarray((read_image(tmp_path / "holes" / "0.png") * 255 + 0.5).astype(np.uint8)).save(tmp_path / "0.png")
+    line = ("enhance", tmp_path / "0.png", "--fixer", tiny, "--reference", images / "1.png")
+    told(difix(*line, "-o", tmp_path / "black", "--json"))
+    assert np.abs(read_image(tmp_path / "black" / "0.png") - outputs["enhance"]).max() > 1 / 255
 
 
 def test_export_needs_no_images_and_says_the_licence_once(shared: Path, images: Path, tmp_path: Path) -> None:
@@ -135,9 +195,9 @@ def test_a_name_that_several_frames_have_is_no_pose(shared_scenes: Path, tmp_pat
     frames = [replace(scene.frames[i], name=f"{side}/0.png") for i, side in enumerate(("left", "right"))]
     rig = replace(scene, frames=[*frames, *scene.frames[2:]])
     for name in (tmp_path / "left-0.png", tmp_path / "right-0.png"):
-        assert NearestPhotos(rig, [name], 1).names(name) != []
+        assert ReferencePhotos.by_pose(rig, [name], 1).chosen(name.stem, np.zeros((9, 9, 3))) != []
     with pytest.raises(InputError, match="several frames"):
-        NearestPhotos(rig, [tmp_path / "0.png"], 1)
+        ReferencePhotos.by_pose(rig, [tmp_path / "0.png"], 1)
 
 
 def test_confidence_is_no_image_of_its_own(images: Path, tmp_path: Path) -> None:
@@ -163,7 +223,13 @@ def test_an_image_of_absurd_size_is_refused(images: Path, tiny: Path, tmp_path: 
 def test_what_does_not_belong_together_is_refused(images: Path, tiny: Path, tmp_path: Path, photos: list[Path]) -> None:
     refused(difix("fix"), "Nothing to fix")
     refused(difix("fix", images, "--merge-lora"), "--export")
-    refused(difix("fix", images, "--references", "2"), "--scene")
+    export = ("fix", "--fixer", tiny, "--export", tmp_path / "exported")
+    refused(difix(*export, "--tile", "256", "--confidence"), "Without images --tile, --confidence would say nothing")
+    refused(
+        difix(*export, "--reference", photos[0], "-o", tmp_path / "out"), "Without images --reference, --output would"
+    )
+    assert not (tmp_path / "exported").exists()
+    refused(difix("fix", images, "--references", "2"), "--reference, or a --scene")
     refused(difix("fix", images, "--scene", "sample:room", "--reference", photos[0]), "leave one of them out")
     refused(difix("fix", images, "--fixer", images), "not a fixer")
     refused(difix("fix", tmp_path / "nothing.png"), "nothing.png")

@@ -1,46 +1,38 @@
-"""Images on disk through the fixer, with clean photos beside them whose poses nobody knows."""
+"""Images, folders of frames and videos of unknown poses through the fixer, frame by frame."""
 
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from difixcli.enhancement.fix import fix_pictures
+from difixcli.enhancement.images import Picture, checked_size, listed_images, read_picture, shrunk
+from difixcli.enhancement.references import ReferencePhotos
 from difixcli.enhancement.sequence import (
     SIDE_BY_SIDE,
     SPLIT_SCREEN,
     VIDEO,
     Film,
-    Progress,
     Shot,
     fix_frames,
     make_film,
-    resized,
-    shrunk,
-    shrunk_size,
 )
-from difixcli.enhancement.similar import SimilarPhotos
 from difixcli.enhancement.video import is_video, read_video
 from difixcli.errors import InputError
-from difixcli.evaluation.pictures import image_files
-from difixcli.runs import IMAGE_SUFFIXES, read_image
-from difixcli.scenes.loading import natural_order
+from difixcli.runs import Progress
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
 
-_Frame = tuple[str, Callable[[], np.ndarray]]
+_Frame = tuple[str, Callable[[], Picture]]
 _STRETCH = 1.03  # of a reference's shape that nobody minds
-_ORIENTATION = 0x0112  # EXIF's tag; from 5 on the image lies on its side
 _FPS = 24.0  # of a folder of frames, which does not say
-_PHOTOS_HELD = 8
-_LOOK = 128  # pixels that are enough of a photo to see what it shows
 
 
 def enhance_images(
@@ -56,7 +48,8 @@ def enhance_images(
     """Fix an image, the images of a folder or the frames of a video into `output`/NAME.png, one frame at a time.
 
     Frames that `output` already holds are kept, so the folder must be new or this very run's (`Run.open` sees to
-    that); each is written whole or not at all. Frames of a video are named frame_00001 onwards.
+    that); each is written whole or not at all. Frames of a video are named frame_00001 onwards. An image's transparency
+    is taken for the render's opacity.
 
     Args:
         source: image file, folder (its own images, not its subfolders') or video file.
@@ -78,15 +71,20 @@ def enhance_images(
     Raises InputError naming the file that is missing, broken or too small, and for a film of what is no sequence.
     """
     output = output.expanduser()
-    photos = _References(references, count)
+    photos = ReferencePhotos.by_likeness(references, count)
     opened = _open(source, output, size, film)
 
-    def shots() -> Iterator[Shot]:
-        def fix(image: np.ndarray) -> np.ndarray:
-            return fix_image(fixer, image, photos.beside(image))
+    def before(read: Callable[[], Picture]) -> np.ndarray:
+        return read().color
 
+    def fixed_frame(name: str, read: Callable[[], Picture]) -> np.ndarray:
+        picture = read()
+        return fix_pictures(fixer, [picture], [photos.beside(name, picture.color)])[0].color
+
+    def shots() -> Iterator[Shot]:
         for name, read in opened.frames():
-            yield Shot(name, partial(_shrunk_read, read, size), fix)
+            once = lru_cache(1)(read)
+            yield Shot(name, partial(before, once), partial(fixed_frame, name, once))
 
     fixed = fix_frames(shots(), opened.length, output, film is not None and film.steady, progress)
     if not fixed.frames:
@@ -116,11 +114,11 @@ def check_images(
     Returns warnings, a sentence each: a reference of another shape than the first frame will be stretched to it.
     Raises InputError for what `enhance_images` would refuse.
     """
-    _References(references, None)
+    ReferencePhotos.by_likeness(references)
     _open(source, output, size, film)
-    first = source if source.is_file() else image_files(source)[0]
-    if is_video(first) or not references:
+    if is_video(source) or not references:
         return []
+    first = next(iter(listed_images(source, output)))
     width, height = checked_size(first)
     stretched = []
     for path in references:
@@ -134,77 +132,6 @@ def check_images(
         f"references of another shape than {first.name} ({width}×{height}) are stretched to it, which spoils what they "
         f"can give; crop them first: {', '.join(stretched)}."
     ]
-
-
-def fix_image(fixer: Fixer, image: np.ndarray, references: Sequence[np.ndarray] = ()) -> np.ndarray:
-    """The clean view (H, W, 3) of an image (H, W, 3) in [0, 1], with photos of the same size whose poses are unknown.
-
-    Fixers that want aligned references get them registered by optical flow, with what flow finds believable as their
-    visibility.
-    """
-    import torch
-
-    from difixcli.fixer.alignment import register_references
-
-    def planar(pixels: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32))
-
-    images = planar(image)[None]
-    beside, visibility = None, None
-    if references:
-        beside = torch.stack([planar(photo) for photo in references])[None]
-        if fixer.config.references == "aligned":
-            beside, visibility = register_references(images, beside)
-    fixed = fixer(images, beside, None, visibility)
-    return fixed[0].permute(1, 2, 0).float().cpu().numpy()
-
-
-class _References:
-    """The photos that stand beside a frame, at its size; a few of them are held."""
-
-    def __init__(self, paths: Sequence[Path], count: int | None) -> None:
-        for path in paths:
-            if path.is_dir():
-                raise InputError(f"The reference {path} is a folder; name its photos one by one.")
-            checked_size(path)
-        self._paths = list(paths)
-        self._count = len(paths) if count is None else min(count, len(paths))
-        self._held: OrderedDict[tuple[Path, tuple[int, int]], np.ndarray] = OrderedDict()
-
-    def beside(self, image: np.ndarray) -> list[np.ndarray]:
-        """The photos for an image (H, W, 3), each (H, W, 3)."""
-        chosen: Sequence[int] = range(len(self._paths))
-        if self._count < len(self._paths):
-            chosen = self._similar.nearest(image, self._count)
-        size = (image.shape[0], image.shape[1])
-        return [self._photo(self._paths[i], size) for i in chosen]
-
-    @cached_property
-    def _similar(self) -> SimilarPhotos:
-        return SimilarPhotos(_glance(path) for path in self._paths)
-
-    def _photo(self, path: Path, size: tuple[int, int]) -> np.ndarray:
-        key = (path, size)
-        if key not in self._held:
-            self._held[key] = resized(read_image(path, upright=True), size)
-        self._held.move_to_end(key)
-        while len(self._held) > max(_PHOTOS_HELD, self._count):
-            self._held.popitem(last=False)
-        return self._held[key]
-
-
-def _glance(path: Path) -> np.ndarray:
-    """A photo, upright, at about the size that is enough to see what it shows."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (_LOOK, _LOOK))  # a JPEG is decoded no finer than that
-            small = ImageOps.exif_transpose(image).convert("RGB")
-            small.thumbnail((_LOOK, _LOOK))
-            return np.asarray(small, dtype=np.float32) / 255
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as an image ({error}); restore it or remove it.") from error
 
 
 @dataclass(frozen=True)
@@ -225,26 +152,15 @@ def _open(source: Path, output: Path, size: int | None, film: Film | None) -> _O
     if is_video(source):
         opened = read_video(source)
         opened.frames.close()
-        return _Opened(partial(_video_frames, source), opened.length, opened.fps, True)
-    if source.is_file():
-        if source.suffix.lower() not in IMAGE_SUFFIXES:
-            raise InputError(f"{source} is neither an image nor a video that difix knows; convert it to PNG or MP4.")
-        files = [source]
-    elif source.is_dir():
-        files = sorted(image_files(source), key=lambda path: (natural_order(path.stem), path.name))
-    else:
-        raise InputError(f"There is no image, folder or video {source}; check its name.")
-    if output.resolve() == files[0].parent.resolve():
-        raise InputError(f"{output} holds the images themselves; choose another --output.")
-    by_stem: dict[str, Path] = {}
+        return _Opened(partial(_video_frames, source, size), opened.length, opened.fps, True)
+    files = listed_images(source, output, size)
     sizes: dict[tuple[int, int], Path] = {}
-    for path in files:
-        sizes.setdefault(shrunk_size(checked_size(path), size), path)
-        if path.stem in by_stem:
-            raise InputError(f"{source} holds {by_stem[path.stem].name} and {path.name}; keep one image of that name.")
-        by_stem[path.stem] = path
+    for path, at in files.items():
+        sizes.setdefault(at, path)
     if asked and len(files) == 1:
-        raise InputError(f"{files[0]} is one image, of which there is no film; leave out the options for videos.")
+        raise InputError(
+            f"{next(iter(files))} is one image, of which there is no film; leave out the options for videos."
+        )
     if asked and len(sizes) > 1:
         (a, first), (b, other) = list(sizes.items())[:2]
         raise InputError(
@@ -252,34 +168,14 @@ def _open(source: Path, output: Path, size: int | None, film: Film | None) -> _O
         )
 
     def frames() -> Iterator[_Frame]:
-        return ((stem, partial(read_image, path, upright=True)) for stem, path in by_stem.items())
+        return ((path.stem, partial(read_picture, path, size)) for path in files)
 
-    return _Opened(frames, len(by_stem), _FPS, asked or _counts(list(by_stem)))
+    return _Opened(frames, len(files), _FPS, asked or _counts([path.stem for path in files]))
 
 
-def _video_frames(source: Path) -> Iterator[_Frame]:
+def _video_frames(source: Path, size: int | None) -> Iterator[_Frame]:
     for number, frame in enumerate(read_video(source).frames, start=1):
-        yield f"frame_{number:05d}", partial(np.asarray, frame)
-
-
-def _shrunk_read(read: Callable[[], np.ndarray], size: int | None) -> np.ndarray:
-    return shrunk(read(), size)
-
-
-def checked_size(path: Path) -> tuple[int, int]:
-    """(width, height), upright, from an image's header, so that a broken file is known before the work begins."""
-    from PIL import Image
-
-    if not path.exists():
-        raise InputError(f"There is no image {path}; check its name.")
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            # a PNG's may stand behind its pixels, which are not read here
-            turned = image.format != "PNG" and image.getexif().get(_ORIENTATION, 1) >= 5
-            return (height, width) if turned else (width, height)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as an image; restore it or remove it.") from error
+        yield f"frame_{number:05d}", partial(Picture, shrunk(frame, size))
 
 
 def _counts(names: Sequence[str]) -> bool:

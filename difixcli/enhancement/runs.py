@@ -18,7 +18,6 @@ from difixcli.enhancement.sequence import (
     SPLIT_SCREEN,
     VIDEO,
     Film,
-    Progress,
     Shot,
     fix_frames,
     make_film,
@@ -26,7 +25,7 @@ from difixcli.enhancement.sequence import (
 from difixcli.errors import InputError
 from difixcli.reconstruction import Reconstruction
 from difixcli.reference_views import ReferenceViews, fix_render
-from difixcli.runs import read_image, write_image
+from difixcli.runs import Progress, read_image, write_image
 from difixcli.scenes import Camera, Trajectory
 from difixcli.scenes.scene import Scene, Split
 
@@ -76,7 +75,7 @@ def enhance_run(
             write_image(path, rendered(camera).color)
         return read_image(path)
 
-    def fix(camera: Camera, _: np.ndarray) -> np.ndarray:
+    def fixed(camera: Camera) -> np.ndarray:
         # not from the picture on disk: depth, opacity and what 8 bits lose belong to it
         render = rendered(camera)
         beside = references.beside(camera, render, align=fixer.config.references == "aligned")
@@ -84,17 +83,17 @@ def enhance_run(
 
     def shots() -> Iterator[Shot]:
         for name, camera in zip(names, cameras, strict=True):
-            yield Shot(name, partial(before, name, camera), partial(fix, camera))
+            yield Shot(name, partial(before, name, camera), partial(fixed, camera))
 
-    fixed = fix_frames(shots(), len(cameras), output, film.steady, progress)
+    done = fix_frames(shots(), len(cameras), output, film.steady, progress)
     made: dict[str, Any] = {VIDEO: None, SIDE_BY_SIDE: None, SPLIT_SCREEN: None, "fps": None, "steadiness": None}
     if same_size:
         fps = trajectory.fps if trajectory else _TEST_FPS
-        made = make_film(shots, fixed.frames, output, fps, film, trajectory is not None, progress)
+        made = make_film(shots, done.frames, output, fps, film, trajectory is not None, progress)
     return {
-        "frames": fixed.frames,
-        "kept": fixed.kept,
-        "seconds_per_frame": fixed.seconds_per_frame,
+        "frames": done.frames,
+        "kept": done.kept,
+        "seconds_per_frame": done.seconds_per_frame,
         "output": str(output),
         **made,
     }

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from difixcli.enhancement.images import check_large_enough, shrunk
 from difixcli.enhancement.video import VideoWriter, side_by_side, split_screen
-from difixcli.errors import InputError
-from difixcli.runs import make_folder, read_image, read_json, write_image, write_json
+from difixcli.evaluation.pictures import image_size
+from difixcli.runs import Progress, make_folder, read_image, read_json, write_image, write_json
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 VIDEO, SIDE_BY_SIDE, SPLIT_SCREEN = "video", "side_by_side", "split_screen"
 _FILM_FILE = "film.json"
-_SMALLEST = 16  # pixels: optical flow and the networks' lowest level need something to look at
 _MEASURED = 640  # long side at which steadiness is measured: flow on larger frames takes longer than some fixers
 
 
@@ -47,14 +46,14 @@ class Film:
 
 @dataclass(frozen=True)
 class Shot:
-    """One frame to do: its file name without suffix, how to get the image as it is before the fix, and the fix.
+    """One frame to do: its file name without suffix, how to get the image as it is before the fix, and fixed.
 
     Both functions give (H, W, 3) in [0, 1]. `before` gives the same whenever it is called.
     """
 
     name: str
     before: Callable[[], np.ndarray]
-    fix: Callable[[np.ndarray], np.ndarray]
+    fixed: Callable[[], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,8 @@ def fix_frames(
                 begun = time.monotonic()
                 (output / _FILM_FILE).unlink(missing_ok=True)  # what it tells of is no more
                 image = shot.before()
-                if min(image.shape[:2]) < _SMALLEST:
-                    raise InputError(
-                        f"The image {shot.name} is {image.shape[1]}×{image.shape[0]} pixels; the fixer needs "
-                        f"{_SMALLEST}×{_SMALLEST} at least."
-                    )
-                fixed = shot.fix(image)
+                check_large_enough(shot.name, image.shape[1], image.shape[0])
+                fixed = shot.fixed()
                 if steady and previous is not None:
                     if state is None:
                         state = previous.before(), read_image(output / f"{previous.name}.png")
@@ -116,7 +111,7 @@ def fix_frames(
                 made += 1
                 update(made)
             frames += 1
-            sizes.add(_size(path))
+            sizes.add(image_size(path))
             previous = shot
     return Fixed(frames, frames - made, frozenset(sizes), round(seconds / made, 4) if made else None)
 
@@ -193,37 +188,3 @@ class _Steadiness:
     def figures(self) -> dict[str, float]:
         first, second = np.nanmean(np.array(self._figures), axis=0)
         return {"input": round(float(first), 6), "output": round(float(second), 6)}
-
-
-def shrunk(image: np.ndarray, size: int | None) -> np.ndarray:
-    """The image with a long side of at most `size` pixels."""
-    height, width = image.shape[:2]
-    if size is None or max(height, width) <= size:
-        return image
-    return resized(image, shrunk_size((width, height), size)[::-1])
-
-
-def shrunk_size(size: tuple[int, int], limit: int | None) -> tuple[int, int]:
-    """(width, height) with a long side of at most `limit` pixels."""
-    width, height = size
-    if limit is None or max(size) <= limit:
-        return size
-    scale = limit / max(size)
-    return max(round(width * scale), 1), max(round(height * scale), 1)
-
-
-def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The image at (height, width); area-averaged where it shrinks, bicubic where it grows."""
-    import cv2
-
-    if image.shape[:2] == size:
-        return image
-    how = cv2.INTER_AREA if size[0] * size[1] < image.shape[0] * image.shape[1] else cv2.INTER_CUBIC
-    return np.clip(cv2.resize(image, (size[1], size[0]), interpolation=how), 0, 1)
-
-
-def _size(path: Path) -> tuple[int, int]:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return image.size

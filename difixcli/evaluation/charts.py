@@ -21,6 +21,7 @@ STYLE = """
 .chart polyline { fill: none; stroke-width: 2; stroke-linejoin: round }
 .chart figcaption b { display: block } .key { display: inline-block; margin-right: 14px; white-space: nowrap }
 .key i { display: inline-block; width: 14px; height: 3px; margin-right: 5px; vertical-align: middle }
+@media (max-width: 640px) { .chart text { font-size: 16px } }
 """
 _LIGHT = ("#1f6fd1", "#d9480f", "#0b7a4b", "#8a3ffc", "#b5830b", "#c2255c", "#0c8599", "#5c5f66")
 _DARK = ("#6ea8fe", "#ff922b", "#51cf8a", "#c39bff", "#f2c94c", "#ff7aa8", "#4fd1e0", "#adb5bd")
@@ -42,11 +43,12 @@ def line_chart(
     lines: Mapping[str, Sequence[tuple[float, float]]],
     x_label: str,
     names: Mapping[float, str] | None = None,
+    note: str = "",
 ) -> str:
-    """One chart as an HTML figure: a line for each name through its points (x, y), with a legend.
+    """One chart as an HTML figure: a line for each name through its points (x, y), with a legend of several lines.
 
-    Points that are not finite are left out. `names` are what stands on the x axis
-    instead of numbers.
+    Points that are not finite are left out. `names` are what stands on the x axis instead of numbers; `note` says
+    under the title what is drawn.
     """
     whole = {
         name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)] for name, points in lines.items()
@@ -86,10 +88,11 @@ def line_chart(
         if len(places) <= _DOTS:
             parts += [f'<circle class="{color}" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in places]
         keys.append(f'<span class="key"><i class="{color}"></i>{escape(name)}</span>')
+    legend = f"<figcaption>{''.join(keys)}</figcaption>" if len(keys) > 1 else ""
     return (
-        f'<figure class="chart"><figcaption><b>{escape(title)}</b></figcaption>'
+        f'<figure class="chart"><figcaption><b>{escape(title)}</b>{escape(note)}</figcaption>'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
-        f"<figcaption>{''.join(keys)}</figcaption></figure>"
+        f"{legend}</figure>"
     )
 
 

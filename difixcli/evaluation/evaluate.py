@@ -21,7 +21,7 @@ from difixcli.evaluation.metrics import METRICS, best_unsharp, default_metrics, 
 from difixcli.evaluation.pictures import image_files, image_size
 from difixcli.evaluation.protocols import OWN, Protocol, check_split
 from difixcli.evaluation.run_folders import TRUTH, RunFolder, row_names
-from difixcli.runs import read_image
+from difixcli.runs import Progress, read_image
 from difixcli.scenes.loading import natural_order
 from difixcli.scenes.scene import Camera
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 _NAMED = 5  # how many missing images a message names
 _VISIBILITY = "visibility"
-
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)

@@ -57,10 +57,14 @@ def fit(image: np.ndarray, width: int) -> np.ndarray:
 
 def error_map(image: np.ndarray, truth: np.ndarray, full_scale: float = 0.25) -> np.ndarray:
     """Mean absolute error over the channels as a colour picture (H, W, 3): black is none, light is `full_scale`."""
+    return error_colors(np.abs(image - truth).mean(axis=-1) / full_scale)
+
+
+def error_colors(errors: np.ndarray) -> np.ndarray:
+    """(H, W) errors, 1 at full scale and above → (H, W, 3) the colours in which `error_map` shows them."""
     import cv2
 
-    error = np.abs(image - truth).mean(axis=-1) / full_scale
-    colors = cv2.applyColorMap((np.clip(error, 0, 1) * 255 + 0.5).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    colors = cv2.applyColorMap((np.clip(errors, 0, 1) * 255 + 0.5).astype(np.uint8), cv2.COLORMAP_INFERNO)
     return colors[..., ::-1].astype(np.float32) / 255
 
 

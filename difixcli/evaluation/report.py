@@ -17,7 +17,7 @@ from difixcli.evaluation.charts import line_chart, palette
 from difixcli.evaluation.consistency import MIN_MATCHES
 from difixcli.evaluation.evaluate import matched_files
 from difixcli.evaluation.metrics import METRICS
-from difixcli.evaluation.pictures import error_map, fit, image_size
+from difixcli.evaluation.pictures import error_colors, error_map, fit, image_size
 from difixcli.evaluation.run_folders import TRUTH
 from difixcli.runs import atomic, read_image
 from difixcli.scenes.loading import natural_order
@@ -28,6 +28,14 @@ _PICTURES = 170  # about how many pictures in all, so that the report of a long 
 _ERROR_SCALE = 0.25
 _CAPTIONS = 2  # figures under a picture
 _Figure = tuple[str, list[str], np.ndarray]  # caption, details, image
+# Titles and what they mean, of what a distillation notes of its rounds; anything else goes by its own name.
+_ROUNDS = {
+    "mean confidence": ("Confidence in the fixes", "Mean over pixels of how far a fix is trusted, 0 to 1."),
+    "change": ("What the fixes change", "Mean absolute difference of fix and render, in [0, 1]."),
+    "PSNR of watched photos": ("PSNR of watched photos", "In dB, after the round; higher is better."),
+    "dropped": ("Fixes dropped", "Views whose fix was broken or not supported, so not trained on."),
+    "seconds of training": ("Seconds of training", "On photos and fixes together."),
+}
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1d21; --soft: #636873; --paper: #fff; --line: #dcdfe5; --best: #0b6b3a;
@@ -48,6 +56,8 @@ th { font-weight: 600; color: var(--soft) }
 th:first-child, td:first-child { text-align: left }
 td small { color: var(--soft); font-weight: 400; font-size: 12px }
 td.best { font-weight: 700; color: var(--best) }
+.scale { white-space: nowrap } .scale i { display: inline-block; width: 96px; height: 10px; margin: 0 6px;
+  border-radius: 2px }
 tr.aside td { color: var(--soft) }
 .views { display: grid; gap: 8px; grid-template-columns: repeat(var(--columns), minmax(130px, 1fr)); overflow-x: auto }
 figure { margin: 0 }
@@ -75,8 +85,9 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; margi
 dt { font-weight: 600 } dd { margin: 0 }
 @media (max-width: 640px) {
   body { padding: 16px 12px 40px } .views { grid-template-columns: repeat(2, minmax(0, 1fr)) }
-  .empty { display: none } td:first-child { white-space: normal; min-width: 110px }
-  th, td { padding-right: 12px; font-size: 14px } }
+  .empty { display: none } td:first-child { white-space: normal; min-width: 72px }
+  th, td { padding-right: 7px; font-size: 12px; vertical-align: top } th { white-space: normal }
+  td small { display: block; font-size: 11px } dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: 8px } }
 """
 
 
@@ -111,6 +122,7 @@ for (const grid of document.querySelectorAll(".views")) {
   });
   stage.append(range, bar);
   slider.append(sides, stage);
+  slider.style.maxWidth = Math.min(720, Math.max(320, 2 * start[0].width)) + "px";  // larger shows nothing but blur
   grid.before(slider);
 }
 """
@@ -170,17 +182,24 @@ def _scene(name: str, evaluated: Mapping[str, Any], scenes: int) -> list[str]:
     body.append(_results(evaluated))
     for camera, rows in evaluated.get("by_camera", {}).items():
         body += [f"<h3>Camera {escape(camera)}</h3>", _results({"results": rows, "std": {}, "folders": folders})]
-    charts = _charts(evaluated, variants, along, judge)
-    if charts:
-        body.append(f'<div class="charts">{"".join(charts)}</div>')
+    for title, charts in (
+        ("Along the path", _path_charts(evaluated, variants, along, judge)),
+        ("Over the rounds of distillation", _round_charts(evaluated.get("rounds") or {})),
+    ):
+        if drawn := "".join(charts):
+            body.append(f"<h2>{escape(f'{name}: ' if name else '')}{title}</h2>")
+            body.append(f'<div class="charts">{drawn}</div>')
     most = max(2, min(_VIEWS, _PICTURES // scenes // (1 + 2 * len(variants))))
     shown = min(most, len(stems))
     best = shown // 3 if judge else 0
     worst = shown - best
     by = f"by {METRICS[judge].name} of {variants[-1]}" if judge else "in the order of their names"
+    colors = (error_colors(np.linspace(0, 1, 7)[None])[0] * 255).round().astype(int)
+    ramp = ", ".join(f"rgb({r} {g} {b})" for r, g, b in colors)
     section = [
         f"<h2>{escape(f'{name}: ' if name else '')}Views, {'worst first' if judge else 'in order'}</h2>",
-        f"<p>Error maps: mean absolute error over RGB, black 0 to light {_ERROR_SCALE:g} and above.</p>",
+        f'<p>Error maps: mean absolute error over RGB, <span class="scale">0<i style="background: '
+        f'linear-gradient(90deg, {ramp})"></i>{_ERROR_SCALE:g} and above</span></p>',
     ]
     if shown < len(stems):
         section.append(
@@ -188,6 +207,8 @@ def _scene(name: str, evaluated: Mapping[str, Any], scenes: int) -> list[str]:
             + (f": the {worst} worst and the {best} best" if judge else "")
             + "; the figures of all are below.</p>"
         )
+    elif judge and shown > 1:
+        section.append(f"<p>All {shown} views, {escape(by)}.</p>")
     section += [_view(stem, variants, files, per_image) for stem in stems[:worst]]
     if best:
         section.append(f"<h2>{escape(f'{name}: ' if name else '')}Best views, best first</h2>")
@@ -210,10 +231,10 @@ def _badness(figures: Mapping[str, float], key: str) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def _charts(
+def _path_charts(
     evaluated: Mapping[str, Any], variants: Sequence[str], along: Sequence[str], judge: str | None
 ) -> list[str]:
-    """Figures along the path, consistency along the path, and what changed over the rounds."""
+    """Figures of the views, and of consecutive ones, along the path."""
     charts = []
     if judge and len(along) > 2:
         order = sorted(along, key=natural_order)
@@ -222,22 +243,38 @@ def _charts(
             name: [(float(i), evaluated["per_image"][name][stem][judge]) for i, stem in enumerate(order)]
             for name in variants
         }
-        charts.append(line_chart(f"{METRICS[judge].name} of each view", lines, "view", names))
+        title = f"{METRICS[judge].name} of each view"
+        charts.append(line_chart(title, lines, "view", names, _better(METRICS[judge].higher_is_better)))
     pairs = evaluated.get("pairs") or {}
-    for key, title in (("warped", "warped difference"), ("epipolar", "median epipolar distance in pixels")):
+    for key, title, note in (
+        ("warped", "Warped difference of consecutive views", "After warping one onto the other, in [0, 1]; "),
+        ("epipolar", "Median epipolar distance of consecutive views", "Of SIFT matches, in pixels; "),
+    ):
         held = {
             name: [(float(i), pair[key]) for i, pair in enumerate(entries) if _plotted(key, pair)]
             for name, entries in ((name, pairs.get(name, [])) for name in (*variants, TRUTH))
         }
         if any(len(points) > 1 for points in held.values()):
-            charts.append(line_chart(f"{title} of consecutive views".capitalize(), held, "pair of views"))
-    rounds: Mapping[str, Mapping[str, Sequence[Sequence[float]]]] = evaluated.get("rounds") or {}
-    for title in dict.fromkeys(key for series in rounds.values() for key in series):
+            entries = pairs[variants[0]]
+            ends = {0.0: entries[0]["from"], float(len(entries) - 1): entries[-1]["to"]}
+            charts.append(line_chart(title, held, "pair of views", ends, note + _better(False).lower()))
+    return charts
+
+
+def _round_charts(rounds: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> list[str]:
+    """What changed over the rounds, a line for each run."""
+    charts = []
+    for key in dict.fromkeys(key for series in rounds.values() for key in series):
+        title, note = _ROUNDS.get(key, (key[:1].upper() + key[1:], ""))
         held = {
-            name: [(float(x), float(y)) for x, y in series[title]] for name, series in rounds.items() if title in series
+            name: [(float(x), float(y)) for x, y in series[key]] for name, series in rounds.items() if key in series
         }
-        charts.append(line_chart(f"{title} by round".capitalize(), held, "round"))
-    return [chart for chart in charts if chart]
+        charts.append(line_chart(f"{title} by round", held, "round", note=note))
+    return charts
+
+
+def _better(higher: bool) -> str:
+    return f"{'Higher' if higher else 'Lower'} is better."
 
 
 def _plotted(key: str, pair: Mapping[str, Any]) -> bool:
@@ -254,7 +291,7 @@ def _results(evaluated: Mapping[str, Any]) -> str:
     best = {}
     for key in keys:
         values = [row[key] for row in rows.values() if math.isfinite(row.get(key, math.nan))]
-        if values:
+        if len(set(values)) > 1:
             best[key] = max(values) if METRICS[key].higher_is_better else min(values)
     lines = [
         _row(name, row, keys, best if len(rows) > 1 else {}, spread=spreads.get(name, {})) for name, row in rows.items()

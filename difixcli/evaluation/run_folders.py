@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,10 @@ from difixcli.scenes.splits import make_split
 TRUTH = "truth"
 MASK = "mask"
 _ORDER = ("plain", "distilled", "enhanced")  # the order of a table; other variants come after
+_MOMENT = r"\d{4}-\d\d-\d\d_\d{6}"  # of which difix makes a run's folder unless it is told another
+_CHOICES = frozenset(
+    {"method", "preset", "kind", "fixer", "start", "seed", "references", "trust", "targets", "overrides"}
+)
 _NOT_A_FIGURE = (
     *("round", "schedule", "views", "camera_to_world", "width", "height"),
     *("attempt", "share", "travelled", "support"),  # of the schedule, or the same as mean confidence
@@ -176,36 +181,77 @@ class RunFolder:
 def row_names(runs: Sequence[RunFolder]) -> list[str]:
     """What to call each of several runs in one table; unique among the runs of one scene.
 
-    Runs of one scene go by their folders. Where there are several scenes a run goes by what differs in how the runs
-    were made (method, fixer, seed …), so that the same way of making one has the same name in every scene; by nothing
-    (an empty name) where nothing differs.
+    Runs of one scene go by their folders, unless those are the moments at which they began, as difix names them. All
+    others go by what differs in how they were made (method, fixer, seed …), so that the same way of making one has the
+    same name in every scene; by nothing (an empty name) where nothing differs. What was not asked for is not said.
     """
-    if len({run.scene_spec for run in runs}) == 1:
-        depth = 1
-        while True:
-            names = ["/".join(run.folder.absolute().parts[-depth:]) for run in runs]
-            if len(set(names)) == len(runs) or depth >= max(len(run.folder.absolute().parts) for run in runs):
-                return names
-            depth += 1
-    ignored = ("scene", "split", "compare", "device")
-    keys = list(dict.fromkeys(key for run in runs for key in run.arguments if key not in ignored))
-    varying = [key for key in keys if len({repr(run.arguments.get(key)) for run in runs}) > 1]
-    names = [", ".join(_said(key, run.arguments.get(key), runs) for key in varying) for run in runs]
+    folders = _shortest_apart([run.folder.absolute() for run in runs])
+    if len({run.scene_spec for run in runs}) == 1 and not all(re.fullmatch(_MOMENT, run.name) for run in runs):
+        return folders
+    made = [_made(run.arguments) for run in runs]
+    said: list[list[str]] = [[] for _ in runs]
+    for key in dict.fromkeys(key for one in made for key in one):
+        words = [one.get(key, "") for one in made]
+        if key in _CHOICES:
+            differs = [len(set(words)) > 1] * len(runs)
+        else:  # what follows from other choices is said only where these do not tell runs apart
+            before = [tuple(row) for row in said]
+            differs = [len({w for w, b in zip(words, before, strict=True) if b == row}) > 1 for row in before]
+        for row, word, wanted in zip(said, words, differs, strict=True):
+            if wanted and word:
+                row.append(word)
+    names = [", ".join(row) for row in said]
     placed = [(run.scene_spec, name) for run, name in zip(runs, names, strict=True)]
     return [
-        f"{name}, {run.name}".removeprefix(", ") if placed.count(place) > 1 else name
-        for run, name, place in zip(runs, names, placed, strict=True)
+        f"{name}, {folder}".removeprefix(", ") if placed.count(place) > 1 else name
+        for name, folder, place in zip(names, folders, placed, strict=True)
     ]
 
 
-def _said(key: str, value: Any, runs: Sequence[RunFolder]) -> str:
-    """One argument of a run in words, without what it shares with the others."""
-    if isinstance(value, dict):
-        others = [run.arguments.get(key) for run in runs]
-        odd = {k: v for k, v in value.items() if any(not isinstance(o, dict) or o.get(k) != v for o in others)}
-        return " ".join(f"{k} {v}" for k, v in odd.items())
-    if isinstance(value, list):
-        return " ".join(map(str, value)) or f"no {key}"
-    if isinstance(value, str):
-        return Path(value).name
-    return f"{key.replace('_', ' ')} {value}"
+def _made(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """How a run was made, by what a person chooses, in words; nothing for what was left at its default of none.
+
+    A scene's own size and split are no choices between runs: those of one scene have the same, or cannot be compared.
+    """
+    said: dict[str, str] = {}
+    schedule = arguments.get("schedule")
+    schedule = schedule if isinstance(schedule, dict) else {}
+    for key in ("method", "preset"):
+        if isinstance(value := arguments.get(key), str):
+            said[key] = value if key == "method" else f"preset {value}"
+    if kind := schedule.get("kind"):
+        said["kind"] = "no rounds" if kind == "none" else str(kind)
+    if isinstance(value := arguments.get("fixer"), str):
+        # two folders of one name, as in a/fixer and b/fixer, are told apart by the one that holds them
+        said["fixer"] = f"fixer {'/'.join(Path(value).parts[-2:])}"
+    if arguments.get("start") is not None:
+        said["start"] = "continued"  # from what, differs from scene to scene
+    for key, word in (("seed", "seed"), ("references", "references"), ("trust", "trust")):
+        if (value := arguments.get(key)) is not None:
+            said[key] = f"{word} {value}"
+    for key in ("targets", "overrides"):
+        if isinstance(value := arguments.get(key), list) and value and value != ["test"]:
+            said[key] = " ".join(str(item).rsplit("/", 1)[-1].removeprefix("pipeline.model.") for item in value)
+    if schedule.get("kind") != "none" and schedule.get("rounds") is not None:
+        said["rounds"] = f"{schedule['rounds']} rounds"
+    if all(isinstance(schedule.get(key), int) for key in ("start", "rounds", "every")):
+        said["iterations"] = f"{schedule['start'] + schedule['rounds'] * schedule['every']} iterations"
+    if isinstance(share := schedule.get("share"), float) and share:
+        said["share"] = f"share {share:g}"
+    if (step := schedule.get("step")) is not None:
+        said["step"] = f"step {step:g}"
+    told = {"scene", "split", "size", "compare", "device", "schedule", *said}
+    for key in sorted(arguments.keys() - told):
+        if (value := arguments[key]) not in (None, False, [], {}, ["test"]):
+            said[key] = f"{key.replace('_', ' ')} {value}"
+    return said
+
+
+def _shortest_apart(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many of those that hold them as it takes to tell them apart."""
+    names = [folder.name for folder in folders]
+    for depth in range(2, max(len(folder.parts) for folder in folders) + 1):
+        if len(set(names)) == len(set(folders)):
+            break
+        names = ["/".join(folder.parts[-depth:]) for folder in folders]
+    return names

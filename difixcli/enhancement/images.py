@@ -1,0 +1,129 @@
+"""Images on disk before the fixer sees them: which there are, whether they are whole, and the size to work at.
+
+Images are (H, W, 3) float32 RGB in [0, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from difixcli.errors import InputError
+from difixcli.evaluation.pictures import image_files
+from difixcli.runs import IMAGE_SUFFIXES, read_image
+from difixcli.scenes.loading import natural_order
+
+SMALLEST = 16
+"""Pixels of an image's shorter side: optical flow and the networks' lowest level need something to look at."""
+
+_ORIENTATION = 0x0112  # EXIF's tag; from 5 on the image lies on its side
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An image to fix: its `color` (H, W, 3) before black, as renders are, and its `opacity` (H, W), or None where
+    nothing of it is transparent.
+    """
+
+    color: np.ndarray
+    opacity: np.ndarray | None = None
+
+
+def read_picture(path: Path, size: int | None = None) -> Picture:
+    """An image, upright, with a long side of at most `size` pixels; its transparency is a render's opacity.
+
+    InputError when it is missing or broken.
+    """
+    pixels = shrunk(read_image(path, alpha=True, upright=True), size)
+    color, opacity = pixels[..., :3], pixels[..., 3]
+    if bool((opacity == 1).all()):
+        return Picture(np.ascontiguousarray(color))
+    return Picture(color * opacity[..., None], np.ascontiguousarray(opacity))
+
+
+def listed_images(source: Path, output: Path, size: int | None = None) -> dict[Path, tuple[int, int]]:
+    """An image, or the images of a folder (not its subfolders') in natural order, with the (width, height) at which
+    they are worked on: a long side of at most `size`.
+
+    Raises InputError naming what is missing, broken, too small, no image, of a name that another has, or would be
+    written over because `output` is where the images are.
+    """
+    if source.is_file():
+        if source.suffix.lower() not in IMAGE_SUFFIXES:
+            raise InputError(f"{source} is neither an image nor a video that difix knows; convert it to PNG or MP4.")
+        files = [source]
+    elif source.is_dir():
+        files = sorted(image_files(source), key=lambda path: (natural_order(path.stem), path.name))
+    else:
+        raise InputError(f"There is no image, folder or video {source}; check its name.")
+    if output.expanduser().resolve() == files[0].parent.resolve():
+        raise InputError(f"{output} holds the images themselves; choose another --output.")
+    stems: dict[str, Path] = {}
+    sizes = {}
+    for path in files:
+        sizes[path] = shrunk_size(checked_size(path), size)
+        check_large_enough(path.name, *sizes[path])
+        if path.stem in stems:
+            raise InputError(f"{source} holds {stems[path.stem].name} and {path.name}; keep one image of that name.")
+        stems[path.stem] = path
+    return sizes
+
+
+def checked_size(path: Path) -> tuple[int, int]:
+    """(width, height), upright, from an image's header, so that a broken file is known before the work begins."""
+    from PIL import Image
+
+    if not path.exists():
+        raise InputError(f"There is no image {path}; check its name.")
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            # a PNG's may stand behind its pixels, which are not read here
+            turned = image.format != "PNG" and image.getexif().get(_ORIENTATION, 1) >= 5
+            return (height, width) if turned else (width, height)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} cannot be read as an image; restore it or remove it.") from error
+
+
+def check_large_enough(name: str, width: int, height: int) -> None:
+    if min(width, height) < SMALLEST:
+        raise InputError(
+            f"The image {name} is {width}×{height} pixels; the fixer needs {SMALLEST}×{SMALLEST} at least."
+        )
+
+
+def has_alpha(path: Path) -> bool:
+    """Whether an image's header says that pixels may be transparent."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return "A" in image.getbands() or "transparency" in image.info
+
+
+def shrunk(image: np.ndarray, size: int | None) -> np.ndarray:
+    """The image (H, W, C) with a long side of at most `size` pixels."""
+    height, width = image.shape[:2]
+    if size is None or max(height, width) <= size:
+        return image
+    return resized(image, shrunk_size((width, height), size)[::-1])
+
+
+def shrunk_size(size: tuple[int, int], limit: int | None) -> tuple[int, int]:
+    """(width, height) with a long side of at most `limit` pixels."""
+    width, height = size
+    if limit is None or max(size) <= limit:
+        return size
+    scale = limit / max(size)
+    return max(round(width * scale), 1), max(round(height * scale), 1)
+
+
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The image at (height, width); area-averaged where it shrinks, bicubic where it grows."""
+    import cv2
+
+    if image.shape[:2] == size:
+        return image
+    how = cv2.INTER_AREA if size[0] * size[1] < image.shape[0] * image.shape[1] else cv2.INTER_CUBIC
+    return np.clip(cv2.resize(image, (size[1], size[0]), interpolation=how), 0, 1)

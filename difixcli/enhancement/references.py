@@ -1,0 +1,139 @@
+"""Which clean photos stand beside an image: the same ones, those most like it, or those nearest to it by pose."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from difixcli.enhancement.images import checked_size, resized
+from difixcli.enhancement.similar import SimilarPhotos
+from difixcli.errors import InputError, near
+from difixcli.runs import read_image
+from difixcli.scenes import load_photo, nearest_cameras
+from difixcli.scenes.scene import Scene
+
+_HELD_BYTES = 2**27  # of photos that neighbouring images share; about thirty of 640×480 pixels, one of 4K
+_LOOK = 128  # pixels that are enough of a photo to see what it shows
+
+
+class ReferencePhotos:
+    """Clean photos of a scene, and which of them stand beside an image.
+
+    `names` are the photos'. `read` gives one of them by its index, (h, w, 3) in [0, 1]; `choose` gives the indices of
+    those for an image, by its name without suffix and its pixels (H, W, 3).
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        read: Callable[[int], np.ndarray],
+        choose: Callable[[str, np.ndarray], Sequence[int]],
+    ) -> None:
+        self.names = list(names)
+        self._read, self._choose = read, choose
+        self._held: OrderedDict[tuple[int, tuple[int, int]], np.ndarray] = OrderedDict()
+
+    @classmethod
+    def by_likeness(cls, paths: Sequence[Path], count: int | None = None) -> ReferencePhotos:
+        """Of photos whose poses nobody knows the `count` most like the image, the most similar first; all of them, in
+        their order, where there are no more or `count` is None. Photos are turned upright as their EXIF says.
+
+        Raises InputError naming a photo that is missing, broken or a folder.
+        """
+        for path in paths:
+            if path.is_dir():
+                raise InputError(f"The reference {path} is a folder; name its photos one by one.")
+            checked_size(path)
+        similar = cache(lambda: SimilarPhotos(_glance(path) for path in paths))
+
+        def choose(_: str, image: np.ndarray) -> Sequence[int]:
+            if count is None or count >= len(paths):
+                return range(len(paths))
+            return similar().nearest(image, count)
+
+        return cls([path.name for path in paths], lambda i: read_image(paths[i], upright=True), choose)
+
+    @classmethod
+    def by_pose(cls, scene: Scene, images: Sequence[Path], count: int) -> ReferencePhotos:
+        """The `count` photos of a scene nearest by pose to the frame that an image's name says it shows, never that
+        frame's own.
+
+        Raises InputError for images that are named like no frame of the scene, or like several.
+        """
+        frames: dict[str, int] = {}
+        shared: set[str] = set()  # a rig's cameras often number their photos alike
+        for i, frame in enumerate(scene.frames):
+            stem = Path(frame.name).stem
+            shared |= {stem} & frames.keys()
+            frames[stem] = i
+        frames |= {name: i for i, name in enumerate(scene.file_names)}
+        shared -= set(scene.file_names)
+        nearest: dict[str, list[int]] = {}
+        cameras = [frame.camera for frame in scene.frames]
+        for path in images:
+            if path.stem not in frames:
+                close = near(path.stem, frames)
+                hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+                raise InputError(
+                    f"{path.name} is named like no frame of the scene {scene.name}{hint}, so its pose is not known; "
+                    "name it after its frame, or give photos with --reference."
+                )
+            own = frames[path.stem]
+            if path.stem in shared:
+                raise InputError(
+                    f"{path.name} is named like several frames of the scene {scene.name}; name it after the one it "
+                    f"shows with its folder, as {scene.file_names[own]}."
+                )
+            order = nearest_cameras(cameras[own], cameras, min(count + 1, len(cameras)))
+            nearest[path.stem] = [i for i in order if i != own][:count]
+        names = [frame.name for frame in scene.frames]
+        return cls(names, lambda i: load_photo(scene.frames[i]), lambda name, _: nearest[name])
+
+    def chosen(self, name: str, image: np.ndarray) -> list[str]:
+        """The names of the photos beside an image (H, W, 3), the nearest first."""
+        return [self.names[i] for i in self._choose(name, image)]
+
+    def beside(self, name: str, image: np.ndarray) -> Photos:
+        """The photos beside an image (H, W, 3), at its size."""
+        return Photos(partial(self._photo, size=(image.shape[0], image.shape[1])), self._choose(name, image))
+
+    def _photo(self, i: int, size: tuple[int, int]) -> np.ndarray:
+        key = (i, size)
+        if key not in self._held:
+            self._held[key] = resized(self._read(i), size)
+        photo = self._held[key]
+        self._held.move_to_end(key)
+        while self._held and sum(held.nbytes for held in self._held.values()) > _HELD_BYTES:
+            self._held.popitem(last=False)
+        return photo
+
+
+class Photos:
+    """Photos (H, W, 3) of one size, each read when its turn comes: of large ones there need not be two in memory."""
+
+    def __init__(self, read: Callable[[int], np.ndarray], indices: Sequence[int]) -> None:
+        self._read, self._indices = read, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self._read(i) for i in self._indices)
+
+
+def _glance(path: Path) -> np.ndarray:
+    """A photo, upright, at about the size that is enough to see what it shows."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (_LOOK, _LOOK))  # a JPEG is decoded no finer than that
+            small = ImageOps.exif_transpose(image).convert("RGB")
+            small.thumbnail((_LOOK, _LOOK))
+            return np.asarray(small, dtype=np.float32) / 255
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as an image ({error}); restore it or remove it.") from error
