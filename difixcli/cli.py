@@ -249,16 +249,24 @@ def curate(
     }
     reads = [Path(spec) for spec in named.values() if not spec.startswith("sample:")]
     run = Run.open(folder, "curate", arguments, {}, force, reads=reads, shard=part)
-    told: dict[str, Any] = {
+    rule = split or "each scene's own, else every:4"
+    told: dict[str, dict[str, Any]] = {
         "cycle": {"shift": list(recipe.shifts)},
-        "underfit": {"split": split or "each scene's own, else every:4", "stop": list(recipe.stops)},
+        "underfit": {"split": rule, "stop": list(recipe.stops)},
         "cross-camera": {"split": split or "the rig's first camera"},
-        "sparse": {"split": split or "each scene's own, else every:4"},
-    }[strategy]
-    told["iterations"] = iterations or default_iterations(method, sizes)
-    told["size"] = size or (240 if sizes == "cpu" else "the photos' own")
-    scenes_told = f"{len(chosen)} of {len(named)}"
-    _announce(run, scenes=scenes_told, strategy=strategy, method=method, **told, preset=sizes, device=on)
+        "sparse": {"split": rule},
+    }
+    _announce(
+        run,
+        scenes=f"{len(chosen)} of {len(named)}",
+        strategy=strategy,
+        method=method,
+        **told[strategy],
+        iterations=iterations or default_iterations(method, sizes),
+        size=size or (240 if sizes == "cpu" else "the photos' own"),
+        preset=sizes,
+        device=on,
+    )
     compile_ahead(method, on, console.say)
     curated = make_pairs(
         chosen, lambda spec: _scene(spec, size, sizes), recipe, run, test_scene or [], console.progress

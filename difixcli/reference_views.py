@@ -102,19 +102,17 @@ class ReferenceViews:
         if any(mask is not None for mask in held):
             whole = [np.ones(photo.shape[:2], bool) if m is None else m for m, photo in zip(held, photos, strict=True)]
             masks = torch.stack([_resized(torch.from_numpy(m.astype(np.float32))[None], size) for m in whole])[None]
-        given = (
-            _planar(render.color)[None],
-            torch.from_numpy(render.depth)[None, None],
-            _matrix(camera.intrinsics)[None],
-            _matrix(camera.camera_to_world)[None],
-            images[None],
-            depths[None],
-            torch.stack([_matrix(c.intrinsics) for c in cameras])[None],
-            torch.stack([_matrix(c.camera_to_world) for c in cameras])[None],
-        )
         device = self.reconstruction.device
         aligned, visibility = align_references(
-            *(value.to(device) for value in given), ref_masks=None if masks is None else masks.to(device)
+            _planar(render.color)[None].to(device),
+            torch.from_numpy(render.depth)[None, None].to(device),
+            _matrix(camera.intrinsics)[None].to(device),
+            _matrix(camera.camera_to_world)[None].to(device),
+            images[None].to(device),
+            depths[None].to(device),
+            torch.stack([_matrix(c.intrinsics) for c in cameras])[None].to(device),
+            torch.stack([_matrix(c.camera_to_world) for c in cameras])[None].to(device),
+            ref_masks=None if masks is None else masks.to(device),
         )
         aligned, visibility = aligned[0].permute(0, 2, 3, 1).cpu(), visibility[0, :, 0].cpu()
         return References(frames, photos, aligned.numpy(), visibility.numpy())
