@@ -46,7 +46,7 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 # what the machine or its owner can mend: no space, no permission, a read-only disk
-_CALLERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+_CALLERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 
 
 def handled(command: Callable[P, R]) -> Callable[P, R]:

@@ -23,7 +23,8 @@ import pytest
 from commands import difix, done, refused, told
 from PIL import Image
 
-from difixcli.cli import _finish_pairs, app
+from difixcli.cli import app
+from difixcli.cli.curate import finish_pairs
 from difixcli.curation.curate import Curated
 from difixcli.curation.filters import Filters, blurred_photos
 from difixcli.curation.manifest import StageSummary, sparkline
@@ -720,5 +721,5 @@ def test_no_pair_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     stage = StageSummary(
         "a", "sparse", "a/sparse", False, 0, {"failed": 3}, 0.0, 0.0, [0] * 14, {"reconstruction": 0.0, "pairs": 0.0}
     )
-    _finish_pairs(Curated([stage], {}), tmp_path, False)
+    finish_pairs(Curated([stage], {}), tmp_path, False)
     assert "No pair is left (3 failed)" in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,216 @@
+"""`difix curate`: pairs from posed scenes, and merging them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from difixcli import console
+from difixcli.cli.inputs import open_scene, pick_device
+from difixcli.cli.options import (
+    ITERATIONS,
+    Device,
+    DeviceOption,
+    ForceOption,
+    JsonOption,
+    MethodOption,
+    OutputOption,
+    Preset,
+    PresetOption,
+    SeedOption,
+    SetOption,
+    SizeOption,
+)
+from difixcli.cli.outputs import announce
+from difixcli.errors import InputError, unknown
+from difixcli.runs import Run, check_folder, file_name
+
+if TYPE_CHECKING:
+    from difixcli.curation.curate import Curated
+
+
+@console.handled
+def curate(
+    scenes: Annotated[
+        list[str] | None,
+        typer.Argument(help="Scene folders, globs, or @LIST with one a line; the current folder by default."),
+    ] = None,
+    strategy: Annotated[str, typer.Option(help="sparse, cycle, underfit or cross-camera.")] = "sparse",
+    method: MethodOption = "splatfacto",
+    split: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Which frames train: every:N, clusters, groups:K, names:PATTERN, camera:ID, file:JSON; repeatable."
+        ),
+    ] = None,
+    shift: Annotated[
+        list[str] | None,
+        typer.Option(help="cycle: sideways shift, 2m or a share of the path (default 0.1); repeatable."),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="underfit: share of the schedule to stop at (default 25%, 50%, 75%); repeatable."),
+    ] = None,
+    references: Annotated[int, typer.Option(help="Reference photos beside each render.", min=0)] = 3,
+    test_scene: Annotated[
+        list[str] | None, typer.Option(help="Names or patterns of scenes kept for testing; repeatable.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Keep pairs that are failed, perfect or blurred; repeatable.")
+    ] = None,
+    depth: Annotated[bool, typer.Option("--depth", help="Also write the renders' depth (float32 .npz).")] = False,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Keep the reconstructions in SCENE/models.")
+    ] = False,
+    image_format: Annotated[str, typer.Option(help="Of renders and photos: png, webp or jpeg.")] = "png",
+    pairs_format: Annotated[str, typer.Option("--format", help="folder, or webdataset for tars.")] = "folder",
+    shard: Annotated[str | None, typer.Option(help="Every n-th scene from the i-th on, as 0/4.")] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge the folders of shards, or of other runs, named instead of scenes.")
+    ] = False,
+    iterations: Annotated[int | None, typer.Option(help=ITERATIONS, min=1)] = None,
+    size: SizeOption = None,
+    seed: SeedOption = 0,
+    preset: PresetOption = Preset.auto,
+    device: DeviceOption = Device.auto,
+    settings: SetOption = None,
+    output: OutputOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make (render, photo) pairs from posed scenes, to train a fixer on."""
+    if merge:
+        _merge_pairs([Path(folder) for folder in scenes or ["."]], output, force, as_json)
+        return
+    from difixcli.curation.scene_list import expand_scenes, parse_shard, shard_of
+    from difixcli.scenes import check_rule, check_scene
+
+    # what can be told without torch and nerfstudio is told before they are imported, which takes long
+    named = expand_scenes(scenes or ["."])
+    if len(named) == 1:  # of several, one that is not there is reported at the end and stops no other
+        check_scene(next(iter(named.values())))
+    for rule in split or []:
+        check_rule(rule)
+    part = None if shard is None else parse_shard(shard)
+    if output is not None:
+        check_folder(output)
+
+    from difixcli.curation.curate import DEFAULT_SHIFTS, DEFAULT_STOPS, Recipe, check_test_scenes, plan
+    from difixcli.curation.curate import curate as make_pairs
+    from difixcli.reconstruction import default_iterations, known_methods
+    from difixcli.reconstruction.compilation import compile_ahead
+
+    on, sizes = pick_device(device, preset)
+    recipe = Recipe(
+        strategy=strategy,
+        method=method,
+        preset=sizes,
+        device=on,
+        iterations=iterations,
+        splits=split or [],
+        shifts=shift or DEFAULT_SHIFTS,
+        stops=stop or DEFAULT_STOPS,
+        views=references,
+        seed=seed,
+        overrides=settings or [],
+        keep=keep or [],
+        keep_models=keep_models,
+        image_format=image_format,
+        depth=depth,
+        format=pairs_format,
+    )
+    for option, given, users in (
+        ("--split", split, ("sparse", "underfit", "cross-camera")),
+        ("--shift", shift, ("cycle",)),
+        ("--stop", stop, ("underfit",)),
+    ):
+        if given and strategy not in users:
+            raise InputError(f"{option} belongs to {', '.join(users)} and says nothing to {strategy}; leave it out.")
+    check_test_scenes(test_scene or [], named)
+    chosen = {name: named[name] for name in shard_of(list(named), part)}
+    joined = "-".join(file_name(name) for name in list(named)[:3])
+    folder = output or Path("outputs") / "pairs" / f"{joined}-{strategy}-{method}"
+    if method not in (methods := known_methods()):
+        raise unknown("method", method, methods)
+    if len(named) == 1:  # a lone scene that does not fit leaves nothing behind
+        plan(open_scene(next(iter(named.values())), size, sizes), recipe, folder)
+    arguments = {
+        **vars(recipe),
+        "size": size,
+        "test_scenes": test_scene or [],
+        "scenes": list(named),  # by name: a cluster's machines may see them under other paths
+    }
+    reads = [Path(spec) for spec in named.values() if not spec.startswith("sample:")]
+    run = Run.open(folder, "curate", arguments, {}, force, reads=reads, shard=part)
+    rule = split or "each scene's own, else every:4"
+    told: dict[str, dict[str, Any]] = {
+        "cycle": {"shift": list(recipe.shifts)},
+        "underfit": {"split": rule, "stop": list(recipe.stops)},
+        "cross-camera": {"split": split or "the rig's first camera"},
+        "sparse": {"split": rule},
+    }
+    announce(
+        run,
+        scenes=f"{len(chosen)} of {len(named)}",
+        strategy=strategy,
+        method=method,
+        **told[strategy],
+        iterations=iterations or default_iterations(method, sizes),
+        size=size or (240 if sizes == "cpu" else "the photos' own"),
+        preset=sizes,
+        device=on,
+    )
+    compile_ahead(method, on, console.say)
+    curated = make_pairs(
+        chosen, lambda spec: open_scene(spec, size, sizes), recipe, run, test_scene or [], console.progress
+    )
+    run.finish(curated.results())
+    if part is not None:
+        console.say(f"When all {part[1]} shards are done: difix curate --merge {folder}")
+    finish_pairs(curated, run.folder, as_json)
+
+
+def _merge_pairs(folders: list[Path], output: Path | None, force: bool, as_json: bool) -> None:
+    """`difix curate --merge`: into the output, or in place where one folder is named."""
+    from difixcli.curation.merge import merge
+
+    if output is None and len(folders) > 1:
+        raise InputError("Merging several folders needs one more to write to; name it with --output.")
+    folder = output or folders[0]
+    if folder.absolute() not in [path.absolute() for path in folders]:
+        run = Run.open(folder, "curate", {"merge": [path.absolute() for path in folders]}, {}, force, reads=folders)
+        curated = merge(folders, run.folder)
+        run.finish(curated.results())
+    else:
+        curated = merge(folders, folder)
+    finish_pairs(curated, folder, as_json)
+
+
+def finish_pairs(curated: Curated, folder: Path, as_json: bool) -> None:
+    """Print what was curated; exit code 2 when a scene failed, 1 when one failed through a fault of ours."""
+    results = curated.results()
+    where = folder / "data.json" if (folder / "data.json").is_file() else folder
+    if results["pairs"]:
+        console.say(f"{results['pairs']} pairs, renders at {results['psnr']:.2f} dB on average: {where}")
+    elif dropped := {name: count for name, count in results["dropped"].items() if count}:
+        said = ", ".join(f"{count} {name}" for name, count in dropped.items())
+        console.warn(f"No pair is left ({said}); train longer, or keep them with --keep {next(iter(dropped))}.")
+    found = {"results": results, "output": str(folder)}
+    if not curated.failed:
+        console.finish(found, as_json, console.pairs_table(curated.stages))
+        return
+    name, failure = next(iter(curated.failed.items()))
+    if len(curated.failed) == 1 and not curated.stages:
+        message = failure.message
+    else:
+        message = f"{len(curated.failed)} of the scenes failed, the others are whole. {name}: {failure.message}"
+    console.finish({**found, "error": message}, as_json, console.pairs_table(curated.stages))
+    for name, failure in list(curated.failed.items())[1:]:
+        console.warn(f"Scene {name} failed: {failure.message}")
+    faults = [failure.fault for failure in curated.failed.values() if failure.fault]
+    for fault in faults[:1]:
+        console.say(f"{fault}This is a fault in difix. Please report it with the lines above.")
+    console.fail(message)
+    raise typer.Exit(1 if faults else 2)

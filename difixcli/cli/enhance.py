@@ -1,0 +1,187 @@
+"""`difix enhance`: final renders, videos and camera paths of runs through the fixer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from difixcli import console
+from difixcli.cli.inputs import (
+    files_read,
+    fixer_input,
+    open_fixer,
+    open_scene,
+    photo_count,
+    photos_of,
+    photos_told,
+    pick_device,
+    scene_inputs,
+)
+from difixcli.cli.options import (
+    Device,
+    DeviceOption,
+    FixerOption,
+    ForceOption,
+    JsonOption,
+    OutputOption,
+    ReferenceOption,
+    ReferencesOption,
+    SizeOption,
+)
+from difixcli.cli.outputs import announce, folder_beside
+from difixcli.errors import InputError
+from difixcli.runs import Run, fingerprint, read_json
+
+if TYPE_CHECKING:
+    from difixcli.enhancement import Film
+
+
+@console.handled
+def enhance(
+    source: Annotated[Path, typer.Argument(help="A folder of frames, a video, or a run of difix distill.")],
+    trajectory: Annotated[
+        str | None,
+        typer.Option(
+            help="A run's camera path: spiral, orbit or interpolate (:N frames), shift:2m or shift:0.1, or PATH.json "
+            "of nerfstudio's viewer; its test views by default."
+        ),
+    ] = None,
+    steady: Annotated[
+        bool, typer.Option("--steady", help="Average the fixes of consecutive frames along their motion.")
+    ] = False,
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side", help="Also a video of before and after beside each other.")
+    ] = False,
+    split_screen: Annotated[
+        bool, typer.Option("--split-screen", help="Also a video of before and after with a moving divider.")
+    ] = False,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames a second of the videos; by default the source's.", min=0.1, max=1000)
+    ] = None,
+    reference: ReferenceOption = None,
+    references: ReferencesOption = None,
+    fixer: FixerOption = "bundled",
+    size: SizeOption = None,
+    device: DeviceOption = Device.auto,
+    output: OutputOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Clean final renders, and write them as frames and a video."""
+    from difixcli.enhancement import Film
+
+    film = Film(fps, side_by_side, split_screen, steady)
+    if (source / "reconstruction.json").is_file():
+        for option, given in (("--reference", reference), ("--references", references), ("--size", size)):
+            if given is not None:
+                raise InputError(
+                    f"{source} is a run: its references are its own photos, and its size is the one it was trained at; "
+                    f"leave out {option}."
+                )
+        _enhance_run(source, trajectory, film, fixer, device, output, force, as_json)
+        return
+    if trajectory is not None:
+        raise InputError(f"{source} is no run of difix distill, so there is nothing to render; leave out --trajectory.")
+    if references is not None and not reference:
+        raise InputError("--references says how many photos count; name them with --reference.")
+    _enhance_images(source, reference, references, film, fixer, size, device, output, force, as_json)
+
+
+def _enhance_images(
+    source: Path,
+    reference: list[Path] | None,
+    references: int | None,
+    film: Film,
+    fixer: str,
+    size: int | None,
+    device: Device,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Fix images, or the frames of a video, of unknown pose."""
+    from difixcli.enhancement import check_images, enhance_images
+
+    if not source.exists():
+        raise InputError(f"There is no image, folder or video {source}; check its name.")
+    on, _ = pick_device(device)
+    network = open_fixer(fixer, on)
+    photos = [photo for path in reference or [] for photo in photos_of(path)]
+    count = photo_count(references, network)
+    folder = output or folder_beside(source, "enhanced")
+    for warning in check_images(source, folder, photos, size, film):
+        console.warn(warning)
+    arguments = {"source": source.absolute(), "references": photos, "fixer": fixer, "size": size}
+    arguments |= {"steady": film.steady, "count": count}  # videos are made anew of the same frames
+    files = [source] if source.is_file() else [path for path in source.iterdir() if path.is_file()]
+    # by content: renders made anew often have the names and sizes of those before
+    inputs = {"source": fingerprint(files, content=True), "references": fingerprint(photos, content=True)}
+    inputs |= fixer_input(fixer)
+    run = Run.open(folder, "enhance", arguments, inputs, force, reads=[source, *photos, *files_read(fixer)])
+    announce(run, references=photos_told(photos, count))
+    results = enhance_images(source, run.folder, network, photos, size, film, count, console.progress)
+    run.finish(results)
+    if results["frames"] < 0.9 * results["announced"] - 1:
+        console.warn(f"{source} says it has {results['announced']} frames, but only {results['frames']} can be read.")
+    _finish_frames(results, run.folder, as_json)
+
+
+def _enhance_run(
+    source: Path,
+    trajectory: str | None,
+    film: Film,
+    fixer: str,
+    device: Device,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Render a distilled run along its test views or a camera path and fix every frame with its photos."""
+    from difixcli.enhancement.runs import enhance_run, path_fingerprint, views
+    from difixcli.reconstruction import latest_checkpoint
+    from difixcli.scenes import make_split, make_trajectory
+
+    if not (source / "run.json").is_file() and (source.absolute().parent / "run.json").is_file():
+        raise InputError(f"{source} is a part of the run {source.absolute().parent}; name that run.")
+    record = read_json(source / "run.json")
+    if not isinstance(record, dict) or record.get("command") != "distill":
+        raise InputError(f"{source / 'run.json'} is not of a run of difix distill; name one.")
+    held = record["arguments"]
+    on, _ = pick_device(device)
+    scene = open_scene(held["scene"], held["size"], held["preset"])
+    if trajectory is None and "test" not in (aims := held.get("targets", ["test"])):
+        trajectory = aims[0]  # the views that the run was made for
+    split = make_split(scene, held["split"], need_test=trajectory is None)
+    path = None if trajectory is None else make_trajectory(scene, split.train, trajectory)
+    cameras = views(scene, split, path, film)[1]
+    network = open_fixer(fixer, on)
+    # a run that has trained on since makes other frames
+    checkpoint = latest_checkpoint(source)
+    inputs = {**scene_inputs(scene), "checkpoint": fingerprint([checkpoint], content=True), **fixer_input(fixer)}
+    inputs["views"] = path_fingerprint(cameras)
+    # not the run's folder itself: its part that is written to by default is not read
+    reads = [checkpoint, source / "run.json", source / "scene", *files_read(fixer, scene)]
+    # videos are made anew of the same frames
+    arguments = {"source": source.absolute(), "fixer": fixer, "trajectory": trajectory, "steady": film.steady}
+    part = "-".join(["enhanced", *([path.name] if path else []), *(["steady"] if film.steady else [])])
+    run = Run.open(output or source / part, "enhance", arguments, inputs, force, reads=reads)
+    announce(run, scene=scene.name, trajectory=f"{trajectory}, {len(path.cameras)} frames" if path else "test views")
+    # where it was trained, unless that is not here or another place is asked for
+    where = None if device is Device.auto and on == "cuda" else on
+    results = enhance_run(source, run.folder, network, scene, split, console.progress, path, film, where)
+    run.finish(results)
+    _finish_frames(results, run.folder, as_json)
+
+
+def _finish_frames(results: dict[str, Any], folder: Path, as_json: bool) -> None:
+    """Print what `enhance` wrote."""
+    pace = results["seconds_per_frame"]
+    console.say(f"Images in {folder}: {results['frames']}" + (f", {pace:.2f} s each" if pace else ""))
+    for name in ("video", "side_by_side", "split_screen"):
+        if results[name]:
+            console.say(f"{results[name]}: {results['fps']:g} frames a second")
+    if steadiness := results["steadiness"]:
+        console.say(f"Warped difference of frames: {steadiness['input']:.4f} before, {steadiness['output']:.4f} after")
+    console.finish({"results": results, "output": str(folder)}, as_json)

@@ -1,0 +1,120 @@
+"""`difix eval`: figures, pictures, comparisons."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from difixcli import console
+from difixcli.cli.inputs import pick_device
+from difixcli.cli.options import Device, DeviceOption, JsonOption, OutputOption
+from difixcli.cli.outputs import folder_beside
+from difixcli.errors import InputError, unknown
+from difixcli.runs import file_name, make_folder, write_json
+
+
+@console.handled
+def evaluate(
+    prediction: Annotated[
+        list[Path], typer.Argument(help="A run, or several to compare; or a folder of images, then the true ones.")
+    ],
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="psnr, ssim, st-lpips, st-lpips-alex, lpips, lpips-vgg, fid, tsed, warped; the quick ones by default."
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="How to measure: nerfbusters, dl3dv, rds or sparse:N; by default as the run is.")
+    ] = None,
+    color_correct: Annotated[
+        str | None,
+        typer.Option(help="Also measure after fitting each image's colours to its truth: affine, quadratic."),
+    ] = None,
+    masks: Annotated[Path | None, typer.Option(help="Folder of masks NAME.png; only white pixels count.")] = None,
+    inception: Annotated[Path | None, typer.Option(help="Inception's weights for FID (torch-fidelity's file).")] = None,
+    device: DeviceOption = Device.auto,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure renders against photos, or compare runs: figures, pictures, and how each number was made."""
+    from difixcli.evaluation.color_correction import CORRECTIONS
+    from difixcli.evaluation.evaluate import Plan, evaluate_folders, evaluate_run, evaluate_runs, suggested_metrics
+    from difixcli.evaluation.metrics import METRICS, parse_metrics
+    from difixcli.evaluation.protocols import OWN, parse_protocol
+    from difixcli.evaluation.report import write_report
+    from difixcli.evaluation.run_folders import is_run
+    from difixcli.evaluation.tables import write_table
+
+    for path in [*prediction, *([masks] if masks else [])]:
+        if not path.exists():
+            raise InputError(f"There is no {path}; check its name.")
+    if color_correct is not None and color_correct not in CORRECTIONS:
+        raise unknown("colour correction", color_correct, CORRECTIONS)
+    keys = None if metrics is None else parse_metrics(metrics)
+    if inception is not None and "fid" not in (keys or ()):
+        raise InputError("--inception is of FID alone, which is measured where --metrics names fid.")
+    way = OWN if protocol is None else parse_protocol(protocol)
+    runs = [is_run(path) for path in prediction]
+    if not all(runs) and (any(runs) or len(prediction) != 2):
+        raise InputError(
+            f"{prediction[runs.index(False)]} is no run; difix eval takes runs, or a folder of images and then "
+            "the folder of the true ones."
+        )
+    on, _ = pick_device(device)
+    if all(runs) and keys is None:
+        keys, left_out = suggested_metrics(prediction)
+        if left_out:
+            console.warn(left_out)
+    plan = Plan(keys, color_correct, way, masks, inception, on)  # type: ignore[arg-type]
+    first = prediction[0].absolute()
+    if not all(runs):
+        folder = output or folder_beside(first, "eval")
+        evaluated = evaluate_folders(prediction[0], prediction[1], on, plan, console.progress)
+        rows, spreads = {first.name: evaluated["results"]}, {first.name: evaluated["std"]}
+    else:
+        folder = output or (first if len(runs) == 1 else Path("outputs") / "comparisons" / _joined(prediction))
+        make_folder(folder)
+        if len(runs) == 1:
+            evaluated = evaluate_run(first, on, metrics is None, plan, folder, console.progress)
+        else:
+            evaluated = evaluate_runs(prediction, plan, folder, console.progress)
+        rows, spreads = {**evaluated["results"], **evaluated.get("baselines", {})}, evaluated["std"]
+    scenes = evaluated.get("scenes", {})
+    title = (
+        first.name
+        if len(prediction) == 1 or not all(runs)
+        else " and ".join(path.absolute().name for path in prediction)
+    )
+    title = f"{title}: {evaluated['images']} views"
+    report = write_report(evaluated, make_folder(folder) / "report.html", title)
+    write_json(folder / "eval.json", evaluated)
+    write_table(evaluated, folder / "eval.csv")
+    tables = [
+        console.figures_table(f"{name}: {one['images']} views", one["results"], one["std"])
+        for name, one in scenes.items()
+    ]
+    if evaluated.get("partial"):
+        console.warn(f"Not in every scene, so without a mean over scenes: {', '.join(evaluated['partial'])}.")
+    if rows:
+        tables.append(console.figures_table(title if not scenes else "Mean over scenes", rows, spreads))
+    for name, value in evaluated.get("reference", {}).items():
+        console.say(f"{METRICS[name].name} of the truth itself: {value:.{METRICS[name].digits}f}")
+    console.say("; ".join(f"{name}: {said}" for name, said in evaluated["conditions"].items()))
+    console.say(f"Report: {report}")
+    held = ("results", "std", "protocol", "conditions")
+    found = {name: evaluated[name] for name in held} | {
+        "scenes": {name: {"results": one["results"], "std": one["std"]} for name, one in scenes.items()}
+    }
+    console.finish({**found, "report": str(report)}, as_json, *tables)
+
+
+def _joined(folders: list[Path]) -> str:
+    """A folder's name for a comparison of runs: their names and what tells such comparisons apart."""
+    paths = [str(path.absolute()) for path in folders]
+    digest = hashlib.sha256(json.dumps(paths).encode()).hexdigest()[:8]
+    return "-".join([*(file_name(path.absolute().name) for path in folders[:3]), digest])

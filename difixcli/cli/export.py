@@ -1,0 +1,40 @@
+"""`difix export`: a reconstruction as a .ply file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from difixcli import console
+from difixcli.cli.inputs import pick_device
+from difixcli.cli.options import Device, JsonOption
+from difixcli.errors import InputError
+from difixcli.runs import make_folder
+
+
+@console.handled
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a reconstruction, such as difix distill leaves.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .ply to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a file of that name.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run's Gaussians, or the surfaces of another method as coloured points, as a PLY file."""
+    if output.suffix.lower() != ".ply" or output.is_dir():
+        raise InputError(f"{output} is no name of a .ply file; give one with --output.")
+    if not (run / "reconstruction.json").is_file():
+        raise InputError(f"{run} holds no reconstruction; name the folder of a run of difix distill.")
+    if output.exists() and not force:
+        raise InputError(f"{output} is already there; choose another --output, or replace it with --force.")
+    from difixcli.reconstruction import Reconstruction
+
+    on, _ = pick_device(Device.auto)
+    # on the device it was trained on, unless that is not here
+    reconstruction = Reconstruction.load(run, device=None if on == "cuda" else on)
+    make_folder(output.absolute().parent)
+    reconstruction.export(output)
+    count = reconstruction.gaussians
+    console.say(f"Wrote {f'{count} Gaussians' if count else 'a point cloud'} to {output}.")
+    console.finish({"output": str(output), "gaussians": count}, as_json)

@@ -1,0 +1,177 @@
+"""`difix fix`: images through the fixer, and fixers exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from difixcli import console
+from difixcli.cli.inputs import (
+    files_read,
+    fixer_input,
+    open_fixer,
+    open_scene,
+    photo_count,
+    photos_of,
+    photos_told,
+    pick_device,
+    precision,
+    scene_inputs,
+    scene_spec,
+)
+from difixcli.cli.options import (
+    Device,
+    DeviceOption,
+    FixerOption,
+    ForceOption,
+    JsonOption,
+    OutputOption,
+    Precision,
+    ReferenceOption,
+    ReferencesOption,
+    Resize,
+    SeedOption,
+    SizeOption,
+)
+from difixcli.cli.outputs import announce, folder_beside
+from difixcli.errors import InputError
+from difixcli.runs import Run, fingerprint
+
+
+@console.handled
+def fix(
+    source: Annotated[Path | None, typer.Argument(help="An image or a folder of images.")] = None,
+    reference: ReferenceOption = None,
+    scene: Annotated[
+        str | None, typer.Option(help="Posed scene whose frames the images are named after: nearest photos by pose.")
+    ] = None,
+    references: ReferencesOption = None,
+    fixer: FixerOption = "bundled",
+    size: SizeOption = None,
+    resize: Annotated[Resize | None, typer.Option(help="release: work at 1024×576, as Difix3D's release does.")] = None,
+    tile: Annotated[
+        int | None, typer.Option(help="Side of the tiles for large images (default 1024, 1536 on a GPU).", min=256)
+    ] = None,
+    fill_unseen: Annotated[
+        bool, typer.Option("--fill-unseen", help="Invent what is transparent, from noise (raw references only).")
+    ] = False,
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="Also write NAME.confidence.png; takes twice as long.")
+    ] = False,
+    export: Annotated[Path | None, typer.Option(help="Write the fixer as our folder; needs no images.")] = None,
+    merge_lora: Annotated[
+        bool, typer.Option("--merge-lora", help="With --export: work adapters into the weights.")
+    ] = False,
+    dtype: Annotated[Precision, typer.Option(help="auto: bf16 for raw references on a GPU, else fp32.")] = (
+        Precision.auto
+    ),
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the network first; pays on a GPU.")] = False,
+    seed: SeedOption = 0,
+    device: DeviceOption = Device.auto,
+    output: OutputOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Clean images, with clean photos of the same scene beside them."""
+    from difixcli.enhancement import check_images
+    from difixcli.enhancement.fix import FixOptions, fix_images
+    from difixcli.enhancement.images import has_alpha, listed_images
+    from difixcli.enhancement.references import ReferencePhotos
+    from difixcli.enhancement.video import is_video
+
+    if merge_lora and export is None:
+        raise InputError("--merge-lora belongs to --export DIR; for images adapters are always merged.")
+    if source is None:
+        if export is None:
+            raise InputError("Nothing to fix; name an image or a folder of images, or a folder to --export to.")
+        of_images = {
+            **{"--reference": reference, "--scene": scene, "--references": references, "--size": size},
+            **{"--resize": resize, "--tile": tile, "--fill-unseen": fill_unseen, "--confidence": confidence},
+            **{"--compile": compiled, "--seed": seed, "--device": device is not Device.auto, "--output": output},
+        }
+        if given := [option for option, value in of_images.items() if value]:
+            raise InputError(
+                f"Without images {', '.join(given)} would say nothing: a lone --export writes the fixer alone. Name an "
+                "image or a folder of images too, or leave that out."
+            )
+        console.finish({"exported": _export(fixer, export, merge_lora, dtype, force)}, as_json)
+        return
+    if scene is not None and reference:
+        raise InputError("--scene and --reference both choose the photos; leave one of them out.")
+    if references is not None and scene is None and not reference:
+        raise InputError("--references says how many photos count; name them with --reference, or a --scene.")
+    if is_video(source):
+        raise InputError(f"{source} is a video; use difix enhance for it.")
+    folder = output or folder_beside(source, "fixed")
+    files = list(listed_images(source, folder, size))
+    photos = [photo for path in reference or [] for photo in photos_of(path)]
+    on, _ = pick_device(device)
+    posed = None if scene is None else open_scene(scene, None, "gpu")
+    network = open_fixer(fixer, on, dtype, compiled)
+    network.tile = tile
+    for warning in check_images(source, folder, photos):
+        console.warn(warning)
+    if fill_unseen and network.config.references == "aligned":
+        raise InputError(f"The fixer {fixer} has no noise to invent from; leave out --fill-unseen or name another.")
+    if fill_unseen and not any(has_alpha(path) for path in files):
+        raise InputError(f"No image of {source} has an alpha channel to say what was not seen; drop --fill-unseen.")
+    if network.config.references == "raw" and network.config.views and not (photos or posed):
+        console.warn(f"The fixer {fixer} was trained with a reference photo; give --reference, or expect less of it.")
+    count = photo_count(references, network)
+    if posed is None:
+        choice = ReferencePhotos.by_likeness(photos, count)
+    else:
+        choice = ReferencePhotos.by_pose(posed, files, count)
+    options = FixOptions(resize is Resize.release, confidence, seed if fill_unseen else None)
+    arguments = {"source": source.absolute(), "references": photos, "fixer": fixer, "size": size, **vars(options)}
+    arguments |= {"scene": scene and scene_spec(scene), "count": count if photos or scene else None}
+    arguments |= {"tile": tile, "dtype": str(network.dtype), "compiled": compiled}
+    # by content: renders made anew often have the names and sizes of those before
+    inputs = {"source": fingerprint(files, content=True), "references": fingerprint(photos, content=True)}
+    inputs |= fixer_input(fixer) | ({} if posed is None else scene_inputs(posed))
+    reads = [source, *photos, *files_read(fixer, *([] if posed is None else [posed]))]
+    run = Run.open(folder, "fix", arguments, inputs, force, reads=reads)
+    announce(run, references=photos_told(photos, count), scene=posed and f"{posed.name}, nearest {count} photos")
+    exported = None if export is None else _export(fixer, export, merge_lora, dtype, force, told=True)
+    results = fix_images(files, run.folder, network, choice, options, size, console.progress)
+    run.finish(results)
+    pace = results["seconds_per_frame"]
+    console.say(f"Images in {run.folder}: {results['frames']}" + (f", {pace:.2f} s each" if pace else ""))
+    if posed is not None or len(photos) > count:
+        for name, beside in list(results["references"].items())[:5]:
+            console.say(f"References of {name}: {', '.join(beside)}")
+        if results["frames"] > 5:
+            console.say(f"Those of the other images: {run.folder / 'run.json'}")
+    if bad := results["bad"]:
+        console.warn(
+            f"{len(bad)} of {results['frames']} fixes look broken (false colours, collapsed, noise or moved): "
+            f"{', '.join(bad[:5])}{', …' if len(bad) > 5 else ''}. Look at them before you use them."
+        )
+    told = {"results": results, "output": str(run.folder)}
+    console.finish(told if exported is None else {**told, "exported": exported}, as_json)
+
+
+def _export(fixer: str, folder: Path, merge: bool, dtype: Precision, force: bool, told: bool = False) -> str:
+    """Write a fixer as our folder; `told` when its licence has been."""
+    from difixcli.fixer import Fixer, local_files
+
+    folder = folder.expanduser().absolute()
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; name a folder to export to.")
+    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if {path.parent.resolve() for path in local_files(fixer)} & {folder.resolve()}:
+        raise InputError(f"{folder} holds the fixer that is exported; choose another folder.")
+    in_the_way = InputError(f"{folder} is not empty; choose another folder, or replace an export with --force.")
+    if not {name.removesuffix(".part") for name in held} <= {"config.json", "model.safetensors"}:
+        raise in_the_way
+    finished = "config.json" in held  # which is written last
+    loaded = Fixer.from_pretrained(fixer, merge=merge, dtype=precision(dtype))
+    if not told:
+        console.say(f"Fixer {fixer}: licence {loaded.licence}")
+    if finished and not force and not loaded.is_saved_in(folder):
+        raise in_the_way
+    loaded.save_pretrained(folder)
+    console.say(f"Use it with --fixer {folder}")
+    return str(folder)

@@ -1,0 +1,137 @@
+"""What commands are given: device, scenes, fixers, photos, and what of it decides whether a run is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from difixcli import console
+from difixcli.cli.options import Device, Precision, Preset
+from difixcli.errors import InputError
+from difixcli.runs import fingerprint
+
+if TYPE_CHECKING:
+    import torch
+
+    from difixcli.fixer import Fixer
+    from difixcli.scenes.scene import Scene, Split
+
+
+def pick_device(device: Device, preset: Preset | None = None) -> tuple[str, str]:
+    """The torch device to use and the preset that goes with it; InputError when CUDA is asked for and absent.
+
+    Commands that train a reconstruction name a preset. On a CPU torch then has one thread: the compiled kernels bring
+    their own, and a second one of torch's spins against them. Networks alone may have all threads.
+    """
+    import torch
+
+    from difixcli.torchvision_cure import cure
+
+    cure()
+    there = torch.cuda.is_available()
+    if device is Device.cuda and not there:
+        raise InputError("--device cuda was asked for, but torch finds no CUDA device here; use --device cpu or auto.")
+    on = "cuda" if there and device is not Device.cpu else "cpu"
+    if on == "cpu":
+        if preset is not None:
+            torch.set_num_threads(1)
+        torch.set_flush_denormal(True)
+    return on, ("gpu" if on == "cuda" else "cpu") if preset in (None, Preset.auto) else preset.value
+
+
+def precision(dtype: Precision) -> torch.dtype:
+    """auto is single precision here."""
+    import torch
+
+    names = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+    return names.get(dtype, torch.float32)
+
+
+def open_fixer(name: str, device: str, dtype: Precision = Precision.auto, compiled: bool = False) -> Fixer:
+    """Load a fixer for use, not for training, and say under which licence it stands."""
+    from difixcli.fixer import Fixer
+
+    fixer = Fixer.from_pretrained(name, merge=True)
+    # a blend of pixels needs their eight bits, and more
+    half = dtype is Precision.auto and device == "cuda" and fixer.config.references == "raw"
+    fixer.to(device, precision(Precision.bf16 if half else dtype))
+    fixer.notice = console.warn
+    if compiled:
+        fixer.compile()
+    console.say(f"Fixer {name}: licence {fixer.licence}")
+    return fixer
+
+
+def open_scene(spec: str, size: int | None, preset: str) -> Scene:
+    """Load a scene at the asked size, or at what the preset can carry."""
+    from difixcli.scenes import load_scene
+    from difixcli.scenes.sample import sample_folder
+
+    if size is None and preset == "cpu":
+        size = 240
+    name = spec.removeprefix("sample:")
+    if name != spec and not sample_folder(name).exists():
+        console.say(f"Painting the sample scene {name}, once; this takes a minute.")
+    scene = load_scene(spec, size)
+    for warning in scene.warnings:
+        console.warn(warning)
+    return scene
+
+
+def size_of(scene: Scene) -> str:
+    """The size at which a scene's photos are worked on, for people."""
+    sizes = sorted({(frame.camera.width, frame.camera.height) for frame in scene.frames})
+    return ", ".join(f"{width}×{height}" for width, height in sizes[:3]) + (", …" if len(sizes) > 3 else "")
+
+
+def scene_spec(spec: str) -> str:
+    return spec if spec.startswith("sample:") else str(Path(spec).expanduser().absolute())
+
+
+def scene_inputs(*scenes: Scene) -> dict[str, str]:
+    """Fingerprints of the scenes: their photos' names and sizes, masks, poses, lenses and seed points."""
+    from difixcli.scenes import scene_fingerprint
+
+    return {f"scene {scene.name}": scene_fingerprint(scene) for scene in scenes}
+
+
+def split_input(scene: Scene, split: Split) -> dict[str, str]:
+    """Which frames train and which test, since the file of a split may change under its name."""
+    names = [[scene.frames[i].name for i in part] for part in (split.train, split.test)]
+    return {"split": hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}
+
+
+def fixer_input(name: str, key: str = "fixer") -> dict[str, str]:
+    """The fingerprint of a fixer's files; a name on the hub or of an untrained network stands for itself."""
+    from difixcli.fixer import local_files
+
+    files = local_files(name)
+    return {key: fingerprint(files, content=True)} if files else {}
+
+
+def files_read(fixer: str, *scenes: Scene) -> list[Path]:
+    """The files that a command reads, which no output may take the place of."""
+    from difixcli.fixer import local_files
+
+    return [*local_files(fixer), *(frame.image_path for scene in scenes for frame in scene.frames)]
+
+
+def photos_of(path: Path) -> list[Path]:
+    """A reference photo, or all photos of a folder."""
+    from difixcli.evaluation.pictures import image_files
+
+    return sorted(image_files(path)) if path.is_dir() else [path]
+
+
+def photo_count(references: int | None, fixer: Fixer) -> int:
+    """How many photos stand beside an image: as many as asked for, or as the fixer was trained with."""
+    return references or max(fixer.config.views, 1)
+
+
+def photos_told(photos: list[Path], count: int) -> str | None:
+    """Which photos may stand beside an image, for people."""
+    if len(photos) > count:
+        return f"of {len(photos)} photos the {f'{count} ' if count > 1 else 'one '}most similar to each image"
+    return ", ".join(path.name for path in photos) or None

@@ -1,0 +1,69 @@
+"""Options and arguments that several commands have, each described once."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RUNNING = "Running"
+"""The help's last section: where and how a command works, rather than what it makes."""
+
+
+class Device(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(str, Enum):
+    auto = "auto"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+class Resize(str, Enum):
+    release = "release"
+
+
+class Preset(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+SceneArgument = Annotated[str, typer.Argument(help="A posed scene's folder, or sample:room, sample:street.")]
+MethodOption = Annotated[str, typer.Option(help="Any nerfstudio method: nerfacto, splatfacto, a plug-in's.")]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(help="Which frames train: every:N, clusters, groups:K, names:PATTERN, camera:ID, file:JSON, all."),
+]
+SizeOption = Annotated[int | None, typer.Option(help="Long side to work at, in pixels.", min=16)]
+SeedOption = Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel=RUNNING)]
+DeviceOption = Annotated[Device, typer.Option(help="Where to compute.", rich_help_panel=RUNNING)]
+PresetOption = Annotated[
+    Preset, typer.Option(help="Sizes and schedules for a laptop or a GPU.", rich_help_panel=RUNNING)
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Method setting, as pipeline.model.x=y.", rich_help_panel=RUNNING)
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Where to write; made if missing.", rich_help_panel=RUNNING)
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Replace an earlier run in the output folder.", rich_help_panel=RUNNING)
+]
+ITERATIONS = "Training steps of a reconstruction; by default 1500 (splats) or 1000 on a CPU, 30000 on a GPU."
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.", rich_help_panel=RUNNING)
+]
+FixerOption = Annotated[str, typer.Option(help="bundled, a folder, a .pkl of the release, or a hub name.")]
+ReferenceOption = Annotated[
+    list[Path] | None, typer.Option(help="A clean photo of the scene, or a folder of them; repeatable.")
+]
+ReferencesOption = Annotated[
+    int | None, typer.Option(help="How many photos stand beside an image, at most (default: the fixer's).", min=1)
+]

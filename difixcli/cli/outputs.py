@@ -1,0 +1,32 @@
+"""Where commands write by default, and what they say before they begin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from difixcli import console
+from difixcli.runs import Run, read_json
+
+
+def announce(run: Run, **facts: Any) -> None:
+    """Print what is about to happen, defaults included."""
+    console.say(f"Output: {run.folder}" + (" (going on with an earlier run)" if run.resumed else ""))
+    for name, value in facts.items():
+        if value:
+            console.say(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+
+
+def folder_beside(source: Path, what: str) -> Path:
+    """SOURCE_WHAT beside the source; beside the run of difix that the source is a part of, lest it become one too."""
+    source = source.absolute()
+    runs = [folder for folder in source.parents if _is_record(folder / "run.json")]
+    if not runs:
+        return source.with_name(f"{source.stem}_{what}")
+    part = source.relative_to(runs[-1]).with_suffix("")
+    return runs[-1].with_name(f"{'-'.join([runs[-1].name, *part.parts])}_{what}")
+
+
+def _is_record(path: Path) -> bool:
+    held = read_json(path) if path.is_file() else None
+    return isinstance(held, dict) and "command" in held
