@@ -144,12 +144,12 @@ def curate(
     }
     reads = [Path(spec) for spec in named.values() if not spec.startswith("sample:")]
     run = Run.open(folder, "curate", arguments, {}, force, reads=reads, shard=part)
-    rule = split or "each scene's own, else every:4"
+    rules = split or "each scene's own, else every:4"
     told: dict[str, dict[str, Any]] = {
         "cycle": {"shift": list(recipe.shifts)},
-        "underfit": {"split": rule, "stop": list(recipe.stops)},
+        "underfit": {"split": rules, "stop": list(recipe.stops)},
         "cross-camera": {"split": split or "the rig's first camera"},
-        "sparse": {"split": rule},
+        "sparse": {"split": rules},
     }
     announce(
         run,
