@@ -5,16 +5,14 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from difixcli.errors import InputError
 from difixcli.reconstruction import Reconstruction
+from difixcli.runs import Progress
 from difixcli.scenes.scene import Scene
-
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass

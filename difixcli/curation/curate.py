@@ -15,7 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from difixcli.curation.build import Build, Progress
+from difixcli.curation.build import Build
 from difixcli.curation.cross_camera import cross_camera, default_camera_rule
 from difixcli.curation.cycle import SHIFTED, cycle
 from difixcli.curation.filters import FILTERS, Filters
@@ -39,7 +39,7 @@ from difixcli.curation.tars import tar_name, write_tar
 from difixcli.curation.underfit import parse_stop, underfit
 from difixcli.errors import LESS_MEMORY, InputError, out_of_memory, unknown
 from difixcli.reconstruction import default_iterations
-from difixcli.runs import Run, file_name, write_json
+from difixcli.runs import Progress, Run, file_name, write_json
 from difixcli.scenes import default_split_rule, make_split, scene_fingerprint
 from difixcli.scenes.scene import Scene
 from difixcli.scenes.trajectories import shift_distance

@@ -18,7 +18,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,14 +32,13 @@ from difixcli.distillation.schedule import Schedule, pseudo_cameras
 from difixcli.distillation.targets import Target, make_targets
 from difixcli.reconstruction import PseudoView, Reconstruction, is_splat, method_config
 from difixcli.reference_views import ReferenceViews, fix_render, is_bad_fix
-from difixcli.runs import Run, write_image
+from difixcli.runs import Progress, Run, write_image
 from difixcli.scenes import load_mask, load_photo
 from difixcli.scenes.scene import Camera, Scene, Split
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 Say = Callable[[str], None]
 
 _SAVE_EVERY = 500  # iterations a killed run loses at most
