@@ -150,7 +150,7 @@ class _PretendCuda(TorchFunctionMode):
             raise RuntimeError(f"Expected a '{device.type}' device type for generator but found another one's")
         if func is Tensor.new_tensor:
             device = device or args[0].device
-            args = (_moved(args[0], _CPU), *args[1:])
+            args = (getattr(args[0], "held", args[0]), *args[1:])
         elif func in _MAKES_TENSORS and args and isinstance(args[0], PretendTensor):
             device = device or _CUDA
         made = func(*args, **kwargs)

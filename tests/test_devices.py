@@ -88,8 +88,7 @@ def test_raw_references(where: str, attention: str, waits: dict[str, int]) -> No
     assert torch.equal(fixer(given[0][:1], encoding).cpu(), expected_one.cpu())
 
 
-@pytest.mark.parametrize("where", ["cpu", "cuda"])
-def test_aligned_references_and_tiles(where: str, waits: dict[str, int]) -> None:
+def test_aligned_references_and_tiles(waits: dict[str, int]) -> None:
     fixer = new_small_fixer("tiny", seed=0)
     shapes = [(4, 3, 52, 70), (4, 2, 3, 52, 70), (4, 1, 52, 70), (4, 2, 1, 52, 70)]
     inputs = [torch.rand(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
@@ -98,7 +97,7 @@ def test_aligned_references_and_tiles(where: str, waits: dict[str, int]) -> None
     fixer.tile = 32
     tiled = fixer(*inputs)
     moved(fixer)
-    given = [value.to(where) for value in inputs]
+    given = [value.to("cuda") for value in inputs]
     found = fixer(*given)
     assert found.device == given[0].device
     torch.testing.assert_close(found.cpu(), tiled, atol=1e-5, rtol=1e-4)
@@ -241,7 +240,9 @@ def test_training_stays_on_the_device_and_goes_on_exactly(
 
     finetune([], "tiny", tmp_path / "cuda", device="cuda", progress=count, **options)
     np.testing.assert_allclose(losses(tmp_path / "cuda"), losses(tmp_path / "cpu"), rtol=1e-3)
-    assert counted[1] - counted[0] == 1  # a step that neither looks for collapse nor validates
+    # a step that neither looks for collapse nor validates waits once, for its figures; the other one is a pretence:
+    # clip_grad_norm_ asks for devices in C++
+    assert counted[1] - counted[0] == 2
 
     def kill(step: int) -> None:
         if step == 3:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -72,6 +73,8 @@ def ns_train(scene: Scene, folder: Path, method: str, change: Callable[[object],
     with ExitStack() as stack:
         for context in (quiet(), on_device("cpu", model), no_perceptual_download(model)):
             stack.enter_context(context)
+        random.seed(0)  # the samplers of pixels have several sources
+        np.random.seed(0)
         torch.manual_seed(0)
         config.save_config()
         trainer = config.setup(local_rank=0, world_size=1)
