@@ -96,18 +96,9 @@ class Distillation:
         _sweep(run.folder)
         self.fixer, self.folder, self._run, self._progress, self._say = fixer, run.folder, run, progress, say
         self.rounds = Rounds(run.folder)
-        model = self._reconstruction()
-        if model.step < self.schedule.start:
-            model.hold_back(self.guard.held)
-            self._train(model, self.schedule.start, "photos alone" if self.schedule.rounds else "plain training")
         compare = self.settings.compare and self.schedule.rounds > 0
-        if compare and not self._own_plain and not (run.folder / "plain" / "config.yml").exists():
-            _fork(run.folder, run.folder / "plain")
-        if self.schedule.rounds:
-            self._update(model)
-        self._final_renders(model, "distilled" if self.schedule.rounds else "plain")
+        self._distilled(fork=compare and not self._own_plain)
         if compare:
-            del model
             gc.collect()  # the parts of a model hold on to each other, and there may be no room for a second one
             self._plain()
         return self._figures()
@@ -381,6 +372,18 @@ class Distillation:
         """Where no photo is held out: the held-back photos' views, while they are still strangers to the model."""
         if not self.split.test and self.guard.held:
             self._render_measured(model, "distilled", self.photos)
+
+    def _distilled(self, fork: bool) -> None:
+        """Photos alone, the rounds, the final renders; with `fork`, what photos alone made is kept for comparison."""
+        model = self._reconstruction()
+        if model.step < self.schedule.start:
+            model.hold_back(self.guard.held)
+            self._train(model, self.schedule.start, "photos alone" if self.schedule.rounds else "plain training")
+        if fork and not (self.folder / "plain" / "config.yml").exists():
+            _fork(self.folder, self.folder / "plain")
+        if self.schedule.rounds:
+            self._update(model)
+        self._final_renders(model, "distilled" if self.schedule.rounds else "plain")
 
     def _final_renders(self, model: Reconstruction, variant: str) -> None:
         if self.split.test:
