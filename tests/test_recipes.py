@@ -170,6 +170,8 @@ def test_ablation_table_is_of_real_runs(
     more = ["--iterations", "20", "--size", "48", "--set", "max_gaussians=300", "--fixer", str(fixer)]
     line = [str(scene), "--seed", "0", "--output", str(tmp_path / "out"), "--", *more]
     assert module.main(line) == 0
+    rows = [row for row in (tmp_path / "out" / "ablation.md").read_text().splitlines() if row.startswith("| (")]
+    assert len(rows) == 4 and "±" not in "".join(rows)
     # a second seed as if it had been run, so that there is a spread
     for schedule in module.SCHEDULES:
         first = tmp_path / "out" / "room" / "splatfacto" / "every-4" / "seed-0" / schedule / "run.json"

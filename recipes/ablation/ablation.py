@@ -179,6 +179,7 @@ def _table(
         "| | " + " | ".join(f"{METRICS[key].label} | gain" for key in metrics) + " |",
         "|---" * (2 * len(metrics) + 1) + "|",
     ]
+    several = all(len(members) > 1 for members in groups)  # of one seed there is no spread to tell
     for variant in VARIANTS:
         cells, entry = [], {"of": title, "variant": variant}
         for key in metrics:
@@ -187,8 +188,9 @@ def _table(
                 [[figures[c][variant][key] - figures[c]["plain"][key] for c in members] for members in groups]
             )
             digits = METRICS[key].digits
-            cells.append(f"{mean:.{digits}f} ± {spread:.{digits}f}")
-            cells.append("" if variant == "plain" else f"{gain:+.{digits}f} ± {gain_spread:.{digits}f}")
+            cells.append(f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if several else ""))
+            told = f"{gain:+.{digits}f}" + (f" ± {gain_spread:.{digits}f}" if several else "")
+            cells.append("" if variant == "plain" else told)
             entry |= {key: mean, f"{key}_std": spread, f"{key}_gain": gain, f"{key}_gain_std": gain_spread}
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
         summary.append(entry)
