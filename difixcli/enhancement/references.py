@@ -113,16 +113,19 @@ class ReferencePhotos:
 
 
 class Photos:
-    """Photos (H, W, 3) of one size, each read when its turn comes: of large ones there need not be two in memory."""
+    """Photos (H, W, 3) of one size, each read when its turn comes: of large ones there need not be two in memory.
+
+    `indices` say which of all photos they are.
+    """
 
     def __init__(self, read: Callable[[int], np.ndarray], indices: Sequence[int]) -> None:
-        self._read, self._indices = read, indices
+        self._read, self.indices = read, indices
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return (self._read(i) for i in self._indices)
+        return (self._read(i) for i in self.indices)
 
 
 def _glance(path: Path) -> np.ndarray:
