@@ -164,6 +164,31 @@ def test_references_by_scene(shared_scenes: Path, tiny: Path, tmp_path: Path) ->
         ReferencePhotos.by_pose(scene, [tmp_path / "renders" / "unposed.png"], 1)
 
 
+def test_a_scene_of_few_photos_says_how_many_stand_beside_an_image(
+    shared_scenes: Path, tiny: Path, tmp_path: Path
+) -> None:
+    fountain = shared_scenes / "fountain_p11"
+    scene = load_scene(fountain, 48)
+    (tmp_path / "in").mkdir()
+    Image.open(scene.frames[0].image_path).resize((48, 32)).save(tmp_path / "in" / f"{scene.file_names[0]}.png")
+    few = len(scene.frames) - 1
+    result = difix(
+        "fix", tmp_path / "in", "--fixer", tiny, "--scene", fountain, "--size", "48", "--references", 99, "--json"
+    )
+    (beside,) = told(result)["results"]["references"].values()
+    assert len(beside) == few and f"nearest {few} photos" in result.stderr
+    with pytest.raises(InputError, match="one photo"):
+        ReferencePhotos.by_pose(replace(scene, frames=scene.frames[:1]), list((tmp_path / "in").iterdir()), 1)
+
+
+def test_an_image_that_is_its_own_reference_is_told(images: Path, tiny: Path, tmp_path: Path) -> None:
+    for command in ("fix", "enhance"):
+        line = (command, images, "--fixer", tiny, "--reference", images, "-o", tmp_path / command)
+        assert "among the images to fix" in " ".join(difix(*line).stderr.split())
+    said = difix("fix", images, "--fixer", tiny, "--reference", images / ".." / "in" / "0.png", "-o", tmp_path / "one")
+    assert "among the images to fix" in said.stderr and "1.png" not in said.stderr
+
+
 def test_of_a_folder_of_photos_the_most_similar_stand_beside_an_image(
     images: Path, tiny: Path, photos: list[Path], tmp_path: Path
 ) -> None:
