@@ -91,6 +91,8 @@ def finetune(
 
     if not pairs and photos is None:
         raise InputError("Nothing to train on; name folders made by difix curate, or --photos.")
+    if photos is not None and not photos.is_dir():
+        raise InputError(f"There is no folder {photos}; --photos wants a folder of JPEG or PNG photos.")
     on, _ = pick_device(device)
     sources = [pair if is_remote(pair) else str(Path(pair).expanduser().absolute()) for pair in pairs or []]
     options: dict[str, Any] = {
