@@ -127,13 +127,17 @@ class PlainProgress:
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total = label, total
         self.start = self.last = time.monotonic()
+        self.first: tuple[float, int] | None = None  # when the first report came, and what was done by then
         self.reports = 0
 
     def __call__(self, done: int) -> None:
         now = time.monotonic()
+        # what an earlier run had done says nothing about the pace of this one
+        self.first = self.first or (now, done)
         if done >= self.total or now - self.last >= 10:
             self.last = now
-            rate = done / max(now - self.start, 1e-6)
+            since, before = self.first if done > self.first[1] else (self.start, 0)
+            rate = (done - before) / max(now - since, 1e-6)
             # the first steps compile and fill caches: they say nothing about the rest
             left = f", {(self.total - done) / max(rate, 1e-6):.0f} s left" if self.reports and done < self.total else ""
             self.reports += 1

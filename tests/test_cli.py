@@ -329,6 +329,24 @@ def test_json_of_identical_images_is_json(tmp_path: Path) -> None:
     json.loads((tmp_path / "eval" / "eval.json").read_text(), parse_constant=no_constant)
 
 
+def test_a_seed_that_numpy_does_not_take_is_refused(room: Path) -> None:
+    for seed in (-1, 2**32):
+        result = difix("distill", room, "--seed", seed)
+        assert result.exit_code == 2 and "is not between 0 and 4294967295" in result.stderr
+
+
+def test_what_an_earlier_run_had_done_does_not_count_for_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    from difixcli import console
+
+    now, said = [0.0], []
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console, "say", said.append)
+    update = console.PlainProgress("train", 10_000)
+    for now[0], done in ((1.0, 9001), (21.0, 9041), (31.0, 9061), (501.0, 10_000)):
+        update(done)
+    assert said == ["train: 9041/10000, 2.0/s", "train: 9061/10000, 2.0/s, 470 s left", "train: 10000/10000, 2.0/s"]
+
+
 def test_too_little_memory_is_one_sentence() -> None:
     import torch
     import typer

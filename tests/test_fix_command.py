@@ -13,6 +13,8 @@ import pytest
 from commands import difix, refused, told
 from PIL import Image
 
+from difixcli.enhancement import fix as fix_room
+from difixcli.enhancement import images as images_room
 from difixcli.enhancement.references import ReferencePhotos
 from difixcli.errors import InputError
 from difixcli.evaluation.pictures import image_files
@@ -49,6 +51,60 @@ def test_images_come_out_whole_and_a_second_run_keeps_them(images: Path, tiny: P
     (folder / "1.confidence.png").unlink()
     again = told(difix(*line))["results"]
     assert again["kept"] == 2 and (folder / "1.confidence.png").is_file()
+
+
+def test_a_broken_image_stops_none_of_the_others(images: Path, tiny: Path, tmp_path: Path) -> None:
+    whole = (images / "1.png").read_bytes()
+    (images / "1.png").write_bytes(whole[: len(whole) // 2])
+    (images / "3.png").write_bytes(whole)
+    (images / "4.png").write_bytes(whole[: len(whole) // 3])
+    output = tmp_path / "out"
+    output.mkdir()
+    line = ("fix", images, "--fixer", tiny, "-o", output, "--json")
+    refused(difix(*line), "1.png", "1 more cannot be read", "The other 3 of 5 images are fixed")
+    assert sorted(path.name for path in output.glob("*.png")) == ["0.png", "2.png", "3.png"]
+    before = (output / "0.png").stat().st_mtime_ns
+    (output / ".0.png.1.part").write_bytes(b"of a run that was killed")
+    refused(difix(*line), "The other 3 of 5")
+    assert (output / "0.png").stat().st_mtime_ns == before and not (output / ".0.png.1.part").exists()
+
+
+def test_a_run_that_goes_on_tells_the_same_and_reads_what_it_fixes_once(
+    images: Path, tiny: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixer = Fixer.from_pretrained(tiny)
+    files = sorted(images.iterdir())
+    read: list[Path] = []
+
+    def counted(path: Path, size: int | None = None) -> images_room.Picture:
+        read.append(path)
+        return images_room.read_picture(path, size)
+
+    monkeypatch.setattr(fix_room, "read_picture", counted)
+    choice = ReferencePhotos.by_likeness(photos[:5], 2)
+    first = fix_room.fix_images(files, tmp_path / "out", fixer, choice)
+    assert read == files
+    (tmp_path / "out" / "1.png").unlink()
+    second = fix_room.fix_images(files, tmp_path / "out", fixer, choice)
+    assert [result.pop("kept") for result in (first, second)] == [0, 2]
+    assert first.pop("seconds_per_frame") and second.pop("seconds_per_frame")
+    assert first == second and list(first["references"]) == ["0", "1", "2"]
+    with pytest.raises(ValueError, match="as many references"):
+        pictures = [images_room.read_picture(path) for path in files[:2]]
+        fix_room.fix_pictures(fixer, pictures, [[pictures[0].color], []])
+
+
+def test_what_transparent_pixels_hide_does_not_come_out_when_an_image_shrinks(tmp_path: Path) -> None:
+    """A render's empty pixels are often white; averaged with what stands beside them they would make a light edge."""
+    pixels = np.full((40, 40, 4), 255, np.uint8)
+    pixels[:, 19:, :3] = 100
+    pixels[:, :19, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "edge.png")
+    picture = images_room.read_picture(tmp_path / "edge.png", 20)
+    assert picture.opacity is not None and 0.4 < picture.opacity[5, 9] < 0.6
+    np.testing.assert_allclose(picture.color, (picture.opacity * 100 / 255)[..., None] * np.ones(3), atol=1e-5)
+    Image.fromarray(np.full((37, 41, 4), 255, np.uint8)).save(tmp_path / "whole.png")
+    assert images_room.read_picture(tmp_path / "whole.png", 20).opacity is None
 
 
 def test_broken_fixes_are_counted_and_named(images: Path, tmp_path: Path) -> None:
@@ -106,6 +162,31 @@ def test_references_by_scene(shared_scenes: Path, tiny: Path, tmp_path: Path) ->
     refused(difix(*line, "-o", tmp_path / "o"), "unposed.png", "no frame of the scene")
     with pytest.raises(InputError, match="no frame"):
         ReferencePhotos.by_pose(scene, [tmp_path / "renders" / "unposed.png"], 1)
+
+
+def test_a_scene_of_few_photos_says_how_many_stand_beside_an_image(
+    shared_scenes: Path, tiny: Path, tmp_path: Path
+) -> None:
+    fountain = shared_scenes / "fountain_p11"
+    scene = load_scene(fountain, 48)
+    (tmp_path / "in").mkdir()
+    Image.open(scene.frames[0].image_path).resize((48, 32)).save(tmp_path / "in" / f"{scene.file_names[0]}.png")
+    few = len(scene.frames) - 1
+    result = difix(
+        "fix", tmp_path / "in", "--fixer", tiny, "--scene", fountain, "--size", "48", "--references", 99, "--json"
+    )
+    (beside,) = told(result)["results"]["references"].values()
+    assert len(beside) == few and f"nearest {few} photos" in result.stderr
+    with pytest.raises(InputError, match="one photo"):
+        ReferencePhotos.by_pose(replace(scene, frames=scene.frames[:1]), list((tmp_path / "in").iterdir()), 1)
+
+
+def test_an_image_that_is_its_own_reference_is_told(images: Path, tiny: Path, tmp_path: Path) -> None:
+    for command in ("fix", "enhance"):
+        line = (command, images, "--fixer", tiny, "--reference", images, "-o", tmp_path / command)
+        assert "among the images to fix" in " ".join(difix(*line).stderr.split())
+    said = difix("fix", images, "--fixer", tiny, "--reference", images / ".." / "in" / "0.png", "-o", tmp_path / "one")
+    assert "among the images to fix" in said.stderr and "1.png" not in said.stderr
 
 
 def test_of_a_folder_of_photos_the_most_similar_stand_beside_an_image(

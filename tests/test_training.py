@@ -782,7 +782,12 @@ def test_what_says_nothing_or_twice_is_refused(pairs: Path, tmp_path: Path) -> N
     refused(difix("finetune", tmp_path / "nosuch", "-o", tmp_path / "out"), "nosuch", "difix curate")
     refused(difix(*line, "--crop", "32", "--set", "crop=48"), "--crop")
     refused(difix(*line, "--set", "seed=3"), "--seed")
+    refused(
+        difix(*line[:-1], tmp_path / "none", "--photos", tmp_path / "nowhere"), "nowhere", "--photos wants a folder"
+    )
+    assert not (tmp_path / "none").exists()
     refused(difix(*line, "--set", "clip=0"), "clip")
+    refused(difix(*line, "--learning-rate", "0"), "learning rate of 0")
     refused(difix(*line, "--set", "photo_share=0.3"), "--photos")
 
 

@@ -103,6 +103,7 @@ def _enhance_images(
 ) -> None:
     """Fix images, or the frames of a video, of unknown pose."""
     from difixcli.enhancement import check_images, enhance_images
+    from difixcli.evaluation.pictures import image_files
 
     if not source.exists():
         raise InputError(f"There is no image, folder or video {source}; check its name.")
@@ -115,7 +116,7 @@ def _enhance_images(
         console.warn(warning)
     arguments = {"source": source.absolute(), "references": photos, "fixer": fixer, "size": size}
     arguments |= {"steady": film.steady, "count": count}  # videos are made anew of the same frames
-    files = [source] if source.is_file() else [path for path in source.iterdir() if path.is_file()]
+    files = [source] if source.is_file() else image_files(source)
     # by content: renders made anew often have the names and sizes of those before
     inputs = {"source": fingerprint(files, content=True), "references": fingerprint(photos, content=True)}
     inputs |= fixer_input(fixer)

@@ -11,10 +11,13 @@ import typer
 
 from difixcli import console
 from difixcli.cli.inputs import files_read, fixer_input, pick_device
-from difixcli.cli.options import Device, DeviceOption, ForceOption, JsonOption, OutputOption, SeedOption
+from difixcli.cli.options import RUNNING, Device, DeviceOption, ForceOption, JsonOption, OutputOption, SeedOption
 from difixcli.cli.outputs import announce
 from difixcli.errors import InputError
 from difixcli.runs import Run, file_name, fingerprint
+
+WHAT = "What is trained"
+STEPS = "Steps"
 
 
 @console.handled
@@ -28,24 +31,50 @@ def finetune(
     ] = "bundled",
     photos: Annotated[Path | None, typer.Option(help="Folder of any photos, to make synthetic pairs from.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Read tars one after another, for very large sets.")] = False,
-    iterations: Annotated[int | None, typer.Option(help="Training steps (default 10000).", min=1)] = None,
-    batch: Annotated[int | None, typer.Option(help="Samples a step and process.", min=1)] = None,
-    accumulate: Annotated[int | None, typer.Option(help="Batches added up for a step.", min=1)] = None,
-    crop: Annotated[int | None, typer.Option(help="Pixels of the random square crops.", min=16)] = None,
-    train: Annotated[str | None, typer.Option(help="What trains: all, unet, decoder or skips.")] = None,
-    lora_rank: Annotated[int | None, typer.Option(help="Rank of the decoder's adapters (SD-Turbo: 4).", min=1)] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    warm_up: Annotated[int | None, typer.Option(help="Steps until the learning rate's peak.", min=0)] = None,
-    perceptual_weight: Annotated[float | None, typer.Option(help="Weight of the perceptual loss.", min=0)] = None,
-    gram_weight: Annotated[float | None, typer.Option(help="Weight of the Gram loss.", min=0)] = None,
-    ema: Annotated[float | None, typer.Option(help="Decay of the weights' running average; 0 for none.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Validations without a better one, then stop.", min=1)] = None,
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16 (default bf16 on a GPU at full width).")] = None,
-    gradient_checkpointing: Annotated[
-        bool | None, typer.Option("--gradient-checkpointing", help="Less memory, a third slower.")
+    train: Annotated[
+        str | None, typer.Option(help="What trains: all, unet, decoder or skips.", rich_help_panel=WHAT)
+    ] = None,
+    lora_rank: Annotated[
+        int | None,
+        typer.Option(help="Rank of the decoder's adapters (SD-Turbo: 4).", min=1, rich_help_panel=WHAT),
+    ] = None,
+    perceptual_weight: Annotated[
+        float | None, typer.Option(help="Weight of the perceptual loss.", min=0, rich_help_panel=WHAT)
+    ] = None,
+    gram_weight: Annotated[
+        float | None, typer.Option(help="Weight of the Gram loss.", min=0, rich_help_panel=WHAT)
+    ] = None,
+    iterations: Annotated[
+        int | None, typer.Option(help="Training steps (default 10000).", min=1, rich_help_panel=STEPS)
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples a step and process.", min=1, rich_help_panel=STEPS)] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Batches added up for a step.", min=1, rich_help_panel=STEPS)
+    ] = None,
+    crop: Annotated[
+        int | None, typer.Option(help="Pixels of the random square crops.", min=16, rich_help_panel=STEPS)
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.", rich_help_panel=STEPS)] = None,
+    warm_up: Annotated[
+        int | None, typer.Option(help="Steps until the learning rate's peak.", min=0, rich_help_panel=STEPS)
+    ] = None,
+    ema: Annotated[
+        float | None, typer.Option(help="Decay of the weights' running average; 0 for none.", rich_help_panel=STEPS)
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Validations without a better one, then stop.", min=1, rich_help_panel=STEPS)
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other training option, as validate_every=200.")
+        list[str] | None,
+        typer.Option("--set", help="Any other training option, as validate_every=200.", rich_help_panel=STEPS),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="fp32, bf16 or fp16 (default bf16 on a GPU at full width).", rich_help_panel=RUNNING),
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool | None,
+        typer.Option("--gradient-checkpointing", help="Less memory, a third slower.", rich_help_panel=RUNNING),
     ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
@@ -62,6 +91,8 @@ def finetune(
 
     if not pairs and photos is None:
         raise InputError("Nothing to train on; name folders made by difix curate, or --photos.")
+    if photos is not None and not photos.is_dir():
+        raise InputError(f"There is no folder {photos}; --photos wants a folder of JPEG or PNG photos.")
     on, _ = pick_device(device)
     sources = [pair if is_remote(pair) else str(Path(pair).expanduser().absolute()) for pair in pairs or []]
     options: dict[str, Any] = {

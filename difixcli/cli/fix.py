@@ -75,10 +75,9 @@ def fix(
     as_json: JsonOption = False,
 ) -> None:
     """Clean images, with clean photos of the same scene beside them."""
-    from difixcli.enhancement import check_images
     from difixcli.enhancement.fix import FixOptions, fix_images
     from difixcli.enhancement.images import has_alpha, listed_images
-    from difixcli.enhancement.references import ReferencePhotos
+    from difixcli.enhancement.references import ReferencePhotos, check_references
     from difixcli.enhancement.video import is_video
 
     if merge_lora and export is None:
@@ -107,12 +106,12 @@ def fix(
     folder = output or folder_beside(source, "fixed")
     files = list(listed_images(source, folder, size))
     photos = [photo for path in reference or [] for photo in photos_of(path)]
+    for warning in check_references(files, photos):
+        console.warn(warning)
     on, _ = pick_device(device)
     posed = None if scene is None else open_scene(scene, None, "gpu")
     network = open_fixer(fixer, on, dtype, compiled)
     network.tile = tile
-    for warning in check_images(source, folder, photos):
-        console.warn(warning)
     if fill_unseen and network.config.references == "aligned":
         raise InputError(f"The fixer {fixer} has no noise to invent from; leave out --fill-unseen or name another.")
     if fill_unseen and not any(has_alpha(path) for path in files):
@@ -123,8 +122,11 @@ def fix(
     if posed is None:
         choice = ReferencePhotos.by_likeness(photos, count)
     else:
+        count = min(count, len(posed.frames) - 1)  # an image's own frame is none of them
         choice = ReferencePhotos.by_pose(posed, files, count)
-    options = FixOptions(resize is Resize.release, confidence, seed if fill_unseen else None)
+    options = FixOptions(
+        resize is Resize.release, confidence, seed if fill_unseen or network.config.fill_unseen else None
+    )
     arguments = {"source": source.absolute(), "references": photos, "fixer": fixer, "size": size, **vars(options)}
     arguments |= {"scene": scene and scene_spec(scene), "count": count if photos or scene else None}
     arguments |= {"tile": tile, "dtype": str(network.dtype), "compiled": compiled}

@@ -35,6 +35,12 @@ class Preset(str, Enum):
     gpu = "gpu"
 
 
+def _checked_seed(seed: int) -> int:
+    if not 0 <= seed < 2**32:  # which numpy takes
+        raise typer.BadParameter(f"{seed} is not between 0 and {2**32 - 1}.")
+    return seed
+
+
 SceneArgument = Annotated[str, typer.Argument(help="A posed scene's folder, or sample:room, sample:street.")]
 MethodOption = Annotated[str, typer.Option(help="Any nerfstudio method: nerfacto, splatfacto, a plug-in's.")]
 SplitOption = Annotated[
@@ -42,7 +48,9 @@ SplitOption = Annotated[
     typer.Option(help="Which frames train: every:N, clusters, groups:K, names:PATTERN, camera:ID, file:JSON, all."),
 ]
 SizeOption = Annotated[int | None, typer.Option(help="Long side to work at, in pixels.", min=16)]
-SeedOption = Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel=RUNNING)]
+SeedOption = Annotated[
+    int, typer.Option(help="Seed of everything random.", callback=_checked_seed, rich_help_panel=RUNNING)
+]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute.", rich_help_panel=RUNNING)]
 PresetOption = Annotated[
     Preset, typer.Option(help="Sizes and schedules for a laptop or a GPU.", rich_help_panel=RUNNING)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from difixcli.enhancement.fix import fix_pictures
-from difixcli.enhancement.images import Picture, checked_size, listed_images, read_picture, shrunk
-from difixcli.enhancement.references import ReferencePhotos
+from difixcli.enhancement.images import Picture, listed_images, read_picture, shrunk
+from difixcli.enhancement.references import ReferencePhotos, check_references
 from difixcli.enhancement.sequence import (
     SIDE_BY_SIDE,
     SPLIT_SCREEN,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from difixcli.fixer import Fixer
 
 _Frame = tuple[str, Callable[[], Picture]]
-_STRETCH = 1.03  # of a reference's shape that nobody minds
 _FPS = 24.0  # of a folder of frames, which does not say
 
 
@@ -111,39 +110,23 @@ def check_images(
 ) -> list[str]:
     """Look at what `enhance_images` is going to read, at the images' headers only.
 
-    Returns warnings, a sentence each: a reference of another shape than the first frame will be stretched to it.
-    Raises InputError for what `enhance_images` would refuse.
+    Returns warnings, a sentence each (see `check_references`). Raises InputError for what `enhance_images` would
+    refuse.
     """
-    ReferencePhotos.by_likeness(references)
-    _open(source, output, size, film)
-    if is_video(source) or not references:
-        return []
-    first = next(iter(listed_images(source, output)))
-    width, height = checked_size(first)
-    stretched = []
-    for path in references:
-        other = checked_size(path)
-        factor = (other[0] / other[1]) / (width / height)
-        if max(factor, 1 / factor) > _STRETCH:
-            stretched.append(f"{path.name} ({other[0]}×{other[1]})")
-    if not stretched:
-        return []
-    return [
-        f"references of another shape than {first.name} ({width}×{height}) are stretched to it, which spoils what they "
-        f"can give; crop them first: {', '.join(stretched)}."
-    ]
+    return check_references(_open(source, output, size, film).files, references)
 
 
 @dataclass(frozen=True)
 class _Opened:
     """A source: its frames as (name, function that reads it), which can be taken again, about how many there are, the
-    frames a second, and whether they follow each other.
+    frames a second, whether they follow each other, and the images that they are (none of a video).
     """
 
     frames: Callable[[], Iterator[_Frame]]
     length: int
     fps: float
     sequence: bool
+    files: Sequence[Path]
 
 
 def _open(source: Path, output: Path, size: int | None, film: Film | None) -> _Opened:
@@ -152,7 +135,7 @@ def _open(source: Path, output: Path, size: int | None, film: Film | None) -> _O
     if is_video(source):
         opened = read_video(source)
         opened.frames.close()
-        return _Opened(partial(_video_frames, source, size), opened.length, opened.fps, True)
+        return _Opened(partial(_video_frames, source, size), opened.length, opened.fps, True, ())
     files = listed_images(source, output, size)
     sizes: dict[tuple[int, int], Path] = {}
     for path, at in files.items():
@@ -170,7 +153,7 @@ def _open(source: Path, output: Path, size: int | None, film: Film | None) -> _O
     def frames() -> Iterator[_Frame]:
         return ((path.stem, partial(read_picture, path, size)) for path in files)
 
-    return _Opened(frames, len(files), _FPS, asked or _counts([path.stem for path in files]))
+    return _Opened(frames, len(files), _FPS, asked or _counts([path.stem for path in files]), list(files))
 
 
 def _video_frames(source: Path, size: int | None) -> Iterator[_Frame]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from difixcli.enhancement.images import Picture, read_picture, resized
 from difixcli.enhancement.references import Photos, ReferencePhotos
+from difixcli.errors import InputError
 from difixcli.evaluation.pictures import CONFIDENCE
 from difixcli.runs import Progress, make_folder, read_image, write_image
 
@@ -56,7 +57,7 @@ def fix_pictures(
 
     `references` are photos (H, W, 3) for each image, of its size, as many for one as for another, whose poses nobody
     knows. Fixers that want aligned references get them registered by optical flow, with what flow finds believable as
-    their visibility.
+    their visibility. Raises ValueError where one image has more of them than another.
     """
     import torch
 
@@ -92,6 +93,8 @@ def _beside(
     from difixcli.fixer.alignment import register_references
 
     batch, views = len(references), len(references[0])
+    if any(len(photos) != views for photos in references):
+        raise ValueError("every image of a batch needs as many references as the others")
     if not views:
         return None, None
     size = (images.shape[-2], images.shape[-1])
@@ -124,39 +127,54 @@ def fix_images(
 
     Returns {"frames": how many, "kept": how many of them an earlier call had made, "bad": the names of fixes that are
     broken (see `bad_fixes`), "references": names of the photos beside each image, nearest first, "seconds_per_frame":
-    of those made now, or None, "output": the folder}. Raises InputError naming the file that is broken.
+    of those made now, or None, "output": the folder}. Raises InputError for images that cannot be read, once all others
+    are fixed.
     """
     options = options or FixOptions()
     make_folder(output)
+    for stale in output.glob(".*.part"):  # of a process that was killed while it wrote
+        stale.unlink()
     todo = [path for path in files if not all(target.exists() for target in _targets(output, path, options))]
-    made, seconds = 0, 0.0
-    with progress("fix", len(files)) if progress else nullcontext(lambda done: None) as update:
-        done = len(files) - len(todo)
-        update(done)
-        for batch in _batches(todo, size, _BATCH.get(fixer.device.type, 1)):
+    seconds = 0.0
+    unreadable: dict[Path, InputError] = {}
+    bad: set[Path] = set()
+    beside: dict[Path, list[str]] = {}
+    with _bar(progress, "fix", len(todo)) as update:
+        for batch in _batches(todo, size, _BATCH.get(fixer.device.type, 1), unreadable):
             begun = time.monotonic()
             pictures = [picture for _, picture in batch]
             photos = [references.beside(path.stem, picture.color) for path, picture in batch]
-            for (path, _), fixed in zip(batch, fix_pictures(fixer, pictures, photos, options), strict=True):
+            made = fix_pictures(fixer, pictures, photos, options)
+            for (path, picture), chosen, fixed in zip(batch, photos, made, strict=True):
                 if fixed.confidence is not None:
                     write_image(_targets(output, path, options)[0], fixed.confidence)
                 write_image(_targets(output, path, options)[-1], fixed.color)
+                beside[path] = [references.names[i] for i in chosen.indices]
+                if _is_bad(picture, _of_eight_bits(fixed.color)):
+                    bad.add(path)
             seconds += time.monotonic() - begun
-            made += len(batch)
-            update(done + made)
-    # all of them, so that a run that goes on tells of those of before too
-    bad, beside = [], {}
-    for path in files:
-        picture = read_picture(path, size)
-        beside[path.stem] = references.chosen(path.stem, picture.color)
-        if _is_bad(picture, output / f"{path.stem}.png"):
-            bad.append(path.stem)
+            update(len(beside) + len(unreadable))
+    fixed_now = len(beside)
+    # of those of before too; nothing on disk says what was found of them
+    with _bar(progress, "check", len(files) - len(todo)) as update:
+        for done, path in enumerate(sorted(set(files) - set(todo)), start=1):
+            picture = read_picture(path, size)
+            beside[path] = references.chosen(path.stem, picture.color)
+            if _is_bad(picture, read_image(output / f"{path.stem}.png")):
+                bad.add(path)
+            update(done)
+    if unreadable:
+        first, *others = unreadable.values()
+        raise InputError(
+            f"{first} {f'{len(others)} more cannot be read either. ' if others else ''}The other {len(beside)} of "
+            f"{len(files)} images are fixed, in {output}; what you restore, fix by itself."
+        )
     return {
         "frames": len(files),
-        "kept": len(files) - made,
-        "bad": bad,
-        "references": beside,
-        "seconds_per_frame": round(seconds / made, 4) if made else None,
+        "kept": len(files) - fixed_now,
+        "bad": [path.stem for path in files if path in bad],
+        "references": {path.stem: beside[path] for path in files},
+        "seconds_per_frame": round(seconds / fixed_now, 4) if fixed_now else None,
         "output": str(output),
     }
 
@@ -167,11 +185,22 @@ def _targets(output: Path, path: Path, options: FixOptions) -> list[Path]:
     return [output / f"{path.stem}{CONFIDENCE}", fixed] if options.confidence else [fixed]
 
 
-def _batches(paths: Sequence[Path], size: int | None, most: int) -> Iterator[list[tuple[Path, Picture]]]:
-    """Neighbouring images of one size, all with opacity or all without."""
+def _bar(progress: Progress | None, label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """A progress bar, if there is anything to do."""
+    return progress(label, total) if progress and total else nullcontext(lambda done: None)
+
+
+def _batches(
+    paths: Sequence[Path], size: int | None, most: int, unreadable: dict[Path, InputError]
+) -> Iterator[list[tuple[Path, Picture]]]:
+    """Neighbouring images of one size, all with opacity or all without. Those that are broken go to `unreadable`."""
     batch: list[tuple[Path, Picture]] = []
     for path in paths:
-        picture = read_picture(path, size)
+        try:
+            picture = read_picture(path, size)
+        except InputError as error:
+            unreadable[path] = error
+            continue
         if batch:
             first = batch[0][1]
             alike = first.color.shape == picture.color.shape and (first.opacity is None) == (picture.opacity is None)
@@ -183,14 +212,19 @@ def _batches(paths: Sequence[Path], size: int | None, most: int) -> Iterator[lis
         yield batch
 
 
-def _is_bad(picture: Picture, target: Path) -> bool:
-    """Whether the fix on disk is broken."""
+def _of_eight_bits(color: np.ndarray) -> np.ndarray:
+    """The image (H, W, 3) as it comes back from a file, so that a later call finds of it what this one does."""
+    return (np.clip(color, 0, 1) * 255 + 0.5).astype(np.uint8).astype(np.float32) / 255
+
+
+def _is_bad(picture: Picture, fixed: np.ndarray) -> bool:
+    """Whether a fix (H, W, 3) is broken as a whole."""
     import torch
 
     from difixcli.fixer.confidence import bad_fixes
 
     opacity = None if picture.opacity is None else torch.from_numpy(picture.opacity)[None, None]
-    return bool(bad_fixes(_planar(picture.color)[None], _planar(read_image(target))[None], opacity)[0])
+    return bool(bad_fixes(_planar(picture.color)[None], _planar(fixed)[None], opacity)[0])
 
 
 def _lanczos(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

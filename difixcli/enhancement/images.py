@@ -36,11 +36,12 @@ def read_picture(path: Path, size: int | None = None) -> Picture:
 
     InputError when it is missing or broken.
     """
-    pixels = shrunk(read_image(path, alpha=True, upright=True), size)
-    color, opacity = pixels[..., :3], pixels[..., 3]
-    if bool((opacity == 1).all()):
-        return Picture(np.ascontiguousarray(color))
-    return Picture(color * opacity[..., None], np.ascontiguousarray(opacity))
+    pixels = read_image(path, alpha=True, upright=True)
+    if bool((pixels[..., 3] == 1).all()):
+        return Picture(shrunk(np.ascontiguousarray(pixels[..., :3]), size))
+    pixels[..., :3] *= pixels[..., 3:]  # before it shrinks: what a transparent pixel hides must not come out beside it
+    pixels = shrunk(pixels, size)
+    return Picture(np.ascontiguousarray(pixels[..., :3]), np.ascontiguousarray(pixels[..., 3]))
 
 
 def listed_images(source: Path, output: Path, size: int | None = None) -> dict[Path, tuple[int, int]]:

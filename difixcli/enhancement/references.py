@@ -17,6 +17,8 @@ from difixcli.scenes import load_photo, nearest_cameras
 from difixcli.scenes.scene import Scene
 
 _HELD_BYTES = 2**27  # of photos that neighbouring images share; about thirty of 640×480 pixels, one of 4K
+_STRETCH = 1.03  # of a reference's shape that nobody minds
+_NAMED = 5  # how many photos a warning names
 _LOOK = 128  # pixels that are enough of a photo to see what it shows
 
 
@@ -44,10 +46,7 @@ class ReferencePhotos:
 
         Raises InputError naming a photo that is missing, broken or a folder.
         """
-        for path in paths:
-            if path.is_dir():
-                raise InputError(f"The reference {path} is a folder; name its photos one by one.")
-            checked_size(path)
+        check_references((), paths)
         similar = cache(lambda: SimilarPhotos(_glance(path) for path in paths))
 
         def choose(_: str, image: np.ndarray) -> Sequence[int]:
@@ -62,8 +61,11 @@ class ReferencePhotos:
         """The `count` photos of a scene nearest by pose to the frame that an image's name says it shows, never that
         frame's own.
 
-        Raises InputError for images that are named like no frame of the scene, or like several.
+        Raises InputError for images that are named like no frame of the scene, or like several, and for a scene of one
+        photo.
         """
+        if len(scene.frames) < 2:
+            raise InputError(f"The scene {scene.name} has one photo, so none can stand beside it; leave out --scene.")
         frames: dict[str, int] = {}
         shared: set[str] = set()  # a rig's cameras often number their photos alike
         for i, frame in enumerate(scene.frames):
@@ -113,16 +115,56 @@ class ReferencePhotos:
 
 
 class Photos:
-    """Photos (H, W, 3) of one size, each read when its turn comes: of large ones there need not be two in memory."""
+    """Photos (H, W, 3) of one size, each read when its turn comes: of large ones there need not be two in memory.
+
+    `indices` say which of all photos they are.
+    """
 
     def __init__(self, read: Callable[[int], np.ndarray], indices: Sequence[int]) -> None:
-        self._read, self._indices = read, indices
+        self._read, self.indices = read, indices
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return (self._read(i) for i in self._indices)
+        return (self._read(i) for i in self.indices)
+
+
+def check_references(images: Sequence[Path], references: Sequence[Path]) -> list[str]:
+    """Look at the headers of photos that are to stand beside images (of which a video has none).
+
+    Returns warnings, a sentence each: of photos that are among the images themselves, and of photos that will be
+    stretched because they have another shape than the first image. Raises InputError naming a photo that is missing,
+    broken or a folder.
+    """
+    for path in references:
+        if path.is_dir():
+            raise InputError(f"The reference {path} is a folder; name its photos one by one.")
+    sizes = {path: checked_size(path) for path in references}
+    if not images or not references:
+        return []
+    warnings = []
+    degraded = {path.resolve() for path in images}
+    if own := [path.name for path in references if path.resolve() in degraded]:
+        warnings.append(
+            f"references that are themselves among the images to fix show them nothing new; give clean photos of the "
+            f"scene: {_some(own)}."
+        )
+    width, height = checked_size(images[0])
+    factors = {path: (w / h) / (width / height) for path, (w, h) in sizes.items()}
+    stretched = [path for path, factor in factors.items() if max(factor, 1 / factor) > _STRETCH]
+    if stretched:
+        named = [f"{path.name} ({sizes[path][0]}×{sizes[path][1]})" for path in stretched]
+        warnings.append(
+            f"references of another shape than {images[0].name} ({width}×{height}) are stretched to it, which spoils "
+            f"what they can give; crop them first: {_some(named)}."
+        )
+    return warnings
+
+
+def _some(names: Sequence[str]) -> str:
+    left = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {left} more" if left > 0 else "")
 
 
 def _glance(path: Path) -> np.ndarray:
