@@ -32,6 +32,18 @@ def test_only_what_is_not_on_disk_is_compiled_and_told(tmp_path: Path) -> None:
     assert not _fresh(code, NUMBA_CACHE_DIR=str(tmp_path))
 
 
+def test_without_a_place_to_keep_it_every_process_compiles(tmp_path: Path) -> None:
+    code = (
+        "from numba.core.caching import CacheImpl\n"
+        "CacheImpl._locator_classes = []\n"  # what numba is left with where no folder can be written
+        "from difixcli.reconstruction.compilation import _hash_encoding, _told\n"
+        "with _told(print, 'hash encoding'):\n"
+        "    _hash_encoding()"
+    )
+    (told,) = _fresh(code)
+    assert "in every process" in told and "NUMBA_CACHE_DIR" in told
+
+
 def test_training_finds_everything_compiled(tmp_path: Path) -> None:
     code = """
 import sys

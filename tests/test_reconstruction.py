@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ import torch
 
 from difixcli.errors import InputError
 from difixcli.reconstruction import PseudoView, Reconstruction, default_iterations, known_methods
+from difixcli.reconstruction.checkpoints import read_checkpoint
 from difixcli.runs import write_image
 from difixcli.scenes import load_photo, load_scene
 from difixcli.scenes.scene import Camera, Scene
@@ -351,6 +354,36 @@ def test_damaged_checkpoint(scene: Scene, tmp_path: Path) -> None:
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(InputError, match="cannot be read"):
         Reconstruction.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_checkpoints_cut_anywhere_are_told(tmp_path: Path, zipped: bool) -> None:
+    """torch raises a dozen kinds of errors for them, also in the layout of torch before 1.6."""
+    path = tmp_path / "step-000000001.ckpt"
+    torch.save({"pipeline": {"a": torch.zeros(3)}}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    assert read_checkpoint(path)["pipeline"]["a"].shape == (3,)
+    for length in range(0, len(whole) - 1, 29 if zipped else 5):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match="cannot be read"):
+            read_checkpoint(path)
+
+
+def test_going_back_is_loading_anew_with_one_model_in_memory(trained: Reconstruction, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder.with_name("half"), folder)
+    made, loaded = Reconstruction.load(folder), Reconstruction.load(folder)
+    camera = Camera(np.eye(4), 32, 32, 16, 12, 32, 24)
+    loaded.train(2)
+    expected = loaded.render(camera).color
+    del loaded
+    made.hold_back(TRAIN[:1])
+    made.train(5)
+    held = weakref.ref(made._model)
+    made.go_back()
+    assert held() is None and made.step == STOP
+    made.train(2)
+    np.testing.assert_array_equal(made.render(camera).color, expected)
 
 
 def test_overrides_take_the_fields_type() -> None:

@@ -209,7 +209,7 @@ def distill(
     distillation = Distillation(loaded, chosen, plan)
     arguments = {**vars(plan), "schedule": vars(planned), "scene": scene_spec(scene), "size": size, "split": rule}
     arguments["fixer"] = fixer
-    paths = [Path(aim).expanduser() for aim in aims if aim.endswith(".json")]
+    paths = [Path(aim).expanduser() for aim in aims if aim.lower().endswith(".json")]
     inputs |= {str(path): fingerprint([path], content=True) for path in paths}
     begun = _start_files(start)
     if start is not None:

@@ -36,5 +36,5 @@ def export(
     make_folder(output.absolute().parent)
     reconstruction.export(output)
     count = reconstruction.gaussians
-    console.say(f"Wrote {f'{count} Gaussians' if count else 'a point cloud'} to {output}.")
+    console.say(f"Wrote {'a point cloud' if count is None else f'{count} Gaussians'} to {output}.")
     console.finish({"output": str(output), "gaussians": count}, as_json)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difixcli.errors import InputError, near, unknown
+from difixcli.errors import InputError, near, out_of_memory, unknown
 from difixcli.fixer.network import ADAPTER, LORA_ALPHA, SKIP_INIT, FixerConfig, FixerNetwork
 from difixcli.runs import atomic, read_json
 from difixcli.torchvision_cure import cure
@@ -220,7 +219,11 @@ def _load_trainer_file(path: Path) -> FixerNetwork:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         unet, vae = dict(saved["state_dict_unet"]), dict(saved["state_dict_vae"])
         rank, targets = int(saved["rank_vae"]), sorted(saved["vae_lora_target_modules"])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, OSError) as error:
+        if not all(isinstance(value, Tensor) for value in (*unet.values(), *vae.values())):
+            raise ValueError("its state dicts hold other things than tensors")
+    except Exception as error:  # torch raises many kinds for a damaged file, some without a word
+        if out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise InputError(f"{path} is not a whole checkpoint of the release's trainer ({reason}).") from error
     del saved

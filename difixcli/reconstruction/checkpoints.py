@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from difixcli.errors import InputError
+from difixcli.errors import InputError, out_of_memory
 
 MODELS = "nerfstudio_models"
 
@@ -31,8 +30,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_numpy_numbers()):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # torch raises many kinds for a damaged file, some without a word
+        if out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"The checkpoint {path} cannot be read ({reason}); train again.") from None
     if not isinstance(state, dict) or not isinstance(state.get("pipeline"), dict):
         raise InputError(f"{path} is no checkpoint of nerfstudio; name a run that ns-train or difix made.")

@@ -1,6 +1,6 @@
 """Compiling what a method runs on a CPU before it is needed: in a progress bar it would look like a slow start.
 
-Numba keeps what it has compiled on disk, so that this happens once on a machine.
+Numba keeps what it has compiled on disk, so that this happens once on a machine (see `compiled`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from numba.core import event
 
+from difixcli.compiled import kept_on_disk
 from difixcli.reconstruction.methods import method_config
 from difixcli.reconstruction.presets import is_splat
 
@@ -40,7 +41,8 @@ def _told(say: Callable[[str], None], what: str) -> Any:
         def on_start(self, event: event.Event) -> None:
             if not self.said:
                 self.said = True
-                say(f"Compiling the {what} for this machine, once; this takes half a minute.")
+                often = "once" if kept_on_disk() else "in every process (NUMBA_CACHE_DIR can name a place to keep it)"
+                say(f"Compiling the {what} for this machine, {often}; this takes half a minute.")
 
         def on_end(self, event: event.Event) -> None:
             pass

@@ -17,8 +17,9 @@ import os
 
 import numba
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from difixcli.compiled import compiled
 from difixcli.reconstruction import rasteriser_lanes as simd
 
 if "NUMBA_THREADING_LAYER" not in os.environ:
@@ -79,7 +80,7 @@ _LOOPS_ONLY = {
 }
 
 
-@njit(cache=True, fastmath=_CAREFUL, error_model="numpy")
+@compiled(fastmath=_CAREFUL, error_model="numpy")
 def _sh_bases(degree, x, y, z, bases):
     """Real spherical harmonics of a unit direction, in the order of the 3D Gaussian splatting papers."""
     bases[0] = _C0
@@ -107,7 +108,7 @@ def _sh_bases(degree, x, y, z, bases):
     bases[15] = -_C33 * x * (xx - F(3.0) * yy)
 
 
-@njit(cache=True, fastmath=_CAREFUL, error_model="numpy")
+@compiled(fastmath=_CAREFUL, error_model="numpy")
 def _sh_direction_gradient(degree, x, y, z, w):
     """Gradient to the direction (not yet made tangent to the sphere) of ``sum(w[k] * bases[k])``."""
     vx = vy = vz = F(0.0)
@@ -145,7 +146,7 @@ def _sh_direction_gradient(degree, x, y, z, w):
     return vx, vy, vz
 
 
-@njit(cache=True, fastmath=_CAREFUL, error_model="numpy")
+@compiled(fastmath=_CAREFUL, error_model="numpy")
 def _rotation(quats, n):
     """Rotation matrix (row by row) of a wxyz quaternion of any length, its unit form and 1 / length."""
     w, x, y, z = quats[n, 0], quats[n, 1], quats[n, 2], quats[n, 3]
@@ -170,7 +171,7 @@ def _rotation(quats, n):
     )
 
 
-@njit(cache=True, fastmath=_CAREFUL, error_model="numpy")
+@compiled(fastmath=_CAREFUL, error_model="numpy")
 def _clamp_limits(K, width, height):
     """Range of x/z and y/z inside which the projection is linearised: the view and 15 % of its width on each side."""
     margin_x = F(0.15) * F(width) / K[0, 0]
@@ -183,7 +184,7 @@ def _clamp_limits(K, width, height):
     )
 
 
-@njit(cache=True, parallel=_LOOPS_ONLY, fastmath=_CAREFUL, error_model="numpy")
+@compiled(parallel=_LOOPS_ONLY, fastmath=_CAREFUL, error_model="numpy")
 def project_forward(
     means,  # [N, 3]
     quats,  # [N, 4]
@@ -301,7 +302,7 @@ def project_forward(
                 colors[camera, n, 2] = max(blue, F(0.0))
 
 
-@njit(cache=True, parallel=_LOOPS_ONLY, fastmath=_CAREFUL, error_model="numpy")
+@compiled(parallel=_LOOPS_ONLY, fastmath=_CAREFUL, error_model="numpy")
 def project_backward(
     means,
     quats,
@@ -509,7 +510,7 @@ def project_backward(
                 out[2, 3] += vz
 
 
-@njit(cache=True)
+@compiled()
 def _sort_by_depth(keys, ids):
     """Stable radix sort of `ids` by the bits of their positive depths (which order as the floats do)."""
     count = ids.shape[0]
@@ -533,7 +534,7 @@ def _sort_by_depth(keys, ids):
     return ids
 
 
-@njit(cache=True, fastmath=_CAREFUL, error_model="numpy")
+@compiled(fastmath=_CAREFUL, error_model="numpy")
 def bin_splats(
     means2d,  # [M, 2]
     conics,  # [M, 3]
@@ -649,7 +650,7 @@ def bin_splats(
     return splats, drawn[:total], first_entry[: total + 1], block_starts, items
 
 
-@njit(cache=True)
+@compiled()
 def _grow(array, capacity):
     larger = np.empty(capacity, array.dtype)
     larger[: array.shape[0]] = array
@@ -673,7 +674,7 @@ def deal(block_starts: np.ndarray, workers: int) -> np.ndarray:
 _NEVER = F(1e9)
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def _composite_block(start, stop, items, splats, colors, left, top, block_height, columns, state):
     channels = colors.shape[1]
     stride = (2 + channels) * 8
@@ -723,7 +724,7 @@ def _composite_block(start, stop, items, splats, colors, left, top, block_height
                 unfinished = 0
 
 
-@njit(cache=True, parallel=_LOOPS_ONLY, fastmath=True, error_model="numpy")
+@compiled(parallel=_LOOPS_ONLY, fastmath=True, error_model="numpy")
 def composite_forward(
     workers,
     dealt,  # [B] as `deal` gives them
@@ -801,7 +802,7 @@ def composite_forward(
 #   s * (1, dx, dy, dx dx, dx dy, dy dy), |s * slope in x|, |s * slope in y|, and weight * dL/d(image).
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def _composite_block_backward(
     start, stop, items, splats, colors, left, top, columns, state, scratch, absolute, v_entries
 ):
@@ -876,13 +877,13 @@ def _composite_block_backward(
                 v_entries[at + 8 + channel] = simd.total(sum_0)
 
 
-@njit(cache=True)
+@compiled()
 def entry_gradients(channels):
     """Floats that hold the gradients of one entry: eight, and the channels filled up to whole `Lanes`."""
     return 8 + (channels + 7) // 8 * 8
 
 
-@njit(cache=True, parallel=_LOOPS_ONLY, fastmath=True, error_model="numpy")
+@compiled(parallel=_LOOPS_ONLY, fastmath=True, error_model="numpy")
 def composite_backward(
     workers,
     dealt,  # [B] as `deal` gives them
@@ -956,7 +957,7 @@ def composite_backward(
             )
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def gather_gradients(
     drawn,
     first_entry,

@@ -9,16 +9,17 @@ import math
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from difixcli.compiled import compiled
 
 F = np.float32
 _SIZE, _SIGMA = 11, 1.5
 _C1, _C2 = F(0.01**2), F(0.03**2)
 _TAPS = [math.exp(-((i - _SIZE // 2) ** 2) / (2 * _SIGMA**2)) for i in range(_SIZE)]
 _WINDOW = np.array([tap / sum(_TAPS) for tap in _TAPS], dtype=np.float32)
-_CACHED = {"cache": True, "nogil": True, "fastmath": True, "error_model": "numpy"}
+_FAST = {"nogil": True, "fastmath": True, "error_model": "numpy"}
 
 
 class CpuSsim(nn.Module):
@@ -61,7 +62,7 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().contiguous().numpy()
 
 
-@njit(**_CACHED)
+@compiled(**_FAST)
 def _filter(plane, rows, out):
     """The window's valid convolution of one plane (H, W) into `out` (H − 10, W − 10); `rows` (H − 10, W) is scratch."""
     height, width = out.shape
@@ -78,7 +79,7 @@ def _filter(plane, rows, out):
                 out[y, x] += weight * rows[y, x + k]
 
 
-@njit(**_CACHED)
+@compiled(**_FAST)
 def _spread(plane, rows, out):
     """The adjoint of `_filter`: from (H − 10, W − 10) to (H, W)."""
     height, width = plane.shape
@@ -95,7 +96,7 @@ def _spread(plane, rows, out):
                 out[y + k, x] += weight * rows[y, x]
 
 
-@njit(**_CACHED)
+@compiled(**_FAST)
 def _moments(first, second):
     """Windowed means of both images, of their squares and of their product."""
     planes, height, width = first.shape
@@ -112,7 +113,7 @@ def _moments(first, second):
     return mean_1, mean_2, square_1, square_2, product
 
 
-@njit(**_CACHED)
+@compiled(**_FAST)
 def _mean(mean_1, mean_2, square_1, square_2, product):
     total = 0.0
     for c in range(mean_1.shape[0]):
@@ -129,7 +130,7 @@ def _mean(mean_1, mean_2, square_1, square_2, product):
     return total / mean_1.size
 
 
-@njit(**_CACHED)
+@compiled(**_FAST)
 def _gradient(other, image, mean_1, mean_2, square_1, square_2, product, scale):
     """`scale` times the gradient of the sum of SSIM to `image`, whose moments carry the number 2."""
     planes, height, width = mean_1.shape

@@ -72,7 +72,9 @@ def check_trajectory(spec: str) -> None:
     """Raises InputError for a spec that `make_trajectory` can make nothing of, whatever the scene."""
     if spec.lower().endswith(".json"):
         if not Path(spec).expanduser().is_file():
-            raise InputError(f"{Path(spec).expanduser()} is missing.")
+            raise InputError(
+                f"{Path(spec).expanduser()} is missing; name a camera path that nerfstudio's viewer saved."
+            )
         return
     kind, _, argument = spec.strip().partition(":")
     if kind == "shift":

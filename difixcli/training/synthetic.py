@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import numba
 import numpy as np
 from PIL import Image
 
+from difixcli.compiled import compiled
 from difixcli.errors import InputError
 from difixcli.runs import read_image
 
@@ -307,7 +307,7 @@ def _drawn(image: np.ndarray, splats: np.ndarray, color: np.ndarray) -> tuple[np
     return canvas, cover
 
 
-@numba.njit(cache=True, fastmath=True)
+@compiled(fastmath=True)
 def _composite(canvas: np.ndarray, cover: np.ndarray, splats: np.ndarray, color: np.ndarray) -> None:
     """Alpha-blend 2D Gaussians in order, in place.
 
