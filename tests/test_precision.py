@@ -86,7 +86,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
 
 def test_images_of_many_sizes_are_not_compiled_for_each(counted: CompileCounter) -> None:
     """What the compiler then makes of it is tested where there is a GPU: for a CPU it takes minutes."""
-    sizes = [(32 + 8 * i, 48 + 16 * (3 * i % 5)) for i in range(4)]
+    sizes = [(32 + 8 * i, 48 + 16 * (3 * i % 5)) for i in range(3)]
     inputs = [(smooth(1, 3, *size), smooth(2, 3, *size, seed=1)[None]) for size in sizes]
     plain, fixer = aligned(), aligned()
     fixer.compile()
@@ -95,4 +95,4 @@ def test_images_of_many_sizes_are_not_compiled_for_each(counted: CompileCounter)
         torch.testing.assert_close(fixer(image, photos), plain(image, photos), atol=1e-4, rtol=1e-3)
         frames.append(counted.frame_count)
     assert frames[0] >= 3  # encoder, U-Net and decoder at least
-    assert frames[-1] <= 3 * frames[0], f"compiled anew for every size: {frames}"
+    assert frames[-1] < 3 * frames[0], f"compiled anew for every size: {frames}"
