@@ -133,8 +133,6 @@ def with_options(defaults: TrainingOptions, options: Mapping[str, Any], device: 
             raise InputError(f"The training option {field.name} cannot be negative.")
     if chosen.clip == 0:
         raise InputError("The training option clip is the largest norm of the gradient; with 0 nothing would train.")
-    if chosen.learning_rate == 0:
-        raise InputError("With a learning rate of 0 nothing would train; choose another --learning-rate.")
     if chosen.dtype == "fp16" and not device.startswith("cuda"):
         raise InputError("Training in fp16 scales its losses, which needs a CUDA device; use --dtype bf16 or fp32.")
     return chosen
