@@ -38,7 +38,7 @@ from difixcli.scenes import load_scene
 from difixcli.scenes.scene import Camera, Frame, Scene
 from difixcli.scenes.trajectories import shift_distance, shift_path, shift_sideways
 
-KILLS = int(os.environ.get("DIFIX_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("DIFIX_TEST_KILLS", "2"))
 QUICK = ["--iterations", "12", "--set", "max_gaussians=300"]
 
 

@@ -42,7 +42,7 @@ from difixcli.fixer.fixer import new_small_fixer
 from difixcli.runs import read_image, write_image
 from difixcli.scenes.poses import look_at
 
-KILLS = int(os.environ.get("DIFIX_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("DIFIX_TEST_KILLS", "2"))
 
 
 class Inverter:

@@ -166,7 +166,7 @@ def test_ablation_table_is_of_real_runs(
     fixer = new_small_fixer("tiny", seed=0).save_pretrained(tmp_path / "fixer")
     scene = tmp_path / "room"
     shutil.copytree(cached_sample("room"), scene)
-    more = ["--iterations", "20", "--size", "48", "--set", "max_gaussians=300", "--fixer", str(fixer)]
+    more = ["--iterations", "10", "--rounds", "2", "--size", "32", "--set", "max_gaussians=300", "--fixer", str(fixer)]
     line = [str(scene), "--seed", "0", "--output", str(tmp_path / "out"), "--", *more]
     assert module.main(line) == 0
     rows = [row for row in (tmp_path / "out" / "ablation.md").read_text().splitlines() if row.startswith("| (")]
