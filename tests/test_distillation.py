@@ -316,6 +316,8 @@ def test_rounds_that_the_guard_takes_back_change_nothing(
     split = make_split(scene, default_split_rule(scene))
     schedule = make_schedule("cpu", True, 60, 3)
     settings = Settings("splatfacto", "cpu", "cpu", schedule, 0, True, ["max_gaussians=400"], holdout="0")
+    with pytest.raises(InputError, match="kind of trust"):
+        Distillation(scene, split, dataclasses.replace(settings, trust="some"))
     distillation = Distillation(scene, split, settings)
     distillation.guard = dataclasses.replace(distillation.guard, bound=-50.0)
     run = Run.open(tmp_path / "run", "distill", {}, {})

@@ -612,7 +612,7 @@ def test_rows_go_by_what_a_person_chose(tmp_path: Path) -> None:
     assert row_names(runs) == ["progressive", "one-shot", "no rounds"] * 2
     methods = [made(scene, m, method=m, schedule={"start": n}) for scene in "ab" for m, n in (("x", 9), ("y", 600))]
     assert row_names(methods) == ["x", "y"] * 2
-    fixers = [made(scene, f[-3:], fixer=f) for scene in "ab" for f in ("bundled", "/home/me/fixers/one", "/b/one")]
+    fixers = [made(scene, f[-3:], fixer=f) for scene in "ab" for f in ("bundled", "/a/fixers/one", "/b/one")]
     assert row_names(fixers) == ["fixer bundled", "fixer fixers/one", "fixer b/one"] * 2
     longer = [
         made(scene, str(n), schedule={"start": n}, guard=None if n == 9 else 1.0) for scene in "ab" for n in (9, 99)

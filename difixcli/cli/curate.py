@@ -11,6 +11,7 @@ from difixcli import console
 from difixcli.cli.inputs import open_scene, pick_device
 from difixcli.cli.options import (
     ITERATIONS,
+    SPLIT_RULES,
     Device,
     DeviceOption,
     ForceOption,
@@ -41,9 +42,7 @@ def curate(
     method: MethodOption = "splatfacto",
     split: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Which frames train: every:N, clusters, groups:K, names:PATTERN, camera:ID, file:JSON; repeatable."
-        ),
+        typer.Option(help=f"{SPLIT_RULES}; repeatable."),
     ] = None,
     shift: Annotated[
         list[str] | None,

@@ -87,6 +87,7 @@ def size_of(scene: Scene) -> str:
 
 
 def scene_spec(spec: str) -> str:
+    """A scene's name for a run's record: its folder from the root on, or `sample:NAME`."""
     return spec if spec.startswith("sample:") else str(Path(spec).expanduser().absolute())
 
 

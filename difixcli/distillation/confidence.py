@@ -23,13 +23,18 @@ _UNSUPPORTED = 0.25  # change of tone (of the worst channel) that a fix may make
 _SUBSTANCE = 0.3  # accumulation from which on a render has something to show
 
 
+def check_trust(trust: str) -> None:
+    """Raises InputError for an unknown kind of trust."""
+    if trust not in TRUSTS:
+        raise unknown("kind of trust", trust, TRUSTS)
+
+
 def support_wanted(trust: str, drop_below: float | None) -> float:
     """The least support of a fix that is trained on; 0 with the trust `all`, which takes every fix as it is.
 
     Raises InputError for an unknown kind of trust, and for a bound that it does not heed.
     """
-    if trust not in TRUSTS:
-        raise unknown("kind of trust", trust, TRUSTS)
+    check_trust(trust)
     if trust == "supported":
         return DROP_BELOW if drop_below is None else drop_below
     if drop_below is not None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from difixcli.distillation.confidence import confidence, mean_support, target
+from difixcli.distillation.confidence import check_trust, confidence, mean_support, target
 from difixcli.distillation.guard import Guard, make_guard, mean_psnr
 from difixcli.distillation.rounds import Rounds
 from difixcli.distillation.schedule import Schedule, pseudo_cameras
@@ -75,10 +75,11 @@ class Settings:
 class Distillation:
     """A run of the progressive update. Making one checks what was asked and writes nothing.
 
-    Raises InputError for targets that do not exist and photos that cannot be held back.
+    Raises InputError for targets that do not exist, photos that cannot be held back, and an unknown kind of trust.
     """
 
     def __init__(self, scene: Scene, split: Split, settings: Settings) -> None:
+        check_trust(settings.trust)
         self.scene, self.split, self.settings = scene, split, settings
         self.schedule = settings.schedule
         self.targets = make_targets(scene, split, settings.targets)

@@ -89,6 +89,7 @@ def checked_size(path: Path) -> tuple[int, int]:
 
 
 def check_large_enough(name: str, width: int, height: int) -> None:
+    """Raises InputError, naming the image, where it has fewer pixels than the fixer needs."""
     if min(width, height) < SMALLEST:
         raise InputError(
             f"The image {name} is {width}×{height} pixels; the fixer needs {SMALLEST}×{SMALLEST} at least."

@@ -82,4 +82,4 @@ def _hash_encoding() -> None:
 
     table = torch.zeros((2 * 16, 2), requires_grad=True)
     encoding: Any = SimpleNamespace(hash_table=table, scalings=torch.tensor([1.0, 2.0]), hash_table_size=16)
-    encode(encoding, torch.rand((1, 3), requires_grad=True)).sum().backward()
+    encode(encoding, torch.full((1, 3), 0.5, requires_grad=True)).sum().backward()
