@@ -94,6 +94,7 @@ def test_what_stands_before_the_surface_hides_it() -> None:
     color, depth = wall_view(pose(), k, H, W)
     ref_color, ref_depth = wall_view(reference, k, H, W)
     ref_depth[:, 30:60, 50:90] = 2.0
+    ref_color[:, 30:60, 50:90] = 1 - ref_color[:, 30:60, 50:90].round()
     arguments = (k[None], pose()[None], ref_color[None, None])
     cameras = (k[None, None], reference[None, None])
     _, blocked = align_references(color[None], depth[None], *arguments, ref_depth[None, None], *cameras)
@@ -104,6 +105,19 @@ def test_what_stands_before_the_surface_hides_it() -> None:
     depth[:, :20] = 0  # nothing was rendered there
     _, holes = align_references(color[None], depth[None], *arguments, None, *cameras)
     assert holes[0, 0, 0, :18].max() == 0
+
+
+def test_a_photo_that_looks_like_the_render_is_believed_whatever_its_depth() -> None:
+    k, reference = intrinsics(), pose(x=0.3)
+    color, depth = wall_view(pose(), k, H, W)
+    ref_color, ref_depth = wall_view(reference, k, H, W)
+    cameras = (k[None, None], reference[None, None])
+    for photo, floor, ceiling in ((ref_color, 0.95, 1.0), (1 - ref_color.round(), 0.0, 0.05)):
+        _, visibility = align_references(
+            color[None], depth[None], k[None], pose()[None], photo[None, None], 0.5 * ref_depth[None, None], *cameras
+        )
+        inside = visibility[0, 0, 0, 10:-10, 40:-10]
+        assert floor <= inside.median() <= ceiling
 
 
 def test_registration_mends_wrong_depth() -> None:

@@ -18,8 +18,13 @@ from torch import Tensor
 
 # A point is believed visible when its depth and the reference's own differ by less than about this share.
 DEPTH_TOLERANCE = 0.05
+# A photo that looks like the render in its neighbourhood, to within about this colour difference, is believed as well:
+# thin or unfinished geometry has wrong depth where the picture is right.
+COLOR_TOLERANCE = 0.1
 # Registration mends what wrong depth leaves, a few pixels; more than this share of the long side is a wrong match.
 MAX_SHIFT = 0.025
+# It must leave at most this share of the disagreement: flow onto a blurred render is otherwise mostly noise.
+REGISTRATION_GAIN = 0.8
 # Without depth, a match holds when going there and back again ends within about this many pixels.
 ROUND_TRIP_TOLERANCE = 1.5
 
@@ -41,9 +46,9 @@ def align_references(
 
     Every pixel of the render is unprojected with its depth, projected into each reference and the photo sampled
     there, reduced first if its pixels are finer than the render's. A pixel is visible where the projection falls inside
-    the photo, in front of its camera, and the reference's rendered depth (if given) agrees within a soft relative
-    tolerance. With `register`, dense optical flow then moves each reference onto the render by a few pixels, only
-    where that makes them agree better.
+    the photo, in front of its camera, and either the reference's rendered depth (if given) agrees within a soft relative
+    tolerance or the photo's colour there agrees with the render's. With `register`, dense optical flow then moves each
+    reference onto the render by a few pixels, only where that makes them agree clearly better.
 
     Args:
         render: (B, 3, H, W) colour the references are aligned to.
@@ -69,22 +74,26 @@ def align_references(
         for v in range(views):
             image = ref_images[b, v].to(render)
             grid, ref_z = _project(points, ref_intrinsics[b, v], ref_camera_to_world[b, v], image.shape[-2:])
-            visible = ((depth[b, 0] > 0) & (ref_z > 0)).to(render) * _inside(grid, image.shape[-2:])
-            if ref_depths is not None:
-                visible = visible * _depth_agreement(ref_depths[b, v].to(render), grid, ref_z)
+            there = ((depth[b, 0] > 0) & (ref_z > 0)).to(render) * _inside(grid, image.shape[-2:])
             if ref_masks is not None:
-                visible = visible * _counted(ref_masks[b, v].to(render), grid)
-            scale = _pixels_per_pixel(depth[b, 0], ref_z, intrinsics[b], ref_intrinsics[b, v], visible)
+                there = there * _counted(ref_masks[b, v].to(render), grid)
+            agreement = torch.ones_like(there)
+            if ref_depths is not None:
+                agreement = _depth_agreement(ref_depths[b, v].to(render), grid, ref_z)
+            scale = _pixels_per_pixel(depth[b, 0], ref_z, intrinsics[b], ref_intrinsics[b, v], there)
             image = _reduced(image, scale)
             color = _sample(image, grid)
+            visible = there * torch.maximum(agreement, _likeness(render[b], color))
             if register and bool((visible > 0.5).any()):
                 shift = _registration(render[b], color, visible)
                 # the photo is sampled once, at the shifted place, so that registration costs no sharpness
-                grid, visible = _shifted(grid, shift), _shifted(visible[..., None], shift)[..., 0]
-                visible = visible * _inside(grid, image.shape[-2:])
+                grid = _shifted(grid, shift)
+                there, agreement = (_shifted(x[..., None], shift)[..., 0] for x in (there, agreement))
+                there = there * _inside(grid, image.shape[-2:])
                 if ref_masks is not None:
-                    visible = visible * _counted(ref_masks[b, v].to(render), grid)
+                    there = there * _counted(ref_masks[b, v].to(render), grid)
                 color = _sample(image, grid)
+                visible = there * torch.maximum(agreement, _likeness(render[b], color))
             aligned[b, v] = color * (visible > 0)
             visibility[b, v, 0] = visible
     return aligned, visibility
@@ -191,11 +200,16 @@ def _depth_agreement(ref_depth: Tensor, grid: Tensor, z: Tensor) -> Tensor:
     return closeness
 
 
+def _likeness(render: Tensor, color: Tensor) -> Tensor:
+    """(H, W) in [0, 1]: how much two (3, H, W) images look alike around each pixel."""
+    return torch.exp(-(_box((color - render).abs().mean(0), 7) / COLOR_TOLERANCE).square())
+
+
 def _pixels_per_pixel(
-    depth: Tensor, ref_z: Tensor, intrinsics: Tensor, ref_intrinsics: Tensor, visible: Tensor
+    depth: Tensor, ref_z: Tensor, intrinsics: Tensor, ref_intrinsics: Tensor, there: Tensor
 ) -> float:
-    """How many pixels of the reference one pixel of the render spans, the median over what is visible."""
-    seen = visible > 0
+    """How many pixels of the reference one pixel of the render spans, the median over what lies in both."""
+    seen = there > 0
     if not bool(seen.any()):
         return 1.0
     ratio = (depth[seen] / ref_z[seen]).median()
@@ -258,7 +272,7 @@ def _registration(render: Tensor, color: Tensor, visible: Tensor) -> Tensor:
     longest = max(2.0, MAX_SHIFT * max(height, width))
     length = shift.square().sum(-1).sqrt()
     moved = _shifted(filled.permute(1, 2, 0), shift).permute(2, 0, 1)
-    better = _disagreement(render, moved) < _disagreement(render, filled)
+    better = _disagreement(render, moved) < REGISTRATION_GAIN * _disagreement(render, filled)
     keep = (better & (length <= longest) & (visible > 0.1)).to(render)
     # a soft edge, or the picture would tear where kept and rejected shifts meet
     return shift * (keep * _box(keep, 5))[..., None]
