@@ -63,6 +63,8 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
             message, code = str(error), 2
         except KeyboardInterrupt:
             message, code = "Interrupted. Run the same command again to go on from here.", 130
+        except BrokenPipeError:  # whoever read our output has left; typer ends without a word
+            raise
         except OSError as error:
             if error.errno not in _CALLERS_ERRNO:
                 raise _fault(error, kwargs) from error

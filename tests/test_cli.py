@@ -363,6 +363,25 @@ def test_too_little_memory_is_one_sentence() -> None:
     refused(CliRunner().invoke(app_of_one), "--size", "max_gaussians")
 
 
+def test_a_reader_who_has_left_is_no_fault_of_ours() -> None:
+    """`difix … --json | head -0`: the work is done, and nobody wants a traceback."""
+    import subprocess
+    import sys
+
+    program = (
+        "import typer; from difixcli import console; app = typer.Typer()\n"
+        "@app.command()\n@console.handled\n"
+        "def run():\n    for _ in range(9000): print('{}' * 9, flush=True)\n"
+        "app()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    said = process.stderr.read().decode()
+    assert process.wait(60) == 1
+    assert "fault" not in said and "Traceback" not in said
+
+
 def test_enhance_a_folder_as_typed(distilled: tuple[Path, dict], tiny_fixer: Path, tmp_path: Path) -> None:
     shutil.copytree(distilled[0] / "renders" / "distilled", tmp_path / "renders")
     result = difix("enhance", tmp_path / "renders", "--fixer", tiny_fixer, "--json")

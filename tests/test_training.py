@@ -787,6 +787,7 @@ def test_what_says_nothing_or_twice_is_refused(pairs: Path, tmp_path: Path) -> N
     )
     assert not (tmp_path / "none").exists()
     refused(difix(*line, "--set", "clip=0"), "clip")
+    refused(difix(*line, "--ema", "1"), "ema=1")
     refused(difix(*line, "--set", "photo_share=0.3"), "--photos")
 
 

@@ -255,7 +255,7 @@ def _path_charts(
             for name, entries in ((name, pairs.get(name, [])) for name in (*variants, TRUTH))
         }
         if any(len(points) > 1 for points in held.values()):
-            entries = pairs[variants[0]]
+            entries = next(pairs[name] for name, points in held.items() if points)
             ends = {0.0: entries[0]["from"], float(len(entries) - 1): entries[-1]["to"]}
             charts.append(line_chart(title, held, "pair of views", ends, note + _better(False).lower()))
     return charts

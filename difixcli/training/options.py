@@ -128,6 +128,8 @@ def with_options(defaults: TrainingOptions, options: Mapping[str, Any], device: 
     for name in _SHARES:
         if not 0 <= getattr(chosen, name) <= 1:
             raise InputError(f"{name} is a share between 0 and 1, not {getattr(chosen, name)}.")
+    if chosen.ema == 1:
+        raise InputError("With ema=1 the running average would never learn anything; 0.999 is a usual decay.")
     for field in fields(chosen):
         if kinds[field.name] in (int, float) and getattr(chosen, field.name) < 0:
             raise InputError(f"The training option {field.name} cannot be negative.")
