@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from difixcli.fixer.alignment import align_references, register_references
+from difixcli.fixer.alignment import FLOW_AGAINST_GEOMETRY, align_references, register_references
 
 H, W, FOCAL = 96, 144, 120.0
 
@@ -80,13 +80,55 @@ def test_a_reference_of_twice_the_size_is_averaged_and_stays_in_place() -> None:
     assert (aligned - color).abs()[:, visibility > 0.9].max() < 0.01
 
 
-def test_outside_the_photo_and_behind_its_camera_nothing_is_visible() -> None:
-    _, aligned, visibility = aligned_wall(True, pose(x=1.5))
-    assert visibility[:, :40].max() == 0  # the left part of the wall is not in the photo
-    assert aligned[:, :, :40].abs().max() == 0
+@pytest.mark.parametrize("register", [False, True])
+def test_outside_the_photo_and_behind_its_camera_geometry_sees_nothing(register: bool) -> None:
+    """What flow finds there all the same, on a wall that repeats itself, counts less than what geometry shows."""
+    most = FLOW_AGAINST_GEOMETRY if register else 0
+    _, aligned, visibility = aligned_wall(register, pose(x=1.5))
+    assert visibility[:, :40].max() <= most  # the left part of the wall is not in the photo
+    assert aligned[:, visibility == 0].abs().sum() == 0
     assert visibility[:, -40:].min() > 0.9
-    _, _, behind = aligned_wall(True, pose(z=-8.0))  # beyond the wall, looking away
-    assert behind.max() == 0
+    _, _, behind = aligned_wall(register, pose(z=-8.0))  # beyond the wall, looking away
+    assert behind.max() <= most
+
+
+def test_flow_brings_what_wrong_depth_loses() -> None:
+    """Depth that is far off sends every pixel out of the photo; the pictures still match."""
+    k, reference = intrinsics(), pose(x=0.15)
+    color, depth = wall_view(pose(), k, H, W)
+    ref_color, ref_depth = wall_view(reference, k, H, W)
+    arguments = (
+        k[None],
+        pose()[None],
+        ref_color[None, None],
+        ref_depth[None, None],
+        k[None, None],
+        reference[None, None],
+    )
+    shares = {}
+    for register in (False, True):
+        aligned, visibility = align_references(color[None], 0.05 * depth[None], *arguments, register=register)
+        seen = visibility[0, 0, 0] > 0.5 * FLOW_AGAINST_GEOMETRY
+        shares[register] = float(seen.float().mean())
+        if register:
+            assert (aligned[0, 0] - color).abs().mean(0)[seen].median() < 0.05
+    assert shares[False] < 0.4 and shares[True] > 0.8
+
+
+def test_a_masked_photo_shows_nothing_by_flow_either() -> None:
+    k, reference = intrinsics(), pose(x=0.1)
+    color, depth = wall_view(pose(), k, H, W)
+    ref_color, ref_depth = wall_view(reference, k, H, W)
+    arguments = (
+        k[None],
+        pose()[None],
+        ref_color[None, None],
+        ref_depth[None, None],
+        k[None, None],
+        reference[None, None],
+    )
+    _, visibility = align_references(color[None], depth[None], *arguments, ref_masks=torch.zeros(1, 1, 1, H, W))
+    assert visibility.max() == 0
 
 
 def test_what_stands_before_the_surface_hides_it() -> None:
@@ -104,7 +146,7 @@ def test_what_stands_before_the_surface_hides_it() -> None:
     assert unknown[0, 0, 0, 35:55, 55 + shift : 85 + shift].min() > 0.9
     depth[:, :20] = 0  # nothing was rendered there
     _, holes = align_references(color[None], depth[None], *arguments, None, *cameras)
-    assert holes[0, 0, 0, :18].max() == 0
+    assert holes[0, 0, 0, :18].max() <= FLOW_AGAINST_GEOMETRY
 
 
 def test_a_photo_that_looks_like_the_render_is_believed_whatever_its_depth() -> None:

@@ -25,6 +25,8 @@ COLOR_TOLERANCE = 0.1
 MAX_SHIFT = 0.025
 # It must leave at most this share of the disagreement: flow onto a blurred render is otherwise mostly noise.
 REGISTRATION_GAIN = 0.8
+# How far flow is believed where geometry says that the photo does not show the pixel at all.
+FLOW_AGAINST_GEOMETRY = 0.6
 # Without depth, a match holds when going there and back again ends within about this many pixels.
 ROUND_TRIP_TOLERANCE = 1.5
 
@@ -46,9 +48,13 @@ def align_references(
 
     Every pixel of the render is unprojected with its depth, projected into each reference and the photo sampled
     there, reduced first if its pixels are finer than the render's. A pixel is visible where the projection falls inside
-    the photo, in front of its camera, and either the reference's rendered depth (if given) agrees within a soft relative
-    tolerance or the photo's colour there agrees with the render's. With `register`, dense optical flow then moves each
-    reference onto the render by a few pixels, only where that makes them agree clearly better.
+    the photo, in front of its camera, and either the reference's rendered depth (if given) agrees within a soft
+    relative tolerance or the photo's colour there agrees with the render's.
+
+    With `register`, dense optical flow then moves each reference onto the render by a few pixels, only where that
+    makes them agree clearly better. And where flow alone, from the render to the photo and back (see
+    `register_references`), is believed more than geometry, its pixels are taken: the pictures of an unfinished
+    reconstruction are better than its depth.
 
     Args:
         render: (B, 3, H, W) colour the references are aligned to.
@@ -94,6 +100,12 @@ def align_references(
                     there = there * _counted(ref_masks[b, v].to(render), grid)
                 color = _sample(image, grid)
                 visible = there * torch.maximum(agreement, _likeness(render[b], color))
+            if register:
+                mask = None if ref_masks is None else ref_masks[b, v].to(render)
+                flowed, believed = _matched(render[b], ref_images[b, v].to(render), mask)
+                believed = believed * torch.where(there > 0, 1.0, FLOW_AGAINST_GEOMETRY)
+                color = torch.where(believed > visible, flowed, color)
+                visible = torch.maximum(visible, believed)
             aligned[b, v] = color * (visible > 0)
             visibility[b, v, 0] = visible
     return aligned, visibility
@@ -115,25 +127,32 @@ def register_references(images: Tensor, refs: Tensor) -> tuple[Tensor, Tensor]:
     height, width = images.shape[-2:]
     aligned = images.new_zeros((batch, views, 3, height, width))
     visibility = images.new_zeros((batch, views, 1, height, width))
-    identity = _pixel_grid(height, width, images)
     for b in range(batch):
-        target = _gray(images[b])
         for v in range(views):
-            ref = refs[b, v].to(images)
-            if ref.shape[-2:] != (height, width):
-                ref = F.interpolate(ref[None], (height, width), mode="bilinear", antialias=True)[0].clamp(0, 1)
-            source = _gray(ref)
-            there = torch.from_numpy(_flow(target, source)).to(images)
-            back = torch.from_numpy(_flow(source, target)).to(images)
-            grid = _shifted(identity, there)
-            round_trip = there + _sample(back.permute(2, 0, 1), grid).permute(1, 2, 0)
-            color = _sample(ref, grid)
-            difference = _box((color - images[b]).abs().mean(0), 7)
-            visible = torch.exp(-(round_trip.square().sum(-1)) / (2 * ROUND_TRIP_TOLERANCE**2))
-            visible = visible * torch.exp(-(difference / 0.2).square()) * _inside(grid, ref.shape[-2:])
+            color, visible = _matched(images[b], refs[b, v].to(images))
             aligned[b, v] = color * (visible > 0)
             visibility[b, v, 0] = visible
     return aligned, visibility
+
+
+def _matched(image: Tensor, ref: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """A photo (3, h, w) brought onto an image (3, H, W) by optical flow: its colour, and (H, W) where to believe it.
+
+    `mask` (1, h, w) is 1 where the photo's pixels count.
+    """
+    height, width = image.shape[-2:]
+    if ref.shape[-2:] != (height, width):
+        ref = F.interpolate(ref[None], (height, width), mode="bilinear", antialias=True)[0].clamp(0, 1)
+    target, source = _gray(image), _gray(ref)
+    there = torch.from_numpy(_flow(target, source)).to(image)
+    back = torch.from_numpy(_flow(source, target)).to(image)
+    grid = _shifted(_pixel_grid(height, width, image), there)
+    round_trip = there + _sample(back.permute(2, 0, 1), grid).permute(1, 2, 0)
+    color = _sample(ref, grid)
+    difference = _box((color - image).abs().mean(0), 7)
+    visible = torch.exp(-(round_trip.square().sum(-1)) / (2 * ROUND_TRIP_TOLERANCE**2))
+    visible = visible * torch.exp(-(difference / 0.2).square()) * _inside(grid, ref.shape[-2:])
+    return color, visible if mask is None else visible * _counted(mask, grid)
 
 
 def _pixel_grid(height: int, width: int, like: Tensor) -> Tensor:
@@ -205,9 +224,7 @@ def _likeness(render: Tensor, color: Tensor) -> Tensor:
     return torch.exp(-(_box((color - render).abs().mean(0), 7) / COLOR_TOLERANCE).square())
 
 
-def _pixels_per_pixel(
-    depth: Tensor, ref_z: Tensor, intrinsics: Tensor, ref_intrinsics: Tensor, there: Tensor
-) -> float:
+def _pixels_per_pixel(depth: Tensor, ref_z: Tensor, intrinsics: Tensor, ref_intrinsics: Tensor, there: Tensor) -> float:
     """How many pixels of the reference one pixel of the render spans, the median over what lies in both."""
     seen = there > 0
     if not bool(seen.any()):
