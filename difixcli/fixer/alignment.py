@@ -20,11 +20,9 @@ from torch import Tensor
 DEPTH_TOLERANCE = 0.05
 # A photo that looks like the render in its neighbourhood, to within about this colour difference, is believed as well:
 # thin or unfinished geometry has wrong depth where the picture is right.
-COLOR_TOLERANCE = 0.1
+COLOR_TOLERANCE = 0.05
 # Registration mends what wrong depth leaves, a few pixels; more than this share of the long side is a wrong match.
 MAX_SHIFT = 0.025
-# It must leave at most this share of the disagreement: flow onto a blurred render is otherwise mostly noise.
-REGISTRATION_GAIN = 0.8
 # How far flow is believed where geometry says that the photo does not show the pixel at all.
 FLOW_AGAINST_GEOMETRY = 0.6
 # Without depth, a match holds when going there and back again ends within about this many pixels.
@@ -52,7 +50,7 @@ def align_references(
     relative tolerance or the photo's colour there agrees with the render's.
 
     With `register`, dense optical flow then moves each reference onto the render by a few pixels, only where that
-    makes them agree clearly better. And where flow alone, from the render to the photo and back (see
+    makes them agree better. And where flow alone, from the render to the photo and back (see
     `register_references`), is believed more than geometry, its pixels are taken: the pictures of an unfinished
     reconstruction are better than its depth.
 
@@ -289,7 +287,7 @@ def _registration(render: Tensor, color: Tensor, visible: Tensor) -> Tensor:
     longest = max(2.0, MAX_SHIFT * max(height, width))
     length = shift.square().sum(-1).sqrt()
     moved = _shifted(filled.permute(1, 2, 0), shift).permute(2, 0, 1)
-    better = _disagreement(render, moved) < REGISTRATION_GAIN * _disagreement(render, filled)
+    better = _disagreement(render, moved) < _disagreement(render, filled)
     keep = (better & (length <= longest) & (visible > 0.1)).to(render)
     # a soft edge, or the picture would tear where kept and rejected shifts meet
     return shift * (keep * _box(keep, 5))[..., None]
