@@ -55,14 +55,14 @@ def fix_confidence(
     whole = torch.isfinite(fixed).all(1, keepdim=True)
     fixed = fixed.nan_to_num(0, 0, 0)
     sigma = max(2.0, max(images.shape[-2:]) * TONE_SIGMA)
-    confidence = _closeness(_smooth(fixed, sigma) - _smooth(images, sigma), TONE_CHANGE) * whole
+    confidence = _closeness(smooth(fixed, sigma) - smooth(images, sigma), TONE_CHANGE) * whole
     if opacity is not None:
         confidence = confidence * (opacity.to(confidence) / SUBSTANCE).clamp(0, 1)
     if second is not None:
         second = second.to(confidence)
         whole = torch.isfinite(second).all(1, keepdim=True)
         # a pixel's width of smoothing: neither fix is wrong for placing its grain elsewhere
-        difference = _smooth(fixed, 1.0) - _smooth(second.nan_to_num(0, 0, 0), 1.0)
+        difference = smooth(fixed, 1.0) - smooth(second.nan_to_num(0, 0, 0), 1.0)
         confidence = confidence * _closeness(difference, DISAGREEMENT) * whole
     return confidence.clamp(0, 1)
 
@@ -107,7 +107,7 @@ def bad_fix_signs(images: Tensor, fixed: Tensor, opacity: Tensor | None = None) 
     # where the render shows nothing it has no say, unless it shows nothing anywhere
     weight = (weight / SUBSTANCE).clamp(0, 1) + 1e-3
     weight = weight / weight.mean((2, 3), keepdim=True)
-    low, low_fixed = _smooth(images, 2.0), _smooth(fixed, 2.0)
+    low, low_fixed = smooth(images, 2.0), smooth(fixed, 2.0)
     change = low_fixed - low
     hue = _opponent(change)
     chroma = hue.abs().amax(1)
@@ -139,7 +139,7 @@ def _detail(images: Tensor) -> tuple[Tensor, Tensor]:
     about 0 for noise.
     """
     gray = images.mean(1, keepdim=True)
-    detail = gray - _smooth(gray, 2.0)
+    detail = gray - smooth(gray, 2.0)
     power = detail.square().mean((1, 2, 3))
     across = (detail[..., 1:] * detail[..., :-1]).mean((1, 2, 3))
     down = (detail[..., 1:, :] * detail[..., :-1, :]).mean((1, 2, 3))
@@ -150,7 +150,7 @@ def _moved(a: Tensor, b: Tensor) -> Tensor:
     """(B,): how far two images (B, 1, H, W) must be moved against each other to agree, as a share of the long side;
     0 where moving makes them agree little better.
     """
-    a, b = (x - _smooth(x, 8.0) for x in (a, b))
+    a, b = (x - smooth(x, 8.0) for x in (a, b))
     height, width = a.shape[-2:]
     norm = (a.square().sum((1, 2, 3)) * b.square().sum((1, 2, 3))).sqrt().clamp(min=1e-6)
     size = (2 * height, 2 * width)  # with zeros around, nothing wraps
@@ -175,7 +175,7 @@ def _closeness(difference: Tensor, scale: float) -> Tensor:
     return torch.exp(-(difference.abs().amax(1, keepdim=True) / scale).square())
 
 
-def _smooth(images: Tensor, sigma: float) -> Tensor:
+def smooth(images: Tensor, sigma: float) -> Tensor:
     """Gaussian smoothing of (B, C, H, W), borders mirrored (repeated where the image is smaller than the kernel)."""
     radius = int(3 * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)

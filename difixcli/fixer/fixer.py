@@ -13,6 +13,7 @@ from torch import Tensor
 from difixcli.errors import InputError, out_of_memory, unknown
 from difixcli.fixer.network import EncodedReferences, FixerConfig, FixerNetwork, small_config
 from difixcli.fixer.tiling import Window, fade, windows
+from difixcli.fixer.tone import keep_unseen_tone
 from difixcli.fixer.weights import load_network, merge_adapters, save_network
 
 SMALL_SIZES = ("tiny", "small", "medium")
@@ -132,7 +133,8 @@ class Fixer:
             references: (B, V, 3, H, W) in [0, 1], raw or aligned as `config.references` says, any number of them; or
                 raw ones encoded, which then stand beside every image; or None.
             opacity: (B, 1, H, W) the renders' accumulated opacity in [0, 1], or None for full.
-            visibility: (B, V, 1, H, W) in [0, 1], where aligned references are believable, or None for everywhere.
+            visibility: (B, V, 1, H, W) in [0, 1], where aligned references are believable, or None for everywhere;
+                where none is, the render's tone is kept.
             fill_seed: seed of the noise that takes the place of what was not seen (opacity); None: as `config` says,
                 with seed 0. Networks with aligned references have no such noise.
 
@@ -145,7 +147,8 @@ class Fixer:
         while True:
             side = self.tile or TILE.get(self.device.type, TILE["cpu"])
             try:
-                return self._tiled(images, references, opacity, visibility, noise, side)
+                fixed = self._tiled(images, references, opacity, visibility, noise, side)
+                return self._toned(images, fixed, references, visibility)
             except (RuntimeError, MemoryError) as error:
                 side = min(side, max(images.shape[-2:]))
                 if not out_of_memory(error) or (side <= SMALLEST_TILE and images.shape[0] == 1):
@@ -224,6 +227,14 @@ class Fixer:
             window.of(total).add_(fixed.to(total) * weight)  # type: ignore[union-attr]
             window.of(weights).add_(weight)  # type: ignore[union-attr]
         return total.div_(weights).to(images)
+
+    def _toned(self, images: Tensor, fixed: Tensor, references: Tensor | None, visibility: Tensor | None) -> Tensor:
+        """What no aligned reference shows, in the render's own tone."""
+        if self.config.references != "aligned":
+            return fixed
+        if references is None or not references.shape[1]:
+            return keep_unseen_tone(images, fixed, None)
+        return fixed if visibility is None else keep_unseen_tone(images, fixed, visibility)
 
     def _fixed(
         self,

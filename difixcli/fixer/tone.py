@@ -1,0 +1,53 @@
+"""The tone of what no reference shows stays the render's.
+
+Difix-like networks learn the tone of their training renders' photos. Beside a reference that is right more often than
+not; without one it is a guess, and a whole image in another brightness is worse than what was there.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from difixcli.fixer.confidence import smooth
+
+# Tone is what remains after smoothing by this share of the long side.
+_TONE = 1 / 30
+# A pixel counts as unseen by how much is visible within about this share of the long side ...
+_NEIGHBOURHOOD = 1 / 12
+# ... and not at all from this share on.
+_SEEN = 0.5
+_WORKING_SIZE = 120  # pixels of the long side: all of this is coarse
+
+
+@torch.no_grad()
+def keep_unseen_tone(images: Tensor, fixed: Tensor, visibility: Tensor | None) -> Tensor:
+    """Fixes with the render's own tone where no reference is visible around.
+
+    Args:
+        images: (B, 3, H, W) the renders, in [0, 1].
+        fixed: (B, 3, H, W) their fixes, in [0, 1].
+        visibility: (B, V, 1, H, W) of the references in [0, 1]; None, or V = 0, where there were none.
+
+    Returns:
+        (B, 3, H, W) in [0, 1], `fixed` itself wherever half of the neighbourhood is visible.
+    """
+    height, width = images.shape[-2:]
+    scale = min(1.0, _WORKING_SIZE / max(height, width))
+    size = (max(round(height * scale), 1), max(round(width * scale), 1))
+    long_side = max(size)
+    # one after the other: of a large image the difference itself is not needed
+    change = _reduced(images, size) - _reduced(fixed, size)
+    if visibility is None or visibility.shape[1] == 0:
+        unseen = change.new_ones((change.shape[0], 1, *size))
+    else:
+        seen = smooth(_reduced(visibility.amax(1), size).to(change), long_side * _NEIGHBOURHOOD)
+        unseen = (1 - seen / _SEEN).clamp(0, 1)
+    back = smooth(change, long_side * _TONE) * unseen
+    back = F.interpolate(back, (height, width), mode="bilinear", align_corners=False)
+    return (fixed + back.to(fixed)).clamp(0, 1)
+
+
+def _reduced(images: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(images.float(), size, mode="area")
