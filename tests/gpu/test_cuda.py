@@ -1,5 +1,5 @@
-"""All that a GPU has to be asked about: `pytest tests/gpu -rA` where there is one. It prints what it measures on the
-way, and skips what needs the shared data where that is not beside the project (DIFIX_SHARED: where else it is).
+"""All that a GPU has to be asked about: `pytest tests/gpu -n 0 -rA` where there is one. It prints what it measures on
+the way, and skips what needs the shared data where that is not beside the project (DIFIX_SHARED: where else it is).
 
 Fixer: a CPU's pixels in float32, near them in half precision and compiled, for one image and eight, in tiles at 4K.
 Training: a CPU's losses, bfloat16 and float16, going on. Reconstruction: methods trained, distilled and gone on with.
