@@ -23,7 +23,8 @@ DEPTH_TOLERANCE = 0.05
 COLOR_TOLERANCE = 0.05
 # Registration mends what wrong depth leaves, a few pixels; more than this share of the long side is a wrong match.
 MAX_SHIFT = 0.025
-# How far flow is believed where geometry says that the photo does not show the pixel at all.
+# How far flow is believed where the pixel has no depth, or its projection falls outside the photo. Disagreeing depths
+# do not count against it: of unfinished reconstructions they are wrong more often than pictures that match both ways.
 FLOW_AGAINST_GEOMETRY = 0.6
 # Without depth, a match holds when going there and back again ends within about this many pixels.
 ROUND_TRIP_TOLERANCE = 1.5
@@ -50,9 +51,9 @@ def align_references(
     relative tolerance or the photo's colour there agrees with the render's.
 
     With `register`, dense optical flow then moves each reference onto the render by a few pixels, only where that
-    makes them agree better. And where flow alone, from the render to the photo and back (see
-    `register_references`), is believed more than geometry, its pixels are taken: the pictures of an unfinished
-    reconstruction are better than its depth.
+    makes them agree better. And where flow alone, from the render to the photo and back (see `register_references`), is
+    believed more than geometry, its pixels are taken, at most to `FLOW_AGAINST_GEOMETRY` where the projection falls
+    outside the photo: the pictures of an unfinished reconstruction are better than its depth.
 
     Args:
         render: (B, 3, H, W) colour the references are aligned to.
@@ -71,6 +72,7 @@ def align_references(
     """
     batch, views = ref_images.shape[:2]
     height, width = render.shape[-2:]
+    render = render.nan_to_num(0, 0, 0)  # one pixel would spread
     aligned = render.new_zeros((batch, views, 3, height, width))
     visibility = render.new_zeros((batch, views, 1, height, width))
     for b in range(batch):
@@ -123,6 +125,7 @@ def register_references(images: Tensor, refs: Tensor) -> tuple[Tensor, Tensor]:
     """
     batch, views = refs.shape[:2]
     height, width = images.shape[-2:]
+    images = images.nan_to_num(0, 0, 0)
     aligned = images.new_zeros((batch, views, 3, height, width))
     visibility = images.new_zeros((batch, views, 1, height, width))
     for b in range(batch):
@@ -270,7 +273,7 @@ def _shifted(values: Tensor, shift: Tensor) -> Tensor:
 
 def _box(values: Tensor, size: int) -> Tensor:
     """(H, W) local mean over size × size pixels."""
-    array = cv2.blur(values.cpu().numpy(), (size, size), borderType=cv2.BORDER_REFLECT_101)
+    array = cv2.blur(values.float().cpu().numpy(), (size, size), borderType=cv2.BORDER_REFLECT_101)
     return torch.from_numpy(array).to(values)
 
 

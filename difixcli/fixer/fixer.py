@@ -134,7 +134,7 @@ class Fixer:
                 raw ones encoded, which then stand beside every image; or None.
             opacity: (B, 1, H, W) the renders' accumulated opacity in [0, 1], or None for full.
             visibility: (B, V, 1, H, W) in [0, 1], where aligned references are believable, or None for everywhere;
-                where none is, the render's tone is kept.
+                where none is, and without references, the render's tone is kept.
             fill_seed: seed of the noise that takes the place of what was not seen (opacity); None: as `config` says,
                 with seed 0. Networks with aligned references have no such noise.
 
@@ -148,7 +148,7 @@ class Fixer:
             side = self.tile or TILE.get(self.device.type, TILE["cpu"])
             try:
                 fixed = self._tiled(images, references, opacity, visibility, noise, side)
-                return self._toned(images, fixed, references, visibility)
+                return self._toned(images, fixed, references, visibility, opacity)
             except (RuntimeError, MemoryError) as error:
                 side = min(side, max(images.shape[-2:]))
                 if not out_of_memory(error) or (side <= SMALLEST_TILE and images.shape[0] == 1):
@@ -228,13 +228,20 @@ class Fixer:
             window.of(weights).add_(weight)  # type: ignore[union-attr]
         return total.div_(weights).to(images)
 
-    def _toned(self, images: Tensor, fixed: Tensor, references: Tensor | None, visibility: Tensor | None) -> Tensor:
+    def _toned(
+        self,
+        images: Tensor,
+        fixed: Tensor,
+        references: Tensor | None,
+        visibility: Tensor | None,
+        opacity: Tensor | None,
+    ) -> Tensor:
         """What no aligned reference shows, in the render's own tone."""
         if self.config.references != "aligned":
             return fixed
         if references is None or not references.shape[1]:
-            return keep_unseen_tone(images, fixed, None)
-        return fixed if visibility is None else keep_unseen_tone(images, fixed, visibility)
+            return keep_unseen_tone(images, fixed, None, opacity)
+        return fixed if visibility is None else keep_unseen_tone(images, fixed, visibility, opacity)
 
     def _fixed(
         self,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difixcli.fixer.confidence import smooth
+from difixcli.fixer.confidence import SUBSTANCE, smooth
 
 # Tone is what remains after smoothing by this share of the long side.
 _TONE = 1 / 30
@@ -22,13 +22,15 @@ _WORKING_SIZE = 120  # pixels of the long side: all of this is coarse
 
 
 @torch.no_grad()
-def keep_unseen_tone(images: Tensor, fixed: Tensor, visibility: Tensor | None) -> Tensor:
+def keep_unseen_tone(images: Tensor, fixed: Tensor, visibility: Tensor | None, opacity: Tensor | None = None) -> Tensor:
     """Fixes with the render's own tone where no reference is visible around.
 
     Args:
         images: (B, 3, H, W) the renders, in [0, 1].
         fixed: (B, 3, H, W) their fixes, in [0, 1].
         visibility: (B, V, 1, H, W) of the references in [0, 1]; None, or V = 0, where there were none.
+        opacity: (B, 1, H, W) the renders' accumulation in [0, 1], or None for full; holes take the change of tone
+            of what is around them.
 
     Returns:
         (B, 3, H, W) in [0, 1], `fixed` itself wherever half of the neighbourhood is visible.
@@ -36,17 +38,24 @@ def keep_unseen_tone(images: Tensor, fixed: Tensor, visibility: Tensor | None) -
     height, width = images.shape[-2:]
     scale = min(1.0, _WORKING_SIZE / max(height, width))
     size = (max(round(height * scale), 1), max(round(width * scale), 1))
-    long_side = max(size)
-    # one after the other: of a large image the difference itself is not needed
-    change = _reduced(images, size) - _reduced(fixed, size)
-    if visibility is None or visibility.shape[1] == 0:
-        unseen = change.new_ones((change.shape[0], 1, *size))
-    else:
-        seen = smooth(_reduced(visibility.amax(1), size).to(change), long_side * _NEIGHBOURHOOD)
+    # one after the other: of a large image the difference itself is not needed; what is no number spreads no further
+    change = (_reduced(images, size) - _reduced(fixed, size)).nan_to_num(0, 0, 0)
+    unseen = change.new_ones((change.shape[0], 1, *size))
+    if visibility is not None and visibility.shape[1]:
+        seen = smooth(_reduced(visibility.amax(1), size).to(change), _sigma(_NEIGHBOURHOOD, size))
         unseen = (1 - seen / _SEEN).clamp(0, 1)
-    back = smooth(change, long_side * _TONE) * unseen
+    # neither what a reference shows nor a hole's background says what the tone beside it was
+    weight = unseen
+    if opacity is not None:
+        weight = weight * (_reduced(opacity, size).to(change) / SUBSTANCE).clamp(0, 1)
+    sigma = _sigma(_TONE, size)
+    back = smooth(change * weight, sigma) / smooth(weight, sigma).clamp(min=1e-3) * unseen
     back = F.interpolate(back, (height, width), mode="bilinear", align_corners=False)
     return (fixed + back.to(fixed)).clamp(0, 1)
+
+
+def _sigma(share: float, size: tuple[int, int]) -> float:
+    return max(2.0, max(size) * share)  # less would be detail
 
 
 def _reduced(images: Tensor, size: tuple[int, int]) -> Tensor:
