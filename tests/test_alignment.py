@@ -62,6 +62,14 @@ def aligned_wall(register: bool, reference: torch.Tensor, ref_size: tuple[int, i
     return color, aligned[0, 0], visibility[0, 0, 0]
 
 
+def wall_beside(reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+    """The wall's colour and depth, and what `align_references` wants besides: its camera, and one reference's view."""
+    k = intrinsics()
+    ref_color, ref_depth = wall_view(reference, k, H, W)
+    beside = (ref_color[None, None], ref_depth[None, None], k[None, None], reference[None, None])
+    return *wall_view(pose(), k, H, W), (k[None], pose()[None], *beside)
+
+
 @pytest.mark.parametrize("register", [False, True])
 @pytest.mark.parametrize(
     "reference",
@@ -93,17 +101,7 @@ def test_outside_the_photo_and_behind_its_camera_geometry_sees_nothing(register:
 
 def test_flow_brings_what_wrong_depth_loses() -> None:
     """Depth that is far off sends every pixel out of the photo; the pictures still match."""
-    k, reference = intrinsics(), pose(x=0.15)
-    color, depth = wall_view(pose(), k, H, W)
-    ref_color, ref_depth = wall_view(reference, k, H, W)
-    arguments = (
-        k[None],
-        pose()[None],
-        ref_color[None, None],
-        ref_depth[None, None],
-        k[None, None],
-        reference[None, None],
-    )
+    color, depth, arguments = wall_beside(pose(x=0.15))
     shares = {}
     for register in (False, True):
         aligned, visibility = align_references(color[None], 0.05 * depth[None], *arguments, register=register)
@@ -116,18 +114,12 @@ def test_flow_brings_what_wrong_depth_loses() -> None:
 
 @pytest.mark.parametrize("register", [False, True])
 def test_a_pixel_that_is_no_number_spoils_only_its_neighbourhood(register: bool) -> None:
-    k, reference = intrinsics(), pose(x=0.1)
-    color, depth = wall_view(pose(), k, H, W)
-    ref_color, ref_depth = wall_view(reference, k, H, W)
+    color, depth, arguments = wall_beside(pose(x=0.1))
     color[:, 10, 10] = math.nan
-    aligned, visibility = align_references(
-        *(color[None], depth[None], k[None], pose()[None], ref_color[None, None], ref_depth[None, None]),
-        *(k[None, None], reference[None, None]),
-        register=register,
-    )
+    aligned, visibility = align_references(color[None], depth[None], *arguments, register=register)
     assert torch.isfinite(aligned).all() and torch.isfinite(visibility).all()
     assert visibility[0, 0, 0, 30:-10, 30:-10].min() > 0.9
-    assert torch.isfinite(register_references(color[None], ref_color[None, None])[1]).all()
+    assert torch.isfinite(register_references(color[None], arguments[2])[1]).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -143,17 +135,7 @@ def test_half_precision_is_aligned_too(dtype: torch.dtype) -> None:
 
 
 def test_a_masked_photo_shows_nothing_by_flow_either() -> None:
-    k, reference = intrinsics(), pose(x=0.1)
-    color, depth = wall_view(pose(), k, H, W)
-    ref_color, ref_depth = wall_view(reference, k, H, W)
-    arguments = (
-        k[None],
-        pose()[None],
-        ref_color[None, None],
-        ref_depth[None, None],
-        k[None, None],
-        reference[None, None],
-    )
+    color, depth, arguments = wall_beside(pose(x=0.1))
     _, visibility = align_references(color[None], depth[None], *arguments, ref_masks=torch.zeros(1, 1, 1, H, W))
     assert visibility.max() == 0
 

@@ -35,8 +35,8 @@ from difixcli.evaluation.fid import FrechetDistance, inception, inception_file
 from difixcli.evaluation.metrics import METRICS, image_metrics, parse_metrics, psnr, ssim
 from difixcli.evaluation.perceptual import Lpips
 from difixcli.evaluation.protocols import DL3DV, OWN, parse_protocol
-from difixcli.evaluation.report import write_report
-from difixcli.evaluation.run_folders import RunFolder, is_run, row_names
+from difixcli.evaluation.report import _path_charts, write_report
+from difixcli.evaluation.run_folders import TRUTH, RunFolder, is_run, row_names
 from difixcli.evaluation.visibility import visible_pixels
 from difixcli.runs import read_image, write_image
 from difixcli.scenes import load_photo, load_scene, make_split
@@ -521,6 +521,13 @@ def test_an_enhanced_folder_is_a_folder_of_images(run: Path, tmp_path: Path) -> 
         write_image(tmp_path / "renders" / path.name, read_image(path))
     (tmp_path / "run.json").write_text(json.dumps({"command": "enhance"}))
     assert not is_run(tmp_path) and is_run(run)
+
+
+def test_a_path_that_only_the_truth_follows_has_its_chart() -> None:
+    """Renders that are not all there have no consecutive pairs; the true photos have."""
+    pairs = [{"from": f"v{i}", "to": f"v{i + 1}", "warped": 0.01 * (i + 1)} for i in range(3)]
+    charts = _path_charts({"pairs": {TRUTH: pairs}}, ["plain"], [], None)
+    assert len(charts) == 1 and "v0" in charts[0] and "v3" in charts[0]
 
 
 def test_runs_of_one_scene_share_a_table(run: Path, scene: Path, tmp_path: Path) -> None:

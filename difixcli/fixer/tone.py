@@ -12,7 +12,7 @@ from torch import Tensor
 
 from difixcli.fixer.confidence import SUBSTANCE, smooth
 
-# Tone is what remains after smoothing by this share of the long side.
+# Tone is what remains after smoothing by this share of the long side (confidence, after finer patches, takes less).
 _TONE = 1 / 30
 # A pixel counts as unseen by how much is visible within about this share of the long side ...
 _NEIGHBOURHOOD = 1 / 12
