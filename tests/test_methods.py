@@ -102,7 +102,7 @@ def test_photos_of_depth_methods_show_the_seed_points(scene: Scene, tmp_path: Pa
         iterations=5,
     )
     made.set_pseudo_views(pseudo_views(scene, tmp_path), share=0.5)
-    _, batch = made._next_train(0)
+    _, batch = made._trainer.next_train(0)
     photos = len(batch["image"]) * 2 // 3
     depth, (view, row, column) = batch["depth_image"][:photos, 0].numpy(), batch["indices"][:photos].T.numpy()
     assert not batch["depth_image"][photos:].any()
@@ -151,7 +151,7 @@ again.save()
 share = ((render - photo) ** 2).mean() / ((photo.mean(axis=(0, 1)) - photo) ** 2).mean()
 assert share < 0.85, share
 begun = start_from(folder / "run", scene, TRAIN[:3], folder / "next", overrides=[], **options)
-assert begun.method == "test-haze" and begun._model.config.samples == 12
+assert begun.method == "test-haze" and begun._trainer.model.config.samples == 12
 np.testing.assert_allclose(begun.render(camera).color, render, atol=1e-5)
 print("DONE")
 """

@@ -175,14 +175,14 @@ def test_pseudo_views_borrow_photo_ids(scene: Scene, tmp_path: Path) -> None:
     camera = scene.frames[3].camera
     image = np.zeros((camera.height, camera.width, 3), dtype=np.float32)
     made.set_pseudo_views([pseudo_view(tmp_path, camera, image, None, nearest=4)], share=0.5)
-    drawn = [made._next_train(step) for step in range(200)]
+    drawn = [made._trainer.next_train(step) for step in range(200)]
     pseudo = [batch for _, batch in drawn if "pseudo_weight" in batch]
     assert 70 < len(pseudo) < 130
     assert {batch["image_idx"] for batch in pseudo} == {TRAIN.index(4)}
-    again = ["pseudo_weight" in made._next_train(step)[1] for step in range(200)]
+    again = ["pseudo_weight" in made._trainer.next_train(step)[1] for step in range(200)]
     assert again == ["pseudo_weight" in batch for _, batch in drawn]
     made.set_pseudo_views([], 0.0)
-    assert not any("pseudo_weight" in made._next_train(step)[1] for step in range(20))
+    assert not any("pseudo_weight" in made._trainer.next_train(step)[1] for step in range(20))
     with pytest.raises(InputError, match="size"):
         made.set_pseudo_views([pseudo_view(tmp_path, camera, image[:-1], None, nearest=4)], 0.5)
     with pytest.raises(InputError, match="cannot be read"):
@@ -209,12 +209,12 @@ def test_training_on_pseudo_views_goes_on_exactly_after_a_load(method: str, scen
 
 def test_rays_of_pseudo_views_join_those_of_photos(scene: Scene, tmp_path: Path) -> None:
     made = create(scene, tmp_path / "run", "nerfacto")
-    photos = len(made._next_train(0)[1]["image"])
+    photos = len(made._trainer.next_train(0)[1]["image"])
     camera = scene.frames[3].camera
     red = np.zeros((camera.height, camera.width, 3), dtype=np.float32)
     red[..., 0] = 1
     made.set_pseudo_views([pseudo_view(tmp_path, camera, red, 0.4, nearest=4)], share=0.25)
-    rays, batch = made._next_train(1)
+    rays, batch = made._trainer.next_train(1)
     added = round(0.25 * photos)
     assert len(rays) == len(batch["image"]) == len(batch["indices"]) == photos + added
     assert torch.equal(batch["image"][photos:, 0], torch.ones(added)) and not batch["image"][photos:, 1:].any()
@@ -379,7 +379,7 @@ def test_going_back_is_loading_anew_with_one_model_in_memory(trained: Reconstruc
     del loaded
     made.hold_back(TRAIN[:1])
     made.train(5)
-    held = weakref.ref(made._model)
+    held = weakref.ref(made._trainer.model)
     made.go_back()
     assert held() is None and made.step == STOP
     made.train(2)
