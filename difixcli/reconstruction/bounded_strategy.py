@@ -1,34 +1,55 @@
-"""gsplat's densification with an upper bound on the number of Gaussians."""
+"""gsplat's densification strategies with an upper bound on the number of Gaussians."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from gsplat.strategy import DefaultStrategy
+from gsplat.strategy import DefaultStrategy, MCMCStrategy
+from gsplat.strategy.ops import remove
 
 
-@dataclass
-class BoundedStrategy(DefaultStrategy):
-    """`DefaultStrategy` that never grows beyond `max_gaussians`.
+def bound_strategy(strategy: Any, max_gaussians: int) -> bool:
+    """Let a model's densification strategy, in place, never add Gaussians beyond `max_gaussians`, and print nothing.
 
-    Where more Gaussians qualify than there is room for, those with the largest image-plane gradients are taken.
+    gsplat's default strategy and what derives from it keep their parameters and all that they override: the object
+    becomes one of a class made of `_Bounded` and its own. gsplat's Markov chain has a bound itself (`cap_max`), which
+    becomes this one unless it is lower. Returns whether the strategy is of a kind that this knows; others are left
+    as they are.
+    """
+    if isinstance(strategy, DefaultStrategy):
+        kind = type(strategy)
+        strategy.__class__ = type(f"Bounded{kind.__name__}", (_Bounded, kind), {})
+        strategy.max_gaussians = max_gaussians
+    elif isinstance(strategy, MCMCStrategy):
+        strategy.cap_max = min(strategy.cap_max, max_gaussians)
+    else:
+        return False
+    strategy.verbose = False
+    return True
+
+
+class _Bounded(DefaultStrategy):
+    """Stands before a strategy's own class and bounds what that one does.
+
+    Where more Gaussians qualify than there is room for, those with the largest image-plane gradients are taken. What a
+    rule of the strategy's own adds beyond the bound is cut back at the end of its step, the least opaque first. A
+    model that began with more than the bound keeps them, and gets none in addition.
     """
 
-    max_gaussians: int = 1_000_000
+    max_gaussians: int
 
-    @classmethod
-    def like(cls, strategy: DefaultStrategy, max_gaussians: int) -> BoundedStrategy:
-        """The same strategy, bounded and without its messages."""
-        values = {field.name: getattr(strategy, field.name) for field in fields(DefaultStrategy)}
-        return cls(**{**values, "verbose": False}, max_gaussians=max_gaussians)
+    def step_post_backward(self, params: Any, optimizers: Any, state: Any, *args: Any, **kwargs: Any) -> None:
+        most = max(self.max_gaussians, len(params["means"]))
+        super().step_post_backward(params, optimizers, state, *args, **kwargs)
+        if (excess := len(params["means"]) - most) > 0:
+            mask = torch.zeros(len(params["means"]), dtype=torch.bool, device=params["means"].device)
+            mask[torch.topk(params["opacities"].detach().flatten(), excess, largest=False).indices] = True
+            remove(params=params, optimizers=optimizers, state=state, mask=mask)
 
     @torch.no_grad()
     def _grow_gs(self, params: Any, optimizers: Any, state: dict[str, Any], step: int) -> tuple[int, int]:
-        room = self.max_gaussians - len(params["means"])
-        if room <= 0:
-            return 0, 0
+        room = max(self.max_gaussians - len(params["means"]), 0)
         gradient = state["grad2d"] / state["count"].clamp_min(1)
         wanted = gradient > self.grow_grad2d
         if step < self.refine_scale2d_stop_iter:

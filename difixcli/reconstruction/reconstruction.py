@@ -44,10 +44,11 @@ class Reconstruction:
     Made by `create`, `load` or `start_from`. Everything that goes in and comes out is in the scene's normalised world.
     Training draws from random generators of its own, so what happens between two calls changes nothing, and the same
     seed gives the same result on the same machine (on CUDA as far as the method's kernels are deterministic).
+
+    `warnings` are sentences for whoever asked for it: what was asked for and cannot be held, or looks mistaken.
     """
 
     def __init__(self, recipe: Recipe, folder: RunFolder, seeds: tuple[np.ndarray, np.ndarray] | None) -> None:
-        self.warnings: list[str] = []
         self._recipe = recipe
         self._run = folder
         self._to_model = recipe.model_from_scene
@@ -55,6 +56,7 @@ class Reconstruction:
         config = configure(recipe, folder.path)
         rays = folder.read_seed_rays() if heeds_seed_depth(config, recipe) else None
         self._trainer = Trainer(recipe, config, seeds, rays)
+        self.warnings = list(self._trainer.warnings)
 
     @classmethod
     def create(

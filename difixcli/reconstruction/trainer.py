@@ -36,6 +36,8 @@ class Trainer:
     `config` is what `configure` made of the recipe. `seeds` are positions (N, 3) and colours (N, 3) for splats to
     begin with (None: they are about to be loaded, or the method has none), `rays` what seed points say about depth
     (None: nothing, or the method does not heed it).
+
+    `warnings` are sentences about what was asked for and cannot be held.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Trainer:
         rays: SeedRays | None,
     ) -> None:
         self.config = config
+        self.warnings: list[str] = []
         self.step = 0  # iterations that it has done itself
         self._recipe = recipe
         self._pseudo: Any = None
@@ -220,11 +223,16 @@ class Trainer:
         self._draw_batches(rays)
         self._wrap_loss()
         if is_splat(self.config):
-            from difixcli.reconstruction.bounded_strategy import BoundedStrategy
+            from difixcli.reconstruction.bounded_strategy import bound_strategy
             from difixcli.reconstruction.ssim import CpuSsim
 
             bound = own_settings(self._recipe)["max_gaussians"]
-            self.model.strategy = BoundedStrategy.like(self.model.strategy, bound)
+            strategy = getattr(self.model, "strategy", None)
+            if not bound_strategy(strategy, bound):
+                self.warnings.append(
+                    f"{self._recipe.method} adds Gaussians by a rule of its own ({type(strategy).__name__}), which "
+                    f"max_gaussians={bound} cannot bound; limit it by its own settings."
+                )
             if self._recipe.device == "cpu":
                 self.model.ssim = CpuSsim()
         self._optimize()
