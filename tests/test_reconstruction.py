@@ -260,6 +260,18 @@ def test_the_same_seed_gives_the_same_bytes(scene: Scene, tmp_path: Path) -> Non
     np.testing.assert_array_equal(*images)
 
 
+@pytest.mark.parametrize("method", ["splatfacto", "nerfacto"])
+def test_the_seed_moves_the_order_of_the_photos(method: str, scene: Scene, tmp_path: Path) -> None:
+    """Whole images as well as rays: two seeds draw two orders, the same seed draws the same."""
+    orders = []
+    for number, seed in enumerate((1, 2, 1)):
+        trainer = create(scene, tmp_path / f"{number}", method, seed=seed)._trainer
+        with trainer._working():
+            batches = [trainer.next_train(step)[1] for step in range(12)]
+        orders.append([batch["indices"].tolist() if "indices" in batch else batch["image_idx"] for batch in batches])
+    assert orders[0] == orders[2] != orders[1]
+
+
 def test_method_names() -> None:
     assert {"nerfacto", "splatfacto", "tensorf", "instant-ngp"} <= set(known_methods())
     assert default_iterations("splatfacto", "cpu") < default_iterations("splatfacto", "gpu")

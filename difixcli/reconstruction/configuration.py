@@ -59,6 +59,9 @@ def configure(recipe: Recipe, folder: Path) -> Any:
         apply_preset(config, recipe.preset, recipe.begun + recipe.iterations, recipe.device, extent)
         for path, value in recipe.settings.items():
             _assign(config, path, value)
+        if hasattr(config.pipeline.datamanager, "train_cameras_sampling_seed"):
+            # whole images are drawn by a generator of their own, rays by the global ones
+            config.pipeline.datamanager.train_cameras_sampling_seed = recipe.seed % 2**32
         settings = [override for override in recipe.overrides if override.partition("=")[0] not in OWN_SETTINGS["cpu"]]
         apply_overrides(config, settings, recipe.method)
         _use_dataset(config, folder / "scene", recipe.box or recipe.far)
