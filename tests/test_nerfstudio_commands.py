@@ -125,7 +125,7 @@ def test_fields(scene: Scene, tmp_path: Path) -> None:
     assert np.isclose(results["psnr"], np.mean(ours), atol=0.05)
     theirs, _ = read_points(tmp_path / "cloud" / "point_cloud.ply")
     assert len(theirs) >= 500
-    points, colors = read_points(made.export(tmp_path / "points.ply"))
+    points, colors = read_points(made.export(tmp_path / "points.ply", world="normalised"))
     # Points at the surfaces a photo shows, of its render's colours.
     camera = scene.frames[0].camera
     render = made.render(camera)

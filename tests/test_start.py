@@ -183,7 +183,7 @@ def test_gaussians_are_found_in_whichever_world_they_are(
 ) -> None:
     made = start(splats.folder, scene, tmp_path / "first")
     made.save()
-    path = made.export(tmp_path / "elsewhere" / "exports" / "splat.ply")
+    path = made.export(tmp_path / "elsewhere" / "exports" / "splat.ply", world="normalised")
     if world != "normalised":
         to_colmap = np.linalg.inv(scene.source_to_world @ scene.applied)
         to_world = {"file": np.linalg.inv(scene.source_to_world), "colmap": to_colmap}

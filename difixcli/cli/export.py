@@ -10,7 +10,7 @@ import typer
 from difixcli import console
 from difixcli.cli.inputs import pick_device
 from difixcli.cli.options import Device, JsonOption
-from difixcli.errors import InputError
+from difixcli.errors import InputError, unknown
 from difixcli.runs import make_folder
 
 
@@ -18,10 +18,20 @@ from difixcli.runs import make_folder
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a reconstruction, such as difix distill leaves.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .ply to write.")],
+    world: Annotated[
+        str,
+        typer.Option(
+            help="scene: the world of the poses in the scene's file; normalised: the run's, centred and of size 1."
+        ),
+    ] = "scene",
     force: Annotated[bool, typer.Option("--force", help="Replace a file of that name.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a run's Gaussians, or the surfaces of another method as coloured points, as a PLY file."""
+    from difixcli.scenes.scene import WORLDS
+
+    if world not in WORLDS:
+        raise unknown("world", world, WORLDS)
     if output.suffix.lower() != ".ply" or output.is_dir():
         raise InputError(f"{output} is no name of a .ply file; give one with --output.")
     if not (run / "reconstruction.json").is_file():
@@ -34,7 +44,8 @@ def export(
     # on the device it was trained on, unless that is not here
     reconstruction = Reconstruction.load(run, device=None if on == "cuda" else on)
     make_folder(output.absolute().parent)
-    reconstruction.export(output)
+    reconstruction.export(output, world)
     count = reconstruction.gaussians
-    console.say(f"Wrote {'a point cloud' if count is None else f'{count} Gaussians'} to {output}.")
-    console.finish({"output": str(output), "gaussians": count}, as_json)
+    what = "a point cloud" if count is None else f"{count} Gaussians"
+    console.say(f"Wrote {what} to {output}, in the scene's {'own' if world == 'scene' else 'normalised'} world.")
+    console.finish({"output": str(output), "gaussians": count, "world": world}, as_json)

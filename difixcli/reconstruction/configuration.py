@@ -43,6 +43,9 @@ class Recipe:
     world: list[list[float]] | None = None  # (4, 4) similarity from the scene's normalised world into the model's own
     box: float | None = None  # half the side of the cube that the model's field ends at
     begun: int = 0  # iterations of the schedule that count as done
+    # (4, 4) similarity from the world of the poses in the scene's file into the scene's normalised one; None: a run of
+    # a version that did not keep it
+    source_to_world: list[list[float]] | None = None
 
     @property
     def model_from_scene(self) -> np.ndarray:

@@ -11,6 +11,7 @@ from difixcli.errors import InputError
 from difixcli.reconstruction.views import Render
 from difixcli.runs import atomic
 from difixcli.scenes.ply import write_points
+from difixcli.scenes.poses import transform_points
 from difixcli.scenes.scene import Camera
 
 _POINTS = 1_000_000
@@ -18,9 +19,10 @@ _OPAQUE = 0.5
 """Rays that meet less than this show no surface."""
 
 
-def write_point_cloud(renders: Iterable[Render], cameras: Sequence[Camera], path: Path) -> Path:
-    """Write the points that the renders at `cameras` show, at most a million, in the cameras' world; PLY.
+def write_point_cloud(renders: Iterable[Render], cameras: Sequence[Camera], to_world: np.ndarray, path: Path) -> Path:
+    """Write the points that the renders at `cameras` show, at most a million; PLY.
 
+    `to_world` is the (4, 4) similarity from the cameras' world into the one that the points are written in.
     Every ray gives one point, at its z-depth and of its colour. Where there are more rays than points a share of each
     render's is drawn, always the same. Raises InputError where no render shows a surface.
     """
@@ -39,5 +41,5 @@ def write_point_cloud(renders: Iterable[Render], cameras: Sequence[Camera], path
     if not any(map(len, points)):
         raise InputError("No surface to export: the model is empty where the photos look; train it for longer.")
     with atomic(path) as temporary:
-        write_points(temporary, np.concatenate(points), np.concatenate(colors))
+        write_points(temporary, transform_points(to_world, np.concatenate(points)), np.concatenate(colors))
     return path

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from difixcli.errors import InputError
+from difixcli.errors import InputError, unknown
 from difixcli.reconstruction.adoption import Origin, moved
 from difixcli.reconstruction.checkpoints import read_checkpoint
 from difixcli.reconstruction.configuration import (
@@ -35,7 +35,7 @@ from difixcli.reconstruction.views import PseudoView, Render, as_render
 from difixcli.runs import make_folder
 from difixcli.scenes import nearest_cameras
 from difixcli.scenes.poses import apply_similarity
-from difixcli.scenes.scene import Camera, Scene
+from difixcli.scenes.scene import WORLDS, Camera, Scene
 
 
 class Reconstruction:
@@ -106,6 +106,7 @@ class Reconstruction:
             train=train,
             cameras=[scene.frames[i].camera.camera_to_world.tolist() for i in train],
             near=None,
+            source_to_world=scene.source_to_world.tolist(),
         )
         if origin is not None:
             recipe = replace(
@@ -281,21 +282,37 @@ class Reconstruction:
         """
         return self._run.write_state(self._trainer.state(), self._trainer.config, self._trainer.pipeline.datamanager)
 
-    def export(self, path: Path) -> Path:
-        """Write the model as a PLY file in the scene's normalised world, and return its path.
+    def export(self, path: Path, world: str = "scene") -> Path:
+        """Write the model as a PLY file, and return its path.
 
         Splats are written as the Gaussians that splat viewers read; of other methods the surfaces that the training
-        photos' cameras see are written as coloured points.
+        photos' cameras see are written as coloured points. `world` is "scene", the one of the poses in the scene's
+        file (positions, sizes, rotations and the directions of colours are all turned into it), or "normalised".
+        Raises InputError for another word, and for "scene" where the run does not say which that was.
         """
+        if world not in WORLDS:
+            raise unknown("world", world, WORLDS)
+        to_world = np.eye(4)
+        if world == "scene":
+            if self._recipe.source_to_world is None:
+                raise InputError(
+                    f"{self.folder} was trained by a version that did not keep the scene's own world; export it with "
+                    "--world normalised, or train again."
+                )
+            to_world = np.linalg.inv(np.array(self._recipe.source_to_world))
         if self._is_splat:
             from difixcli.reconstruction.gaussians import Gaussians
 
-            Gaussians.of_model(self._trainer.model).write(Path(path))
+            gaussians = Gaussians.of_model(self._trainer.model)
+            from_model = to_world @ np.linalg.inv(self._to_model)
+            if not np.array_equal(from_model, np.eye(4)):
+                gaussians = gaussians.moved(from_model)
+            gaussians.write(Path(path))
             return Path(path)
         from difixcli.reconstruction.export import write_point_cloud
 
         cameras = [self._out_of_model(camera) for camera in self._trainer.photo_cameras()]
-        return write_point_cloud(self.render_all(cameras), cameras, Path(path))
+        return write_point_cloud(self.render_all(cameras), cameras, to_world, Path(path))
 
     def adopt(self, state: dict[str, Tensor]) -> None:
         """Take over another model's parameters; optimisers begin anew, at the place of the schedule that is reached.

@@ -11,6 +11,9 @@ import numpy as np
 
 from difixcli.runs import file_name
 
+WORLDS = ("scene", "normalised")
+"""The worlds that something may be written in: the one of the poses in the scene's file, and `Scene`'s."""
+
 
 @dataclass(frozen=True, eq=False)
 class Camera:
