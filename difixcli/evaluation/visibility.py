@@ -28,20 +28,12 @@ def visible_pixels(
     """
     height, width = depth.shape
     camera = camera.resized(width, height)
-    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    rays = np.stack([(x - camera.cx) / camera.fx, -(y - camera.cy) / camera.fy, -np.ones_like(x)], axis=-1)
-    points = (rays * depth[..., None]) @ camera.camera_to_world[:3, :3].T + camera.position
+    points = camera.unproject(np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5, depth)
     seen = np.zeros((height, width), bool)
     for other_depth, other in others:
         rows, columns = other_depth.shape
-        lens = other.resized(columns, rows)
-        local = (points - other.position) @ other.camera_to_world[:3, :3]
-        z = -local[..., 2]
-        ahead = z > 1e-6
-        safe = np.where(ahead, z, 1)
-        u = np.floor(lens.fx * local[..., 0] / safe + lens.cx)
-        v = np.floor(-lens.fy * local[..., 1] / safe + lens.cy)
-        inside = ahead & (u >= 0) & (u < columns) & (v >= 0) & (v < rows)
+        u, v, z = other.resized(columns, rows).project(points)
+        inside = (z > 1e-6) & (u >= 0) & (u < columns) & (v >= 0) & (v < rows)
         there = other_depth[np.where(inside, v, 0).astype(int), np.where(inside, u, 0).astype(int)]
         seen |= inside & (there >= (1 - agreement) * z)  # blended depths at edges float before what is behind
     return seen & (depth > 0)

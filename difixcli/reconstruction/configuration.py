@@ -201,11 +201,10 @@ def measure_extent(cameras: Sequence[Camera], points: np.ndarray) -> Extent | No
     """How near and far the seed points (N, 3) are that the cameras see, with some room; None where they see none."""
     depths = []
     for camera in cameras:
-        local = (points - camera.position) @ camera.camera_to_world[:3, :3]
-        z = -local[:, 2]
-        across = np.abs(local[:, 0]) * camera.fx < z * max(camera.cx, camera.width - camera.cx)
-        upright = np.abs(local[:, 1]) * camera.fy < z * max(camera.cy, camera.height - camera.cy)
-        depths.append(z[(z > 0) & across & upright])
+        x, y, depth = camera.project(points)
+        across = np.abs(x - camera.cx) < max(camera.cx, camera.width - camera.cx)
+        upright = np.abs(y - camera.cy) < max(camera.cy, camera.height - camera.cy)
+        depths.append(depth[(depth > 0) & across & upright])
     seen = np.concatenate(depths)
     if not len(seen):
         return None

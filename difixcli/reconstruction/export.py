@@ -34,9 +34,7 @@ def write_point_cloud(renders: Iterable[Render], cameras: Sequence[Camera], to_w
         if total > _POINTS:
             chosen = rng.random(len(row)) < _POINTS / total
             row, column = row[chosen], column[chosen]
-        x, y = (column + 0.5 - camera.cx) / camera.fx, (row + 0.5 - camera.cy) / camera.fy
-        local = np.stack([x, -y, -np.ones(len(x))], axis=1) * render.depth[row, column, None]
-        points.append(local @ camera.camera_to_world[:3, :3].T + camera.position)
+        points.append(camera.unproject(column + 0.5, row + 0.5, render.depth[row, column]))
         colors.append((render.color[row, column] * 255 + 0.5).astype(np.uint8))
     if not any(map(len, points)):
         raise InputError("No surface to export: the model is empty where the photos look; train it for longer.")

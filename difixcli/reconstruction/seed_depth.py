@@ -46,21 +46,18 @@ class SeedRays:
         pixels, distances, colors = [np.zeros((0, 3), np.int64)], [np.zeros(0, np.float32)], [np.zeros((0, 3))]
         for position, index in enumerate(train):
             camera, photo = scene.frames[index].camera, load_photo(scene.frames[index])
-            offset = scene.points - camera.position
-            local = offset @ camera.camera_to_world[:3, :3]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                x = np.floor(local[:, 0] / -local[:, 2] * camera.fx + camera.cx)
-                y = np.floor(-local[:, 1] / -local[:, 2] * camera.fy + camera.cy)
-            inside = (local[:, 2] < -1e-3) & (x >= 0) & (x < camera.width) & (y >= 0) & (y < camera.height)
+            x, y, depth = camera.project(scene.points)
+            inside = (depth > 1e-3) & (x >= 0) & (x < camera.width) & (y >= 0) & (y < camera.height)
             candidates = np.flatnonzero(inside)
             column, row = x[candidates].astype(np.int64), y[candidates].astype(np.int64)
             color = photo[row, column]
             alike = np.abs(color - scene.colors[candidates] / 255).max(axis=1) < _COLOR_TOLERANCE
-            keep = alike & _unhidden(row, column, -local[candidates, 2], photo.shape[:2])
+            keep = alike & _unhidden(row, column, depth[candidates], photo.shape[:2])
             if (mask := load_mask(scene.frames[index])) is not None:
                 keep &= mask[row, column]
             pixels.append(np.stack([np.full(keep.sum(), position), row[keep], column[keep]], axis=1))
-            distances.append(np.linalg.norm(offset[candidates[keep]], axis=1).astype(np.float32))
+            away = np.linalg.norm(scene.points[candidates[keep]] - camera.position, axis=1)
+            distances.append(away.astype(np.float32))
             colors.append(color[keep])
         return cls(np.concatenate(pixels), np.concatenate(distances), np.concatenate(colors).astype(np.float32))
 
@@ -77,9 +74,9 @@ def depth_map(scene: Scene, frame: int) -> np.ndarray:
     """(H, W) float32: the z-depths of the seed points that a photo shows, in normalised world units, elsewhere 0."""
     rays, camera = SeedRays.of(scene, [frame]), scene.frames[frame].camera
     _, row, column = rays.pixels.T
-    x, y = (column + 0.5 - camera.cx) / camera.fx, (row + 0.5 - camera.cy) / camera.fy
+    right, up = camera.plane(column + 0.5, row + 0.5)
     depth = np.zeros((camera.height, camera.width), np.float32)
-    depth[row, column] = rays.distances / np.sqrt(1 + x**2 + y**2)
+    depth[row, column] = rays.distances / np.sqrt(1 + right**2 + up**2)
     return depth
 
 

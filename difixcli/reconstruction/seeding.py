@@ -33,7 +33,7 @@ def seed_gaussians(scene: Scene, train: Sequence[int], count: int, seed: int) ->
         x, y = _pixels(frame.camera, load_mask(frame), share, rng)
         depth = _depth_at(frame.camera, points, x, y, rng)
         photo = load_photo(frame)
-        found_points.append(_unproject(frame.camera, x, y, depth))
+        found_points.append(frame.camera.unproject(x, y, depth))
         found_colors.append((photo[y.astype(int), x.astype(int)] * 255 + 0.5).astype(np.uint8))
     return np.concatenate(found_points).astype(np.float32), np.concatenate(found_colors)
 
@@ -53,10 +53,8 @@ def _depth_at(camera: Camera, points: np.ndarray, x: np.ndarray, y: np.ndarray, 
     """(N,) z-depths guessed for pixels (x, y) from the points the camera sees."""
     from scipy.spatial import cKDTree
 
-    local = (points - camera.position) @ camera.camera_to_world[:3, :3]
-    z = -local[:, 2]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        pixels = np.stack([local[:, 0] / z * camera.fx + camera.cx, -local[:, 1] / z * camera.fy + camera.cy], axis=1)
+    *place, z = camera.project(points)
+    pixels = np.stack(place, axis=1)
     margin = 0.1 * max(camera.width, camera.height)
     seen = (
         (z > 1e-3)
@@ -72,9 +70,3 @@ def _depth_at(camera: Camera, points: np.ndarray, x: np.ndarray, y: np.ndarray, 
     # One neighbour's own depth, not their mean: across an edge the mean lies on neither surface.
     pick = rng.integers(_NEIGHBOURS, size=len(x))
     return np.exp(logs[np.arange(len(x)), pick] + 0.02 * rng.standard_normal(len(x)))
-
-
-def _unproject(camera: Camera, x: np.ndarray, y: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """(N, 3) world positions of pixels (x, y) at z-depths."""
-    local = np.stack([(x - camera.cx) / camera.fx, -(y - camera.cy) / camera.fy, -np.ones_like(x)], axis=1)
-    return (local * depth[:, None]) @ camera.camera_to_world[:3, :3].T + camera.position

@@ -61,8 +61,8 @@ def as_render(outputs: dict[str, Any], camera: Camera, along_ray: bool, scale: f
     accumulation = np.clip(image("accumulation", "accumulation_fine")[..., 0], 0, 1)
     depth = image("depth", "depth_fine", "expected_depth")[..., 0] / scale
     if along_ray:
-        x = (np.arange(camera.width, dtype=np.float32) + 0.5 - camera.cx) / camera.fx
-        y = (np.arange(camera.height, dtype=np.float32) + 0.5 - camera.cy) / camera.fy
-        depth = depth / np.sqrt(1 + x[None, :] ** 2 + y[:, None] ** 2)
+        columns, rows = (np.arange(size, dtype=np.float32) + 0.5 for size in (camera.width, camera.height))
+        right, up = camera.plane(columns, rows)
+        depth = depth / np.sqrt(1 + right[None, :] ** 2 + up[:, None] ** 2)
     depth = np.where(accumulation > _NOTHING, np.nan_to_num(depth, posinf=0, neginf=0), 0)
     return Render(color.astype(np.float32), accumulation.astype(np.float32), depth.astype(np.float32))

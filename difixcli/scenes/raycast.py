@@ -277,7 +277,7 @@ class World:
         width, height = camera.width * s, camera.height * s
         x = (np.arange(width, dtype=np.float32) + 0.5) / s
         y = (np.arange(height, dtype=np.float32) + 0.5) / s
-        gx, gy = np.meshgrid((x - camera.cx) / camera.fx, -(y - camera.cy) / camera.fy)
+        gx, gy = np.meshgrid(*camera.plane(x, y))
         local = np.stack([gx, gy, np.full_like(gx, -1)]).astype(np.float32)
         length = np.sqrt(_dot(local, local))
         rotation = camera.camera_to_world[:3, :3].astype(np.float32)
@@ -595,12 +595,10 @@ def _window(solid: Solid, camera: Camera) -> tuple[slice, slice] | None:
     """The rows and columns of the supersampled image that a solid can cover; None if none."""
     s = SUPERSAMPLING
     whole = (slice(0, camera.height * s), slice(0, camera.width * s))
-    local = (solid.corners() - camera.position) @ camera.camera_to_world[:3, :3]
-    z = -local[:, 2]
+    x, y, z = camera.project(solid.corners())
     if solid.inside or (z < 1e-3).any():
         return None if (z < 1e-3).all() and not solid.inside else whole
-    x = (local[:, 0] / z * camera.fx + camera.cx) * s
-    y = (-local[:, 1] / z * camera.fy + camera.cy) * s
+    x, y = x * s, y * s
     rows = slice(max(0, int(y.min()) - 1), min(camera.height * s, int(y.max()) + 2))
     columns = slice(max(0, int(x.min()) - 1), min(camera.width * s, int(x.max()) + 2))
     return (rows, columns) if rows.start < rows.stop and columns.start < columns.stop else None

@@ -21,7 +21,7 @@ class Camera:
 
     `camera_to_world` is (4, 4) float64 with OpenGL axes (x right, y up, z back), as nerfstudio has them, in the
     scene's normalised world. `fx, fy, cx, cy` are in pixels of a `width` × `height` image whose first pixel's
-    centre lies at (0.5, 0.5).
+    centre lies at (0.5, 0.5), with x to the right and y down.
     """
 
     camera_to_world: np.ndarray
@@ -41,6 +41,38 @@ class Camera:
     def intrinsics(self) -> np.ndarray:
         """(3, 3) float64 pinhole matrix K in pixels."""
         return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], dtype=np.float64)
+
+    def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where points (…, 3) of the camera's world are in the image: x and y (…) in pixels, and z-depth (…).
+
+        x runs right and y down from the image's upper left corner, so that pixel (row, column) covers
+        [column, column + 1) × [row, row + 1). Depth is the distance along the viewing axis in world units; only where
+        it is positive are x and y where the point is seen. Behind the camera they are mirrored, beside it (depth 0)
+        they are not finite. Nothing is clipped to the image. float64.
+        """
+        local = (points - self.position) @ self.camera_to_world[:3, :3]
+        depth = -local[..., 2]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            x = local[..., 0] / depth * self.fx + self.cx
+            y = -local[..., 1] / depth * self.fy + self.cy
+        return x, y, depth
+
+    def unproject(self, x: np.ndarray, y: np.ndarray, depth: np.ndarray) -> np.ndarray:
+        """The points (…, 3) of the camera's world at pixel positions x and y and z-depth, which broadcast to (…).
+
+        What `project` gives, back again; see there for what the numbers mean. float64.
+        """
+        right, up = self.plane(x, y)
+        local = np.stack(np.broadcast_arrays(right * depth, up * depth, -depth), axis=-1)
+        return local @ self.camera_to_world[:3, :3].T + self.position
+
+    def plane(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the rays through pixel positions x and y cross the plane at z-depth 1: how far right of the viewing
+        axis and how far up, in the camera's own axes. A ray has (right² + up² + 1)^½ of length for each unit of depth.
+
+        Both have their argument's shape and floating type.
+        """
+        return (x - self.cx) / self.fx, -(y - self.cy) / self.fy
 
     def moved(self, camera_to_world: np.ndarray) -> Camera:
         """The same lens at another pose (4, 4)."""
