@@ -1,17 +1,31 @@
-"""Fixtures every test may use: the shared data beside the project, where it is there."""
+"""What every test may use: a cache of the session's own, and the shared data beside the project, where it is there."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
-import pytest
-import torch
+# Before anything of the program is imported. Workers and programs that tests start are given the environment, so all of
+# a session paint into one cache, and nothing that another version painted for the user is ever read.
+_PREFIX = "difix-tests-"
+_MADE: str | None = None
+if not Path(os.environ.get("DIFIX_CACHE", "")).name.startswith(_PREFIX):
+    _MADE = os.environ["DIFIX_CACHE"] = tempfile.mkdtemp(prefix=_PREFIX)
 
-from difixcli.torchvision_cure import cure
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from difixcli.torchvision_cure import cure  # noqa: E402
 
 cure()
 torch.set_num_threads(1)
+
+
+def pytest_unconfigure() -> None:
+    if _MADE is not None:
+        shutil.rmtree(_MADE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
