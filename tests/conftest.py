@@ -1,25 +1,50 @@
-"""Fixtures every test may use: the shared data beside the project, where it is there."""
+"""What every test may use: a cache, photos and a scene of the session's own, and the shared data beside the project."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
-import pytest
-import torch
+# Before anything of the program is imported. Workers and programs that tests start are given the environment, so all of
+# a session paint into one cache, and nothing that another version painted for the user is ever read.
+_PREFIX = "difix-tests-"
+_MADE: str | None = None
+if not Path(os.environ.get("DIFIX_CACHE", "")).name.startswith(_PREFIX):
+    _MADE = os.environ["DIFIX_CACHE"] = tempfile.mkdtemp(prefix=_PREFIX)
 
-from difixcli.torchvision_cure import cure
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from small_scenes import small_sample  # noqa: E402
+
+from difixcli.scenes.sample import cached_sample  # noqa: E402
+from difixcli.torchvision_cure import cure  # noqa: E402
+
+ABSENT = "the shared data is not beside the project"
 
 cure()
 torch.set_num_threads(1)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    absent = sum(isinstance(report.longrepr, tuple) and ABSENT in report.longrepr[2] for report in skipped)
+    if absent:
+        terminalreporter.write_line(f"{absent} tests skipped because ../shared is absent")
+
+
+def pytest_unconfigure() -> None:
+    if _MADE is not None:
+        shutil.rmtree(_MADE, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of shared scenes, photos and golden weights; the test is skipped where it is absent."""
+    """The folder of shared scenes and golden weights; the test is skipped where it is absent."""
     folder = Path(os.environ.get("DIFIX_SHARED", Path(__file__).parents[2] / "shared"))
     if not (folder / "scenes").is_dir():
-        pytest.skip(f"the shared data is not beside the project (looked in {folder}; set DIFIX_SHARED)")
+        pytest.skip(f"{ABSENT} (looked in {folder}; set DIFIX_SHARED)")
     return folder
 
 
@@ -29,6 +54,13 @@ def shared_scenes(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def photos(shared: Path) -> list[Path]:
-    """Generic photos, sorted."""
-    return sorted((shared / "photos").rglob("*.jpg"))
+def photos() -> list[Path]:
+    """The sample room's 32 photos, 320×240 pixels, sorted."""
+    return sorted((cached_sample("room") / "images").iterdir())
+
+
+@pytest.fixture(scope="session")
+def arc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A posed scene: eleven of the sample room's photos, 96×72 pixels, along half a circle, and its seed points."""
+    names = {f"images/train_{i:03d}.png" for i in range(11)}
+    return small_sample("room", tmp_path_factory.mktemp("scenes") / "arc", 96, names)

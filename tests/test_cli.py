@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from commands import difix, refused
 from PIL import Image
+from small_scenes import small_sample
 from typer.testing import CliRunner
 
 from difixcli.fixer import new_small_fixer
@@ -22,23 +23,7 @@ QUICK = ["--iterations", "12", "--size", "48", "--set", "max_gaussians=400"]
 @pytest.fixture(scope="session")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample room, at 64 pixels so that everything is quick."""
-    from difixcli.scenes.sample import cached_sample
-
-    folder = tmp_path_factory.mktemp("scenes") / "room"
-    shutil.copytree(cached_sample("room"), folder)
-    meta = json.loads((folder / "transforms.json").read_text())
-    for frame in meta["frames"]:
-        image = Image.open(folder / frame["file_path"])
-        image.resize((64, 48), Image.Resampling.BOX).save(folder / frame["file_path"])
-    for holder in (meta, *meta["frames"]):
-        for key, size in (("fl_x", 64), ("cx", 64), ("fl_y", 48), ("cy", 48)):
-            if key in holder:
-                holder[key] *= size / (image.width if size == 64 else image.height)
-        for key, size in (("w", 64), ("h", 48)):
-            if key in holder:
-                holder[key] = size
-    (folder / "transforms.json").write_text(json.dumps(meta))
-    return folder
+    return small_sample("room", tmp_path_factory.mktemp("scenes") / "room", 64)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from commands import difix, done, refused, told
 from PIL import Image
+from small_scenes import small_sample
 
 from difixcli.cli import app
 from difixcli.cli.curate import finish_pairs
@@ -139,23 +140,8 @@ def test_shifts_that_make_no_sense_are_refused(shift: str, words: str) -> None:
 
 def _street(folder: Path, places: Sequence[int], cameras: Sequence[str] = ("centre", "left", "right")) -> Path:
     """The sample street at 64 pixels, at some places along it and with some of its cameras."""
-    from difixcli.scenes.sample import cached_sample
-
-    meta = json.loads((cached_sample("street") / "transforms.json").read_text())
-    scale = 64 / meta["w"]
-    for key in ("fl_x", "fl_y", "cx", "cy", "w", "h"):
-        meta[key] *= scale
-    meta["w"], meta["h"] = round(meta["w"]), round(meta["h"])
     wanted = {f"images/{camera}/{place:03d}.png" for camera in cameras for place in places}
-    meta["frames"] = [frame for frame in meta["frames"] if frame["file_path"] in wanted]
-    for frame in meta["frames"]:
-        target = folder / frame["file_path"]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        photo = Image.open(cached_sample("street") / frame["file_path"])
-        photo.resize((meta["w"], meta["h"]), Image.Resampling.BOX).save(target)
-    shutil.copy(cached_sample("street") / "points.ply", folder)
-    (folder / "transforms.json").write_text(json.dumps(meta))
-    return folder
+    return small_sample("street", folder, 64, wanted)
 
 
 @pytest.fixture(scope="session")
@@ -661,7 +647,7 @@ def test_a_split_that_changed_is_made_again(three: list[Path], tmp_path: Path) -
 def test_what_a_mask_leaves_out_is_no_target(three: list[Path], tmp_path: Path) -> None:
     scene = Path(shutil.copytree(three[0], tmp_path / "scene"))
     meta = json.loads((scene / "transforms.json").read_text())
-    mask = np.full((meta["h"], meta["w"]), 255, np.uint8)
+    mask = np.full((meta["frames"][0]["h"], meta["frames"][0]["w"]), 255, np.uint8)
     mask[:, :20] = 0
     Image.fromarray(mask).save(scene / "mask.png")
     for frame in meta["frames"]:

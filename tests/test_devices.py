@@ -261,7 +261,7 @@ def test_training_stays_on_the_device_and_goes_on_exactly(
 
 
 def test_fields_train_on_rays_of_photos_and_pseudo_views(
-    waits: dict[str, int], shared_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    waits: dict[str, int], arc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """nerfacto without tiny-cuda-nn: datamanagers, rays through seed points, weights, rendering, saving, going on."""
     from test_reconstruction import create, pseudo_view
@@ -271,7 +271,7 @@ def test_fields_train_on_rays_of_photos_and_pseudo_views(
     from difixcli.scenes import load_scene
 
     monkeypatch.setattr("difixcli.reconstruction.reconstruction.check_device", lambda device, config: None)
-    scene = load_scene(shared_scenes / "fountain_p11", size=32)
+    scene = load_scene(arc, size=32)
     small = ["mixed_precision=false", "pipeline.datamanager.train_num_rays_per_batch=64"]
     small += [
         "pipeline.model.implementation=torch",

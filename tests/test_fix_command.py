@@ -143,11 +143,11 @@ def test_the_releases_resize_and_tiles(images: Path, tiny: Path, tmp_path: Path)
     assert Image.open(tmp_path / "b" / "wide.png").size == (600, 300)
 
 
-def test_references_by_scene(shared_scenes: Path, tiny: Path, tmp_path: Path) -> None:
-    scene = load_scene(shared_scenes / "fountain_p11", 96)
+def test_references_by_scene(arc: Path, tiny: Path, tmp_path: Path) -> None:
+    scene = load_scene(arc, 96)
     (tmp_path / "renders").mkdir()
     for i in (0, 5):
-        Image.open(scene.frames[i].image_path).resize((96, 64)).save(tmp_path / f"renders/{scene.file_names[i]}.png")
+        Image.open(scene.frames[i].image_path).resize((96, 72)).save(tmp_path / f"renders/{scene.file_names[i]}.png")
     files = sorted((tmp_path / "renders").iterdir())
     choice = ReferencePhotos.by_pose(scene, files, 3)
     for path in files:
@@ -156,7 +156,7 @@ def test_references_by_scene(shared_scenes: Path, tiny: Path, tmp_path: Path) ->
         assert len(names) == 3 and own.name not in names
         distances = {f.name: np.linalg.norm(f.camera.position - own.camera.position) for f in scene.frames}
         assert max(distances[name] for name in names) <= sorted(distances.values())[5]
-    line = ("fix", tmp_path / "renders", "--fixer", tiny, "--scene", shared_scenes / "fountain_p11", "--json")
+    line = ("fix", tmp_path / "renders", "--fixer", tiny, "--scene", arc, "--json")
     assert told(difix(*line, "--references", "2"))["results"]["frames"] == 2
     (tmp_path / "renders" / "unposed.png").write_bytes(files[0].read_bytes())
     refused(difix(*line, "-o", tmp_path / "o"), "unposed.png", "no frame of the scene")
@@ -164,16 +164,13 @@ def test_references_by_scene(shared_scenes: Path, tiny: Path, tmp_path: Path) ->
         ReferencePhotos.by_pose(scene, [tmp_path / "renders" / "unposed.png"], 1)
 
 
-def test_a_scene_of_few_photos_says_how_many_stand_beside_an_image(
-    shared_scenes: Path, tiny: Path, tmp_path: Path
-) -> None:
-    fountain = shared_scenes / "fountain_p11"
-    scene = load_scene(fountain, 48)
+def test_a_scene_of_few_photos_says_how_many_stand_beside_an_image(arc: Path, tiny: Path, tmp_path: Path) -> None:
+    scene = load_scene(arc, 48)
     (tmp_path / "in").mkdir()
-    Image.open(scene.frames[0].image_path).resize((48, 32)).save(tmp_path / "in" / f"{scene.file_names[0]}.png")
+    Image.open(scene.frames[0].image_path).resize((48, 36)).save(tmp_path / "in" / f"{scene.file_names[0]}.png")
     few = len(scene.frames) - 1
     result = difix(
-        "fix", tmp_path / "in", "--fixer", tiny, "--scene", fountain, "--size", "48", "--references", 99, "--json"
+        "fix", tmp_path / "in", "--fixer", tiny, "--scene", arc, "--size", "48", "--references", 99, "--json"
     )
     (beside,) = told(result)["results"]["references"].values()
     assert len(beside) == few and f"nearest {few} photos" in result.stderr
@@ -270,9 +267,9 @@ def test_export_needs_no_images_and_says_the_licence_once(shared: Path, images: 
     refused(difix("fix", "--fixer", tmp_path / "kept", "--export", tmp_path / "kept", "--force"), "choose another")
 
 
-def test_a_name_that_several_frames_have_is_no_pose(shared_scenes: Path, tmp_path: Path) -> None:
+def test_a_name_that_several_frames_have_is_no_pose(arc: Path, tmp_path: Path) -> None:
     """A rig's cameras often number their photos alike."""
-    scene = load_scene(str(shared_scenes / "fountain_p11"), 64)
+    scene = load_scene(arc, 64)
     frames = [replace(scene.frames[i], name=f"{side}/0.png") for i, side in enumerate(("left", "right"))]
     rig = replace(scene, frames=[*frames, *scene.frames[2:]])
     for name in (tmp_path / "left-0.png", tmp_path / "right-0.png"):

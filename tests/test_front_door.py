@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,6 +22,37 @@ def test_ci_runs_the_readme_test_command_as_written() -> None:
     second = _readme_commands()[1]
     assert "pytest" in second
     assert second in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+
+STEPS = ("pip install -q .[dev]", "pytest", "ruff check", "ruff format", "mypy")
+
+
+@pytest.mark.parametrize("broken", [None, *STEPS])
+def test_ci_begins_with_empty_caches_and_fails_with_any_step(broken: str | None, tmp_path: Path) -> None:
+    """The real script, where the environment that it makes holds programs which only note how they were called."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
+    program = tmp_path / "program"
+    program.write_text(
+        '#!/bin/sh\nline="$(basename "$0") $*"\n'
+        'echo "$line|$HOME|$DIFIX_CACHE|$(ls -A "$HOME" "$DIFIX_CACHE" 2>/dev/null | grep -v :)" >> called\n'
+        'case "$line" in "$BROKEN"*) exit 3;; esac\n'
+    )
+    python = tmp_path / "bin" / "python3"
+    python.parent.mkdir()
+    names = "pip pytest ruff mypy"
+    python.write_text(f"#!/bin/sh\nmkdir -p .venv/bin\nfor n in {names}; do cp program .venv/bin/$n; done\n")
+    for file in (program, python):
+        file.chmod(0o755)
+    about = {"PATH": f"{python.parent}{os.pathsep}{os.defpath}", "HOME": str(tmp_path), "BROKEN": broken or "nothing"}
+    done = subprocess.run([tmp_path / ".ci" / "run"], env=about, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == (broken is None), done.stderr
+    calls = [line.split("|") for line in (tmp_path / "called").read_text().splitlines()]
+    expected = [step for step in STEPS if broken != STEPS[0] or step != "pytest"]
+    assert len(calls) == len(expected)
+    for (line, home, cache, held), step in zip(calls, expected, strict=True):
+        assert line.startswith(step) and not held.strip()
+        assert Path(home).parent == Path(cache).parent != tmp_path and not Path(home).exists()
 
 
 def test_every_documented_command_and_option_exists() -> None:

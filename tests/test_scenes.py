@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.spatial.transform import Rotation
+from small_scenes import write_colmap
 
 from difixcli.errors import InputError
 from difixcli.reconstruction.dataset import write_dataset
@@ -96,17 +97,23 @@ def test_transforms_and_colmap_give_the_same_scene(shared_scenes: Path, tmp_path
     assert max(a.frames[0].camera.width, a.frames[0].camera.height) == 240
 
 
-def test_text_models_read_like_binary_ones(shared_scenes: Path, tmp_path: Path) -> None:
+def test_text_models_and_binary_ones_read_like_transforms(arc: Path, tmp_path: Path) -> None:
     import pycolmap
 
-    source = shared_scenes / "fountain_p11"
-    (tmp_path / "images").symlink_to(source / "images")
-    text = tmp_path / "colmap" / "sparse" / "0"
-    text.mkdir(parents=True)
-    pycolmap.Reconstruction(str(source / "sparse" / "0")).write_text(str(text))
-    a, b = load_scene(source), load_scene(tmp_path)
-    for x, y in zip(a.frames, b.frames, strict=True):
-        np.testing.assert_allclose(x.camera.camera_to_world, y.camera.camera_to_world, atol=1e-6)
+    text, binary = tmp_path / "text", tmp_path / "binary"
+    for folder, model in ((text, "colmap/sparse/0"), (binary, "sparse")):
+        (folder / model).mkdir(parents=True)
+        (folder / "images").symlink_to(arc / "images")
+    write_colmap(arc, text / "colmap/sparse/0")
+    pycolmap.Reconstruction(str(text / "colmap/sparse/0")).write_binary(str(binary / "sparse"))
+    expected = load_scene(arc)
+    for scene in (load_scene(text), load_scene(binary)):
+        for x, y in zip(scene.frames, expected.frames, strict=True):
+            assert x.name == y.name and x.camera_id == y.camera_id
+            np.testing.assert_allclose(x.camera.camera_to_world, y.camera.camera_to_world, atol=1e-6)
+            np.testing.assert_allclose(x.camera.intrinsics, y.camera.intrinsics, rtol=1e-9)
+        np.testing.assert_allclose(scene.points, expected.points, atol=1e-6)
+        np.testing.assert_array_equal(scene.colors, expected.colors)
 
 
 def test_the_points_project_onto_the_photos(shared_scenes: Path) -> None:
@@ -233,15 +240,14 @@ def test_file_names_are_one_for_each_frame(tmp_path: Path) -> None:
     assert all(name.casefold().startswith("images-a-") for frame, name in names.items() if frame != "images/b.png")
 
 
-def test_fingerprints_see_all_that_a_scene_is_read_from(shared_scenes: Path, tmp_path: Path) -> None:
-    import shutil
-
+def test_fingerprints_see_all_that_a_scene_is_read_from(arc: Path, tmp_path: Path) -> None:
     import pycolmap
 
-    source = shared_scenes / "fountain_p11"
-    (tmp_path / "images").symlink_to(source / "images")
-    shutil.copytree(source / "sparse", tmp_path / "sparse")
+    (tmp_path / "images").symlink_to(arc / "images")
     model = tmp_path / "sparse" / "0"
+    write_colmap(arc, tmp_path / "text")
+    model.mkdir(parents=True)
+    pycolmap.Reconstruction(str(tmp_path / "text")).write_binary(str(model))
     seen = [scene_fingerprint(load_scene(tmp_path, size)) for size in (None, 64)]
     assert seen[0] == seen[1]
     read = pycolmap.Reconstruction(str(model))
@@ -254,7 +260,7 @@ def test_fingerprints_see_all_that_a_scene_is_read_from(shared_scenes: Path, tmp
     seen.append(scene_fingerprint(load_scene(tmp_path)))
     name = Path(load_scene(tmp_path).frames[2].name).name
     (tmp_path / "masks").mkdir()
-    with Image.open(source / "images" / name) as photo:
+    with Image.open(arc / "images" / name) as photo:
         for level in (255, 254):  # as many bytes, other content
             Image.new("L", photo.size, level).save(tmp_path / "masks" / f"{name}.png", compress_level=0)
             seen.append(scene_fingerprint(load_scene(tmp_path)))
@@ -401,15 +407,10 @@ def test_bad_colmap_model(tmp_path: Path) -> None:
         load_scene(tmp_path)
 
 
-def test_fisheye_in_colmap_is_refused(shared_scenes: Path, tmp_path: Path) -> None:
-    import pycolmap
-
+def test_fisheye_in_colmap_is_refused(arc: Path, tmp_path: Path) -> None:
     model = tmp_path / "sparse" / "0"
-    model.mkdir(parents=True)
-    pycolmap.Reconstruction(str(shared_scenes / "fountain_p11" / "sparse" / "0")).write_text(str(model))
-    cameras = (model / "cameras.txt").read_text().splitlines()
-    cameras[-1] = "1 OPENCV_FISHEYE 640 426 500 500 320 213 0 0 0 0"
-    (model / "cameras.txt").write_text("\n".join(cameras) + "\n")
+    write_colmap(arc, model)
+    (model / "cameras.txt").write_text("1 OPENCV_FISHEYE 640 426 500 500 320 213 0 0 0 0\n")
     with refused("OPENCV_FISHEYE", "undistort"):
         load_scene(tmp_path)
 

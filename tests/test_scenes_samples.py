@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from difixcli.errors import InputError
-from difixcli.scenes import Camera, Scene, default_split_rule, load_photo, load_scene, make_split, paint, write_sample
+from difixcli.scenes import (
+    Camera,
+    Scene,
+    default_split_rule,
+    load_photo,
+    load_scene,
+    make_split,
+    paint,
+    sample,
+    write_sample,
+)
 from difixcli.scenes.poses import look_at
 from difixcli.scenes.raycast import Light, World, box, cylinder, sphere
+from difixcli.scenes.sample import sample_folder
 
 UP = np.array([0.0, 0.0, 1.0])
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def room(cache: Path) -> Scene:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DIFIX_CACHE", str(cache))
-        return load_scene("sample:room")
+def room() -> Scene:
+    return load_scene("sample:room")
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -139,17 +145,45 @@ def test_the_same_seed_gives_the_same_bytes(room: Scene, tmp_path: Path) -> None
     assert digest(tmp_path) == digest(room.root)
 
 
-def test_the_cache_is_used_again(room: Scene, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIFIX_CACHE", str(cache))
+def test_the_cache_is_used_again(room: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("difixcli.scenes.sample.write_sample", lambda *_: pytest.fail("written again"))
     again = load_scene("sample:room", 160)
     assert again.frames[0].camera.width == 160
-    assert sorted(path.name for path in (cache / "samples").iterdir()) == ["room-v1"]
+    assert room.root == sample_folder("room")
 
 
-def test_street_is_metric_and_has_three_cameras(tmp_path: Path) -> None:
-    write_sample("street", tmp_path, seed=3)
-    scene = load_scene(tmp_path)
+def test_another_writer_keeps_its_samples_elsewhere(tmp_path: Path) -> None:
+    """A sample that an earlier version of the program wrote is not taken for what this one would write."""
+    rooms = Path(sample.__file__).parent
+    for name in sample.WRITERS:
+        shutil.copy(rooms / name, tmp_path)
+    before = sample.writers_digest(tmp_path)
+    assert sample_folder("street").name == f"street-{before}"
+    for name in sample.WRITERS:
+        with (tmp_path / name).open("a") as module:
+            module.write("#")
+        after = sample.writers_digest(tmp_path)
+        assert after != before, name
+        before = after
+
+
+def test_the_writers_are_all_that_the_samples_import() -> None:
+    rooms = Path(sample.__file__).parent
+    found, left = set(), {"sample.py"}
+    while left:
+        name = left.pop()
+        found.add(name)
+        for node in ast.walk(ast.parse((rooms / name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("difixcli.scenes"):
+                inner = (node.module or "").removeprefix("difixcli.scenes").strip(".")
+                names = [inner] if inner else [alias.name for alias in node.names]
+                left |= {f"{one}.py" for one in names} - found
+    # what a split file is called, and what is read
+    assert found - {"splits.py", "source.py"} == set(sample.WRITERS)
+
+
+def test_street_is_metric_and_has_three_cameras() -> None:
+    scene = load_scene("sample:street")
     assert scene.metric and {frame.camera_id for frame in scene.frames} == {"left", "centre", "right"}
     split = make_split(scene, default_split_rule(scene))
     assert {scene.frames[i].camera_id for i in split.train} == {"centre"}

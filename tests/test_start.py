@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_scenes import small_sample
 
 from difixcli.errors import InputError
 from difixcli.reconstruction import Reconstruction, start_from
@@ -28,11 +29,11 @@ APPLIED = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0]])  # as ns-proce
 
 
 @pytest.fixture(scope="module")
-def scene(shared_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+def scene(arc: Path, tmp_path_factory: pytest.TempPathFactory) -> Scene:
     """A small scene as ns-process-data leaves it, whose file's world is neither COLMAP's nor the normalised one."""
     from difixcli.runs import write_image
 
-    source = load_scene(shared_scenes / "fountain_p11", size=64)
+    source = load_scene(arc, size=64)
     folder = tmp_path_factory.mktemp("scene")
     applied = np.vstack([APPLIED, [0, 0, 0, 1]])
     to_file = applied @ np.linalg.inv(source.source_to_world)
@@ -224,8 +225,9 @@ def test_harmonics_turn_with_the_world() -> None:
         np.testing.assert_allclose(moved.scales, one.scales + np.log(2.5), atol=1e-5)
 
 
-def test_another_scenes_run_is_warned_of(splats: Foreign, shared_scenes: Path, tmp_path: Path) -> None:
-    other = load_scene(shared_scenes / "entry_p10", size=48)
+def test_another_scenes_run_is_warned_of(splats: Foreign, tmp_path: Path) -> None:
+    names = {f"images/test_{i:03d}.png" for i in range(8)} | {"images/train_020.png"}
+    other = load_scene(small_sample("room", tmp_path / "other", 48, names))
     made = start(splats.folder, other, tmp_path / "run")
     assert len(made.warnings) == 1 and "another scene" in made.warnings[0]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +24,13 @@ from difixcli.scenes.raycast import Light, Solid, World, box, cylinder, sphere
 from difixcli.scenes.scene import Camera
 from difixcli.scenes.splits import SPLIT_FILE
 
-SAMPLE_VERSION = 1
-"""Part of the cache's folder names: raise it with every change of what is written."""
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
+
+WRITERS = ("sample.py", "raycast.py", "paint.py", "poses.py", "scene.py", "nerfstudio_format.py", "ply.py")
+"""The modules that decide what a sample scene's files hold; the cache's folders are named after them."""
 
 SEED_POINTS = 4000
 SEED_NOISE = 0.003
@@ -72,7 +79,8 @@ def cached_sample(name: str) -> Path:
     """The folder of a sample scene with seed 0 in the user's cache, written there the first time.
 
     The cache is `DIFIX_CACHE`, or `~/.cache/difix`. It is written under another name and renamed, so that a run that
-    is killed, or two at once, never leave half a scene. Raises InputError as `write_sample` does.
+    is killed never leaves half a scene; of several at once one writes and the others wait. Raises InputError as
+    `write_sample` does.
     """
     folder = sample_folder(name)
     cache = folder.parent
@@ -80,13 +88,18 @@ def cached_sample(name: str) -> Path:
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache) as temporary:
+        with (
+            _alone(cache / f".{folder.name}.lock"),
+            tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache) as temporary,
+        ):
+            if (folder / "transforms.json").is_file():
+                return folder
             made = Path(temporary) / "scene"
             write_sample(name, made)
             try:
                 made.rename(folder)
             except OSError:
-                # Another process was first; its scene has the same bytes.
+                # Where locks have no effect, another process was first; its scene has the same bytes.
                 if not (folder / "transforms.json").is_file():
                     raise
     except OSError as error:
@@ -98,10 +111,31 @@ def cached_sample(name: str) -> Path:
 
 
 def sample_folder(name: str) -> Path:
-    """Where `cached_sample` keeps a sample scene, written or not; InputError for an unknown name."""
+    """Where `cached_sample` keeps a sample scene, written or not; InputError for an unknown name.
+
+    A version of the program that would write another scene keeps it elsewhere.
+    """
     check_sample(name)
     cache = Path(os.environ.get("DIFIX_CACHE") or Path.home() / ".cache" / "difix") / "samples"
-    return cache / f"{name}-v{SAMPLE_VERSION}"
+    return cache / f"{name}-{writers_digest(Path(__file__).parent)}"
+
+
+def writers_digest(folder: Path) -> str:
+    """A short hash of the modules in a folder that write the sample scenes (see `WRITERS`)."""
+    digest = hashlib.sha256()
+    for name in WRITERS:
+        digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Waits until no other process holds the lock file; without effect where the system has no such locks."""
+    with path.open("a") as held:
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.lockf(held, fcntl.LOCK_EX)
+        yield
 
 
 def check_sample(name: str) -> None:
