@@ -36,6 +36,21 @@ class Doubling(DefaultStrategy):
 
 
 @dataclasses.dataclass
+class Unmeasured(DefaultStrategy):
+    """A plug-in's that knows no gradients: it doubles all Gaussians where gsplat's would look at them."""
+
+    def initialize_state(self, scene_scale: float = 1.0) -> dict[str, Any]:
+        return {}
+
+    def _grow_gs(self, params: Any, optimizers: Any, state: Any, step: int) -> tuple[int, int]:
+        duplicate(params, optimizers, state, torch.ones(len(params["means"]), dtype=torch.bool))
+        return len(params["means"]) // 2, 0
+
+    def step_post_backward(self, params: Any, optimizers: Any, state: Any, step: int, *_: Any, **__: Any) -> None:
+        self._grow_gs(params, optimizers, state, step)
+
+
+@dataclasses.dataclass
 class Constant(Strategy):
     """Neither of gsplat's kinds: it adds one Gaussian at every step."""
 
@@ -117,6 +132,23 @@ def test_a_plugins_strategy_is_kept_and_bounded(registered: dict[str, type], sce
     again.train(3)
     camera = scene.frames[1].camera
     assert (again.render(camera).color == made.render(camera).color).all()
+
+
+def test_the_least_opaque_are_cut_back() -> None:
+    values = {"means": torch.rand(40, 3), "opacities": torch.linspace(-3, 3, 40)}
+    params = torch.nn.ParameterDict({name: torch.nn.Parameter(value) for name, value in values.items()})
+    optimizers = {name: torch.optim.Adam([param]) for name, param in params.items()}
+    for param in params.values():
+        param.grad = torch.ones_like(param)
+    for optimizer in optimizers.values():
+        optimizer.step()
+    strategy = Unmeasured()
+    assert bound_strategy(strategy, 60) and isinstance(strategy, Unmeasured)
+    most = params["opacities"].detach().repeat(2).sort().values[-60:]
+    strategy.step_post_backward(params, optimizers, strategy.initialize_state(), 1)
+    assert torch.equal(params["opacities"].detach().sort().values, most)
+    strategy.step_post_backward(params, optimizers, strategy.initialize_state(), 2)
+    assert len(params["means"]) == 60
 
 
 def test_the_markov_chain_is_bounded_by_its_own_cap() -> None:

@@ -43,7 +43,7 @@ def test_what_is_patched_for_a_while_is_put_back() -> None:
         for patch in PATCHES
         if patch.by.rpartition(".")[2] in {"quiet", "no_perceptual_download", "on_device", "encode", "rasterization"}
     ]
-    assert len(names) == 7
+    assert len(names) >= 7
     before = [found(name) for name in names]
     with quiet(), no_perceptual_download(splatfacto.SplatfactoModel), on_device("cpu", splatfacto.SplatfactoModel):
         inside = [found(name) for name in names]

@@ -228,9 +228,10 @@ class Trainer:
             bound = own_settings(self._recipe)["max_gaussians"]
             strategy = getattr(self.model, "strategy", None)
             if not bound_strategy(strategy, bound):
+                rule = "" if strategy is None else f" ({type(strategy).__name__})"
                 self.warnings.append(
-                    f"{self._recipe.method} adds Gaussians by a rule of its own ({type(strategy).__name__}), which "
-                    f"max_gaussians={bound} cannot bound; limit it by its own settings."
+                    f"{self._recipe.method} adds Gaussians by a rule of its own{rule}, which max_gaussians={bound} "
+                    "cannot bound; limit it by its own settings."
                 )
             if self._recipe.device == "cpu":
                 self.model.ssim = CpuSsim()
