@@ -28,6 +28,11 @@ class Doubling(DefaultStrategy):
 
     tint: float = 0.25
     doubled: int = 0
+    updated: int = 0
+
+    def _update_state(self, *args: Any, **kwargs: Any) -> None:
+        super()._update_state(*args, **kwargs)
+        self.updated += 1
 
     def step_post_backward(self, params: Any, optimizers: Any, state: Any, *args: Any, **kwargs: Any) -> None:
         super().step_post_backward(params, optimizers, state, *args, **kwargs)
@@ -124,7 +129,7 @@ def test_a_plugins_strategy_is_kept_and_bounded(registered: dict[str, type], sce
     for _ in range(8):
         made.train(2)
         counts.append(made.gaussians)
-    assert strategy.doubled == 16 and max(counts) == 300 and counts[0] > 100
+    assert strategy.doubled == strategy.updated == 16 and max(counts) == 300 and counts[0] > 100
     assert len(made._trainer._optimizers.optimizers["means"].param_groups[0]["params"][0]) == counts[-1]
     made.save()
     made.train(3)
