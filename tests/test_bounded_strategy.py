@@ -28,11 +28,31 @@ class Doubling(DefaultStrategy):
 
     tint: float = 0.25
     doubled: int = 0
+    updated: int = 0
+
+    def _update_state(self, *args: Any, **kwargs: Any) -> None:
+        super()._update_state(*args, **kwargs)
+        self.updated += 1
 
     def step_post_backward(self, params: Any, optimizers: Any, state: Any, *args: Any, **kwargs: Any) -> None:
         super().step_post_backward(params, optimizers, state, *args, **kwargs)
         duplicate(params, optimizers, state, torch.ones(len(params["means"]), dtype=torch.bool))
         self.doubled += 1
+
+
+@dataclasses.dataclass
+class Unmeasured(DefaultStrategy):
+    """A plug-in's that knows no gradients: it doubles all Gaussians where gsplat's would look at them."""
+
+    def initialize_state(self, scene_scale: float = 1.0) -> dict[str, Any]:
+        return {}
+
+    def _grow_gs(self, params: Any, optimizers: Any, state: Any, step: int) -> tuple[int, int]:
+        duplicate(params, optimizers, state, torch.ones(len(params["means"]), dtype=torch.bool))
+        return len(params["means"]) // 2, 0
+
+    def step_post_backward(self, params: Any, optimizers: Any, state: Any, step: int, *_: Any, **__: Any) -> None:
+        self._grow_gs(params, optimizers, state, step)
 
 
 @dataclasses.dataclass
@@ -109,7 +129,7 @@ def test_a_plugins_strategy_is_kept_and_bounded(registered: dict[str, type], sce
     for _ in range(8):
         made.train(2)
         counts.append(made.gaussians)
-    assert strategy.doubled == 16 and max(counts) == 300 and counts[0] > 100
+    assert strategy.doubled == strategy.updated == 16 and max(counts) == 300 and counts[0] > 100
     assert len(made._trainer._optimizers.optimizers["means"].param_groups[0]["params"][0]) == counts[-1]
     made.save()
     made.train(3)
@@ -117,6 +137,23 @@ def test_a_plugins_strategy_is_kept_and_bounded(registered: dict[str, type], sce
     again.train(3)
     camera = scene.frames[1].camera
     assert (again.render(camera).color == made.render(camera).color).all()
+
+
+def test_the_least_opaque_are_cut_back() -> None:
+    values = {"means": torch.rand(40, 3), "opacities": torch.linspace(-3, 3, 40)}
+    params = torch.nn.ParameterDict({name: torch.nn.Parameter(value) for name, value in values.items()})
+    optimizers = {name: torch.optim.Adam([param]) for name, param in params.items()}
+    for param in params.values():
+        param.grad = torch.ones_like(param)
+    for optimizer in optimizers.values():
+        optimizer.step()
+    strategy = Unmeasured()
+    assert bound_strategy(strategy, 60) and isinstance(strategy, Unmeasured)
+    most = params["opacities"].detach().repeat(2).sort().values[-60:]
+    strategy.step_post_backward(params, optimizers, strategy.initialize_state(), 1)
+    assert torch.equal(params["opacities"].detach().sort().values, most)
+    strategy.step_post_backward(params, optimizers, strategy.initialize_state(), 2)
+    assert len(params["means"]) == 60
 
 
 def test_the_markov_chain_is_bounded_by_its_own_cap() -> None:

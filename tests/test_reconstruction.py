@@ -108,7 +108,7 @@ def test_the_folder_is_a_nerfstudio_run(trained: Reconstruction) -> None:
     assert (trained.folder / "dataparser_transforms.json").is_file()
     script = f"""
 from difixcli.torchvision_cure import cure; cure()
-from difixcli.reconstruction.surroundings import no_perceptual_download
+from difixcli.reconstruction.patches import no_perceptual_download
 from nerfstudio.models.base_model import Model
 from nerfstudio.utils.eval_utils import eval_setup
 from pathlib import Path

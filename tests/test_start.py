@@ -60,7 +60,7 @@ def ns_train(scene: Scene, folder: Path, method: str, change: Callable[[object],
     from nerfstudio.configs.method_configs import all_methods
     from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
-    from difixcli.reconstruction.surroundings import no_perceptual_download, on_device, quiet
+    from difixcli.reconstruction.patches import no_perceptual_download, on_device, quiet
 
     config = copy.deepcopy(all_methods[method])
     config.pipeline.datamanager.dataparser = NerfstudioDataParserConfig(data=scene.root, load_3D_points=False)

@@ -49,6 +49,8 @@ class _Bounded(DefaultStrategy):
 
     @torch.no_grad()
     def _grow_gs(self, params: Any, optimizers: Any, state: dict[str, Any], step: int) -> tuple[int, int]:
+        if state.get("grad2d") is None or state.get("count") is None:  # the strategy measures something of its own
+            return super()._grow_gs(params, optimizers, state, step)
         room = max(self.max_gaussians - len(params["means"]), 0)
         gradient = state["grad2d"] / state["count"].clamp_min(1)
         wanted = gradient > self.grow_grad2d

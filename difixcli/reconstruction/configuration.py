@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ import torch
 from difixcli.errors import InputError, unknown
 from difixcli.reconstruction.methods import method_config
 from difixcli.reconstruction.overrides import apply_overrides
+from difixcli.reconstruction.patches import quiet, read_in_process
 from difixcli.reconstruction.presets import OWN_SETTINGS, Extent, apply_preset, has_bounded_field, is_splat
-from difixcli.reconstruction.surroundings import quiet
 from difixcli.scenes.scene import Camera
 from difixcli.torchvision_cure import cure
 
@@ -118,21 +117,6 @@ def _use_dataset(config: Any, data: Path, box: float | None) -> None:
     read_in_process(manager)
 
 
-def read_in_process(manager: Any) -> None:
-    """Let a datamanager's configuration make one that reads photos in this process.
-
-    Worker processes draw their own random numbers; in this process the seed decides.
-    """
-    from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager
-    from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManager
-
-    target = manager._target
-    if getattr(target, "__origin__", target) is ParallelDataManager:
-        datasets = getattr(target, "__args__", ())
-        in_process: Any = VanillaDataManager
-        manager._target = in_process[datasets] if datasets else in_process
-
-
 def reads_depth(config: Any) -> bool:
     """Whether the method's photos come with depth maps (nerfstudio's `DepthDataset`).
 
@@ -147,29 +131,6 @@ def reads_depth(config: Any) -> bool:
         for generic in getattr(base, "__orig_bases__", ()):
             declared += typing.get_args(generic)
     return any(isinstance(kind, type) and issubclass(kind, DepthDataset) for kind in declared)
-
-
-@contextmanager
-def seeded(parser_config: Any, seeds: tuple[np.ndarray, np.ndarray] | None) -> Iterator[None]:
-    """Inside the block the parser also gives out seed points, which splatfacto looks for in the metadata."""
-    if seeds is None:
-        yield
-        return
-    original = parser_config._target
-    points, colors = (torch.from_numpy(array) for array in seeds)
-
-    class _WithSeeds(original):  # type: ignore[misc, valid-type]
-        def _generate_dataparser_outputs(self, split: str = "train", **kwargs: Any) -> Any:
-            outputs = super()._generate_dataparser_outputs(split, **kwargs)
-            outputs.metadata["points3D_xyz"] = points
-            outputs.metadata["points3D_rgb"] = colors
-            return outputs
-
-    parser_config._target = _WithSeeds
-    try:
-        yield
-    finally:
-        parser_config._target = original
 
 
 def own_settings(recipe: Recipe) -> dict[str, Any]:

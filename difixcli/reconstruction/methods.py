@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING
 
 from difixcli.errors import InputError, unknown
-from difixcli.reconstruction.surroundings import quiet
+from difixcli.reconstruction.patches import quiet
 from difixcli.torchvision_cure import cure
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from difixcli.reconstruction.configuration import read_in_process
-from difixcli.reconstruction.surroundings import no_perceptual_download, on_device
+from difixcli.reconstruction.patches import no_perceptual_download, on_device, read_in_process
 
 _surroundings = ExitStack()
 """Those of pipelines that were opened; they last as long as the process."""

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from difixcli.reconstruction.adoption import fitted
-from difixcli.reconstruction.configuration import Recipe, own_settings, seeded
+from difixcli.reconstruction.configuration import Recipe, own_settings
+from difixcli.reconstruction.patches import draw_without, no_perceptual_download, on_device, quiet, seeded
 from difixcli.reconstruction.presets import is_splat
 from difixcli.reconstruction.seed_depth import SeedRayMixer, SeedRays, heed_seed_depth
-from difixcli.reconstruction.surroundings import RandomState, no_perceptual_download, on_device, quiet
+from difixcli.reconstruction.surroundings import RandomState
 from difixcli.reconstruction.views import PseudoView
 from difixcli.scenes.scene import Camera
 
@@ -119,8 +120,6 @@ class Trainer:
 
     def hold_back(self, held: Collection[int]) -> bool:
         """Draw no training photo at these positions from now on; whether the method's datamanager can do so."""
-        from difixcli.reconstruction.held_back import draw_without
-
         with self._undisturbed(), self._working(), quiet():
             if not draw_without(self.pipeline.datamanager, held):
                 return False
@@ -229,9 +228,10 @@ class Trainer:
             bound = own_settings(self._recipe)["max_gaussians"]
             strategy = getattr(self.model, "strategy", None)
             if not bound_strategy(strategy, bound):
+                rule = "" if strategy is None else f" ({type(strategy).__name__})"
                 self.warnings.append(
-                    f"{self._recipe.method} adds Gaussians by a rule of its own ({type(strategy).__name__}), which "
-                    f"max_gaussians={bound} cannot bound; limit it by its own settings."
+                    f"{self._recipe.method} adds Gaussians by a rule of its own{rule}, which max_gaussians={bound} "
+                    "cannot bound; limit it by its own settings."
                 )
             if self._recipe.device == "cpu":
                 self.model.ssim = CpuSsim()
