@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import difix, refused
+from commands import difix, refused, told
 from PIL import Image
 from small_scenes import small_sample
 from typer.testing import CliRunner
 
+from difixcli.cli.options import SPLIT_DEFAULT
 from difixcli.fixer import new_small_fixer
+from difixcli.scenes import DEFAULT_RULE, load_scene
 
 QUICK = ["--iterations", "12", "--size", "48", "--set", "max_gaussians=400"]
 
@@ -92,6 +94,26 @@ def test_unknown_names_come_with_near_matches(room: Path, tmp_path: Path) -> Non
 
 def test_a_split_that_leaves_no_training_view(room: Path) -> None:
     refused(difix("distill", room, "--split", "names:nothing-like-this"), "no training view")
+
+
+def test_a_scene_that_names_no_split_holds_out_every_eighth_photo(broken: Callable, tmp_path: Path) -> None:
+    scene = broken(lambda _, folder: (folder / "split.json").unlink())
+    result = difix("curate", scene, *QUICK, "--keep", "failed", "-o", tmp_path / "pairs", "--json")
+    assert told(result)["results"]["pairs"] == 4 and "test-every:8" in result.stderr
+    assert DEFAULT_RULE == "test-every:8" and DEFAULT_RULE in SPLIT_DEFAULT
+    entries = json.loads((tmp_path / "pairs" / "data.json").read_text())["train"].values()
+    names = sorted(frame.name for frame in load_scene(scene).frames[::8])
+    assert sorted(f"images/{Path(entry['frame']).name}" for entry in entries) == names
+
+
+def test_a_scene_of_one_photo_has_none_to_hold_out(broken: Callable) -> None:
+    def spoil(meta: dict, folder: Path) -> None:
+        meta["frames"] = meta["frames"][:1]
+        (folder / "split.json").unlink()
+
+    scene = broken(spoil)
+    for command in ("distill", "curate"):
+        refused(difix(command, scene), "test-every:8", "no training view among the 1", "choose another --split")
 
 
 def test_an_output_that_cannot_be_written(room: Path, tmp_path: Path, tiny_fixer: Path) -> None:

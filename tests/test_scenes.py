@@ -218,7 +218,7 @@ def test_dl3dv_layout(tmp_path: Path, top: str) -> None:
             smaller.save(folder / f"images_{factor}" / photo.name)
     shutil.rmtree(folder / "images")
     scene = load_scene(tmp_path)
-    assert scene.name == tmp_path.name and default_split_rule(scene) == "every:4"
+    assert scene.name == tmp_path.name and default_split_rule(scene) == "test-every:8"
     assert [frame.name for frame in scene.frames] == [frame["file_path"] for frame in data["frames"]]
     for frame, full in zip(scene.frames, whole.frames, strict=True):
         assert frame.image_path.parent.name == "images_4" and load_photo(frame).shape == (HEIGHT // 4, WIDTH // 4, 3)
@@ -482,10 +482,28 @@ def test_bad_images(tmp_path: Path) -> None:
 def test_every_nth_trains(tmp_path: Path) -> None:
     write_scene(tmp_path, 9)
     scene = load_scene(tmp_path)
-    assert default_split_rule(scene) == "every:4"
     split = make_split(scene, "every:4")
     assert tuple(split.train) == (0, 4, 8) and tuple(split.test) == (1, 2, 3, 5, 6, 7)
     assert split.rule == "every:4"
+
+
+@pytest.mark.parametrize(("count", "test"), [(17, (0, 8, 16)), (9, (0, 8)), (8, (0,)), (7, (0,)), (2, (0,))])
+def test_every_eighth_is_held_out_unless_a_scene_says_otherwise(tmp_path: Path, count: int, test: tuple) -> None:
+    """Counted in the scene's own order, whatever the file's."""
+    write_scene(tmp_path, names=[f"images/{i}.png" for i in reversed(range(count))])
+    scene = load_scene(tmp_path)
+    split = make_split(scene, default_split_rule(scene))
+    assert split.rule == "test-every:8" and split.test == test
+    assert split.train == tuple(i for i in range(count) if i not in test)
+    assert [Path(scene.frames[i].name).stem for i in split.test] == [str(i) for i in test]
+
+
+def test_a_lone_photo_cannot_be_held_out(tmp_path: Path) -> None:
+    write_scene(tmp_path, 1)
+    scene = load_scene(tmp_path)
+    with refused("test-every:8", "no training view among the 1", "choose another --split"):
+        make_split(scene, default_split_rule(scene))
+    assert make_split(scene, "all", need_test=False).train == (0,)
 
 
 def test_clusters_are_two_sides(tmp_path: Path) -> None:
@@ -546,6 +564,9 @@ def test_names_cameras_and_files(tmp_path: Path) -> None:
         ("nonsense", ("camera, clusters",)),
         ("every:1", ("every:1",)),
         ("every:x", ("every:x",)),
+        ("test-every:1", ("test-every:1", "at least 2", "as in test-every:8")),
+        ("test-every", ("whole number", "test-every:8")),
+        ("tst-every:8", ("did you mean test-every",)),
         ("every:99", ()),
         ("names:", ("pattern",)),
         ("names:zzz", ("no training view",)),

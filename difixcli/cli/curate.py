@@ -11,6 +11,7 @@ from difixcli import console
 from difixcli.cli.inputs import open_scene, pick_device
 from difixcli.cli.options import (
     ITERATIONS,
+    SPLIT_DEFAULT,
     SPLIT_RULES,
     Device,
     DeviceOption,
@@ -42,7 +43,7 @@ def curate(
     method: MethodOption = "splatfacto",
     split: Annotated[
         list[str] | None,
-        typer.Option(help=f"{SPLIT_RULES}; repeatable."),
+        typer.Option(help=f"{SPLIT_RULES}; repeatable. {SPLIT_DEFAULT}"),
     ] = None,
     shift: Annotated[
         list[str] | None,
@@ -84,7 +85,7 @@ def curate(
         _merge_pairs([Path(folder) for folder in scenes or ["."]], output, force, as_json)
         return
     from difixcli.curation.scene_list import expand_scenes, parse_shard, shard_of
-    from difixcli.scenes import check_rule, check_scene
+    from difixcli.scenes import DEFAULT_RULE, check_rule, check_scene
 
     # what can be told without torch and nerfstudio is told before they are imported, which takes long
     named = expand_scenes(scenes or ["."])
@@ -143,7 +144,7 @@ def curate(
     }
     reads = [Path(spec) for spec in named.values() if not spec.startswith("sample:")]
     run = Run.open(folder, "curate", arguments, {}, force, reads=reads, shard=part)
-    rules = split or "each scene's own, else every:4"
+    rules = split or f"each scene's own, else {DEFAULT_RULE}"
     told: dict[str, dict[str, Any]] = {
         "cycle": {"shift": list(recipe.shifts)},
         "underfit": {"split": rules, "stop": list(recipe.stops)},

@@ -141,7 +141,7 @@ def distill(
     from difixcli.distillation.guard import check_guard
     from difixcli.distillation.schedule import check_schedule, make_schedule
     from difixcli.distillation.targets import check_targets
-    from difixcli.scenes import check_rule, check_scene, default_split_rule, make_split
+    from difixcli.scenes import DEFAULT_RULE, check_rule, check_scene, default_split_rule, make_split
 
     # what can be told without torch and nerfstudio is told before they are imported, which takes long
     aims = targets or ["test"]
@@ -169,7 +169,7 @@ def distill(
     on, sizes = pick_device(device, preset)
     loaded = open_scene(scene, size, sizes)
     rule = split or default_split_rule(loaded)
-    if split is None and rule == "every:4" and "test" not in aims:
+    if split is None and rule == DEFAULT_RULE and "test" not in aims:
         rule = "all"  # no photo has to be held out where none is aimed at
     chosen = make_split(loaded, rule, need_test="test" in aims)
     inputs = {**scene_inputs(loaded), **split_input(loaded, chosen), **fixer_input(fixer)}

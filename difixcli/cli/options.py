@@ -43,8 +43,12 @@ def _checked_seed(seed: int) -> int:
 
 SceneArgument = Annotated[str, typer.Argument(help="A posed scene's folder, or sample:room, sample:street.")]
 MethodOption = Annotated[str, typer.Option(help="Any nerfstudio method: nerfacto, splatfacto, a plug-in's.")]
-SPLIT_RULES = "Which frames train: every:N, clusters, groups:K, names:PATTERN, camera:ID, file:JSON"
-SplitOption = Annotated[str | None, typer.Option(help=f"{SPLIT_RULES}, all.")]
+SPLIT_RULES = (
+    "Which frames train: test-every:N (all but every N-th), every:N, clusters, groups:K, names:PATTERN, camera:ID, "
+    "file:JSON"
+)
+SPLIT_DEFAULT = "Default: the scene's own, else test-every:8."
+SplitOption = Annotated[str | None, typer.Option(help=f"{SPLIT_RULES}, all. {SPLIT_DEFAULT}")]
 SizeOption = Annotated[int | None, typer.Option(help="Long side to work at, in pixels.", min=16)]
 SeedOption = Annotated[
     int, typer.Option(help="Seed of everything random.", callback=_checked_seed, rich_help_panel=RUNNING)

@@ -13,7 +13,7 @@ import numpy as np
 
 from difixcli.errors import InputError, unknown
 from difixcli.scenes.scene import Scene, Split
-from difixcli.scenes.splits import default_split_rule, make_split
+from difixcli.scenes.splits import DEFAULT_RULE, default_split_rule, make_split
 
 _DL3DV_SIDE = 960  # DL3DV's 960P release
 
@@ -68,7 +68,7 @@ OWN = Protocol("own", "the run's own", "all test views")
 
 def _two_paths(scene: Scene, _: Split) -> str:
     rule = default_split_rule(scene)
-    if rule.startswith("every:"):
+    if rule == DEFAULT_RULE:
         raise InputError(
             f"The protocol nerfbusters needs two camera paths, but {scene.name} does not say which photo is on which; "
             "name photos _train_ and _eval_ (or frame_1_ and frame_2_), or write split.json into the scene."

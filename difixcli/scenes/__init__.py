@@ -4,10 +4,11 @@ from difixcli.scenes.loading import check_scene, load_mask, load_photo, load_sce
 from difixcli.scenes.poses import nearest_cameras, pose_distance
 from difixcli.scenes.sample import write_sample
 from difixcli.scenes.scene import Camera, Frame, Scene, Split
-from difixcli.scenes.splits import check_rule, default_split_rule, make_split
+from difixcli.scenes.splits import DEFAULT_RULE, check_rule, default_split_rule, make_split
 from difixcli.scenes.trajectories import Trajectory, interpolate, make_trajectory, orbit, spiral, step_towards
 
 __all__ = [
+    "DEFAULT_RULE",
     "Camera",
     "Frame",
     "Scene",

@@ -12,12 +12,14 @@ import numpy as np
 from difixcli.errors import InputError, unknown
 from difixcli.scenes.scene import Scene, Split
 
-RULES = ("every", "clusters", "groups", "names", "camera", "file", "all")
+RULES = ("test-every", "every", "clusters", "groups", "names", "camera", "file", "all")
 SPLIT_FILE = "split.json"
+DEFAULT_RULE = "test-every:8"
+"""The split of a scene whose own layout asks for none: the convention of LLFF, Mip-NeRF 360 and 3DGS."""
 
 
 def default_split_rule(scene: Scene) -> str:
-    """The split that a scene's own layout asks for, else `every:4`.
+    """The split that a scene's own layout asks for, else `test-every:8` (see `DEFAULT_RULE`).
 
     - A file `split.json` in the scene's folder: that file.
     - Difix3D's release: every image is called `image_train_*` or `image_eval_*`; the former train.
@@ -30,12 +32,14 @@ def default_split_rule(scene: Scene) -> str:
     for first, second in (("_train_", "_eval_"), ("frame_0_", "frame_1_"), ("frame_1_", "frame_2_")):
         if {(first in name) + 2 * (second in name) for name in names} == {1, 2}:  # each is one or the other
             return f"names:train={first},test={second}"
-    return "every:4"
+    return DEFAULT_RULE
 
 
 def make_split(scene: Scene, rule: str, need_test: bool = True) -> Split:
     """Splits a scene's frames by a rule.
 
+    - `test-every:N`: frames 0, N, 2N… in the scene's order are targets, the others train (N ≥ 2). With fewer than N
+      frames that is the first alone.
     - `every:N`: frames 0, N, 2N… train, the others are targets (N ≥ 2).
     - `clusters`: two clusters of camera positions; the larger trains (DL3DV's protocol in Difix3D+).
     - `groups`: the two cameras farthest apart by ‖R_i − R_j‖_F + ‖t_i − t_j‖ seed two groups, every camera joins its
@@ -56,6 +60,8 @@ def make_split(scene: Scene, rule: str, need_test: bool = True) -> Split:
     kind, _, argument = rule.partition(":")
     if kind == "every":
         train, test = _every(len(scene.frames), int(argument))
+    elif kind == "test-every":
+        test, train = _every(len(scene.frames), int(argument))
     elif kind == "clusters":
         train, test = _clusters(np.stack([frame.camera.position for frame in scene.frames]))
     elif kind == "groups":
@@ -68,10 +74,12 @@ def make_split(scene: Scene, rule: str, need_test: bool = True) -> Split:
         train, test = list(range(len(scene.frames))), []
     else:
         train, test = _from_file(scene, argument)
-    if not train:
-        raise InputError(f"The split {rule!r} leaves no training view among the {len(scene.frames)} of {scene.name}.")
-    if need_test and not test:
-        raise InputError(f"The split {rule!r} leaves no test view among the {len(scene.frames)} of {scene.name}.")
+    for half, missing in (("training", not train), ("test", need_test and not test)):
+        if missing:
+            raise InputError(
+                f"The split {rule!r} leaves no {half} view among the {len(scene.frames)} of {scene.name}; choose "
+                "another --split, or give the scene more photos."
+            )
     return Split(train=tuple(sorted(train)), test=tuple(sorted(test)), rule=rule)
 
 
@@ -80,8 +88,8 @@ def check_rule(rule: str) -> None:
     kind, _, argument = rule.partition(":")
     if kind not in RULES:
         raise unknown("split rule", kind, RULES, f"The whole rule was {rule!r}.")
-    if kind == "every" and (not argument.isdecimal() or int(argument) < 2):
-        raise InputError(f"The split rule {rule!r} needs a whole number of at least 2, as in every:4.")
+    if kind in ("every", "test-every") and (not argument.isdecimal() or int(argument) < 2):
+        raise InputError(f"The split rule {rule!r} needs a whole number of at least 2, as in {kind}:8.")
     if kind in ("clusters", "all") and argument:
         raise InputError(f"The split rule {rule!r} takes no argument; write {kind}.")
     if kind == "groups" and argument and (not argument.isdecimal() or int(argument) < 1):
@@ -95,6 +103,7 @@ def check_rule(rule: str) -> None:
 
 
 def _every(count: int, step: int) -> tuple[list[int], list[int]]:
+    """Indices 0, step, 2·step… below `count`, and the others."""
     return list(range(0, count, step)), [i for i in range(count) if i % step]
 
 
