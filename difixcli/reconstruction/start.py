@@ -20,8 +20,7 @@ from torch import Tensor
 from difixcli.errors import InputError
 from difixcli.reconstruction.checkpoints import latest_checkpoint, read_checkpoint
 from difixcli.reconstruction.gaussians import Gaussians
-from difixcli.reconstruction.methods import method_config
-from difixcli.reconstruction.presets import is_splat
+from difixcli.reconstruction.methods import is_splat, method_config
 from difixcli.reconstruction.reconstruction import Origin, Reconstruction
 from difixcli.reconstruction.run_config import read_config
 from difixcli.runs import read_json
