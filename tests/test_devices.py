@@ -280,7 +280,7 @@ def test_fields_train_on_rays_of_photos_and_pseudo_views(
     ]
     small += ["pipeline.model.num_proposal_samples_per_ray=(8,)", "pipeline.model.num_nerf_samples_per_ray=8"]
     made = create(scene, tmp_path / "run", "nerfacto", device="cuda", overrides=small)
-    assert all(isinstance(weights, PretendTensor) for weights in made._model.parameters())
+    assert all(isinstance(weights, PretendTensor) for weights in made._trainer.model.parameters())
     camera = scene.frames[3].camera
     red = np.zeros((camera.height, camera.width, 3), dtype=np.float32)
     made.set_pseudo_views([pseudo_view(tmp_path, camera, red, 0.4, nearest=4)], share=0.5)

@@ -27,6 +27,7 @@ from difixcli.distillation.schedule import make_schedule, pseudo_cameras
 from difixcli.errors import InputError
 from difixcli.fixer import Fixer, new_small_fixer
 from difixcli.reconstruction import Reconstruction, Render, known_methods
+from difixcli.reconstruction.trainer import Trainer
 from difixcli.reference_views import References
 from difixcli.runs import Run
 from difixcli.scenes import default_split_rule, load_scene, make_split
@@ -303,14 +304,14 @@ def test_rounds_that_the_guard_takes_back_change_nothing(
     """
     known_methods()  # as the command does: nerfstudio's import keeps the frames that it was called from
     built: list[weakref.ref] = []
-    build = Reconstruction._build
+    build = Trainer._build
 
-    def watched(self: Reconstruction, *arguments: object) -> None:
+    def watched(self: Trainer, *arguments: object) -> None:
         assert not [one for one in built if one() is not None]
         build(self, *arguments)  # type: ignore[arg-type]
-        built.append(weakref.ref(self._pipeline))
+        built.append(weakref.ref(self.pipeline))
 
-    monkeypatch.setattr(Reconstruction, "_build", watched)
+    monkeypatch.setattr(Trainer, "_build", watched)
     line = ["distill", room, "--fixer", fixer, *TOY, "--compare", "--json", "--holdout", "0"]
     scene = load_scene(str(room), 48)
     split = make_split(scene, default_split_rule(scene))

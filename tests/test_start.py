@@ -264,15 +264,15 @@ def test_odd_values_in_a_configuration_are_one_sentence(field: Foreign, tmp_path
 
 def test_what_was_learned_photo_by_photo_is_shared_by_all() -> None:
     """Also where there are by chance as many photos: theirs are not ours."""
-    from difixcli.reconstruction.reconstruction import _fitted
+    from difixcli.reconstruction.adoption import fitted
 
     key = "field.embedding_appearance.embedding.weight"
     theirs = torch.arange(12.0).view(4, 3)
     other = {"field.weight": torch.ones(4, 3)}
     for photos in (4, 7):
-        fitted = _fitted({key: theirs, **other}, {key: torch.zeros(photos, 3), **other}, photos)
-        assert torch.equal(fitted[key], theirs.mean(dim=0).expand(photos, 3))
-        assert torch.equal(fitted["field.weight"], other["field.weight"])
+        taken = fitted({key: theirs, **other}, {key: torch.zeros(photos, 3), **other}, photos)
+        assert torch.equal(taken[key], theirs.mean(dim=0).expand(photos, 3))
+        assert torch.equal(taken["field.weight"], other["field.weight"])
 
 
 def test_a_variant_of_a_method_is_started_from_by_its_own_name(scene: Scene, tmp_path: Path) -> None:

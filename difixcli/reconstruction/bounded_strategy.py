@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from gsplat.strategy import DefaultStrategy
+from gsplat.strategy import DefaultStrategy, MCMCStrategy
 
 
 @dataclass
@@ -43,3 +43,12 @@ class BoundedStrategy(DefaultStrategy):
             if step < self.refine_scale2d_stop_iter:
                 state["radii"][refused] = state["radii"][refused].clamp_max(self.grow_scale2d)
         return super()._grow_gs(params, optimizers, state, step)
+
+
+def bound(model: Any, max_gaussians: int) -> None:
+    """Let a model that is densified by one of gsplat's strategies never grow beyond so many Gaussians."""
+    strategy = getattr(model, "strategy", None)
+    if isinstance(strategy, MCMCStrategy):
+        strategy.cap_max = min(strategy.cap_max, max_gaussians)
+    elif type(strategy) is DefaultStrategy:  # what derives from it may grow in a way of its own
+        model.strategy = BoundedStrategy.like(strategy, max_gaussians)

@@ -18,7 +18,7 @@ A batch of photos has the method's own loss. A pseudo-view says which terms coun
 
 Other packages add theirs with `add_term`. A term is measured on the final colour the model renders. Where rays are
 drawn it counts by its part of the batch's rays, as the method's own mean over rays does; for a term that needs
-neighbouring pixels they are drawn as squares.
+neighbouring pixels they are drawn as squares, in batches larger and rarer than others (`RAYS`).
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ WEIGHT = "pseudo_weight"
 """Key of a batch's per-pixel trust: (R, 1) beside rays (1 for photos'), (H, W, 1) beside an image."""
 DRAWN = "pseudo_drawn"
 """Key of what pseudo-views brought into a batch: a list of `Drawn`."""
+RAYS = "pseudo_rays"
+"""Key of how many rays a batch has on average, where pseudo-views' come in some batches only: each ray counts as one of
+so many, or photos would count for more in the batches that hold nothing else."""
 
 COLOR_OUTPUTS = ("rgb", "rgb_fine")
 """The names under which nerfstudio's models return their final colour, the first that is there counts."""
@@ -104,13 +107,13 @@ def find_term(name: str) -> Term:
 
 def check_terms(terms: Mapping[str, float], height: int, width: int) -> None:
     """InputError unless a view of this size can be taught by these terms."""
-    if not any(weight > 0 for weight in terms.values()):
-        raise InputError("A pseudo-view has no term of the loss that counts; give it for example method: 1.")
     for name, weight in terms.items():
         if not (math.isfinite(weight) and weight >= 0):
             raise InputError(f"The weight {weight} of the loss term {name} is no number of 0 or more.")
         if name != METHOD and (block := find_term(name).block) > min(height, width):
             raise InputError(f"The loss term {name} needs {block} pixels a side; a pseudo-view has {width}×{height}.")
+    if not any(weight > 0 for weight in terms.values()):
+        raise InputError("A pseudo-view has no term of the loss that counts; give it for example method: 1.")
 
 
 def needs_neighbours(terms: Mapping[str, float]) -> bool:
@@ -163,7 +166,7 @@ def install(model: Any, extras: Sequence[Callable[[dict[str, Any], dict[str, Any
 
 def _proposed(outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
     """The batch with what is proposed for its image at this moment, in [0, 1] and on the model's device."""
-    color = _color(outputs)
+    color = final_color(outputs)
     image, weight = batch["image"].to(color.device), batch[WEIGHT].to(color.device)
     image = image.float() / 255 if image.dtype == torch.uint8 else image
     for drawn in batch[DRAWN]:
@@ -177,13 +180,13 @@ def _proposed(outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
 
 def _trusted(outputs: dict[str, Any], batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Outputs whose pixels learn as far as they are trusted, and the batch to compare them with."""
-    color, image, weight = _color(outputs), batch["image"], batch[WEIGHT]
+    color, image, weight = final_color(outputs), batch["image"], batch[WEIGHT]
     if any(drawn.rays is None for drawn in batch[DRAWN]):
         (drawn,) = batch[DRAWN]
         factor = _resized(weight, color.shape[:2]) * drawn.terms.get(METHOD, 0.0)
         image = weight * image[..., :3] + (1 - weight) * _resized(color.detach(), image.shape[:2])
     else:
-        factor = weight.clone()
+        factor = weight * (len(color) / batch.get(RAYS, len(color)))
         for drawn in batch[DRAWN]:
             factor[drawn.rays] *= drawn.terms.get(METHOD, 0.0)
     learning = {key: _learn(value, factor) for key, value in outputs.items()}
@@ -193,29 +196,31 @@ def _trusted(outputs: dict[str, Any], batch: dict[str, Any]) -> tuple[dict[str, 
 def _asked(outputs: dict[str, Any], batch: dict[str, Any]) -> Iterable[tuple[str, Tensor]]:
     """The terms beside the method's own that a batch's pseudo-views ask for."""
     for drawn in batch[DRAWN]:
-        color, target, weight = _color(outputs).float(), batch["image"][..., :3].float(), batch[WEIGHT]
+        color, target, weight = final_color(outputs).float(), batch["image"][..., :3].float(), batch[WEIGHT]
         counts = 1.0
         if drawn.rays is not None:
-            counts = len(drawn.rays) / len(color)
+            counts = len(drawn.rays) / batch.get(RAYS, len(color))
             color, target, weight = (values[drawn.rays] for values in (color, target, weight))
             if drawn.shape is not None:
                 color, target, weight = (values.reshape(*drawn.shape, -1) for values in (color, target, weight))
         elif color.shape != target.shape:  # splatfacto begins at lower resolutions
             target, weight = (_resized(values, color.shape[:2]) for values in (target, weight))
         for name, factor, term in _counted(drawn.terms):
-            looked = (color, target, weight)
+            render, wanted, trust = color, target, weight
             if drawn.rays is None and term.share < 1:
-                row, column, side = square([term], *color.shape[:2], drawn.place)
-                looked = tuple(values[row : row + side, column : column + side] for values in looked)  # type: ignore[assignment]
+                row, column, side = square([term], color.shape[0], color.shape[1], drawn.place)
+                cut = (slice(row, row + side), slice(column, column + side))
+                render, wanted, trust = color[cut], target[cut], weight[cut]
             with torch.autocast(color.device.type, enabled=False):
-                yield f"pseudo_{name}", factor * counts * term.measure(*looked)
+                yield f"pseudo_{name}", factor * counts * term.measure(render, wanted, trust)
 
 
 def _counted(terms: Mapping[str, float]) -> list[tuple[str, float, Term]]:
     return [(name, weight, find_term(name)) for name, weight in terms.items() if name != METHOD and weight > 0]
 
 
-def _color(outputs: dict[str, Any]) -> Tensor:
+def final_color(outputs: dict[str, Any]) -> Tensor:
+    """The colour that a nerfstudio model's outputs end in, of several networks' the last one's."""
     color: Tensor = next(outputs[key] for key in COLOR_OUTPUTS if key in outputs)
     return color
 
@@ -235,7 +240,7 @@ class _Learn(torch.autograd.Function):
 
 
 def _learn(value: Any, factor: Tensor) -> Any:
-    """An output with a value for each pixel, its gradient multiplied by the pixels' factor (…, 1); others as they are."""
+    """An output whose gradient is multiplied by the pixels' factor (…, 1), if it has a value for each pixel."""
     if not isinstance(value, Tensor) or not value.requires_grad or value.ndim < 2:
         return value
     if math.prod(value.shape[:-1]) != factor.numel():
@@ -279,7 +284,7 @@ def _low_resolution(parameter: str | None) -> Term:
     factor = _number(parameter or "")
     if factor != int(factor) or factor < 1:
         given = "low_resolution" if parameter is None else f"low_resolution:{parameter}"
-        raise InputError(f"{given} does not say how many pixels a side are averaged; write for example low_resolution:4.")
+        raise InputError(f"{given} does not say how many pixels are averaged; write for example low_resolution:4.")
     size = int(factor)
 
     def measure(render: Tensor, target: Tensor, weight: Tensor) -> Tensor:
