@@ -103,7 +103,7 @@ def test_photos_of_depth_methods_show_the_seed_points(scene: Scene, tmp_path: Pa
     )
     made.set_pseudo_views(pseudo_views(scene, tmp_path), share=0.5)
     _, batch = made._trainer.next_train(0)
-    photos = len(batch["image"]) * 2 // 3
+    photos = len(batch["image"]) // 2
     depth, (view, row, column) = batch["depth_image"][:photos, 0].numpy(), batch["indices"][:photos].T.numpy()
     assert not batch["depth_image"][photos:].any()
     known = depth > 0
@@ -118,6 +118,60 @@ def test_photos_of_depth_methods_show_the_seed_points(scene: Scene, tmp_path: Pa
         shown = z[(np.abs(x - c - 0.5) < 0.51) & (np.abs(y - r - 0.5) < 0.51) & (z > 0)]
         # a point lies anywhere in its pixel, its depth counts at the pixel's centre
         assert np.abs(shown - d).min() < 0.01 * d
+
+
+def of_third_parties(script: str) -> None:
+    """Run a script in a process where the test's own methods are registered; it says DONE at its end."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PLUGIN), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
+    assert "DONE" in done.stdout, done.stderr[-3000:]
+
+
+def test_splats_of_a_third_party(arc: Path, tmp_path: Path) -> None:
+    """Whole images, seed points and the bound are what a method draws and keeps, not whose child it is."""
+    script = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import numpy as np
+from difixcli.reconstruction import Reconstruction, draws_images, has_gaussians, is_splat, method_config
+from difixcli.scenes import load_scene
+from test_methods import TRAIN, pseudo_views
+kinds = [[ask(method_config(name)) for ask in (draws_images, has_gaussians, is_splat)]
+    for name in ("test-blobs", "test-haze", "splatfacto", "nerfacto", "vanilla-nerf")]
+assert kinds == [[True, True, False], [False] * 3, [True] * 3, [False] * 3, [False] * 3], kinds
+folder = Path({str(tmp_path)!r})
+scene = load_scene({str(arc)!r}, size=32)
+made = Reconstruction.create(scene, TRAIN, method="test-blobs", folder=folder / "run", preset="cpu", device="cpu",
+    iterations=150, seed=1, overrides=["max_gaussians=600"])
+assert made.gaussians == 600  # as many seeds as there may be
+lost = made._trainer.model.gauss_params["means"].detach().numpy()
+assert np.linalg.norm(lost - np.median(scene.points, axis=0), axis=1).mean() < 3 * scene.points.std()
+made.train(20)
+assert 100 < made.gaussians <= 600
+made.set_pseudo_views(pseudo_views(scene, folder), share=0.3)
+drawn = ["pseudo_weight" in made._trainer.next_train(step)[1] for step in range(400)]
+assert 90 < sum(drawn) < 150, sum(drawn)
+made.save()
+made.train(20)
+again = Reconstruction.load(folder / "run", scene, TRAIN)
+again.set_pseudo_views(pseudo_views(scene, folder), share=0.3)
+again.train(20)
+camera = scene.frames[1].camera
+assert np.array_equal(made.render(camera).color, again.render(camera).color)
+assert made.gaussians <= 600
+made.export(folder / "points.ply")
+few = type(scene)(**{{**scene.__dict__, "points": scene.points[:60], "colors": scene.colors[:60]}})
+grown = Reconstruction.create(few, TRAIN, method="test-blobs", folder=folder / "few", preset="cpu", device="cpu",
+    iterations=150, seed=1, overrides=["max_gaussians=400"])
+counts = [grown.gaussians]
+for _ in range(8):
+    grown.train(10)
+    counts.append(grown.gaussians)
+assert max(counts) <= 400, counts
+print("DONE")
+"""
+    of_third_parties(script)
 
 
 def test_a_method_of_a_third_party(arc: Path, tmp_path: Path) -> None:
@@ -155,6 +209,4 @@ assert begun.method == "test-haze" and begun._trainer.model.config.samples == 12
 np.testing.assert_allclose(begun.render(camera).color, render, atol=1e-5)
 print("DONE")
 """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PLUGIN), *sys.path])}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
-    assert "DONE" in done.stdout, done.stderr[-3000:]
+    of_third_parties(script)

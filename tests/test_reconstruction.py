@@ -137,7 +137,7 @@ def test_pseudo_views_pull_as_far_as_they_are_trusted(method: str, scene: Scene,
         made = create(scene, tmp_path / f"run{trust}", method)
         made.train(5)
         before = made.render(camera).color
-        made.set_pseudo_views([pseudo_view(tmp_path, camera, red, trust, nearest=1)], share=1.0)
+        made.set_pseudo_views([pseudo_view(tmp_path, camera, red, trust, nearest=1)], share=0.7)
         made.train(80)
         change = made.render(camera).color - before
         reddened.append(float((change[..., 0] - change[..., 1:].mean(axis=-1)).mean()))
@@ -156,20 +156,6 @@ def pseudo_view(folder: Path, camera: Camera, image: np.ndarray, trust: float | 
     return PseudoView(camera, folder / f"{name}.fixed.png", weight, nearest)
 
 
-def test_weights_blend_targets_towards_the_render() -> None:
-    from difixcli.reconstruction.pseudo_views import WEIGHT, weigh_targets
-
-    seen = []
-    loss = weigh_targets(lambda outputs, batch: seen.append(batch["image"]) or {})
-    render, image = torch.full((4, 6, 3), 0.5), torch.full((4, 6, 3), 255, dtype=torch.uint8)
-    weight = torch.zeros(4, 6, 1)
-    weight[:, 3:] = 0.5
-    loss({"rgb": render}, {"image": image, WEIGHT: weight})
-    assert torch.allclose(seen[0][:, :3], torch.tensor(0.5)) and torch.allclose(seen[0][:, 3:], torch.tensor(0.75))
-    loss({"rgb": render}, {"image": image})
-    assert seen[1] is image
-
-
 def test_pseudo_views_borrow_photo_ids(scene: Scene, tmp_path: Path) -> None:
     made = create(scene, tmp_path / "run")
     camera = scene.frames[3].camera
@@ -185,6 +171,8 @@ def test_pseudo_views_borrow_photo_ids(scene: Scene, tmp_path: Path) -> None:
     assert not any("pseudo_weight" in made._trainer.next_train(step)[1] for step in range(20))
     with pytest.raises(InputError, match="size"):
         made.set_pseudo_views([pseudo_view(tmp_path, camera, image[:-1], None, nearest=4)], 0.5)
+    with pytest.raises(InputError, match="below 1"):
+        made.set_pseudo_views([pseudo_view(tmp_path, camera, image, None, nearest=4)], 1.0)
     with pytest.raises(InputError, match="cannot be read"):
         made.set_pseudo_views([PseudoView(camera, tmp_path / "gone.png", None, nearest=4)], 0.5)
 
@@ -213,7 +201,7 @@ def test_rays_of_pseudo_views_join_those_of_photos(scene: Scene, tmp_path: Path)
     camera = scene.frames[3].camera
     red = np.zeros((camera.height, camera.width, 3), dtype=np.float32)
     red[..., 0] = 1
-    made.set_pseudo_views([pseudo_view(tmp_path, camera, red, 0.4, nearest=4)], share=0.25)
+    made.set_pseudo_views([pseudo_view(tmp_path, camera, red, 0.4, nearest=4)], share=0.2)
     rays, batch = made._trainer.next_train(1)
     added = round(0.25 * photos)
     assert len(rays) == len(batch["image"]) == len(batch["indices"]) == photos + added

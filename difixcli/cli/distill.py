@@ -176,7 +176,7 @@ def distill(
 
     from difixcli.distillation.distill import Distillation, Settings
     from difixcli.distillation.rounds import Rounds
-    from difixcli.reconstruction import default_iterations, is_splat, known_methods, method_config
+    from difixcli.reconstruction import default_iterations, draws_images, known_methods, method_config
     from difixcli.reconstruction.compilation import compile_ahead
 
     if method is None:
@@ -188,7 +188,7 @@ def distill(
     if method not in (methods := known_methods()):
         raise unknown("method", method, methods)
     steps = iterations or default_iterations(method, sizes)
-    images = is_splat(method_config(method))
+    images = draws_images(method_config(method))
     planned = make_schedule(sizes, images, steps, rounds, schedule, step, share, started=start is not None)
     plan = Settings(
         method=method,

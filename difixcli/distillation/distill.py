@@ -30,7 +30,7 @@ from difixcli.distillation.guard import Guard, make_guard, mean_psnr
 from difixcli.distillation.rounds import Rounds
 from difixcli.distillation.schedule import Schedule, pseudo_cameras
 from difixcli.distillation.targets import Target, make_targets
-from difixcli.reconstruction import PseudoView, Reconstruction, is_splat, method_config
+from difixcli.reconstruction import PseudoView, Reconstruction
 from difixcli.reference_views import ReferenceViews, fix_render, is_bad_fix
 from difixcli.runs import Progress, Run, write_image
 from difixcli.scenes import load_mask, load_photo
@@ -336,11 +336,8 @@ class Distillation:
                 files = entry["files"]
                 weight = None if self.settings.trust == "all" else folder / files["confidence"]
                 views.append(PseudoView(camera, folder / files["target"], weight, index[entry["nearest"]]))
-        share = record["share"]
-        if not is_splat(method_config(self.settings.method)):
-            share = share / (1 - share)  # rays of pseudo-views for each ray of a photo
         with self._timed("taking up fixes"):
-            model.set_pseudo_views(views, share)
+            model.set_pseudo_views(views, record["share"])
 
     def _summary(self) -> dict[str, Any]:
         """What the rounds came to, for run.json."""

@@ -46,18 +46,20 @@ class _Distance(nn.Module):
         For `vgg` these are VGG-16's relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, (B, C, h, w) with C = 64, 128,
         256, 512, 512. Images smaller than 32 pixels are continued with their edge pixels first.
         """
-        height, width = images.shape[-2:]
-        padding = (0, max(_SMALLEST - width, 0), 0, max(_SMALLEST - height, 0))
-        if any(padding):
-            images = F.pad(images, padding, mode="replicate")
-        return list(self.backbone(self.scaling(2 * images - 1)))
+        return list(self.backbone(self.scaling(2 * _continued(images) - 1)))
 
-    def between(self, features: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-        """(B,) distances between two results of `features`, for callers that use the features for more."""
+    def between(self, features: Sequence[Tensor], others: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
+        """(B,) distances between two results of `features`, for callers that use the features for more.
+
+        With `weights` (B, 1, H, W) of the images' pixels every layer's map is multiplied by them, averaged to its size.
+        """
         total = torch.zeros(features[0].shape[0], dtype=features[0].dtype, device=features[0].device)
         for one, other, head in zip(features, others, self.heads, strict=True):
             difference = (_unit(one) - _unit(other)) ** 2
-            total = total + head(difference).mean(dim=(1, 2, 3))
+            apart = head(difference)
+            if weights is not None:
+                apart = apart * F.adaptive_avg_pool2d(_continued(weights), apart.shape[-2:])
+            total = total + apart.mean(dim=(1, 2, 3))
         return total
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
@@ -136,6 +138,13 @@ def _known(net: Net) -> Net:
     if net not in _LPIPS_BACKBONES:
         raise InputError(f"There is no perceptual network {net!r}; use vgg or alex.")
     return net
+
+
+def _continued(images: Tensor) -> Tensor:
+    """Images (B, C, H, W) of at least 32 pixels a side, continued with their edge pixels."""
+    height, width = images.shape[-2:]
+    padding = (0, max(_SMALLEST - width, 0), 0, max(_SMALLEST - height, 0))
+    return F.pad(images, padding, mode="replicate") if any(padding) else images
 
 
 def _unit(features: Tensor) -> Tensor:

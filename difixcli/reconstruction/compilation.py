@@ -13,8 +13,7 @@ import torch
 from numba.core import event
 
 from difixcli.compiled import kept_on_disk
-from difixcli.reconstruction.methods import method_config
-from difixcli.reconstruction.presets import is_splat
+from difixcli.reconstruction.methods import has_gaussians, method_config
 
 
 def compile_ahead(method: str, device: str, say: Callable[[str], None]) -> None:
@@ -25,7 +24,7 @@ def compile_ahead(method: str, device: str, say: Callable[[str], None]) -> None:
     if device != "cpu":
         return
     config = method_config(method)
-    if is_splat(config):
+    if has_gaussians(config):
         with _told(say, "rasteriser"):
             _splats()
     elif hasattr(config.pipeline.model, "log2_hashmap_size"):

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from difixcli.errors import InputError, unknown
-from difixcli.reconstruction.methods import method_config
+from difixcli.reconstruction.methods import has_gaussians, method_config
 from difixcli.reconstruction.overrides import apply_overrides
 from difixcli.reconstruction.patches import quiet, read_in_process
-from difixcli.reconstruction.presets import OWN_SETTINGS, Extent, apply_preset, has_bounded_field, is_splat
+from difixcli.reconstruction.presets import OWN_SETTINGS, Extent, apply_preset, has_bounded_field
 from difixcli.scenes.scene import Camera
 from difixcli.torchvision_cure import cure
 
@@ -180,7 +180,7 @@ def check_device(device: str, config: Any) -> None:
         return
     if not torch.cuda.is_available():
         raise InputError("CUDA was asked for but torch finds no CUDA device; use --device cpu.")
-    if is_splat(config) and not _gsplat_is_compiled():
+    if has_gaussians(config) and not _gsplat_is_compiled():
         raise InputError(
             "gsplat has no compiled CUDA kernels here, which splats need; install the CUDA toolkit (nvcc) or a gsplat "
             "wheel built for this torch, or use --device cpu."

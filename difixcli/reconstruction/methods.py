@@ -39,6 +39,32 @@ def method_config(name: str) -> TrainerConfig:
     return config
 
 
+def is_splat(config: TrainerConfig) -> bool:
+    """Whether a method's model is nerfstudio's splatfacto or derives from it: its Gaussians are what others read."""
+    from nerfstudio.models.splatfacto import SplatfactoModelConfig
+
+    return isinstance(config.pipeline.model, SplatfactoModelConfig)
+
+
+def has_gaussians(config: TrainerConfig) -> bool:
+    """Whether a method's model consists of Gaussians, splatfacto's or others that begin with seed points.
+
+    They keep them where splatfacto does, in `gauss_params`: a class that never says this name has none.
+    """
+    if is_splat(config):
+        return True
+    model = config.pipeline.model._target
+    members = [member for base in getattr(model, "__mro__", ()) for member in vars(base).values()]
+    functions = [member.fget if isinstance(member, property) else member for member in members]
+    codes = [code for function in functions if (code := getattr(function, "__code__", None)) is not None]
+    return any("gauss_params" in code.co_names for code in codes)
+
+
+def draws_images(config: TrainerConfig) -> bool:
+    """Whether a method trains on one whole image a step rather than on rays of many: its datamanager decides."""
+    return not hasattr(config.pipeline.datamanager, "train_num_rays_per_batch")
+
+
 def known_packages() -> frozenset[str]:
     """The packages that define the methods which can train here."""
     configs = _registry().values()

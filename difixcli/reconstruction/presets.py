@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from difixcli.errors import InputError, unknown
-from difixcli.reconstruction.methods import method_config
+from difixcli.reconstruction.methods import has_gaussians, is_splat, method_config
 
 if TYPE_CHECKING:
     from nerfstudio.engine.trainer import TrainerConfig
@@ -62,19 +62,12 @@ def default_iterations(method: str, preset: str) -> int:
     config = method_config(method)
     if preset == "gpu":
         return 30_000
-    return 1_500 if is_splat(config) else 1_000
-
-
-def is_splat(config: TrainerConfig) -> bool:
-    """Whether a method's model is nerfstudio's Gaussian splats or derives from them."""
-    from nerfstudio.models.splatfacto import SplatfactoModelConfig
-
-    return isinstance(config.pipeline.model, SplatfactoModelConfig)
+    return 1_500 if has_gaussians(config) else 1_000
 
 
 def has_bounded_field(config: TrainerConfig) -> bool:
     """Whether a method's field ends at the scene's box instead of contracting all that lies outside into it."""
-    return not is_splat(config) and getattr(config.pipeline.model, "disable_scene_contraction", True)
+    return not has_gaussians(config) and getattr(config.pipeline.model, "disable_scene_contraction", True)
 
 
 def apply_preset(config: TrainerConfig, preset: str, iterations: int, device: str, extent: Extent | None) -> None:

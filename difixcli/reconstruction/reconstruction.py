@@ -28,7 +28,9 @@ from difixcli.reconstruction.configuration import (
     reads_depth,
 )
 from difixcli.reconstruction.dataset import write_dataset
-from difixcli.reconstruction.presets import SEED_GAUSSIANS, is_splat
+from difixcli.reconstruction.methods import has_gaussians, is_splat
+from difixcli.reconstruction.objective import check_terms
+from difixcli.reconstruction.presets import SEED_GAUSSIANS
 from difixcli.reconstruction.run_folder import RunFolder
 from difixcli.reconstruction.trainer import Trainer
 from difixcli.reconstruction.views import PseudoView, Render, as_render
@@ -122,7 +124,7 @@ class Reconstruction:
         make_folder(run.path)
         write_dataset(scene, train, run.data, depths=reads_depth(config))
         seeds = None
-        if origin is None and is_splat(config):
+        if origin is None and has_gaussians(config):
             from difixcli.reconstruction.seeding import seed_gaussians
 
             count = min(SEED_GAUSSIANS[preset], own_settings(recipe)["max_gaussians"])
@@ -220,7 +222,7 @@ class Reconstruction:
     @property
     def gaussians(self) -> int | None:
         """How many Gaussians a splat method has at the moment; None for others."""
-        return len(self._trainer.model.means) if self._is_splat else None
+        return len(self._trainer.model.gauss_params["means"]) if has_gaussians(self._trainer.config) else None
 
     def train(self, iterations: int, progress: Callable[[int], None] | None = None) -> None:
         """Train for so many further iterations; `progress` is called with how many of them are done."""
@@ -239,16 +241,19 @@ class Reconstruction:
     def set_pseudo_views(self, views: Sequence[PseudoView], share: float) -> None:
         """Replace the pseudo-views by `views` (none: train on photos alone).
 
-        `share` says how much they count. A method that trains on whole images draws a pseudo-view with this
-        probability, decided by seed and step, and else a photo. A method that trains on rays gets this many of them
-        for each ray of a photo, in every batch.
-        Given the same views again right after a `load`, training goes on with them exactly as it would have.
-        Raises InputError for an image or weight that is missing or of another size than its camera, a share outside
-        [0, 1], or an index that is none of the scene's frames.
+        `share` is how much of what is drawn in training comes from them, whatever the method draws: of images, one of
+        them takes a photo's place with this probability, decided by seed and step; rays of theirs join the photos' of
+        every batch, share / (1 - share) for each of these (see `pseudo_views` for when they come one by one).
+        Given the same views again right after a `load`, training goes on with them exactly as it would have; that of
+        views with `fresh` as far as these propose the same again.
+        Raises InputError for an image or weight that is missing or of another size than its camera, an unknown term of
+        the loss or one that a view is too small for, a share that is not in [0, 1), or an index that is none of the
+        scene's frames.
         """
-        if not 0 <= share <= 1:
-            raise InputError(f"The share {share} of pseudo-views is not between 0 and 1.")
+        if not 0 <= share < 1:
+            raise InputError(f"The share {share} of pseudo-views must be at least 0 and below 1; photos need theirs.")
         for view in views:
+            check_terms(view.terms, view.camera.height, view.camera.width)
             for file in (view.image, view.weight):
                 if file is not None:
                     _check_size(file, view.camera)
@@ -300,7 +305,7 @@ class Reconstruction:
                     "--world normalised, or train again."
                 )
             to_world = np.linalg.inv(np.array(self._recipe.source_to_world))
-        if self._is_splat:
+        if is_splat(self._trainer.config):
             from difixcli.reconstruction.gaussians import Gaussians
 
             gaussians = Gaussians.of_model(self._trainer.model)
@@ -322,10 +327,6 @@ class Reconstruction:
         where the parameters do not fit the method.
         """
         self._trainer.adopt(state)
-
-    @property
-    def _is_splat(self) -> bool:
-        return is_splat(self._trainer.config)
 
     def _in_model(self, camera: Camera) -> Camera:
         """A camera of the scene's normalised world in the model's."""

@@ -107,22 +107,19 @@ class SeedRayMixer:
         return self._generator(indices), {**batch, "indices": indices, "image": image, DEPTH: distances}
 
 
-def heed_seed_depth(get_loss_dict: Callable[..., dict[str, Tensor]], factor: float) -> Callable[..., dict[str, Tensor]]:
-    """A nerfacto-like model's `get_loss_dict` with the transport cost of every sampling level added, times `factor`."""
-
-    def with_depth(outputs: dict[str, Any], batch: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        losses = get_loss_dict(outputs, batch, *args, **kwargs)
-        if DEPTH in batch and "weights_list" in outputs:
-            known = batch[DEPTH][:, 0] > 0
-            distances = batch[DEPTH][known].to(outputs["weights_list"][0].device)
-            costs = [
-                _transport(weights[known.to(weights.device)][..., 0], samples, known, distances)
-                for weights, samples in zip(outputs["weights_list"], outputs["ray_samples_list"], strict=True)
-            ]
-            losses["seed_depth_loss"] = factor * torch.stack(costs).sum()
-        return losses
-
-    return with_depth
+def seed_depth_loss(outputs: dict[str, Any], batch: dict[str, Any], factor: float) -> dict[str, Tensor]:
+    """The transport cost of every sampling level of a nerfacto-like model, times `factor`; nothing where a batch knows
+    no distances.
+    """
+    if DEPTH not in batch or "weights_list" not in outputs:
+        return {}
+    known = batch[DEPTH][:, 0] > 0
+    distances = batch[DEPTH][known].to(outputs["weights_list"][0].device)
+    costs = [
+        _transport(weights[known.to(weights.device)][..., 0], samples, known, distances)
+        for weights, samples in zip(outputs["weights_list"], outputs["ray_samples_list"], strict=True)
+    ]
+    return {"seed_depth_loss": factor * torch.stack(costs).sum()}
 
 
 def _transport(weights: Tensor, samples: Any, known: Tensor, distances: Tensor) -> Tensor:

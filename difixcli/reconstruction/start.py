@@ -21,8 +21,7 @@ from difixcli.errors import InputError
 from difixcli.reconstruction.adoption import Origin
 from difixcli.reconstruction.checkpoints import latest_checkpoint, read_checkpoint
 from difixcli.reconstruction.gaussians import Gaussians
-from difixcli.reconstruction.methods import method_config
-from difixcli.reconstruction.presets import is_splat
+from difixcli.reconstruction.methods import is_splat, method_config
 from difixcli.reconstruction.reconstruction import Reconstruction
 from difixcli.reconstruction.run_config import read_config
 from difixcli.runs import read_json

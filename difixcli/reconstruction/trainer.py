@@ -6,9 +6,9 @@ own. Everything here is in the model's world; it knows no scene and no folder.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from difixcli.reconstruction.adoption import fitted
 from difixcli.reconstruction.configuration import Recipe, own_settings
+from difixcli.reconstruction.methods import has_gaussians, is_splat
+from difixcli.reconstruction.objective import final_color, install
 from difixcli.reconstruction.patches import draw_without, no_perceptual_download, on_device, quiet, seeded
-from difixcli.reconstruction.presets import is_splat
-from difixcli.reconstruction.seed_depth import SeedRayMixer, SeedRays, heed_seed_depth
+from difixcli.reconstruction.seed_depth import SeedRayMixer, SeedRays, seed_depth_loss
 from difixcli.reconstruction.surroundings import RandomState
 from difixcli.reconstruction.views import PseudoView
 from difixcli.scenes.scene import Camera
@@ -55,10 +56,9 @@ class Trainer:
         self._pseudo: Any = None
         self._mixer: Any = None
         self._pseudo_order: dict[str, Any] | None = None  # of the views that a loaded run was training on
-        self._share = 0.0
         self._random = RandomState(recipe.seed)
         self._model_class: type = config.pipeline.model._target
-        if seeds is None and is_splat(config):
+        if seeds is None and has_gaussians(config):
             seeds = _PLACEHOLDERS
         with self._working(), quiet(), no_perceptual_download(self._model_class):
             self._build(seeds, rays)
@@ -102,7 +102,7 @@ class Trainer:
         `photos` says; `share` is as in `Reconstruction.set_pseudo_views`.
         """
         order, self._pseudo_order = self._pseudo_order, None
-        self._pseudo, self._share = None, share
+        self._pseudo = None
         if not views or not share:
             return
         from difixcli.reconstruction.pseudo_views import PseudoViewSource
@@ -112,9 +112,11 @@ class Trainer:
                 views,
                 photos,
                 share,
-                self.config.pipeline.datamanager,
+                self.config,
                 self.pipeline.datamanager,
                 self._torch_device,
+                self._recipe.seed,
+                self._show,
                 order,
             )
 
@@ -195,17 +197,22 @@ class Trainer:
         self._random.load_state_dict(extra["random"])
 
     def next_train(self, step: int) -> tuple[Any, dict[str, Any]]:
-        """The batch of a step; where whole images are drawn, seed and step alone decide which kind it is."""
-        if self._pseudo is not None and not self._pseudo.draws_rays:
-            draw = random.Random(f"{self._recipe.seed}:{step}").random()
-            if draw < self._share:
-                return self._pseudo.next_train(step)
+        """The batch of a step: photos, pseudo-views, or rays of both."""
+        if self._pseudo is not None and self._pseudo.takes(step):
+            source, batch = self._pseudo.image(step)
+            return source, batch
         source, batch = self._photos_next(step)
         if self._mixer is not None:
             source, batch = self._mixer.mix(batch)
-        if self._pseudo is not None and self._pseudo.draws_rays:
+        if self._pseudo is not None:
             source, batch = self._pseudo.beside(step, source, batch)
         return source, batch
+
+    def _show(self, camera: Camera) -> np.ndarray:
+        """What the model shows at a camera in the middle of training, (H, W, 3) float32 RGB in [0, 1]."""
+        color = final_color(self.render(camera)).float().clamp(0, 1)
+        self.pipeline.train()
+        return color.reshape(camera.height, camera.width, 3).cpu().numpy()
 
     def _build(self, seeds: tuple[np.ndarray, np.ndarray] | None, rays: SeedRays | None) -> None:
         self._torch_device = "cuda:0" if self._recipe.device == "cuda" else "cpu"
@@ -220,10 +227,12 @@ class Trainer:
             )
         self.model = self.pipeline.model
         self._draw_batches(rays)
-        self._wrap_loss()
-        if is_splat(self.config):
+        extras = []
+        if self._mixer is not None:
+            extras.append(partial(seed_depth_loss, factor=own_settings(self._recipe)["seed_depth_mult"]))
+        install(self.model, extras)
+        if has_gaussians(self.config):
             from difixcli.reconstruction.bounded_strategy import bound_strategy
-            from difixcli.reconstruction.ssim import CpuSsim
 
             bound = own_settings(self._recipe)["max_gaussians"]
             strategy = getattr(self.model, "strategy", None)
@@ -233,8 +242,10 @@ class Trainer:
                     f"{self._recipe.method} adds Gaussians by a rule of its own{rule}, which max_gaussians={bound} "
                     "cannot bound; limit it by its own settings."
                 )
-            if self._recipe.device == "cpu":
-                self.model.ssim = CpuSsim()
+        if is_splat(self.config) and self._recipe.device == "cpu":
+            from difixcli.reconstruction.ssim import CpuSsim
+
+            self.model.ssim = CpuSsim()
         self._optimize()
 
     def _draw_batches(self, rays: SeedRays | None) -> None:
@@ -247,15 +258,6 @@ class Trainer:
         manager.next_train = self.next_train
         if rays is not None and len(rays.pixels):
             self._mixer = SeedRayMixer(rays, manager.train_ray_generator)
-
-    def _wrap_loss(self) -> None:
-        """Let the model's loss heed what our batches say beside nerfstudio's: trust in pixels, and known depths."""
-        from difixcli.reconstruction.pseudo_views import weigh_targets
-
-        self.model.get_loss_dict = weigh_targets(self.model.get_loss_dict)
-        if self._mixer is not None:
-            factor = own_settings(self._recipe)["seed_depth_mult"]
-            self.model.get_loss_dict = heed_seed_depth(self.model.get_loss_dict, factor)
 
     def _optimize(self) -> None:
         """Optimisers for the parameters that the model has now, and the callbacks that hold on to them."""

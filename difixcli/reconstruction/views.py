@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from difixcli.scenes.scene import Camera
+
+Fresh = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
+"""From a view's present render, (H, W, 3) float32 RGB in [0, 1], to the image that it shall look like, of that kind,
+and how far each pixel is trusted, (H, W) float32 in [0, 1] (None: wholly)."""
 
 _NOTHING = 0.05
 """Rays with less accumulated opacity than this have no depth."""
@@ -28,7 +33,7 @@ class Render:
     depth: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PseudoView:
     """An image that stands in for a photo during training.
 
@@ -37,12 +42,18 @@ class PseudoView:
     `nearest` is the index, among the scene's frames, of the training photo whose appearance embedding, camera
     correction or bilateral grid the view borrows; a frame that does not train is replaced by the training photo that
     stands nearest to the camera.
+
+    `terms` are the terms of the loss that count for the view, by name, and how much (see `objective`): `method` is the
+    method's own loss. `fresh`, if given, proposes image and weights anew whenever the view is drawn; for that step
+    they stand in place of the files.
     """
 
     camera: Camera
     image: Path
     weight: Path | None
     nearest: int
+    terms: Mapping[str, float] = field(default_factory=lambda: {"method": 1.0})
+    fresh: Fresh | None = None
 
 
 def as_render(outputs: dict[str, Any], camera: Camera, along_ray: bool, scale: float) -> Render:

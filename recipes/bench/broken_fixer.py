@@ -21,7 +21,7 @@ from difixcli import console
 from difixcli.distillation.distill import Distillation, Settings
 from difixcli.distillation.schedule import make_schedule
 from difixcli.fixer import Fixer
-from difixcli.reconstruction import default_iterations, is_splat, method_config
+from difixcli.reconstruction import default_iterations, draws_images, method_config
 from difixcli.runs import Run
 from difixcli.scenes import load_scene, make_split
 
@@ -59,7 +59,7 @@ def main(scene_name: str, output: str, method: str = "splatfacto", rule: str = "
     scene = load_scene(scene_name, 240)
     split = make_split(scene, rule)
     fixer = Fixer.from_pretrained("bundled")
-    images = is_splat(method_config(method))
+    images = draws_images(method_config(method))
     steps = default_iterations(method, "cpu")
     rows = {}
     for name, kind, trust, guard, drop in (
