@@ -75,8 +75,16 @@ class ReferenceViews:
         cameras = [self.scene.frames[f].camera for f in candidates]
         return [candidates[i] for i in nearest_cameras(camera, cameras, min(wanted, len(candidates)))]
 
-    def beside(self, camera: Camera, render: Render, exclude: Iterable[int] = (), align: bool = True) -> References:
-        """The references of a render made at `camera`, aligned through the render's depth.
+    def beside(
+        self,
+        camera: Camera,
+        render: Render,
+        exclude: Iterable[int] = (),
+        align: bool = True,
+        count: int | None = None,
+    ) -> References:
+        """The references of a render made at `camera`, aligned through the render's depth; at most `count`, or as many
+        as are wanted.
 
         What their masks leave out is not visible. Without `align`, for fixers that take raw references, `aligned` and
         `visibility` are empty, and no depth is rendered. Aligning is done on the reconstruction's device.
@@ -85,7 +93,7 @@ class ReferenceViews:
 
         from difixcli.fixer.alignment import align_references
 
-        frames = self.nearest(camera, exclude)
+        frames = self.nearest(camera, exclude, count)
         height, width = render.depth.shape
         photos = [self.photo(f) for f in frames]
         if not frames or not align:

@@ -12,11 +12,13 @@ SEEDS=${SEEDS:-0}
 if [ -n "${SMOKE:-}" ]; then
   PLACE="--preset cpu --device cpu --size 96"
   PAIRS="$PLACE --iterations 60"
+  LENGTH="--iterations 40 --further 20 --rounds 2"
   TRAINING="--base ${BASE:-tiny} --iterations 4 --batch 1 --crop 32 --device cpu"
   FIXER=${FIXER:-bundled}
 else
   PLACE="--preset gpu --device cuda"
   PAIRS=$PLACE
+  LENGTH="--iterations 30000"
   # L2 + LPIPS + 0.5 Gram from step 2,000, crops of 512, bf16, clip 1.0: the defaults of this base
   TRAINING="--base ${BASE:-stabilityai/sd-turbo} --iterations 10000 --learning-rate 2e-5 --batch 1 --device cuda"
   FIXER=${FIXER:-nvidia/difix_ref}
@@ -37,26 +39,14 @@ check_scenes() {
   refuse "$1 holds no folders; name the folder that holds one for each scene."
 }
 
-# distill_published SCENE SPLIT OUTPUT: 30k iterations on photos; from there 30k (NeRF) or 60k (splats) in rounds of 1.5k,
-# steps of 0.5, one reference, two fifths of the rays or three tenths of the images on fixes; every fix is trained on as
-# it is. Beside it as many iterations on photos alone.
+# distill_published SCENE SPLIT OUTPUT: 30k iterations on photos, from there as many in rounds, trained as the release
+# trains with its weights (--profile published). Beside it as many iterations on photos alone.
 distill_published() {
   for method in $METHODS; do
-    photos=30000
-    case $method in
-      splatfacto*) iterations=60000 rounds=40 share=0.3 ;;
-      *) iterations=30000 rounds=20 share=0.4 ;;
-    esac
-    if [ -n "${SMOKE:-}" ]; then photos=40 iterations=20 rounds=2; fi
     for seed in $SEEDS; do
-      folder=$3/$(basename "$1")/$method/seed-$seed
       # shellcheck disable=SC2086
-      run difix distill "$1" --method "$method" --split "$2" --seed "$seed" $PLACE --fixer "$FIXER" \
-        --schedule none --iterations $photos --output "$folder/photos"
-      # shellcheck disable=SC2086
-      run difix distill "$1" --method "$method" --split "$2" --seed "$seed" $PLACE --fixer "$FIXER" \
-        --start "$folder/photos" --iterations $iterations --rounds $rounds --step 0.5 --share $share \
-        --trust all --drop-below 0 --guard off --references 1 --compare --output "$folder/distilled"
+      run difix distill "$1" --method "$method" --split "$2" --seed "$seed" $PLACE --fixer "$FIXER" $LENGTH \
+        --profile published --no-guard --compare --output "$3/$(basename "$1")/$method/seed-$seed"
     done
   done
 }
@@ -68,7 +58,7 @@ evaluate_published() {
     for seed in $SEEDS; do
       set --
       for scene in "$scenes"/*/; do
-        set -- "$@" "$output/$(basename "$scene")/$method/seed-$seed/distilled"
+        set -- "$@" "$output/$(basename "$scene")/$method/seed-$seed"
       done
       # shellcheck disable=SC2086
       run difix eval "$@" --protocol "$protocol" ${METRICS:+--metrics $METRICS} --output "$output/$method-seed-$seed"

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -71,15 +72,14 @@ def test_published_experiments(
     read = [_understood(line) for line in _printed(RECIPES / name / "run.sh", *places, tmp_path / "out")]
     assert list(dict.fromkeys(command for command, _ in read)) == commands
     distilled = [options for command, options in read if command == "distill"]
-    assert len(distilled) == 8  # two scenes, two methods: the photos' training and the rounds from it
+    assert len(distilled) == 4  # two scenes, two methods
     assert all(options["split"] == split and options["preset"].value == "gpu" for options in distilled)
     trained = [options for command, options in read if command == "finetune"]
     fixer = str(trained[0]["output"]) if trained else "nvidia/difix_ref"
-    for photos, rounds in zip(distilled[::2], distilled[1::2], strict=True):
-        assert rounds["start"] == photos["output"] and photos["schedule"] == "none" and photos["iterations"] == 30_000
-        assert rounds["iterations"] / rounds["rounds"] == 1500
-        # every fix trains, as in the paper: nothing is dropped, blended or taken back
-        assert (rounds["trust"], rounds["drop_below"], rounds["guard"], rounds["fixer"]) == ("all", 0, "off", fixer)
+    for options in distilled:
+        # as the release trains: nothing is taken back
+        assert (options["profile"], options["guard"], options["compare"]) == ("published", False, True)
+        assert options["iterations"] == 30_000 and options["fixer"] == fixer
     for options in trained:  # from SD-Turbo, with the paper's settings, on all the pairs that were made
         assert (options["base"], options["iterations"], options["learning_rate"]) == (
             "stabilityai/sd-turbo",
@@ -92,7 +92,7 @@ def test_published_experiments(
     tables = [options for command, options in read if command == "eval"]
     assert [len(options["prediction"]) for options in tables] == [2, 2]
     assert {str(run) for options in tables for run in options["prediction"]} == {
-        str(o["output"]) for o in distilled[1::2]
+        str(options["output"]) for options in distilled
     }
     assert {options["protocol"] for options in tables} == {name}
     assert not (tmp_path / "out").exists()
@@ -127,6 +127,51 @@ def test_toy_size_needs_no_weights_and_no_gpu(scenes: Path, tmp_path: Path, monk
             )
 
 
+def _toy_scene(folder: Path, frames: int, name: Callable[[int], str]) -> Path:
+    """Some photos of the sample room under other names, of 48 pixels, each known by `name`."""
+    from difixcli.runs import write_image
+    from difixcli.scenes import load_photo, load_scene
+
+    scene = load_scene("sample:room", 48)
+    entries = []
+    for i in range(frames):
+        frame = scene.frames[i * len(scene.frames) // frames]
+        camera = frame.camera
+        write_image(folder / name(i), load_photo(frame))
+        lens = {"fl_x": camera.fx, "fl_y": camera.fy, "cx": camera.cx, "cy": camera.cy}
+        lens |= {"w": camera.width, "h": camera.height}
+        entries.append({"file_path": name(i), "transform_matrix": camera.camera_to_world.tolist(), **lens})
+    write_json(folder / "transforms.json", {"frames": entries})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "name"),
+    [
+        ("nerfbusters", ["TEST"], lambda i: f"images/frame_{1 + i % 2}_{i:05d}.png"),
+        ("dl3dv", ["TRAIN", "TEST"], lambda i: f"images/{i:05d}.png"),
+        ("rds", ["TRAIN", "TEST", "front"], lambda i: f"{('front', 'left')[i % 2]}/{i:05d}.png"),
+    ],
+)
+def test_published_experiments_run_to_their_end(
+    recipe: str, arguments: list[str], name: Callable[[int], str], tmp_path: Path
+) -> None:
+    """Their own lines, at toy size, from data to table."""
+    places = {"TRAIN": tmp_path / "train", "TEST": tmp_path / "test"}
+    for place in places.values():
+        _toy_scene(place / "a", 8, name)
+    environment = {**os.environ, "SMOKE": "1", "PYTHONPATH": str(RECIPES.parent), "METRICS": "psnr"}
+    environment["METHODS"] = "splatfacto nerfacto" if recipe == "nerfbusters" else "splatfacto"
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    line = ["sh", RECIPES / recipe / "run.sh", *(places.get(word, word) for word in arguments), tmp_path / "out"]
+    made = subprocess.run(list(map(str, line)), env=environment, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr[-2000:]
+    for method in environment["METHODS"].split():
+        table = json.loads((tmp_path / "out" / f"{method}-seed-0" / "eval.json").read_text())
+        for variant in ("plain", "fixed", "distilled", "enhanced"):
+            assert table["results"][variant]["psnr"] > 5
+
+
 def _recipe(folder: str, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, RECIPES / folder / f"{name}.py")
     assert spec is not None and spec.loader is not None
@@ -144,15 +189,15 @@ def test_ablation_prints_its_commands(tmp_path: Path, capsys: pytest.CaptureFixt
     line = ["sample:room", "scenes/b", "--method", "splatfacto", "nerfacto", "--seed", "0", "1", "--dry-run"]
     assert _ablation().main([*line, "--output", str(tmp_path / "out"), "--", "--size", "48"]) == 0
     read = [_understood(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(read) == 2 * 2 * 2 * 3 and {name for name, _ in read} == {"distill"}
+    assert len(read) == 2 * 2 * 2 * 2 and {name for name, _ in read} == {"distill"}
     assert len({options["output"] for _, options in read}) == len(read)
-    assert {options["schedule"] for _, options in read} == {"none", "one-shot", "progressive"}
+    assert {options["schedule"] for _, options in read} == {"one-shot", "progressive"}
     assert all(options["size"] == 48 for _, options in read)
     # what only rounds heed goes to the runs that have them
-    assert _ablation().main([*line, "--", "--rounds", "3", "--holdout=2", "--size", "48"]) == 0
+    assert _ablation().main([*line, "--", "--rounds", "3", "--step=0.5", "--size", "48"]) == 0
     for _, options in [_understood(line) for line in capsys.readouterr().out.splitlines()]:
         assert options["rounds"] == (3 if options["schedule"] == "progressive" else None) and options["size"] == 48
-        assert options["holdout"] == (None if options["schedule"] == "none" else "2")
+        assert options["step"] == (0.5 if options["schedule"] == "progressive" else None)
     assert not (tmp_path / "out").exists()
 
 

@@ -377,7 +377,6 @@ def test_going_back_is_loading_anew_with_one_model_in_memory(trained: Reconstruc
     loaded.train(2)
     expected = loaded.render(camera).color
     del loaded
-    made.hold_back(TRAIN[:1])
     made.train(5)
     held = weakref.ref(made._trainer.model)
     made.go_back()

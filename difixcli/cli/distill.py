@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -69,35 +69,53 @@ def distill(
             help="progressive, one-shot (straight at the targets), or none (plain training).", rich_help_panel=ROUNDS
         ),
     ] = "progressive",
+    further: Annotated[
+        int | None,
+        typer.Option(help="Iterations of all rounds together; as many as on photos.", min=1, rich_help_panel=ROUNDS),
+    ] = None,
     rounds: Annotated[
         int | None,
         typer.Option(
-            help="How often pseudo-views are fixed anew; 5 on a CPU, one per 4,000 steps on a GPU.",
+            help="How often views are proposed anew; 3 on a CPU, one per 2,000 iterations on a GPU.",
             rich_help_panel=ROUNDS,
         ),
     ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="difix, or published: how Difix3D's release trains with its weights. Other options come before it.",
+            rich_help_panel=ROUNDS,
+        ),
+    ] = "difix",
     step: Annotated[
         float | None,
         typer.Option(
-            help="How far pseudo-views move in a round, in normalised units (default 0.5).", rich_help_panel=ROUNDS
+            help="How far pseudo-views move in a round, in normalised units; by default even parts of the way.",
+            rich_help_panel=ROUNDS,
         ),
     ] = None,
     share: Annotated[
         float | None,
         typer.Option(
-            help="Share of training drawn from pseudo-views; 0.3 for splats, 0.4 for rays.", rich_help_panel=ROUNDS
+            help="Share of what the rounds train on that is pseudo-views; 0.5 on a CPU, 0.4 on a GPU.",
+            rich_help_panel=ROUNDS,
         ),
     ] = None,
+    prior: Annotated[
+        str,
+        typer.Option(help="What proposes views: fixer, or an installed package's.", rich_help_panel=ROUNDS),
+    ] = "fixer",
     references: Annotated[
         int | None,
         typer.Option(help="Photos beside a render; as many as the fixer takes.", min=0, rich_help_panel=ROUNDS),
     ] = None,
     trust: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="supported: a fix changes what references and render support; all: everything.", rich_help_panel=ROUNDS
+            help="supported (default): a fix changes what references and render support; all: everything.",
+            rich_help_panel=ROUNDS,
         ),
-    ] = "supported",
+    ] = None,
     drop_below: Annotated[
         float | None,
         typer.Option(
@@ -107,21 +125,22 @@ def distill(
             rich_help_panel=ROUNDS,
         ),
     ] = None,
-    holdout: Annotated[
-        str | None,
+    loss: Annotated[
+        list[str] | None,
         typer.Option(
-            help="Photos held back to watch the rounds: a number or a share; 5 % where 20 or more train.",
+            help="A loss term of pseudo-views and its weight: method=1 (default), l2=1, perceptual=0.1, "
+            "low_resolution:4=1; repeatable.",
             rich_help_panel=ROUNDS,
         ),
     ] = None,
     guard: Annotated[
-        str | None,
+        bool,
         typer.Option(
-            help="A round is rolled back if the watched photos fall by more dB than this (0.2 for photos held back, "
-            "0.5 for those that train); off: never.",
+            "--guard/--no-guard",
+            help="Take a round back that makes the views less like the photos brought into them.",
             rich_help_panel=ROUNDS,
         ),
-    ] = None,
+    ] = True,
     from_round: Annotated[
         int | None,
         typer.Option(help="Go back to the beginning of this round of the same run.", min=1, rich_help_panel=ROUNDS),
@@ -137,9 +156,9 @@ def distill(
     as_json: JsonOption = False,
 ) -> None:
     """Make a better 3D reconstruction: train, render, fix, train on the fixes, round by round."""
-    from difixcli.distillation.confidence import support_wanted
-    from difixcli.distillation.guard import check_guard
+    from difixcli.distillation.prior import check_prior
     from difixcli.distillation.schedule import check_schedule, make_schedule
+    from difixcli.distillation.settings import Settings, find_profile, read_terms, support_wanted
     from difixcli.distillation.targets import check_targets
     from difixcli.scenes import DEFAULT_RULE, check_rule, check_scene, default_split_rule, make_split
 
@@ -153,19 +172,26 @@ def distill(
     if split is not None:
         check_rule(split)
     check_targets(aims)
-    check_schedule(schedule, rounds, step, share)
-    check_guard(holdout, guard)
-    support = support_wanted(trust, drop_below)
-    if schedule == "none" and compare:
-        raise InputError("--schedule none is plain training itself; leave out --compare.")
-    if schedule == "none" and (holdout is not None or guard is not None):
-        option = "--guard" if holdout is None else "--holdout"
-        raise InputError(f"{option} says nothing to the schedule none, which has no round to watch; leave it out.")
-    if schedule == "none" and (drop_below is not None or trust != "supported"):
-        option = "--trust" if drop_below is None else "--drop-below"
-        raise InputError(f"{option} says nothing to the schedule none, which trains on no fix; leave it out.")
-    if start is not None and holdout is not None:
-        raise InputError("--holdout says nothing with --start: what is taken up has seen every photo; leave it out.")
+    check_schedule(schedule, rounds, step, share, further)
+    check_prior(prior)
+    preset_values = find_profile(profile)
+    trusted = trust or preset_values.trust
+    support = support_wanted(trusted, drop_below)
+    terms = read_terms(loss or [])
+    if schedule == "none":
+        given = {
+            "--compare": compare,
+            "--no-guard": not guard,
+            "--profile": profile != "difix",
+            "--prior": prior != "fixer",
+            "--trust": trust is not None,
+            "--drop-below": drop_below is not None,
+            "--loss": bool(loss),
+        }
+        if said := [option for option, there in given.items() if there]:
+            raise InputError(f"{said[0]} says nothing to the schedule none, which is training on photos; leave it out.")
+    elif start is not None and iterations is not None:
+        raise InputError("With --start training on photos is done; say with --further how long the rounds are.")
     on, sizes = pick_device(device, preset)
     loaded = open_scene(scene, size, sizes)
     rule = split or default_split_rule(loaded)
@@ -174,10 +200,11 @@ def distill(
     chosen = make_split(loaded, rule, need_test="test" in aims)
     inputs = {**scene_inputs(loaded), **split_input(loaded, chosen), **fixer_input(fixer)}
 
-    from difixcli.distillation.distill import Distillation, Settings
+    from difixcli.distillation.distill import Distillation
     from difixcli.distillation.rounds import Rounds
     from difixcli.reconstruction import default_iterations, draws_images, known_methods, method_config
     from difixcli.reconstruction.compilation import compile_ahead
+    from difixcli.reconstruction.objective import check_terms
 
     if method is None:
         method = "splatfacto"
@@ -187,9 +214,20 @@ def distill(
             method = method_of(start)
     if method not in (methods := known_methods()):
         raise unknown("method", method, methods)
+    drawn = "images" if draws_images(method_config(method)) else "rays"
+    terms = terms or dict(preset_values.terms[drawn])
+    check_terms(terms, loaded.frames[0].camera.height, loaded.frames[0].camera.width)
     steps = iterations or default_iterations(method, sizes)
-    images = draws_images(method_config(method))
-    planned = make_schedule(sizes, images, steps, rounds, schedule, step, share, started=start is not None)
+    of_rounds = (further or steps) if start is not None and schedule != "none" else further
+    if rounds is None and preset_values.iterations_a_round is not None and schedule == "progressive":
+        rounds = max(1, (of_rounds or steps) // preset_values.iterations_a_round)
+    if step is None and schedule == "progressive":
+        step = preset_values.step
+    if share is None and schedule != "none":
+        share = preset_values.share[drawn]
+    planned = make_schedule(
+        sizes, 0 if start is not None and schedule != "none" else steps, of_rounds, rounds, schedule, step, share
+    )
     plan = Settings(
         method=method,
         preset=sizes,
@@ -199,10 +237,12 @@ def distill(
         compare=compare,
         overrides=settings or [],
         targets=aims,
-        references=references,
-        trust=trust,
+        prior=prior,
+        references=preset_values.references if references is None else references,
+        trust=trusted,
         drop_below=support,
-        holdout=holdout,
+        terms=terms,
+        raised=preset_values.raised,
         guard=guard,
         start=None if start is None else str(start.expanduser().absolute()),
     )
@@ -232,15 +272,11 @@ def distill(
     if run is None or not run.done:  # what is done needs no fixer, which may be far away
         network = open_fixer(fixer, on)
         run = Run.open(folder, "distill", arguments, inputs, force, reads=[*files_read(fixer, loaded), *paths, *begun])
-    watch = distillation.guard
-    timetable, watched = f"{planned.start} iterations on photos, no fixes ({schedule})", None
+    timetable = f"{planned.photos} iterations on photos, no fixes ({schedule})"
     if planned.rounds:
         timetable = (
-            f"{planned.start} iterations on photos, then {planned.rounds} rounds of {planned.every} ({schedule})"
-        )
-        timetable += f", {planned.share:.0%} of them on fixes"
-        watched = f"{watch.photos}, " + (
-            "only looked at" if watch.bound is None else f"a round may cost {watch.bound:g} dB"
+            f"{planned.photos} iterations on photos, then {planned.rounds} rounds of {planned.every} ({schedule}), "
+            f"{planned.share:.0%} of them on views by the prior {prior}"
         )
     announce(
         run,
@@ -250,17 +286,10 @@ def distill(
         start=start,
         targets=f"{', '.join(aims)}: {len(distillation.targets)} views",
         schedule=timetable,
-        guard=watched,
         fixer=fixer,
     )
     if not chosen.test:
-        unmeasured = "No photo is held out or held back, so nothing is measured; "
-        way = "--holdout 1 would hold one back." if planned.rounds and start is None else "--split holds some out."
-        console.say(
-            "No photo is held out. Figures are of the held-back photos alone, before they join the training."
-            if watch.held
-            else unmeasured + way
-        )
+        console.say("No photo is held out, so nothing is measured; --split holds some out.")
     if network is None:
         results = run.record["results"]
     else:
@@ -269,13 +298,25 @@ def distill(
         run.finish(results)
     found = run.record.get("rounds", {})
     if found:
-        console.say(f"Fixes dropped: {found['dropped']}; rounds rolled back: {found['rolled_back']}")
-    views = f"{len(chosen.test)} test views" if chosen.test else f"{len(watch.held)} held-back photos"
-    tables = [console.figures_table(f"{loaded.name}, {method}: {views}", results)] if results else []
+        console.say(_outcome(found, planned.rounds))
+    title = f"{loaded.name}, {method}: {len(chosen.test)} test views"
+    tables = [console.figures_table(title, results)] if results else []
     console.say(f"Pictures: {run.folder / ('renders' if results else 'path')}")
     if results:
         console.say(f"For a report: difix eval {run.folder}")
     console.finish({"results": results, "rounds": found, "output": str(run.folder)}, as_json, *tables)
+
+
+def _outcome(found: dict[str, Any], rounds: int) -> str:
+    """What became of the rounds, and which model was handed over."""
+    kept = f"Views dropped: {found['dropped']}. "
+    if not found["taken_back"]:
+        return kept + f"All {rounds} rounds were accepted; the distilled model is handed over."
+    number = found["taken_back"]
+    told = f"Round {number} made the views less like the photos and was taken back (--no-guard keeps it); "
+    if found["accepted"]:
+        return kept + told + f"what {number - 1} rounds have taught is handed over."
+    return kept + told + "the model of photos alone is handed over, trained to the end."
 
 
 def _start_files(start: Path | None) -> list[Path]:

@@ -3,37 +3,42 @@
 On disk a finished run is a nerfstudio run folder with, beside it,
 
     run.json                 what was asked, timings, results
+    photos/                  the model as the whole training on photos left it, a nerfstudio run too
     rounds/03/               a round's pictures, poses, figures and the checkpoint it began from (see rounds.py)
-    plain/                   with a comparison: the same iterations on photos alone, a nerfstudio run too
-    renders/{truth,plain,distilled,enhanced}/*.png   the test views; where there are none, the held-back photos' views
-                             as they were before these photos joined the training
+    plain/                   with a comparison: as many iterations on photos alone, a nerfstudio run too
+    renders/{truth,plain,fixed,distilled,enhanced}/*.png   the test views
     renders/mask/*.png       which pixels of the truth count, for views whose photo has a mask
-    path/{plain,distilled,enhanced}/*.png            targets that nobody took a photo at
+    path/{plain,fixed,distilled,enhanced}/*.png            targets that nobody took a photo at
+
+`plain` is photos alone: trained as long as the whole with a comparison, else as `photos/` has it. `fixed` is `plain`
+with every render fixed once, `enhanced` the same of `distilled` (Difix3D+).
 """
 
 from __future__ import annotations
 
 import gc
-import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from difixcli.distillation.confidence import check_trust, confidence, mean_support, target
-from difixcli.distillation.guard import Guard, make_guard, mean_psnr
+from difixcli.distillation.guard import Guard, Verdict
+from difixcli.distillation.prior import Context, Kept, Prior, Proposal, Refreshing, Round, View, make_prior
+from difixcli.distillation.renders import FinalRenders
 from difixcli.distillation.rounds import Rounds
-from difixcli.distillation.schedule import Schedule, pseudo_cameras
-from difixcli.distillation.targets import Target, make_targets
+from difixcli.distillation.schedule import pseudo_cameras, same_pose
+from difixcli.distillation.settings import Settings
+from difixcli.distillation.targets import make_targets
+from difixcli.errors import InputError
 from difixcli.reconstruction import PseudoView, Reconstruction
-from difixcli.reference_views import ReferenceViews, fix_render, is_bad_fix
-from difixcli.runs import Progress, Run, write_image
-from difixcli.scenes import load_mask, load_photo
+from difixcli.runs import Progress, Run, read_image, write_image
+from difixcli.scenes import nearest_cameras
 from difixcli.scenes.scene import Camera, Scene, Split
 
 if TYPE_CHECKING:
@@ -42,76 +47,70 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 _SAVE_EVERY = 500  # iterations a killed run loses at most
-_ATTEMPTS = 2  # with pseudo-views; then a round is trained on photos alone
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything about a distillation but the scene and the fixer.
-
-    `targets` are `test` or camera paths. `references` photos stand beside a render that is fixed; None: as many as the
-    fixer takes. `trust` is `supported` (confidence decides what a fix changes) or `all` (fixes are taken as they are,
-    as Difix3D's release does); with `supported`, a fix that is broken as a whole, or whose support (see `mean_support`)
-    is below `drop_below`, is not trained on.
-    `holdout` and `guard` are `make_guard`'s. `start` is an existing reconstruction to go on from.
-    """
-
-    method: str
-    preset: str
-    device: str
-    schedule: Schedule
-    seed: int
-    compare: bool
-    overrides: Sequence[str] = ()
-    targets: Sequence[str] = ("test",)
-    references: int | None = None
-    trust: str = "supported"
-    drop_below: float = 0.0
-    holdout: str | None = None
-    guard: str | None = None
-    start: str | None = None
+_PHOTOS = "photos"  # folder of the model that photos alone have taught
+_PLAIN = "plain"
 
 
 class Distillation:
     """A run of the progressive update. Making one checks what was asked and writes nothing.
 
-    Raises InputError for targets that do not exist, photos that cannot be held back, and an unknown kind of trust.
+    Raises InputError for targets that do not exist.
     """
 
     def __init__(self, scene: Scene, split: Split, settings: Settings) -> None:
-        check_trust(settings.trust)
         self.scene, self.split, self.settings = scene, split, settings
         self.schedule = settings.schedule
         self.targets = make_targets(scene, split, settings.targets)
-        # a run that is taken up has seen every photo: none of them can be a stranger to it
-        holdout = "0" if settings.start or not self.schedule.rounds else settings.holdout
-        self.guard: Guard = make_guard(split.train, holdout, settings.guard)
-        self.photos = [i for i in split.train if i not in self.guard.held]
 
     def run(self, fixer: Fixer, run: Run, progress: Progress, say: Say) -> dict[str, dict[str, Any]]:
-        """Run, or go on with, the update; return the figures of each variant on the views that have a truth.
-
-        The variants are `plain` (with a comparison, or with the schedule `none`), `distilled`, and `enhanced`, which
-        is the best of them with the fixer once more on every final render (Difix3D+).
-        """
+        """Run, or go on with, the update; return the figures of each variant on the views that have a truth."""
         _sweep(run.folder)
         self.fixer, self.folder, self._run, self._progress, self._say = fixer, run.folder, run, progress, say
         self.rounds = Rounds(run.folder)
-        compare = self.settings.compare and self.schedule.rounds > 0
-        self._distilled(fork=compare and not self._own_plain)
-        if compare:
-            gc.collect()  # the parts of a model hold on to each other, and there may be no room for a second one
-            self._plain()
+        settings = self.settings
+        renders = FinalRenders(
+            run.folder, self.scene, self.split, self.targets, fixer, settings.references, settings.trust, progress
+        )
+        model = self._photos()
+        if not self.schedule.rounds:
+            self._render(renders, model, "plain", "fixed")
+            return self._figures()
+        model = self._update(model)
+        self._render(renders, model, "distilled", "enhanced")
+        del model
+        gc.collect()  # the parts of a model hold on to each other, and there may be no room for a second one
+        self._render(renders, self._plain(), "plain", "fixed")
         return self._figures()
 
-    # The reconstruction
+    # Training
 
-    def _reconstruction(self) -> Reconstruction:
-        """The run's reconstruction from its last checkpoint, or a new one."""
+    def _photos(self) -> Reconstruction:
+        """The run's reconstruction, trained on photos to the end of their part or beyond."""
         if any((self.folder / "nerfstudio_models").glob("*.ckpt")):
-            return Reconstruction.load(self.folder, self.scene, self.split.train)
+            model = Reconstruction.load(self.folder, self.scene, self.split.train)
+        else:
+            model = self._begun()
+        self._train(model, self.schedule.photos, "photos alone" if self.schedule.rounds else "plain training")
+        if self.schedule.rounds:
+            _fork(self.folder, self.folder / _PHOTOS)
+        return model
+
+    def _begun(self) -> Reconstruction:
+        """A new reconstruction, or the one that the run starts from."""
         settings = self.settings
-        if settings.start is not None:
+        if settings.start is None:
+            model = Reconstruction.create(
+                self.scene,
+                self.split.train,
+                method=settings.method,
+                folder=self.folder,
+                preset=settings.preset,
+                device=settings.device,
+                iterations=self.schedule.photos,
+                overrides=settings.overrides,
+                seed=settings.seed,
+            )
+        else:
             from difixcli.reconstruction.start import start_from
 
             model = start_from(
@@ -126,29 +125,13 @@ class Distillation:
                 settings.seed,
                 settings.method,
             )
-            for warning in model.warnings:
-                self._say(f"Warning: {warning}")
             model.save()
-            return model
-        return self._new(self.folder, self.guard.held)
+        for warning in model.warnings:
+            self._say(f"Warning: {warning}")
+        return model
 
-    def _new(self, folder: Path, unseen: Sequence[int] = ()) -> Reconstruction:
-        settings = self.settings
-        return Reconstruction.create(
-            self.scene,
-            self.split.train,
-            method=settings.method,
-            folder=folder,
-            preset=settings.preset,
-            device=settings.device,
-            iterations=self.schedule.iterations,
-            overrides=settings.overrides,
-            seed=settings.seed,
-            unseen=unseen,
-        )
-
-    def _train(self, model: Reconstruction, until: int, label: str) -> None:
-        """Train up to the schedule's iteration `until`, saving on the way."""
+    def _train(self, model: Reconstruction, until: int, label: str, prior: Prior | None = None) -> None:
+        """Train up to the schedule's iteration `until`, saving on the way; with a prior, its state too."""
         begun, first = time.monotonic(), model.step
         if first >= until:
             return
@@ -161,9 +144,14 @@ class Distillation:
 
                 model.train(min(_SAVE_EVERY, until - model.step), advance)
                 with self._timed("saving"):
-                    model.save()
+                    model.save(beside={} if prior is None else {"prior": prior.state()})
         self._run.time(label, time.monotonic() - begun)
         self._run.save()
+
+    def _further(self, model: Reconstruction) -> None:
+        """Let a model that has its training on photos behind it begin the further one, unless it is in it."""
+        if not model.in_further_phase:
+            model.begin_further_phase(self.schedule.further, self.settings.raised)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -173,283 +161,256 @@ class Distillation:
 
     # The rounds
 
-    @property
-    def _return(self) -> int:
-        """The iteration at which photos that are held back join the training: the middle of the last round."""
-        return self.schedule.iterations - self.schedule.every // 2
-
-    def _judged_at(self, number: int) -> int:
-        """The iteration after which the guard looks at a round."""
-        end = self.schedule.end(number)
-        return min(end, self._return) if self.guard.held else end
-
-    def _update(self, model: Reconstruction) -> None:
-        """The rounds that are still to do."""
-        schedule, rounds = self.schedule, self.rounds
+    def _update(self, model: Reconstruction) -> Reconstruction:
+        """The rounds that are still to do, or what is left of the iterations after one was taken back."""
+        schedule, rounds, settings = self.schedule, self.rounds, self.settings
+        photos_only = Reconstruction.load(self.folder / _PHOTOS, self.scene, self.split.train)
+        guard = None
+        if settings.guard:
+            with self._timed("guard"):
+                guard = Guard(self.scene, self.split.train, self.targets, photos_only)
         going = schedule.finished_rounds(model.step) + 1
-        rounds.forget_from(going + 1)
-        if model.step < self._judged_at(going) and rounds.accepted(going):
+        rounds.forget_from(going + 1)  # begun by a process that never saved a step of it
+        if rounds.accepted(going):
             rounds.forget_from(going)  # going back to its beginning was interrupted
+        if rounds.unfinished(going):
+            rounds.restore(going)
+            model.go_back()
+        prior = self._prior(model)
         for number in range(1, schedule.rounds + 1):
-            while not rounds.accepted(number):
-                if rounds.accepted(number) is None:
-                    self._attempt(model, number)
-                if not rounds.accepted(number):
-                    rounds.take_back(number)
-                    model.go_back()
-                self._run.save(rounds=self._summary())
-            if number == schedule.rounds and model.step == self._judged_at(number):
-                self._keep_views(model)
-            if number == schedule.rounds and model.step < schedule.iterations:
-                model.hold_back(())
-                self._take_up(model, number)
-                self._train(model, schedule.iterations, f"round {number}/{number}: train on all photos")
-        model.hold_back(())
+            if rounds.rejected() is not None:
+                break
+            if rounds.accepted(number) is None:
+                self._further(model)
+                self._round(model, photos_only, prior, guard, number)
+            if not rounds.accepted(number):
+                rounds.take_back(number)
+                model.go_back()
+                prior = self._prior(model)
+            self._run.save(rounds=self._summary())
+        if rounds.rejected() is not None:
+            self._further(model)
+            self._take_up(model, prior, len(rounds.records()))
+            self._train(model, schedule.iterations, "without the views that were taken back", prior)
         model.set_pseudo_views([], 0.0)
+        return model
 
-    def _attempt(self, model: Reconstruction, number: int) -> None:
-        """Make a round's fixes, train on them, and write the guard's verdict."""
-        schedule, rounds, guard = self.schedule, self.rounds, self.guard
-        model.hold_back(guard.held)
+    def _prior(self, model: Reconstruction) -> Prior:
+        """The prior that was asked for, as it was when the model's checkpoint was saved."""
+        settings = self.settings
+        context = Context(
+            self.fixer,
+            self.scene,
+            settings.device,
+            settings.seed,
+            settings.references,
+            settings.trust,
+            settings.drop_below,
+            settings.terms,
+        )
+        prior = make_prior(settings.prior, context)
+        if "prior" in model.beside:
+            prior.restore(model.beside["prior"])
+        return prior
+
+    def _round(
+        self, model: Reconstruction, photos_only: Reconstruction, prior: Prior, guard: Guard | None, number: int
+    ) -> None:
+        """Let the prior propose a round's views, train on them, and write the guard's verdict."""
+        schedule, rounds = self.schedule, self.rounds
         label = f"round {number}/{schedule.rounds}"
         if rounds.record(number) is None:
+            if model.step == schedule.photos:
+                model.save()  # the further phase is part of what a round begins from
             rounds.keep_checkpoint(number)
-            rounds.write(number, self._fixes(model, number, f"{label}: fix"))
-        self._take_up(model, number)
-        self._train(model, self._judged_at(number), f"{label}: train")
+            with self._timed("proposing views"):
+                proposed = self._proposed(model, photos_only, prior, number, f"{label}: views")
+            model.save(beside={"prior": prior.state()})
+            rounds.write(number, proposed)
         # from disk, so that a run that was stopped in the middle of a round goes on with the very same views
+        self._take_up(model, prior, number)
+        self._train(model, schedule.end(number), f"{label}: train", prior)
         record = rounds.record(number)
         assert record is not None
-        checked = record["guard"]
-        with self._timed("guard"):
-            checked["after"] = mean_psnr(model, self.scene, guard.frames)
-        alone = not record["share"]  # what is plain training needs no guard
-        before = math.nan if checked["before"] is None else checked["before"]
-        # many small losses are a large one: no round may end below where the first began, either
-        first = rounds.record(1)
-        begun = None if first is None else first["guard"]["before"]
-        least = before if begun is None else max(before, begun)
-        checked["accepted"] = alone or guard.accepts(least, checked["after"])
+        record["accepted"] = True
+        said = "not judged"
+        if guard is not None:
+            with self._timed("guard"):
+                verdict = guard.judge(model)
+            record |= {"guard": asdict(verdict), "accepted": not verdict.harmful}
+            said = _said(verdict)
         rounds.write(number, record)
-        views = "photos alone" if alone else f"{len(record['views'])} views"
         self._say(
-            f"{label}: {views}, mean confidence {record['mean_confidence']:.2f}, {record['dropped']} fixes dropped; "
-            f"{guard.photos} {before:.2f} → {checked['after']:.2f} dB"
-            + ("" if checked["accepted"] else ": rolled back, it goes on with smaller steps and less weight")
+            f"{label}: {len(record['views'])} views, {record['kept']} as they were, mean confidence "
+            f"{record['mean_confidence']:.2f}, {record['dropped']} dropped; {said}"
+            + ("" if record["accepted"] else ": taken back, it goes on without these")
         )
 
-    def _fixes(self, model: Reconstruction, number: int, label: str) -> dict[str, Any]:
-        """Render and fix this round's pseudo-views; the round's record, not judged yet."""
-        rounds, schedule = self.rounds, self.schedule
-        attempt = rounds.rejected(number)
-        scale = 0.5 ** sum(rounds.rejected(n) for n in range(1, number + 1))
-        last = rounds.record(number - 1) if number > 1 else None
-        alone = attempt >= _ATTEMPTS
-        travelled = None
-        if schedule.step is not None:
-            travelled = (0.0 if last is None else last["travelled"]) + (0.0 if alone else schedule.step * scale)
+    def _proposed(
+        self, model: Reconstruction, photos_only: Reconstruction, prior: Prior, number: int, label: str
+    ) -> dict[str, Any]:
+        """A round's record, not judged yet; its pictures are written on the way."""
+        cameras = pseudo_cameras(
+            [self.scene.frames[i].camera for i in self.split.train],
+            [target.camera for target in self.targets],
+            self.schedule,
+            number,
+        )
+        train = [self.scene.frames[i].camera for i in self.split.train]
+        views = [
+            View(target.name, camera, self.split.train[nearest_cameras(camera, train, 1)[0]])
+            for target, camera in zip(self.targets, cameras, strict=True)
+        ]
+        last = self.rounds.record(number - 1) if number > 1 else None
+        stands = {} if last is None else {entry["target"]: entry for entry in last["views"]}
+        kept = {
+            view.name: partial(self._kept, stands[view.name])
+            for view in views
+            if view.name in stands and same_pose(_camera(stands[view.name]), view.camera)
+        }
+        shown = Round(number, self.schedule.rounds, self.scene, self.split.train, views, model, photos_only, kept)
         entries: list[dict[str, Any]] = []
-        with self._timed("guard"):
-            before = mean_psnr(model, self.scene, self.guard.frames)
-        begun = time.monotonic()
-        if not alone:
-            cameras = pseudo_cameras(
-                [self.scene.frames[i].camera for i in self.photos], [t.camera for t in self.targets], travelled
-            )
-            references = self._references(model, self.photos)
-            with self._progress(label, len(cameras)) as update:
-                for i, camera in enumerate(cameras):
-                    entries.append(self._fix(self.rounds.folder(number), self.targets[i], camera, model, references))
-                    update(i + 1)
-        self._run.time("fixing", time.monotonic() - begun)
-        dropped = sum(entry["dropped"] is not None for entry in entries)
+        with self._progress(label, len(views)) as update:
+            for view, proposal in zip(views, prior.propose(shown), strict=True):
+                if proposal is None and view.name not in kept:
+                    raise InputError(
+                        f"The prior {self.settings.prior} keeps a view ({view.name}) of which there is none."
+                    )
+                entries.append(
+                    {**stands[view.name], "kept": True} if proposal is None else self._written(view, proposal, number)
+                )
+                update(len(entries))
+        counted = [entry for entry in entries if entry["dropped"] is None]
+        confidences = [entry["figures"].get("mean_confidence", 1.0) for entry in entries]
         return {
             "round": number,
-            "attempt": attempt + 1,
-            "schedule": asdict(schedule),
-            "travelled": travelled,
-            "share": 0.0 if dropped == len(entries) else schedule.share * scale,
+            "schedule": asdict(self.schedule),
+            "share": self.schedule.share if counted else 0.0,
             "views": entries,
-            "dropped": dropped,
-            "mean_confidence": float(np.mean([e["mean_confidence"] for e in entries])) if entries else 0.0,
-            "guard": {
-                "photos": [self.scene.frames[i].name for i in self.guard.frames],
-                "held_back": self.guard.held_back,
-                "bound": self.guard.bound,
-                "before": before,
-            },
+            "kept": sum(entry["kept"] for entry in entries),
+            "dropped": len(entries) - len(counted),
+            "mean_confidence": float(np.mean(confidences)),
         }
 
-    def _fix(
-        self, folder: Path, goal: Target, camera: Camera, model: Reconstruction, references: ReferenceViews
-    ) -> dict[str, Any]:
-        """Render and fix the pseudo-view on its way to a target, write its pictures into the round's folder and
-        return its entry.
-        """
-        with self._timed("fixing, renders"):
-            render = model.render(camera)
-        with self._timed("fixing, references"):
-            beside = references.beside(camera, render)
-        with self._timed("fixing, network"):
-            fixed = fix_render(self.fixer, render, beside)
-        with self._timed("fixing, confidence and files"):
-            if self.settings.trust == "all":
-                weight, learned = np.ones(fixed.shape[:2], np.float32), fixed
-            else:
-                weight, learned = confidence(render, fixed, beside), target(render, fixed)
-            pictures = {"render": render.color, "fixed": fixed, "target": learned, "confidence": weight}
-            files = {kind: f"{goal.name}.{kind}.png" for kind in pictures}
-            for kind, picture in pictures.items():
-                write_image(folder / files[kind], picture)
-        support, reason = 1.0, None
-        if self.settings.trust == "supported":
-            support = mean_support(render, weight)
-            if is_bad_fix(render, fixed):
-                reason = "the fix is broken"
-            elif support < self.settings.drop_below:
-                reason = f"support below {self.settings.drop_below:g}"
-        nearest = references.nearest(camera, count=1)[0]
+    def _written(self, view: View, proposal: Proposal, number: int) -> dict[str, Any]:
+        """Write what was proposed for a view; its entry in the round's record."""
+        camera = view.camera
+        size = (camera.height, camera.width)
+        if proposal.image.shape != (*size, 3) or (proposal.weight is not None and proposal.weight.shape != size):
+            raise InputError(
+                f"The prior {self.settings.prior} proposes an image of {proposal.image.shape} for {view.name}, which "
+                f"has {size[0]} rows and {size[1]} columns; image and weight must have the view's size."
+            )
+        pictures: dict[str, np.ndarray] = {**proposal.pictures, "target": proposal.image}
+        if proposal.weight is not None:
+            pictures["confidence"] = proposal.weight
+        files = {}
+        for kind, picture in pictures.items():
+            path = self.rounds.folder(number) / f"{view.name}.{kind}.png"
+            write_image(path, picture)
+            files[kind] = path.relative_to(self.rounds.parent).as_posix()
+        target = next(target for target in self.targets if target.name == view.name)
         return {
-            "target": goal.name,
-            "frame": None if goal.frame is None else self.scene.frames[goal.frame].name,
+            "target": view.name,
+            "frame": None if target.frame is None else self.scene.frames[target.frame].name,
             "camera_to_world": camera.camera_to_world.tolist(),
             "lens": [camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height],
-            "references": [self.scene.frames[f].name for f in beside.frames],
-            "nearest": self.scene.frames[nearest].name,
+            "nearest": self.scene.frames[view.nearest].name,
             "files": files,
-            "mean_confidence": float(weight.mean()),
-            "support": support,
-            "change": float(np.abs(fixed - render.color).mean()),
-            "dropped": reason,
+            "terms": dict(proposal.terms),
+            "fresh": proposal.fresh,
+            "figures": dict(proposal.figures),
+            "dropped": proposal.dropped,
+            "kept": False,
         }
 
-    def _take_up(self, model: Reconstruction, number: int) -> None:
-        """Let training draw the pseudo-views of a round, as they are on disk."""
-        record = self.rounds.record(number)
-        assert record is not None
-        folder, index = self.rounds.folder(number), {frame.name: i for i, frame in enumerate(self.scene.frames)}
+    def _kept(self, entry: Mapping[str, Any]) -> Kept:
+        """What stands for a view since an earlier round."""
+        files, parent = entry["files"], self.rounds.parent
+        weight = read_image(parent / files["confidence"])[..., 0] if "confidence" in files else None
+        return Kept(read_image(parent / files["target"]), weight, entry["figures"])
+
+    def _take_up(self, model: Reconstruction, prior: Prior, number: int) -> None:
+        """Let training draw the pseudo-views of a round, as they are on disk; those of none with number 0."""
+        record = self.rounds.record(number) if number else None
+        if record is None:
+            model.set_pseudo_views([], 0.0)
+            return
+        index = {frame.name: i for i, frame in enumerate(self.scene.frames)}
         views = []
         for entry in record["views"]:
-            if entry["dropped"] is None:
-                fx, fy, cx, cy, width, height = entry["lens"]
-                camera = Camera(np.array(entry["camera_to_world"]), fx, fy, cx, cy, int(width), int(height))
-                files = entry["files"]
-                weight = None if self.settings.trust == "all" else folder / files["confidence"]
-                views.append(PseudoView(camera, folder / files["target"], weight, index[entry["nearest"]]))
-        with self._timed("taking up fixes"):
+            if entry["dropped"] is not None:
+                continue
+            fresh = None
+            if entry["fresh"]:
+                if not isinstance(prior, Refreshing):
+                    raise InputError(f"The prior {self.settings.prior} has no method refresh, but a view that asks it.")
+                fresh = partial(prior.refresh, entry["target"])
+            files = {kind: self.rounds.parent / file for kind, file in entry["files"].items()}
+            views.append(
+                PseudoView(
+                    _camera(entry),
+                    files["target"],
+                    files.get("confidence"),
+                    index[entry["nearest"]],
+                    entry["terms"],
+                    fresh,
+                )
+            )
+        with self._timed("taking up views"):
             model.set_pseudo_views(views, record["share"])
 
     def _summary(self) -> dict[str, Any]:
         """What the rounds came to, for run.json."""
-        records = self.rounds.records()
+        records, rejected = self.rounds.records(), self.rounds.rejected()
+        judged = [record["guard"] for record in records if "guard" in record]
         return {
+            "accepted": len(records),
+            "taken_back": 0 if rejected is None else rejected["round"],
             "dropped": sum(record["dropped"] for record in records),
-            "rolled_back": sum(self.rounds.rejected(n) for n in range(1, self.schedule.rounds + 1)),
-            "psnr": [record["guard"]["after"] for record in records],
+            "gains": [verdict["gain"] for verdict in judged],
             "mean_confidence": [record["mean_confidence"] for record in records],
-            "photos": self.guard.photos,
+            "handed_over": "distilled" if records else "plain",
         }
 
-    def _references(self, model: Reconstruction, frames: Sequence[int]) -> ReferenceViews:
-        wanted = self.settings.references
-        return ReferenceViews(self.scene, frames, model, self.fixer.config.views if wanted is None else wanted)
+    # What photos alone come to, and figures
 
-    # Renders and figures
+    def _plain(self) -> Reconstruction:
+        """Photos alone: trained as long as the whole with a comparison, else as their part of the run has left it."""
+        photos = self.folder / _PHOTOS
+        if not self.settings.compare:
+            return Reconstruction.load(photos, self.scene, self.split.train)
+        folder = self.folder / _PLAIN
+        _fork(photos, folder)
+        model = Reconstruction.load(folder, self.scene, self.split.train)
+        self._further(model)
+        self._train(model, self.schedule.iterations, "plain, for comparison")
+        return model
 
-    @property
-    def _own_plain(self) -> bool:
-        """Whether the comparison trains from the beginning: on all photos, which this run has not."""
-        return bool(self.guard.held) and bool(self.split.test)
-
-    @property
-    def _measured(self) -> Sequence[int]:
-        """The frames whose photos are the truth of the figures: held out, or else held back for a while."""
-        return self.split.test or self.guard.held
-
-    def _keep_views(self, model: Reconstruction) -> None:
-        """Where no photo is held out: the held-back photos' views, while they are still strangers to the model."""
-        if not self.split.test and self.guard.held:
-            self._render_measured(model, "distilled", self.photos)
-
-    def _distilled(self, fork: bool) -> None:
-        """Photos alone, the rounds, the final renders; with `fork`, what photos alone made is kept for comparison."""
-        model = self._reconstruction()
-        if model.step < self.schedule.start:
-            model.hold_back(self.guard.held)
-            self._train(model, self.schedule.start, "photos alone" if self.schedule.rounds else "plain training")
-        if fork and not (self.folder / "plain" / "config.yml").exists():
-            _fork(self.folder, self.folder / "plain")
-        if self.schedule.rounds:
-            self._update(model)
-        self._final_renders(model, "distilled" if self.schedule.rounds else "plain")
-
-    def _final_renders(self, model: Reconstruction, variant: str) -> None:
-        if self.split.test:
-            self._render_measured(model, variant, self.split.train)
-        paths = [(t.name, t.camera) for t in self.targets if t.frame is None]
-        self._render_views(model, paths, self.folder / "path", variant, self.split.train)
-
-    def _render_measured(self, model: Reconstruction, variant: str, references: Sequence[int]) -> None:
-        """Write the views with a truth: the photos, the renders, and those fixed once more."""
-        renders, views = self.folder / "renders", []
-        for i in self._measured:
-            frame, name = self.scene.frames[i], self.scene.file_names[i]
-            views.append((name, frame.camera))
-            write_image(renders / "truth" / f"{name}.png", load_photo(frame))
-            if (mask := load_mask(frame)) is not None:
-                write_image(renders / "mask" / f"{name}.png", mask.astype(np.float32))
-        self._render_views(model, views, renders, variant, references)
-
-    def _render_views(
-        self,
-        model: Reconstruction,
-        views: Sequence[tuple[str, Camera]],
-        folder: Path,
-        variant: str,
-        references: Sequence[int],
-    ) -> None:
-        """Write renders of the views, and the same fixed once more as `enhanced`."""
-        if not views:
-            return
-        beside_all = self._references(model, references)
-        with self._timed("final renders"), self._progress("final renders", len(views)) as update:
-            for done, (name, camera) in enumerate(views, start=1):
-                render = model.render(camera)
-                write_image(folder / variant / f"{name}.png", render.color)
-                beside = beside_all.beside(camera, render, align=self.fixer.config.references == "aligned")
-                write_image(folder / "enhanced" / f"{name}.png", fix_render(self.fixer, render, beside))
-                update(done)
-
-    def _plain(self) -> None:
-        """Train as long on photos alone, for comparison."""
-        folder = self.folder / "plain"
-        if any((folder / "nerfstudio_models").glob("*.ckpt")):
-            plain = Reconstruction.load(folder, self.scene, self.split.train)
-        else:
-            plain = self._new(folder)
-        label = "plain, for comparison"
-        if not self._own_plain and self.guard.held and plain.step <= self._return:
-            # nothing else is held out: it is measured on the same photos at the same moment
-            plain.hold_back(self.guard.held)
-            self._train(plain, self._return, label)
-            self._render(plain, [(self.scene.file_names[i], self.scene.frames[i].camera) for i in self.guard.held])
-            plain.hold_back(())
-        self._train(plain, self.schedule.iterations, label)
-        if self.split.test:
-            self._render(plain, [(self.scene.file_names[i], self.scene.frames[i].camera) for i in self.split.test])
-        self._render(plain, [(t.name, t.camera) for t in self.targets if t.frame is None], "path")
-
-    def _render(self, model: Reconstruction, views: Sequence[tuple[str, Camera]], kind: str = "renders") -> None:
-        with self._timed("plain renders"):
-            for name, camera in views:
-                write_image(self.folder / kind / "plain" / f"{name}.png", model.render(camera).color)
+    def _render(self, renders: FinalRenders, model: Reconstruction, variant: str, fixed: str) -> None:
+        with self._timed("final renders"):
+            renders.write(model, variant, fixed)
 
     def _figures(self) -> dict[str, dict[str, Any]]:
-        if not self._measured:
+        if not self.split.test:
             return {}
         from difixcli.evaluation import evaluate_run
 
         return evaluate_run(self.folder, self.settings.device)["results"]
+
+
+def _said(verdict: Verdict) -> str:
+    """A verdict in words."""
+    if not verdict.views:
+        return "no photo sees the targets, so nothing judges it"
+    spread = f" ± {verdict.error:.2f}" if verdict.views > 1 else ""
+    return f"agreement with photos {verdict.gain:+.2f}{spread} dB over {verdict.views} views"
+
+
+def _camera(entry: Mapping[str, Any]) -> Camera:
+    """The camera of a view's entry in a round's record."""
+    fx, fy, cx, cy, width, height = entry["lens"]
+    return Camera(np.array(entry["camera_to_world"]), fx, fy, cx, cy, int(width), int(height))
 
 
 def _sweep(folder: Path) -> None:
@@ -457,16 +418,19 @@ def _sweep(folder: Path) -> None:
     for stale in [
         *folder.glob(".*.part"),
         *(path for part in ("rounds", "renders", "path") for path in (folder / part).rglob(".*.part")),
-        *(folder / "plain").glob(".*.part"),
-        *(folder / "plain" / "scene").rglob(".*.part"),
+        *(path for part in (_PHOTOS, _PLAIN) for path in (folder / part).glob(".*.part")),
+        *(folder / _PLAIN / "scene").rglob(".*.part"),
         *(folder / "scene").rglob(".*.part"),
     ]:
         stale.unlink() if stale.is_file() else shutil.rmtree(stale)
 
 
 def _fork(source: Path, target: Path) -> None:
-    """Copy a nerfstudio run as it stands, so that plain training goes on from the same checkpoint."""
+    """Copy a nerfstudio run as it stands, unless that was done before: training may go on from the same checkpoint."""
+    if (target / "config.yml").exists():
+        return
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part, ignore=shutil.ignore_patterns("run.json", "rounds", "renders", "path", ".*"))
+    left_out = shutil.ignore_patterns("run.json", "rounds", "renders", "path", _PHOTOS, _PLAIN, ".*")
+    shutil.copytree(source, part, ignore=left_out)
     part.rename(target)

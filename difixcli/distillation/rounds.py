@@ -1,12 +1,13 @@
 """The rounds of a run on disk: what each has made, the checkpoint it began from, and going back to it.
 
-    rounds/03/round.json                 poses and figures; `guard.accepted` once the round is judged
+    rounds/03/round.json                 poses and figures; `accepted` once the round is judged
     rounds/03/step-000001139.ckpt        the checkpoint it began from (a second name of the same file where possible)
     rounds/03/*.png                      renders, fixes, training targets, confidences
-    rounds/03-rejected-1/                an attempt that the guard took back
+    rounds/03-rejected/                  the round that the guard took back; none comes after it
 
-Whatever moment a run is killed at, records and checkpoints are enough to go on from: verdicts are written before they
-are carried out, and carrying them out twice does no harm.
+A view that keeps what it had names the files of the round that made them. Whatever moment a run is killed at, records
+and checkpoints are enough to go on from: verdicts are written before they are carried out, and carrying them out twice
+does no harm.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ class Rounds:
 
     def __init__(self, run: Path) -> None:
         self.run = run
-        self._parent = run / "rounds"
+        self.parent = run / "rounds"
 
     def folder(self, number: int) -> Path:
-        return self._parent / f"{number:02d}"
+        return self.parent / f"{number:02d}"
 
     def record(self, number: int) -> dict[str, Any] | None:
         """What is written of a round, None before its fixes are whole."""
@@ -48,16 +49,17 @@ class Rounds:
     def accepted(self, number: int) -> bool | None:
         """The guard's verdict on a round, None before there is one."""
         record = self.record(number)
-        return None if record is None else record["guard"].get("accepted")
+        return None if record is None else record.get("accepted")
 
-    def rejected(self, number: int) -> int:
-        """How many attempts at a round the guard has taken back."""
-        return len(list(self._parent.glob(f"{number:02d}-rejected-*")))
+    def rejected(self) -> dict[str, Any] | None:
+        """The record of the round that was taken back, if one was."""
+        found = sorted(self.parent.glob(f"*-rejected/{_RECORD}"))
+        return read_json(found[0]) if found else None
 
     def records(self) -> list[dict[str, Any]]:
-        """The judged rounds' records, in order."""
+        """The accepted rounds' records, in order."""
         found = [self.record(number) for number in self._numbers()]
-        return [record for record in found if record is not None and "accepted" in record["guard"]]
+        return [record for record in found if record is not None and record.get("accepted")]
 
     def keep_checkpoint(self, number: int) -> None:
         """Keep the run's present checkpoint as the one that a round begins from."""
@@ -67,14 +69,18 @@ class Rounds:
             _link(source, folder / source.name)
         self._thin_out()
 
+    def unfinished(self, number: int) -> bool:
+        """Whether a round's views were being proposed when the process ended."""
+        return self.record(number) is None and any(self.folder(number).glob("*.ckpt"))
+
     def take_back(self, number: int) -> None:
-        """Undo a rejected attempt: the checkpoint it began from is the run's again, its pictures are set aside."""
-        self._restore(number)
+        """Undo a rejected round: the checkpoint it began from is the run's again, its pictures are set aside."""
+        self.restore(number)
         folder = self.folder(number)
-        aside = folder.with_name(f"{folder.name}-rejected-{self.rejected(number) + 1}")
+        aside = folder.with_name(f"{folder.name}-rejected")
         folder.rename(aside)
         for checkpoint in aside.glob("*.ckpt"):
-            checkpoint.unlink()  # the next attempt keeps the same one
+            checkpoint.unlink()
 
     def check(self, number: int) -> None:
         """Raise InputError for a round that the run has not begun or whose checkpoint is no longer kept."""
@@ -92,19 +98,20 @@ class Rounds:
         for renders in (self.run / "renders", self.run / "path"):
             for variant in ("distilled", "enhanced"):
                 shutil.rmtree(renders / variant, ignore_errors=True)
-        self._restore(number)
+        self.restore(number)
         self.forget_from(number)
 
     def forget_from(self, number: int) -> None:
         """Remove what is on disk of a round and all later ones, last first."""
-        if not self._parent.is_dir():
+        if not self.parent.is_dir():
             return
-        for folder in sorted(self._parent.iterdir(), reverse=True):
-            found = re.fullmatch(r"(\d+)(-rejected-\d+)?", folder.name)
+        for folder in sorted(self.parent.iterdir(), reverse=True):
+            found = re.fullmatch(r"(\d+)(-rejected)?", folder.name)
             if found is not None and int(found[1]) >= number:
                 shutil.rmtree(folder)
 
-    def _restore(self, number: int) -> None:
+    def restore(self, number: int) -> None:
+        """Let the checkpoint that a round began from be the run's again; InputError where it is lost."""
         checkpoints = sorted(self.folder(number).glob("*.ckpt"))
         if not checkpoints:
             raise InputError(f"{self.folder(number)} has lost the checkpoint that it began from; use --force.")
@@ -126,7 +133,7 @@ class Rounds:
             path.unlink()
 
     def _numbers(self) -> list[int]:
-        return sorted(int(path.name) for path in self._parent.glob("*") if path.name.isdecimal())
+        return sorted(int(path.name) for path in self.parent.glob("*") if path.name.isdecimal())
 
 
 def _link(source: Path, target: Path) -> None:

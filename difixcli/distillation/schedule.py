@@ -5,111 +5,129 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from difixcli.errors import InputError, unknown
 from difixcli.scenes import nearest_cameras, step_towards
 from difixcli.scenes.scene import Camera
+from difixcli.scenes.trajectories import blend_poses
 
 KINDS = ("progressive", "one-shot", "none")
-_STEP = 0.5
-_LARGEST_SHARE_OF_RAYS = 0.5
+SHARE = {"cpu": 0.5, "gpu": 0.4}
+"""How much of what is drawn in the rounds is pseudo-views."""
+
+ROUNDS_CPU = 3
+_ITERATIONS_A_ROUND = 2_000  # on a GPU, as Difix3D's release
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """`start` iterations on photos alone, then `rounds` updates with `every` iterations after each.
+    """A complete training of `photos` iterations on photos alone, then `rounds` of `every` further iterations each.
 
-    `progressive`: in each round the pseudo-views move `step` normalised units towards their targets (straight line and
-    slerp, as Difix3D's release does). `one-shot`: a single round straight at the targets, `step` is None. `none`: plain
-    training, no round. `share` (0..1) is how much of what is drawn in training is pseudo-views.
+    `progressive`: the pseudo-views go from their nearest photos to their targets (straight line and slerp), in even
+    parts that end at the targets with the last round, or by `step` normalised units a round, as Difix3D's release does.
+    `one-shot`: a single round at the targets. `none`: the training on photos, no round. `share` (0..1) is how much of
+    what is drawn in the rounds is pseudo-views.
     """
 
     kind: str
-    start: int
+    photos: int
     rounds: int
     every: int
     step: float | None
     share: float
 
     @property
+    def further(self) -> int:
+        """The iterations of all rounds."""
+        return self.rounds * self.every
+
+    @property
     def iterations(self) -> int:
-        return self.start + self.rounds * self.every
+        return self.photos + self.further
 
     def end(self, number: int) -> int:
-        """Iterations that a reconstruction has behind it after the given round; 0 is the phase on photos alone."""
-        return self.start + number * self.every
+        """Iterations that a reconstruction has behind it after the given round; 0 is the training on photos."""
+        return self.photos + number * self.every
 
     def finished_rounds(self, iterations: int) -> int:
         """How many rounds a reconstruction of so many iterations has behind it; -1 while it is on photos alone."""
-        if iterations < self.start:
+        if iterations < self.photos:
             return -1
-        return (iterations - self.start) // self.every if self.rounds else 0
+        return (iterations - self.photos) // self.every if self.rounds else 0
 
 
 def make_schedule(
     preset: str,
-    images: bool,
-    iterations: int,
+    photos: int,
+    further: int | None = None,
     rounds: int | None = None,
     kind: str = "progressive",
     step: float | None = None,
     share: float | None = None,
-    started: bool = False,
 ) -> Schedule:
-    """Share `iterations` between photos alone and the rounds; `images` says that the method trains on whole images.
+    """`photos` iterations on photos, 0 where a reconstruction is taken up that has them behind it, then the rounds.
 
-    gpu: half on photos (the paper starts from 30k iterations and updates every 1.5k to 2k). cpu: 60 % on photos and
-    five rounds, since a small network's fixes cost as much as the steps between them. With `started`, the
-    reconstruction has its training on photos behind it, and the rounds take all.
+    The rounds take `further` iterations together, as many as the training on photos unless told otherwise; what does
+    not divide by the number of rounds is left out. Without `rounds` there are `ROUNDS_CPU` of them on the cpu preset,
+    and on the gpu preset one for every 2,000 iterations.
     Raises InputError when there are fewer iterations than rounds, for a share that makes no sense, and what
     `check_schedule` raises.
     """
-    check_schedule(kind, rounds, step, share)
-    largest = 1.0 if images else _LARGEST_SHARE_OF_RAYS
-    if share is not None and not 0 < share <= largest:
-        raise InputError(f"The share {share} of pseudo-views must be above 0 and at most {largest:g} with this method.")
+    check_schedule(kind, rounds, step, share, further)
     if kind == "none":
-        return Schedule(kind, iterations, 0, 0, None, 0.0)
-    gpu = preset == "gpu"
-    count = rounds if rounds is not None else (max(1, iterations // 4000) if gpu else 5)
+        return Schedule(kind, photos, 0, 0, None, 0.0)
+    spent = photos if further is None else further
+    count = rounds if rounds is not None else (max(1, spent // _ITERATIONS_A_ROUND) if preset == "gpu" else ROUNDS_CPU)
     if kind == "one-shot":
         count = 1
-    spent = iterations if started else int(iterations * (0.5 if gpu else 0.4))
     every = spent // max(count, 1)
     if count < 1 or every < 1:
-        raise InputError(f"{iterations} iterations cannot be shared among {count} rounds; ask for more or fewer.")
-    # the release's loss weight for splats, its probability for rays
-    chosen = share if share is not None else (0.3 if images else 0.4)
-    first = 0 if started else iterations - every * count
-    return Schedule(kind, first, count, every, None if kind == "one-shot" else (step or _STEP), chosen)
+        raise InputError(f"{spent} iterations cannot be shared among {count} rounds; ask for more or fewer.")
+    return Schedule(kind, photos, count, every, step, SHARE[preset] if share is None else share)
 
 
-def check_schedule(kind: str, rounds: int | None = None, step: float | None = None, share: float | None = None) -> None:
-    """Raises InputError for an unknown kind, a step that makes no sense, and options that the kind does not heed."""
+def check_schedule(
+    kind: str,
+    rounds: int | None = None,
+    step: float | None = None,
+    share: float | None = None,
+    further: int | None = None,
+) -> None:
+    """Raises InputError for an unknown kind, values that make no sense, and options that the kind does not heed."""
     if kind not in KINDS:
         raise unknown("schedule", kind, KINDS)
     for option, value, kinds in (
         ("--rounds", rounds, ("progressive",)),
         ("--step", step, ("progressive",)),
         ("--share", share, ("progressive", "one-shot")),
+        ("--further", further, ("progressive", "one-shot")),
     ):
         if value is not None and kind not in kinds:
             raise InputError(f"{option} says nothing to the schedule {kind}; leave it out.")
     if step is not None and not step > 0:
         raise InputError(f"The step {step} must be positive: it is how far pseudo-views move in a round.")
+    if share is not None and not 0 < share < 1:
+        raise InputError(f"The share {share} of pseudo-views must be above 0 and below 1; 0.3 is the release's.")
 
 
-def pseudo_cameras(train: Sequence[Camera], targets: Sequence[Camera], travelled: float | None) -> list[Camera]:
-    """Where each target's pseudo-view stands when it has `travelled` so many normalised units; None: at its target.
-
-    Each starts at the pose of its nearest training camera and keeps its target's lens. It goes along the straight line
-    and turns (slerp) by the same fraction of the way, and stops at its target.
+def pseudo_cameras(train: Sequence[Camera], targets: Sequence[Camera], schedule: Schedule, number: int) -> list[Camera]:
+    """Where each target's pseudo-view stands in round `number` (from 1): between its nearest training camera's pose and
+    its own. Lenses are the targets'.
     """
     cameras = []
     for target in targets:
-        pose = target.camera_to_world
-        if travelled is not None:
-            pose = train[nearest_cameras(target, train, 1)[0]].camera_to_world
-            if travelled > 0:
-                pose = step_towards(pose, target.camera_to_world, travelled)
+        start = train[nearest_cameras(target, train, 1)[0]].camera_to_world
+        if schedule.step is not None:
+            pose = step_towards(start, target.camera_to_world, number * schedule.step)
+        elif number == schedule.rounds:
+            pose = target.camera_to_world
+        else:
+            pose = blend_poses(start, target.camera_to_world, number / schedule.rounds)
         cameras.append(target.moved(pose))
     return cameras
+
+
+def same_pose(one: Camera, other: Camera) -> bool:
+    """Whether two cameras stand at one place and look the same way, to rounding."""
+    return bool(np.allclose(one.camera_to_world, other.camera_to_world, atol=1e-6))

@@ -32,7 +32,10 @@ _Figure = tuple[str, list[str], np.ndarray]  # caption, details, image
 _ROUNDS = {
     "mean confidence": ("Confidence in the fixes", "Mean over pixels of how far a fix is trusted, 0 to 1."),
     "change": ("What the fixes change", "Mean absolute difference of fix and render, in [0, 1]."),
-    "PSNR of watched photos": ("PSNR of watched photos", "In dB, after the round; higher is better."),
+    "agreement with photos": (
+        "Agreement with photos",
+        "In dB: how much more like the photos brought into them the views are than photos alone had made them.",
+    ),
     "dropped": ("Fixes dropped", "Views whose fix was broken or not supported, so not trained on."),
     "seconds of training": ("Seconds of training", "On photos and fixes together."),
 }

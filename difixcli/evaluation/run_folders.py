@@ -19,14 +19,14 @@ from difixcli.scenes.splits import make_split
 
 TRUTH = "truth"
 MASK = "mask"
-_ORDER = ("plain", "distilled", "enhanced")  # the order of a table; other variants come after
+_ORDER = ("plain", "fixed", "distilled", "enhanced")  # the order of a table; other variants come after
 _MOMENT = r"\d{4}-\d\d-\d\d_\d{6}"  # of which difix makes a run's folder unless it is told another
 _CHOICES = frozenset(
     {"method", "preset", "kind", "fixer", "start", "seed", "references", "trust", "targets", "overrides"}
 )
 _NOT_A_FIGURE = (
     *("round", "schedule", "views", "camera_to_world", "width", "height"),
-    *("attempt", "share", "travelled", "support"),  # of the schedule, or the same as mean confidence
+    *("share", "support", "accepted", "kept", "fresh"),  # of the schedule, a verdict, or the same as mean confidence
 )
 
 
@@ -58,7 +58,7 @@ class RunFolder:
         if not (renders / TRUTH).is_dir() and (folder / "path").is_dir():
             raise InputError(
                 f"The views of {folder} are ones that nobody photographed, so there is no truth to measure against; "
-                "its pictures are in path/. Hold photos out (--split) or back (--holdout) to have figures."
+                "its pictures are in path/. Hold photos out (--split) to have figures."
             )
         if not (renders / TRUTH).is_dir():
             raise InputError(f"{folder} has no renders/{TRUTH}; finish the run first, or give two folders of images.")
@@ -147,8 +147,8 @@ class RunFolder:
     def rounds(self) -> dict[str, list[list[float]]]:
         """What changed from round to round: {name: [[round, value], …]}.
 
-        Every number that a `rounds/NN/round.json` holds of the round or of its views (then their mean), and the seconds
-        that training each took.
+        Every number that a `rounds/NN/round.json` holds of the round or of its views (then their mean), what the guard
+        found, and the seconds that training each took.
         """
         series: dict[str, list[list[float]]] = {}
         for file in sorted(self.folder.glob("rounds/*/round.json")):
@@ -159,9 +159,10 @@ class RunFolder:
                 continue
             figures = {key: [value] for key, value in held.items() if key not in _NOT_A_FIGURE}
             if isinstance(guard := held.get("guard"), dict):
-                figures["PSNR of watched photos"] = [guard.get("after")]
+                figures["agreement with photos"] = [guard.get("gain")]
             for view in held.get("views") or []:
-                for key, value in view.items() if isinstance(view, dict) else ():
+                noted = {**view, **view.get("figures", {})} if isinstance(view, dict) else {}
+                for key, value in noted.items():
                     if key not in _NOT_A_FIGURE:
                         figures.setdefault(key, []).append(value)
             for key, values in figures.items():
@@ -234,8 +235,8 @@ def _made(arguments: Mapping[str, Any]) -> dict[str, str]:
             said[key] = " ".join(str(item).rsplit("/", 1)[-1].removeprefix("pipeline.model.") for item in value)
     if schedule.get("kind") != "none" and schedule.get("rounds") is not None:
         said["rounds"] = f"{schedule['rounds']} rounds"
-    if all(isinstance(schedule.get(key), int) for key in ("start", "rounds", "every")):
-        said["iterations"] = f"{schedule['start'] + schedule['rounds'] * schedule['every']} iterations"
+    if all(isinstance(schedule.get(key), int) for key in ("photos", "rounds", "every")):
+        said["iterations"] = f"{schedule['photos'] + schedule['rounds'] * schedule['every']} iterations"
     if isinstance(share := schedule.get("share"), float) and share:
         said["share"] = f"share {share:g}"
     if (step := schedule.get("step")) is not None:

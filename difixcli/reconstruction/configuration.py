@@ -58,7 +58,7 @@ def configure(recipe: Recipe, folder: Path) -> Any:
     config: Any = method_config(recipe.method)
     extent = None if recipe.near is None else Extent(recipe.near, recipe.far)
     with quiet():
-        apply_preset(config, recipe.preset, recipe.begun + recipe.iterations, recipe.device, extent)
+        apply_preset(config, recipe.preset, recipe.begun + recipe.iterations, recipe.device, extent, len(recipe.train))
         for path, value in recipe.settings.items():
             _assign(config, path, value)
         if hasattr(config.pipeline.datamanager, "train_cameras_sampling_seed"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 PRESETS = ("cpu", "gpu")
 OWN_SETTINGS = {
-    "cpu": {"max_gaussians": 12_000, "seed_depth_mult": 0.05},
+    "cpu": {"max_gaussians": 25_000, "seed_depth_mult": 0.05},
     "gpu": {"max_gaussians": 1_000_000, "seed_depth_mult": 0.0},
 }
 """Settings that nerfstudio has no field for: an upper bound for splats, and how much seed points say about depth."""
@@ -62,7 +63,7 @@ def default_iterations(method: str, preset: str) -> int:
     config = method_config(method)
     if preset == "gpu":
         return 30_000
-    return 1_500 if has_gaussians(config) else 1_000
+    return 3_000 if has_gaussians(config) else 1_000
 
 
 def has_bounded_field(config: TrainerConfig) -> bool:
@@ -70,8 +71,11 @@ def has_bounded_field(config: TrainerConfig) -> bool:
     return not has_gaussians(config) and getattr(config.pipeline.model, "disable_scene_contraction", True)
 
 
-def apply_preset(config: TrainerConfig, preset: str, iterations: int, device: str, extent: Extent | None) -> None:
-    """Adapt a registered configuration in place to the preset and to a schedule of `iterations` in all.
+def apply_preset(
+    config: TrainerConfig, preset: str, iterations: int, device: str, extent: Extent | None, photos: int
+) -> None:
+    """Adapt a registered configuration in place to the preset, to a schedule of `iterations` in all and to the number
+    of photos that train.
 
     Both presets train from posed photos in an already normalised world, and without per-photo camera corrections and
     appearance embeddings, which Difix3D switches off too: they would let photos disagree with the views that are
@@ -110,7 +114,7 @@ def apply_preset(config: TrainerConfig, preset: str, iterations: int, device: st
     if isinstance(model, NerfactoModelConfig):
         _nerfacto(config, model, preset, iterations, ratio, extent)
     if is_splat(config):
-        _splatfacto(config, model, preset, iterations, ratio)
+        _splatfacto(config, model, preset, iterations, ratio, photos)
 
 
 def _check(preset: str) -> None:
@@ -155,18 +159,21 @@ def _nerfacto(
             scheduler.lr_final = 1e-3
 
 
-def _splatfacto(config: TrainerConfig, model: Any, preset: str, iterations: int, ratio: float) -> None:
+def _splatfacto(config: TrainerConfig, model: Any, preset: str, iterations: int, ratio: float, photos: int) -> None:
     model.background_color = "black"  # a random one teaches nothing where a few photos fill the frame
     if preset == "gpu":
         for name in ("warmup_length", "resolution_schedule", "sh_degree_interval", "stop_screen_size_at"):
             setattr(model, name, max(1, round(getattr(model, name) * ratio)))
         model.stop_split_at = round(model.stop_split_at * ratio)
         model.refine_every = max(20, round(model.refine_every * min(ratio, 1.0)))
+        # after a reset none is added until every photo was drawn: at least as long again is for adding them
+        pause = photos + model.refine_every
+        model.reset_alpha_every = max(model.reset_alpha_every, math.ceil(2 * pause / model.refine_every))
         return
     model.num_downscales = 0
     model.warmup_length = iterations // 10
     model.refine_every = max(10, iterations // 20)
-    model.stop_split_at = iterations * 6 // 10
+    model.stop_split_at = iterations * 17 // 20
     model.stop_screen_size_at = 0
     # Opacity resets take hundreds of iterations to recover from; a short training cannot afford one.
     model.reset_alpha_every = iterations // model.refine_every + 1

@@ -7,9 +7,10 @@ here they are put together, and the scene's normalised world and the model's are
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +60,7 @@ class Reconstruction:
         rays = folder.read_seed_rays() if heeds_seed_depth(config, recipe) else None
         self._trainer = Trainer(recipe, config, seeds, rays)
         self.warnings = list(self._trainer.warnings)
+        self.beside: dict[str, Any] = {}
 
     @classmethod
     def create(
@@ -74,7 +76,6 @@ class Reconstruction:
         overrides: Sequence[str] = (),
         seed: int = 0,
         origin: Origin | None = None,
-        unseen: Collection[int] = (),
     ) -> Reconstruction:
         """Set up a new run of `method` in `folder`, trained on the frames `train` of the scene.
 
@@ -85,9 +86,6 @@ class Reconstruction:
 
         With an `origin` the model is that one, in the world it was trained in, and its training counts as the first
         half of a schedule of twice the `iterations`: no warm-up, no coarse beginning, learning rates half way down.
-
-        `unseen` are training frames that are going to be held back (`hold_back`): splats do not begin with their
-        colours.
 
         Raises InputError for an unknown method, preset or setting, no training frames, fewer than one iteration, a
         folder that cannot be written, CUDA where there is none, and an origin that the method cannot take up.
@@ -128,7 +126,7 @@ class Reconstruction:
             from difixcli.reconstruction.seeding import seed_gaussians
 
             count = min(SEED_GAUSSIANS[preset], own_settings(recipe)["max_gaussians"])
-            seeds = seed_gaussians(scene, [i for i in train if i not in unseen], count, seed)
+            seeds = seed_gaussians(scene, train, count, seed)
         if heeds_seed_depth(config, recipe) and len(scene.points):
             from difixcli.reconstruction.seed_depth import SeedRays
 
@@ -169,7 +167,7 @@ class Reconstruction:
         state = read_checkpoint(checkpoint)
         loaded = cls(recipe, run, None)
         try:
-            loaded._trainer.restore(state)
+            loaded._restore(state)
         except KeyError as error:
             raise InputError(f"{checkpoint} was written by another version (it has no {error}); train again.") from None
         except RuntimeError as error:
@@ -192,7 +190,7 @@ class Reconstruction:
         if recipe.device == "cuda":
             torch.cuda.empty_cache()
         Reconstruction.__init__(self, recipe, run, None)
-        self._trainer.restore(run.read_state())
+        self._restore(run.read_state())
 
     @property
     def folder(self) -> Path:
@@ -227,6 +225,23 @@ class Reconstruction:
     def train(self, iterations: int, progress: Callable[[int], None] | None = None) -> None:
         """Train for so many further iterations; `progress` is called with how many of them are done."""
         self._trainer.train(iterations, progress)
+
+    @property
+    def in_further_phase(self) -> bool:
+        """Whether `begin_further_phase` was called, in this process or before the checkpoint that was loaded."""
+        return self._trainer.further is not None
+
+    def begin_further_phase(self, iterations: int, raised: float) -> None:
+        """Let what follows be a phase of so many further iterations after a complete training.
+
+        Learning rates are raised to `raised` (0..1) of their first values, unless the schedule ends with more, and
+        brought down again to that end; splats are densified for the same part of the phase as of the training before
+        it, and opacities no longer reset. A checkpoint tells the phase, too.
+        Raises InputError for less than one iteration.
+        """
+        if iterations < 1:
+            raise InputError(f"{iterations} further iterations train nothing; ask for at least 1.")
+        self._trainer.begin_further(iterations, raised)
 
     def render(self, camera: Camera) -> Render:
         """Render one view."""
@@ -265,27 +280,20 @@ class Reconstruction:
             share,
         )
 
-    def hold_back(self, frames: Sequence[int]) -> None:
-        """Draw none of these training photos (indices of the scene's frames) from now on; none of them: draw all.
-
-        Which photos are held back is not saved: say it again right after a `load`, and training goes on exactly as it
-        would have. Raises InputError where none would be left, or the method draws photos in a way of its own.
-        """
-        held = {self._recipe.train.index(frame) for frame in frames}
-        if len(held) == len(self._recipe.train):
-            raise InputError("Every training photo would be held back; leave two at least.")
-        if not self._trainer.hold_back(held):
-            raise InputError(f"{self.method} draws photos in a way of its own; use --holdout 0 with it.")
-
-    def save(self) -> Path:
+    def save(self, beside: Mapping[str, Any] | None = None) -> Path:
         """Write a checkpoint, whole or not at all, remove older ones, and return its path.
+
+        `beside` (tensors, containers and plain values) is kept in it for whoever trains: after a `load` it is `beside`
+        again.
 
         It is nerfstudio's checkpoint (its `step` is the last finished iteration's number, counted from 0) with what
         exact continuation needs under `difix`. It holds nothing but tensors and plain values, so that loading it
         needs no trust. What nerfstudio's own tools open the run by is written, too, where the folder was moved or
         copied since.
         """
-        return self._run.write_state(self._trainer.state(), self._trainer.config, self._trainer.pipeline.datamanager)
+        self.beside = dict(beside or {})
+        state = {**self._trainer.state(), "beside": self.beside}
+        return self._run.write_state(state, self._trainer.config, self._trainer.pipeline.datamanager)
 
     def export(self, path: Path, world: str = "scene") -> Path:
         """Write the model as a PLY file, and return its path.
@@ -327,6 +335,10 @@ class Reconstruction:
         where the parameters do not fit the method.
         """
         self._trainer.adopt(state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._trainer.restore(state)
+        self.beside = state.get("beside", {})
 
     def _in_model(self, camera: Camera) -> Camera:
         """A camera of the scene's normalised world in the model's."""

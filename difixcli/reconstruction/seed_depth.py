@@ -8,7 +8,7 @@ the penalty here is a transport cost: a ray's weights w_i at distances m_i, with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,16 +84,10 @@ class SeedRayMixer:
     """Lets a part of every batch of rays go through seed points, whose distance the batch then holds."""
 
     def __init__(self, rays: SeedRays, generator: Callable[[Tensor], Any]) -> None:
-        self._rays = rays
         self._generator = generator
-        self.leave_out(())
-
-    def leave_out(self, photos: Collection[int]) -> None:
-        """Use no ray of the training photos at these positions; none of them: use all."""
-        kept = ~np.isin(self._rays.pixels[:, 0], list(photos))
-        self._pixels = torch.from_numpy(self._rays.pixels[kept])
-        self._distances = torch.from_numpy(self._rays.distances[kept])
-        self._colors = torch.from_numpy(self._rays.colors[kept])
+        self._pixels = torch.from_numpy(rays.pixels)
+        self._distances = torch.from_numpy(rays.distances)
+        self._colors = torch.from_numpy(rays.colors)
 
     def mix(self, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The rays of the changed batch, and the batch: its last eighth replaced, `DEPTH` added."""

@@ -6,8 +6,9 @@ own. Everything here is in the model's world; it knows no scene and no folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from difixcli.reconstruction.adoption import fitted
 from difixcli.reconstruction.configuration import Recipe, own_settings
+from difixcli.reconstruction.further import Further, densify, schedule
 from difixcli.reconstruction.methods import has_gaussians, is_splat
 from difixcli.reconstruction.objective import final_color, install
-from difixcli.reconstruction.patches import draw_without, no_perceptual_download, on_device, quiet, seeded
+from difixcli.reconstruction.patches import no_perceptual_download, on_device, quiet, seeded
 from difixcli.reconstruction.seed_depth import SeedRayMixer, SeedRays, seed_depth_loss
 from difixcli.reconstruction.surroundings import RandomState
 from difixcli.reconstruction.views import PseudoView
@@ -55,6 +57,7 @@ class Trainer:
         self._recipe = recipe
         self._pseudo: Any = None
         self._mixer: Any = None
+        self.further: Further | None = None
         self._pseudo_order: dict[str, Any] | None = None  # of the views that a loaded run was training on
         self._random = RandomState(recipe.seed)
         self._model_class: type = config.pipeline.model._target
@@ -80,6 +83,17 @@ class Trainer:
                 if progress is not None:
                     progress(done)
 
+    def begin_further(self, iterations: int, raised: float) -> None:
+        """As `Reconstruction.begin_further_phase`."""
+        self._enter(Further(self._recipe.begun + self.step, iterations, raised))
+
+    def _enter(self, further: Further) -> None:
+        self.further = further
+        rates = {name: held["optimizer"].lr for name, held in self.config.optimizers.items()}
+        length = self.config.max_num_iterations
+        schedule(further, self._optimizers, rates, length)
+        densify(further, self.model, length)
+
     def render(self, camera: Camera) -> dict[str, Any]:
         """The model's outputs (H, W, ·) at a camera. Training goes on as if nothing had been rendered."""
         from difixcli.reconstruction.pseudo_views import nerfstudio_cameras
@@ -101,7 +115,9 @@ class Trainer:
         """Replace the pseudo-views by `views`, each of which borrows the id of the training photo at the position
         `photos` says; `share` is as in `Reconstruction.set_pseudo_views`.
         """
-        order, self._pseudo_order = self._pseudo_order, None
+        # as after a load: the same views go on in their order, others begin anew
+        held = None if self._pseudo is None else self._pseudo.state
+        order, self._pseudo_order = self._pseudo_order or held, None
         self._pseudo = None
         if not views or not share:
             return
@@ -119,15 +135,6 @@ class Trainer:
                 self._show,
                 order,
             )
-
-    def hold_back(self, held: Collection[int]) -> bool:
-        """Draw no training photo at these positions from now on; whether the method's datamanager can do so."""
-        with self._undisturbed(), self._working(), quiet():
-            if not draw_without(self.pipeline.datamanager, held):
-                return False
-        if self._mixer is not None:
-            self._mixer.leave_out(held)
-        return True
 
     def adopt(self, state: dict[str, Tensor]) -> None:
         """As `Reconstruction.adopt`."""
@@ -159,6 +166,8 @@ class Trainer:
             extra["pseudo_order"] = self._pseudo.state
         if hasattr(self.model, "strategy_state"):
             extra["strategy"] = self.model.strategy_state
+        if self.further is not None:
+            extra["further"] = asdict(self.further)
         return {
             "step": max(self._recipe.begun + self.step - 1, 0),
             "pipeline": self.pipeline.state_dict(),
@@ -179,6 +188,8 @@ class Trainer:
             self.pipeline.load_pipeline(state["pipeline"], state["step"])
             # splatfacto replaces its parameters on loading: optimisers made before would go on with the old ones.
             self._optimize()
+            if "further" in extra:
+                self._enter(Further(**extra["further"]))
             self._optimizers.load_optimizers(state["optimizers"])
             self._optimizers.load_schedulers(state["schedulers"])
             if state["scalers"]:  # empty where the run trained without one

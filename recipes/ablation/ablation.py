@@ -3,12 +3,12 @@
     python recipes/ablation/ablation.py SCENE… [--method splatfacto nerfacto] [--split every:4 groups] [--seed 0 1 2]
                                         [--output outputs/ablation] [--dry-run] [-- OPTIONS OF difix distill]
 
-For every scene, method, split and seed three runs are made, with the same number of iterations each:
+For every scene, method, split and seed two runs are made, with the same number of iterations each:
 
-    plain               photos alone                           --schedule none
+    plain               photos alone, as long as the others    --schedule progressive --compare
     (a) fix renders     the fixer on plain training's renders  the same run
     (b) one-shot        fixes straight at the targets          --schedule one-shot
-    (c) progressive     the targets approached in rounds       --schedule progressive
+    (c) progressive     the targets approached in rounds       --schedule progressive --compare
     (d) + enhance       (c) and the fixer on its renders       the same run
 
 Run it again and it goes on where it stopped. `ablation.md`, `ablation.json` and `ablation.csv` in the output hold the
@@ -32,16 +32,15 @@ from difixcli.evaluation.metrics import METRICS
 from difixcli.runs import atomic, file_name, read_json, write_json
 
 VARIANTS = {  # name: (schedule, variant of its run)
-    "plain": ("none", "plain"),
-    "(a) fix renders": ("none", "enhanced"),
+    "plain": ("progressive", "plain"),
+    "(a) fix renders": ("progressive", "fixed"),
     "(b) one-shot": ("one-shot", "distilled"),
     "(c) progressive": ("progressive", "distilled"),
     "(d) + enhance": ("progressive", "enhanced"),
 }
 SCHEDULES = tuple(dict.fromkeys(schedule for schedule, _ in VARIANTS.values()))
 ROUNDS_ONLY = {  # option: schedules that it says nothing to
-    **dict.fromkeys(("--rounds", "--step"), ("none", "one-shot")),
-    **dict.fromkeys(("--share", "--holdout", "--guard"), ("none",)),
+    **dict.fromkeys(("--rounds", "--step"), ("one-shot",)),
 }
 DIFIX = (sys.executable, "-W", "ignore", "-c", "from difixcli.cli import main; main()")
 Cell = tuple[str, str, str, int]  # scene, method, split, seed
@@ -105,7 +104,8 @@ def _folder(output: Path, names: Mapping[str, str], cell: Cell, schedule: str) -
 def _line(cell: Cell, schedule: str, folder: Path, more: Sequence[str]) -> list[str]:
     scene, method, split, seed = cell
     line = ["distill", scene, "--method", method, "--split", split, "--seed", str(seed), "--schedule", schedule]
-    return [*line, "--output", str(folder), *_heeded(schedule, more)]
+    compare = ["--compare"] if schedule == "progressive" else []
+    return [*line, *compare, "--output", str(folder), *_heeded(schedule, more)]
 
 
 def _heeded(schedule: str, more: Sequence[str]) -> list[str]:

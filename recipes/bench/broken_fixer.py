@@ -1,6 +1,6 @@
-"""What a fixer that is broken on purpose does to a distillation, with the guard and confidence and without them.
+"""What a fixer that is broken on purpose does to a distillation, with the guard and evidence and without them.
 
-    python recipes/bench/broken_fixer.py SCENE OUTPUT [METHOD] [SPLIT]
+    python recipes/bench/broken_fixer.py SCENE OUTPUT [METHOD] [SPLIT] [SHARE]
 
 The bundled fixer gets coloured blocks painted over a third of the views it fixes. Three runs of the same settings:
 plain training, distillation as it is by default, and as the release does it (every fix taken as it is, no round taken
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from difixcli import console
-from difixcli.distillation.distill import Distillation, Settings
+from difixcli.distillation.distill import Distillation
 from difixcli.distillation.schedule import make_schedule
+from difixcli.distillation.settings import DROP_BELOW, Settings
 from difixcli.fixer import Fixer
-from difixcli.reconstruction import default_iterations, draws_images, method_config
+from difixcli.reconstruction import default_iterations
 from difixcli.runs import Run
 from difixcli.scenes import load_scene, make_split
 
@@ -53,23 +54,25 @@ class BrokenFixer(Fixer):
         return fixed
 
 
-def main(scene_name: str, output: str, method: str = "splatfacto", rule: str = "every:4") -> None:
+def main(scene_name: str, output: str, method: str = "splatfacto", rule: str = "every:4", share: str = "0.3") -> None:
+    share_of_fixes = float(share)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     scene = load_scene(scene_name, 240)
     split = make_split(scene, rule)
     fixer = Fixer.from_pretrained("bundled")
-    images = draws_images(method_config(method))
     steps = default_iterations(method, "cpu")
     rows = {}
-    for name, kind, trust, guard, drop in (
-        ("plain", "none", "supported", "off", 0.0),
-        ("unguarded", "progressive", "all", "off", 0.0),
-        ("guarded", "progressive", "supported", None, 0.7),
-        ("confidence alone", "progressive", "supported", "off", 0.7),
-        ("guard alone", "progressive", "all", None, 0.0),
+    for name, kind, trust, guard in (
+        ("plain", "none", "supported", True),
+        ("unguarded", "progressive", "all", False),
+        ("guarded", "progressive", "supported", True),
+        ("evidence alone", "progressive", "supported", False),
+        ("guard alone", "progressive", "all", True),
     ):
-        schedule = make_schedule("cpu", images, steps, kind=kind)
+        share = None if kind == "none" else share_of_fixes
+        schedule = make_schedule("cpu", steps, kind=kind, share=share)
+        drop = DROP_BELOW if trust == "supported" else 0.0
         settings = Settings(method, "cpu", "cpu", schedule, 0, False, trust=trust, guard=guard, drop_below=drop)
         inputs = {"scene": scene_name, "split": rule}
         folder = Path(output) / name.replace(" ", "-")

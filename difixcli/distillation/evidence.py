@@ -1,0 +1,143 @@
+"""What the photos say about a fix: which of its changes are taken, and how far each pixel is trusted.
+
+A photo that is brought into the view (aligned) confirms or denies what a render and its fix show there. Everything is
+measured after smoothing by a share of the image's long side, and what a photo does not see has no part in a mean.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from difixcli.fixer.confidence import SUBSTANCE, TONE_CHANGE, TONE_SIGMA
+
+if TYPE_CHECKING:
+    from difixcli.reconstruction import Render
+    from difixcli.reference_views import References
+
+_FINE = 0.5  # of TONE_SIGMA: what is finer than this is detail, which is the fix's only where there is a reason
+_GAINED = (1.25, 1.75)  # so many times the render's local contrast is new detail, not another drawing of the old
+_DENIED = (1.2, 1.5)  # so many times the photos' local contrast in the render is none of the scene's
+_CONTRAST = 1 / 255  # local contrast that counts as none
+_DISAGREEMENT = 0.25  # colour difference (of the worst channel) at which a reference no longer supports a fix
+_SEEN = 5e-4  # smoothed visibility from which on a photo has a say: it reaches three widths beyond its edge
+
+
+def confirmed(render: Render, fixed: np.ndarray, references: References) -> np.ndarray:
+    """(H, W, 3) float32 in [0, 1]: the fixed image (H, W, 3) without what it does to detail for no reason.
+
+    Tone and structure are the fix's. Detail is the fix's where it has clearly more of it than the render, and where
+    the render has clearly more than any photo that sees the place (needles, speckle); elsewhere it is the render's:
+    a fixer of any size smooths a little what was already right.
+    """
+    sigma = tone_sigma(fixed)
+    change = fixed - render.color
+    coarse = smooth(change, _FINE * sigma)
+    drawn, repainted = _contrast(render.color, sigma), _contrast(fixed, sigma)
+    taken = _between((repainted + _CONTRAST) / (drawn + _CONTRAST), *_GAINED)
+    if len(references.aligned):
+        known, seen = np.zeros_like(drawn), np.zeros_like(drawn)
+        for aligned, visible in zip(references.aligned, references.visibility, strict=True):
+            share = smooth(visible, sigma)
+            found = _contrast(aligned, sigma, visible)
+            known = np.maximum(known, np.where(share > 0.3, found, 0))
+            seen = np.maximum(seen, share)
+        denied = _between((drawn + _CONTRAST) / (known + _CONTRAST), *_DENIED) * (seen > 0.3)
+        taken = np.maximum(taken, denied)
+    return np.clip(render.color + coarse + taken[..., None] * (change - coarse), 0, 1).astype(np.float32)
+
+
+def confidence(render: Render, fixed: np.ndarray, references: References) -> np.ndarray:
+    """(H, W) float32 in [0, 1]: how far the fixed image (H, W, 3) may be trusted as a training target.
+
+    Where references are visible, the one that agrees best with the fix at low frequencies decides: what all of them
+    contradict is invented. Where none is visible the fix may only change the tone a little, against the render's colour
+    without the background that shines through. Without references nothing contradicts it. Where the render shows
+    next to nothing (accumulation) there is no trust at all.
+    """
+    weight = _substance(render)
+    if len(references.aligned):
+        sigma = tone_sigma(fixed)
+        low = smooth(fixed, sigma)
+        seen, support = np.zeros_like(weight), np.zeros_like(weight)
+        for aligned, visible in zip(references.aligned, references.visibility, strict=True):
+            share = smooth(visible, sigma)
+            agrees = _closeness(smooth(aligned - fixed, sigma, visible), _DISAGREEMENT)
+            support = np.maximum(support, np.where(share > _SEEN, agrees * np.clip(share / _SEEN - 1, 0, 1), 0))
+            seen = np.maximum(seen, np.clip(share / _SEEN - 1, 0, 1))
+        accumulation = np.clip(render.accumulation, 0, 1)
+        opaque = smooth(render.color, sigma) / np.maximum(smooth(accumulation, sigma), SUBSTANCE)[..., None]
+        unseen = (1 - seen) * _closeness(low - np.clip(opaque, 0, 1), TONE_CHANGE)
+        weight = weight * np.clip(support + unseen, 0, 1)
+    return np.clip(weight, 0, 1).astype(np.float32)
+
+
+def mean_support(render: Render, weight: np.ndarray) -> float:
+    """In [0, 1]: the mean confidence (H, W) of a fix over what the render shows at all; 0 for an empty render.
+
+    A fix of a view that is half empty is no worse for it; one that repaints what its references show is.
+    """
+    shown = float(_substance(render).mean())
+    return min(float(weight.mean()) / shown, 1.0) if shown > 1e-3 else 0.0
+
+
+def agreement(image: np.ndarray, references: References) -> float | None:
+    """How like the aligned photos an image (H, W, 3) is where they are visible, in dB as PSNR; None where too little
+    of it is seen.
+
+    At each pixel the photo that is nearest to the image counts, after the finest detail is smoothed away: photos are
+    brought in through a geometry that is not exact.
+    """
+    sigma = _FINE * tone_sigma(image)
+    errors = np.full(image.shape[:2], np.inf, np.float32)
+    for aligned, visible in zip(references.aligned, references.visibility, strict=True):
+        difference = smooth(image - aligned, sigma, visible)
+        errors = np.minimum(errors, np.where(visible > 0.5, (difference**2).mean(axis=-1), np.inf))
+    seen = np.isfinite(errors)
+    if seen.mean() < 0.1:
+        return None
+    return float(-10 * np.log10(max(float(errors[seen].mean()), 1e-8)))
+
+
+def tone_sigma(image: np.ndarray) -> float:
+    """The width of the smoothing, in pixels, that leaves tone and structure of an image (H, W, ...).
+
+    It is a share of the long side, but at least two pixels: the smallest images have no finer detail than others.
+    """
+    return max(2.0, max(image.shape[0], image.shape[1]) * TONE_SIGMA)
+
+
+def smooth(image: np.ndarray, sigma: float, weight: np.ndarray | None = None) -> np.ndarray:
+    """Gaussian mean of an image (H, W) or (H, W, C), with a weight (H, W) of each pixel's own part in it; 0 where no
+    pixel near has a part.
+    """
+    import cv2
+
+    if weight is None:
+        return cv2.GaussianBlur(np.asarray(image, np.float32), (0, 0), sigma)
+    total = cv2.GaussianBlur(np.asarray(weight, np.float32), (0, 0), sigma)
+    part = weight if image.ndim == 2 else weight[..., None]
+    total = total if image.ndim == 2 else total[..., None]
+    weighted = cv2.GaussianBlur(np.asarray(image * part, np.float32), (0, 0), sigma)
+    return np.where(total > 1e-4, weighted / np.maximum(total, 1e-4), 0).astype(np.float32)
+
+
+def _contrast(image: np.ndarray, sigma: float, weight: np.ndarray | None = None) -> np.ndarray:
+    """(H, W): standard deviation of what is finer than the smoothing, over a neighbourhood of its width."""
+    gray = image.mean(axis=-1).astype(np.float32)
+    return np.sqrt(np.maximum(smooth((gray - smooth(gray, sigma, weight)) ** 2, sigma, weight), 0))
+
+
+def _between(value: np.ndarray, low: float, high: float) -> np.ndarray:
+    return np.clip((value - low) / (high - low), 0, 1)
+
+
+def _substance(render: Render) -> np.ndarray:
+    """(H, W) in [0, 1]: how far the render has something to show."""
+    return np.clip(np.clip(render.accumulation, 0, 1) / SUBSTANCE, 0, 1)
+
+
+def _closeness(difference: np.ndarray, scale: float) -> np.ndarray:
+    """(H, W, 3) → (H, W) in [0, 1]: 1 for no difference in any channel, 1/e for one of `scale`."""
+    return np.exp(-((np.abs(difference).max(axis=-1) / scale) ** 2))

@@ -1,0 +1,202 @@
+"""The door through which better views are proposed to distillation: the fixer's, and any other package's.
+
+A prior is shown a whole round at once and proposes, for each view, what training shall see there. It is made by a
+function that stands in the entry-point group `difixcli.priors` under the prior's name:
+
+    [project.entry-points."difixcli.priors"]
+    mine = "my_package:make"        # make(context: Context) -> Prior
+
+and `difix distill --prior mine` uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from difixcli.errors import InputError, unknown
+from difixcli.reference_views import References, ReferenceViews
+from difixcli.scenes.scene import Camera, Scene
+
+if TYPE_CHECKING:
+    from difixcli.fixer import Fixer
+    from difixcli.reconstruction import Reconstruction, Render
+
+GROUP = "difixcli.priors"
+FIXER = "fixer"
+
+_RENDERS_HELD = 4
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A pseudo-view of a round: its target's `name`, the `camera` where it stands in this round, and `nearest`, the
+    index among the scene's frames of the training photo that stands nearest to it.
+    """
+
+    name: str
+    camera: Camera
+    nearest: int
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """What training shall see at a view.
+
+    `image` is (H, W, 3) float32 RGB in [0, 1] of the view's camera's size, `weight` (H, W) in [0, 1] how far each
+    pixel is trusted (None: wholly), `terms` which loss terms count and how much (see `reconstruction.objective`).
+    With `fresh`, each training step that draws the view asks the prior's `refresh` for what stands in their place (see
+    `Refreshing`).
+    `dropped` says why the view is not trained on at all. `figures` are kept in the round's record, `pictures` (each
+    (H, W) or (H, W, 3) in [0, 1]) beside it.
+    """
+
+    image: np.ndarray
+    weight: np.ndarray | None = None
+    terms: Mapping[str, float] = field(default_factory=lambda: {"method": 1.0})
+    fresh: bool = False
+    dropped: str | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What stands for a view at this very pose since an earlier round: its image and weight as `Proposal` has them, and
+    the figures that it came with.
+    """
+
+    image: np.ndarray
+    weight: np.ndarray | None
+    figures: Mapping[str, float]
+
+
+class Round:
+    """A round as a prior is shown it.
+
+    `number` counts from 1 to `rounds`. `views` are all its pseudo-views. `model` is the reconstruction as it is now,
+    `photos_only` as the training on photos left it, without a pseudo-view (the same one in the first round). `photos`
+    are the frames that train and may be references. Nothing that is rendered disturbs the training.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        rounds: int,
+        scene: Scene,
+        photos: Sequence[int],
+        views: Sequence[View],
+        model: Reconstruction,
+        photos_only: Reconstruction,
+        kept: Mapping[str, Callable[[], Kept]],
+    ) -> None:
+        self.number, self.rounds = number, rounds
+        self.scene, self.photos, self.views = scene, list(photos), list(views)
+        self.model, self.photos_only = model, photos_only
+        self._kept = kept
+        # neighbouring questions are about one view; all of a long path need not be held
+        self._renders = lru_cache(_RENDERS_HELD)(lambda view, which: which.render(view.camera))
+        self._references = ReferenceViews(scene, photos, photos_only, len(self.photos))
+
+    def render(self, view: View) -> Render:
+        """Colour, accumulation and depth of a view by the model as it is."""
+        return self._renders(view, self.model)
+
+    def render_photos_only(self, view: View) -> Render:
+        """The same by the model that has seen nothing but photos."""
+        return self._renders(view, self.photos_only)
+
+    def beside(self, view: View, count: int, align: bool = True) -> References:
+        """The `count` photos nearest to a view, with `align` brought into it through the geometry that photos alone
+        have taught.
+        """
+        return self._references.beside(view.camera, self.render_photos_only(view), align=align, count=count)
+
+    def kept(self, view: View) -> Kept | None:
+        """What stands for the view at this pose since an earlier round, if anything does."""
+        read = self._kept.get(view.name)
+        return None if read is None else read()
+
+
+@runtime_checkable
+class Prior(Protocol):
+    """What proposes better views. It may keep a state between rounds, which a stopped run takes up again."""
+
+    def propose(self, shown: Round) -> Iterator[Proposal | None]:
+        """One proposal for each of `shown.views`, in their order; None keeps what stands for the view already.
+
+        None for a view of which nothing is kept is an error of the prior's.
+        """
+
+    def state(self) -> dict[str, Any]:
+        """Tensors, containers and plain values that `restore` takes; saved with every checkpoint."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Be as `state` was, before the next round is proposed."""
+
+
+@runtime_checkable
+class Refreshing(Prior, Protocol):
+    """A prior that proposes anew for every training step, as mode seeking does."""
+
+    def refresh(self, name: str, render: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Image and weight of the view called `name` for one training step, from its render at this moment.
+
+        Called for proposals with `fresh` only. `render` is (H, W, 3) float32 RGB in [0, 1].
+        """
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a prior is made with: the command's fixer, the scene, and the options that concern every prior.
+
+    `references` is how many photos stand beside a view (None: as many as the prior takes); `trust` and `drop_below` say
+    what is trained on and `terms` by which loss terms (see `settings.Settings`).
+    """
+
+    fixer: Fixer
+    scene: Scene
+    device: str
+    seed: int
+    references: int | None
+    trust: str
+    drop_below: float
+    terms: Mapping[str, float]
+
+
+def known_priors() -> list[str]:
+    """Names of the priors that can be used here: the fixer and those of installed packages, sorted."""
+    return sorted({FIXER, *(entry.name for entry in entry_points(group=GROUP))})
+
+
+def check_prior(name: str) -> None:
+    """Raises InputError for a prior that nobody offers."""
+    if name not in (names := known_priors()):
+        raise unknown("prior", name, names)
+
+
+def make_prior(name: str, context: Context) -> Prior:
+    """The prior called `name`.
+
+    Raises InputError for a name that nobody offers, a package that cannot be imported, and one whose prior lacks
+    a method of the protocol.
+    """
+    check_prior(name)
+    if name == FIXER:
+        from difixcli.distillation.fixer_prior import FixerPrior
+
+        return FixerPrior(context)
+    entry = next(entry for entry in entry_points(group=GROUP) if entry.name == name)
+    try:
+        made = entry.load()(context)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"The prior {name} cannot be loaded from {entry.value} ({error}); install it again.") from None
+    if not isinstance(made, Prior):
+        lacking = [method for method in ("propose", "state", "restore") if not hasattr(made, method)]
+        raise InputError(f"The prior {name} of {entry.value} is none: it lacks {', '.join(lacking)}.")
+    return made

@@ -1,0 +1,73 @@
+"""The final renders of a run: what each variant shows at the views that have a truth, and along camera paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from difixcli.distillation.evidence import confirmed
+from difixcli.distillation.targets import Target
+from difixcli.reconstruction import Reconstruction
+from difixcli.reference_views import ReferenceViews, fix_render
+from difixcli.runs import Progress, write_image
+from difixcli.scenes import load_mask, load_photo
+from difixcli.scenes.scene import Camera, Scene, Split
+
+if TYPE_CHECKING:
+    from difixcli.fixer import Fixer
+
+
+class FinalRenders:
+    """Writes renders of the split's test views into RUN/renders/VARIANT and of path targets into RUN/path/VARIANT.
+
+    Fixed views are made with `references` photos beside them (None: as many as the fixer takes). With the trust
+    `supported` a fix leaves alone what no evidence says is wrong (`evidence.confirmed`); with `all` it is taken as it
+    is.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        scene: Scene,
+        split: Split,
+        targets: Sequence[Target],
+        fixer: Fixer,
+        references: int | None,
+        trust: str,
+        progress: Progress,
+    ) -> None:
+        self._run, self._scene, self._split, self._fixer = run, scene, split, fixer
+        self._count = fixer.config.views if references is None else references
+        self._trust, self._progress = trust, progress
+        views = [(scene.file_names[i], scene.frames[i].camera) for i in split.test]
+        paths = [(target.name, target.camera) for target in targets if target.frame is None]
+        self._views: Mapping[str, Sequence[tuple[str, Camera]]] = {"renders": views, "path": paths}
+
+    def write(self, model: Reconstruction, variant: str, fixed: str) -> None:
+        """Write a model's renders as `variant`, and the same fixed once as `fixed`; and the truth beside them."""
+        for i in self._split.test:
+            frame, name = self._scene.frames[i], f"{self._scene.file_names[i]}.png"
+            write_image(self._run / "renders" / "truth" / name, load_photo(frame))
+            if (mask := load_mask(frame)) is not None:
+                write_image(self._run / "renders" / "mask" / name, mask.astype(np.float32))
+        beside_all = ReferenceViews(self._scene, self._split.train, model, self._count)
+        total = sum(map(len, self._views.values()))
+        with self._progress(f"renders, {variant} and {fixed}", total) as update:
+            done = 0
+            for folder, views in self._views.items():
+                for name, camera in views:
+                    shown, cleaned = self._both(model, camera, beside_all)
+                    write_image(self._run / folder / variant / f"{name}.png", shown)
+                    write_image(self._run / folder / fixed / f"{name}.png", cleaned)
+                    update(done := done + 1)
+
+    def _both(self, model: Reconstruction, camera: Camera, beside_all: ReferenceViews) -> tuple[np.ndarray, np.ndarray]:
+        """A model's render and its fix."""
+        render = model.render(camera)
+        supported = self._trust == "supported"
+        beside = beside_all.beside(camera, render, align=supported or self._fixer.config.references == "aligned")
+        fixed = fix_render(self._fixer, render, beside)
+        return render.color, confirmed(render, fixed, beside) if supported else fixed

@@ -1,0 +1,138 @@
+"""What photos say about fixes: what is taken of one, how far it is trusted, and when a round did harm."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from difixcli.distillation.evidence import agreement, confidence, confirmed, mean_support, tone_sigma
+from difixcli.distillation.guard import BOUND, compare
+from difixcli.reconstruction import Render
+from difixcli.reference_views import References
+
+RNG = np.random.default_rng(0)
+SIZES = [(48, 64), (180, 240)]
+
+
+def _render(color: np.ndarray, accumulation: float = 1.0) -> Render:
+    shape = color.shape[:2]
+    return Render(color.astype(np.float32), np.full(shape, accumulation, np.float32), np.ones(shape, np.float32))
+
+
+def _beside(image: np.ndarray, visibility: float | np.ndarray) -> References:
+    seen = np.broadcast_to(np.asarray(visibility, np.float32), image.shape[:2])
+    return References([0], [image], image[None].astype(np.float32), seen[None].copy())
+
+
+def _photo(height: int, width: int) -> np.ndarray:
+    """Texture at every scale, as photos have it."""
+    image = np.zeros((height, width, 3), np.float32)
+    for scale in (1, 2, 4, 8, 16):
+        small = RNG.random((height // scale + 1, width // scale + 1, 3)).astype(np.float32)
+        image += cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(0.2 + 0.6 * image / 5, 0, 1)
+
+
+def _soft(image: np.ndarray, width: float) -> np.ndarray:
+    return cv2.GaussianBlur(image, (0, 0), width * tone_sigma(image))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_fix_does_not_soften_what_it_trains(size: tuple[int, int]) -> None:
+    photo = _photo(*size)
+    fixed = np.clip(_soft(photo, 0.4) - 0.1, 0, 1)  # a better tone, and a little smooth
+    taken = confirmed(_render(photo), fixed, _beside(photo, 1.0))
+    wanted = photo - 0.1
+    assert np.abs(taken - wanted).mean() < 0.4 * np.abs(fixed - wanted).mean()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_detail_that_only_the_fix_has_is_taken(size: tuple[int, int]) -> None:
+    photo = _photo(*size)
+    soft = _soft(photo, 1.0)
+    taken = confirmed(_render(soft), photo, _beside(photo, 1.0))
+    assert np.abs(taken - photo).mean() < 0.2 * np.abs(soft - photo).mean()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_needles_that_no_photo_has_are_removed(size: tuple[int, int]) -> None:
+    photo = _soft(_photo(*size), 1.0)
+    needles = photo.copy()
+    needles[:, ::7] = np.clip(needles[:, ::7] + 0.3, 0, 1)
+    taken = confirmed(_render(needles), photo, _beside(photo, 1.0))
+    assert np.abs(taken - photo).mean() < 0.1 * np.abs(needles - photo).mean()
+    # where no photo sees the place, the render's detail stays: nothing denies it
+    kept = confirmed(_render(needles), photo, _beside(photo, 0.0))
+    assert np.abs(kept - photo).mean() > 0.3 * np.abs(needles - photo).mean()
+
+
+def test_a_perfect_fix_beside_a_perfect_photo_is_trusted_to_the_border() -> None:
+    photo = _photo(180, 240)
+    seen = np.zeros(photo.shape[:2], np.float32)
+    seen[4:-4, 4:-4] = 1  # what aligning leaves of a photo's border
+    assert confidence(_render(photo * 0.5), photo, _beside(photo * seen[..., None], seen)).min() > 0.99
+
+
+def test_a_fix_counts_as_far_as_a_reference_supports_it() -> None:
+    photo = np.full((48, 64, 3), 0.6, np.float32)
+    floater = np.full_like(photo, 0.2)
+    assert confidence(_render(floater), photo, _beside(photo, 1.0)).mean() > 0.9
+    # where no reference shows anything a fix may mend the tone, not repaint
+    assert confidence(_render(floater), photo, _beside(photo, 0.0)).mean() < 0.1
+    assert confidence(_render(photo - 0.01), photo, _beside(photo, 0.0)).mean() > 0.9
+    # a coloured block that no reference shows: the release's poisoned fixes
+    block = photo.copy()
+    block[:24, :, 0] = 1.0
+    weight = confidence(_render(photo), block, _beside(photo, 1.0))
+    assert weight[4:20].mean() < 0.35
+
+
+def test_support_is_judged_where_the_render_shows_something() -> None:
+    photo = np.full((48, 64, 3), 0.6, np.float32)
+    half = _render(photo)
+    half.accumulation[:, 32:] = 0
+    weight = confidence(half, photo, _beside(photo, 1.0))
+    assert weight.mean() < 0.6 and mean_support(half, weight) > 0.95
+    block = photo.copy()
+    block[:24, :, 0] = 1.0
+    assert mean_support(_render(photo), confidence(_render(photo), block, _beside(photo, 1.0))) < 0.75
+    assert mean_support(_render(photo, 0.0), np.zeros((48, 64), np.float32)) == 0
+
+
+def test_nothing_is_trusted_where_the_render_was_empty() -> None:
+    photo = np.full((48, 64, 3), 0.6, np.float32)
+    assert confidence(_render(photo * 0, accumulation=0.0), photo, _beside(photo, 1.0)).max() == 0
+
+
+def test_agreement_is_with_what_photos_see() -> None:
+    photo = _photo(48, 64)
+    left = np.zeros((48, 64), np.float32)
+    left[:, :32] = 1
+    wrong = photo.copy()
+    wrong[:, 40:] = 0
+    right, worse = agreement(wrong, _beside(photo, left)), agreement(wrong, _beside(photo, 1.0))
+    assert right is not None and worse is not None and right > 60 and worse < 30
+    assert agreement(photo, _beside(photo, 0.0)) is None
+    # of several photos the one that is nearest counts at each pixel
+    both = References([0, 1], [photo] * 2, np.stack([photo, 1 - photo]), np.ones((2, 48, 64), np.float32))
+    assert agreement(photo, both) == pytest.approx(80)
+
+
+# The guard
+
+
+def test_sound_rounds_are_rarely_taken_back_and_harmful_ones_are() -> None:
+    taken_back, caught = 0, 0
+    for _ in range(2000):
+        before = RNG.normal(30, 3, 8)
+        taken_back += compare(list(before), list(before - BOUND + RNG.normal(0, 0.4, 8))).harmful
+        caught += compare(list(before), list(before - 2.0 + RNG.normal(0, 0.6, 8))).harmful
+    assert taken_back < 0.06 * 2000 and caught > 0.95 * 2000
+
+
+def test_one_view_alone_proves_nothing_and_none_says_nothing() -> None:
+    assert not compare([30.0], [20.0]).harmful
+    nothing = compare([None, 30.0], [25.0, None])
+    assert nothing.views == 0 and not nothing.harmful
+    assert compare([30.0, 31.0, None], [20.0, 21.1, 1.0]).harmful
