@@ -19,7 +19,6 @@ are summed in a fixed order: the same input gives the same bits.
 from __future__ import annotations
 
 import math
-import threading
 from typing import Any
 
 import numba
@@ -28,14 +27,12 @@ import torch
 from torch import Tensor
 
 from difixcli.reconstruction import rasteriser_kernels as kernels
+from difixcli.reconstruction.parallel import one_at_a_time
 
 RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
 RASTERIZE_MODES = ("classic", "antialiased")
 TILE_SIZES = (8, 16, 32)
 MAX_SH_DEGREE = 3
-
-# numba's workqueue threads serve one caller at a time.
-_one_at_a_time = threading.Lock()
 
 
 def rasterization(
@@ -282,7 +279,7 @@ class _Project(torch.autograd.Function):
         colors = means.new_empty((cameras, gaussians if degree >= 0 else 0, 3))
         inputs = (means, quats, scales, opacities, coefficients, viewmats, Ks, positions)
         outputs = (radii, means2d, depths, conics, seen_opacities, colors)
-        with _one_at_a_time:
+        with one_at_a_time:
             kernels.project_forward(  # type: ignore[call-arg]
                 *map(_array, inputs),
                 width,
@@ -310,7 +307,7 @@ class _Project(torch.autograd.Function):
         v_inputs = [
             torch.empty(tensor.shape, dtype=torch.float32) for tensor in (means, quats, scales, opacities, coefficients)
         ]
-        with _one_at_a_time:
+        with one_at_a_time:
             kernels.project_backward(  # type: ignore[call-arg]
                 *map(_array, inputs),
                 *ctx.options,
@@ -332,7 +329,7 @@ class _Composite(torch.autograd.Function):
         flat_channels = _array(channels).reshape(-1, count)
         image = means2d.new_empty((cameras, height, width, count))
         alphas = means2d.new_empty((cameras, height, width, 1))
-        with _one_at_a_time:
+        with one_at_a_time:
             splats, drawn, first_entry, block_starts, items = kernels.bin_splats(
                 _array(means2d).reshape(-1, 2),
                 flat_conics,
@@ -375,7 +372,7 @@ class _Composite(torch.autograd.Function):
             torch.zeros(tensor.shape, dtype=torch.float32) for tensor in (means2d, conics, channels, opacities)
         )
         v_absolute = torch.zeros_like(v_means2d) if absgrad else v_means2d.new_zeros((0, 2))
-        with _one_at_a_time:
+        with one_at_a_time:
             kernels.composite_backward(  # type: ignore[call-arg]
                 *lists,
                 flat_channels,

@@ -13,18 +13,13 @@ with the range of rows that its ellipse alpha >= 1/255 reaches there.
 from __future__ import annotations
 
 import math
-import os
 
-import numba
 import numpy as np
 from numba import prange
 
 from difixcli.compiled import compiled
 from difixcli.reconstruction import rasteriser_lanes as simd
-
-if "NUMBA_THREADING_LAYER" not in os.environ:
-    # OpenMP's spinning threads cost ten times the work where the cores are shared.
-    numba.config.THREADING_LAYER = "workqueue"
+from difixcli.reconstruction.parallel import LOOPS_ONLY
 
 F = np.float32
 I = np.int32
@@ -66,18 +61,6 @@ _SH = (
 
 # No reassociation and no assumption of finite numbers where Gaussians are culled: a NaN must be seen.
 _CAREFUL = {"contract", "arcp", "nsz"}
-
-# What `prange` says is made parallel and nothing else: looking for more takes numba seconds to compile.
-_LOOPS_ONLY = {
-    "prange": True,
-    "comprehension": False,
-    "fusion": False,
-    "inplace_binop": False,
-    "numpy": False,
-    "reduction": False,
-    "setitem": False,
-    "stencil": False,
-}
 
 
 @compiled(fastmath=_CAREFUL, error_model="numpy")
@@ -184,7 +167,7 @@ def _clamp_limits(K, width, height):
     )
 
 
-@compiled(parallel=_LOOPS_ONLY, fastmath=_CAREFUL, error_model="numpy")
+@compiled(parallel=LOOPS_ONLY, fastmath=_CAREFUL, error_model="numpy")
 def project_forward(
     means,  # [N, 3]
     quats,  # [N, 4]
@@ -302,7 +285,7 @@ def project_forward(
                 colors[camera, n, 2] = max(blue, F(0.0))
 
 
-@compiled(parallel=_LOOPS_ONLY, fastmath=_CAREFUL, error_model="numpy")
+@compiled(parallel=LOOPS_ONLY, fastmath=_CAREFUL, error_model="numpy")
 def project_backward(
     means,
     quats,
@@ -724,7 +707,7 @@ def _composite_block(start, stop, items, splats, colors, left, top, block_height
                 unfinished = 0
 
 
-@compiled(parallel=_LOOPS_ONLY, fastmath=True, error_model="numpy")
+@compiled(parallel=LOOPS_ONLY, fastmath=True, error_model="numpy")
 def composite_forward(
     workers,
     dealt,  # [B] as `deal` gives them
@@ -883,7 +866,7 @@ def entry_gradients(channels):
     return 8 + (channels + 7) // 8 * 8
 
 
-@compiled(parallel=_LOOPS_ONLY, fastmath=True, error_model="numpy")
+@compiled(parallel=LOOPS_ONLY, fastmath=True, error_model="numpy")
 def composite_backward(
     workers,
     dealt,  # [B] as `deal` gives them

@@ -254,7 +254,10 @@ class Trainer:
         from nerfstudio.engine.callbacks import TrainingCallbackAttributes
         from nerfstudio.engine.optimizers import Optimizers
 
-        self._optimizers = Optimizers(dict(self.config.optimizers), self.pipeline.get_param_groups())
+        from difixcli.reconstruction.adam import CpuOptimizers
+
+        kind = CpuOptimizers if self._recipe.device == "cpu" else Optimizers
+        self._optimizers = kind(dict(self.config.optimizers), self.pipeline.get_param_groups())
         self._callbacks = self.pipeline.get_training_callbacks(
             TrainingCallbackAttributes(
                 optimizers=self._optimizers, grad_scaler=self._scaler, pipeline=self.pipeline, trainer=None
