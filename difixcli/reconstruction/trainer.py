@@ -19,7 +19,7 @@ from difixcli.reconstruction.adoption import fitted
 from difixcli.reconstruction.configuration import Recipe, own_settings, seeded
 from difixcli.reconstruction.presets import is_splat
 from difixcli.reconstruction.seed_depth import SeedRayMixer, SeedRays, heed_seed_depth
-from difixcli.reconstruction.surroundings import RandomState, no_perceptual_download, on_device, quiet
+from difixcli.reconstruction.surroundings import NoMetric, RandomState, no_perceptual_download, on_device, quiet
 from difixcli.reconstruction.views import PseudoView
 from difixcli.scenes.scene import Camera
 
@@ -227,6 +227,7 @@ class Trainer:
             self.model.strategy = BoundedStrategy.like(self.model.strategy, bound)
             if self._recipe.device == "cpu":
                 self.model.ssim = CpuSsim()
+                self.model.psnr = NoMetric()  # of every training image; a fiftieth of the step
         self._optimize()
 
     def _draw_batches(self, rays: SeedRays | None) -> None:
