@@ -49,12 +49,12 @@ def test_training_finds_everything_compiled(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from numba.core.dispatcher import Dispatcher
-from difixcli.reconstruction import Reconstruction, hash_encoding, rasteriser_kernels, ssim
+from difixcli.reconstruction import Reconstruction, adam, hash_encoding, rasteriser_kernels, ssim
 from difixcli.reconstruction.compilation import compile_ahead
 from difixcli.scenes import load_scene
 
 def compiled():
-    held = [value for module in (hash_encoding, rasteriser_kernels, ssim) for value in vars(module).values()]
+    held = [value for module in (adam, hash_encoding, rasteriser_kernels, ssim) for value in vars(module).values()]
     return {one.py_func.__qualname__: set(one.signatures) for one in held if isinstance(one, Dispatcher)}
 
 for method in ("splatfacto", "nerfacto"):

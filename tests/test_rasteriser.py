@@ -462,3 +462,26 @@ def test_base_two_exponential_is_accurate():
     out = np.empty_like(values)
     apply(values, out)
     np.testing.assert_allclose(out, 2.0 ** -values.astype(np.float64), rtol=3e-7)
+
+
+@pytest.mark.parametrize("absgrad", [True, False])
+def test_bounded_strategy_counts_as_gsplats(absgrad: bool) -> None:
+    from gsplat.strategy import DefaultStrategy
+
+    from difixcli.reconstruction.bounded_strategy import BoundedStrategy
+
+    theirs = DefaultStrategy(absgrad=absgrad, refine_scale2d_stop_iter=100)
+    ours = BoundedStrategy.like(theirs, 1000)
+    states = [strategy.initialize_state() for strategy in (theirs, ours)]
+    for turn in range(3):
+        g = random_gaussians(count=100, cameras=1, seed=turn).leaves(torch.float32)
+        image, _, info = rasterization(
+            **g.tensors(), Ks=intrinsics(1), width=WIDTH, height=HEIGHT, sh_degree=3, packed=False, absgrad=absgrad
+        )
+        info["means2d"].retain_grad()
+        image.square().sum().backward()
+        assert 0 < (info["radii"] > 0).sum() < 100
+        for strategy, state in zip((theirs, ours), states, strict=True):
+            strategy.step_post_backward({"means": g.means}, {}, state, 1, info)
+    for key in ("grad2d", "count", "radii"):
+        torch.testing.assert_close(states[1][key], states[0][key], rtol=1e-6, atol=0)

@@ -409,16 +409,17 @@ def test_overrides_take_the_fields_type() -> None:
         apply_overrides(config, ["pipeline.model.background_color=green"], "nerfacto")
 
 
-def test_compiled_ssim_is_ssim() -> None:
+@pytest.mark.parametrize("shape", [(2, 3, 20, 31), (1, 3, 40, 11), (1, 1, 11, 12)])
+def test_compiled_ssim_is_ssim(shape: tuple[int, ...]) -> None:
     from pytorch_msssim import SSIM
 
     from difixcli.reconstruction.ssim import CpuSsim
 
     torch.manual_seed(0)
-    first = torch.rand(2, 3, 20, 31, requires_grad=True)
-    second = (first.detach() + 0.2 * torch.randn(2, 3, 20, 31)).clamp(0, 1).requires_grad_()
+    first = torch.rand(shape, requires_grad=True)
+    second = (first.detach() + 0.2 * torch.randn(shape)).clamp(0, 1).requires_grad_()
     gradients = []
-    for measure in (SSIM(data_range=1.0, size_average=True, channel=3), CpuSsim()):
+    for measure in (SSIM(data_range=1.0, size_average=True, channel=shape[1]), CpuSsim()):
         value = measure(first, second)
         gradients.append((value, *torch.autograd.grad(value, (first, second))))
     for expected, found in zip(*gradients, strict=True):

@@ -48,6 +48,32 @@ class _Bounded(DefaultStrategy):
             remove(params=params, optimizers=optimizers, state=state, mask=mask)
 
     @torch.no_grad()
+    def _update_state(self, params: Any, state: dict[str, Any], info: dict[str, Any], packed: bool = False) -> None:
+        """As the strategy's own; gsplat's, where one camera has drawn all Gaussians side by side, without a list of the
+        visible ones.
+        """
+        radii, own = info["radii"], super()._update_state.__func__  # type: ignore[attr-defined]
+        if own is not DefaultStrategy._update_state or packed or radii.shape != (1, len(params["means"])):
+            super()._update_state(params, state, info, packed=packed)
+            return
+        means2d = info[self.key_for_gradient]
+        x, y = (means2d.absgrad if self.absgrad else means2d.grad)[0].unbind(dim=-1)
+        scale = info["n_cameras"] / 2.0
+        seen = radii[0] > 0
+        length = torch.hypot(x * (info["width"] * scale), y * (info["height"] * scale)).mul_(seen)
+        widest = float(max(info["width"], info["height"]))
+        found = {"grad2d": length, "count": seen.float(), "radii": radii[0].clamp_min(0) / widest}
+        if self.refine_scale2d_stop_iter <= 0:
+            del found["radii"]
+        for key, values in found.items():
+            if state[key] is None:
+                state[key] = values
+            elif key == "radii":
+                torch.maximum(state[key], values, out=state[key])
+            else:
+                state[key] += values
+
+    @torch.no_grad()
     def _grow_gs(self, params: Any, optimizers: Any, state: dict[str, Any], step: int) -> tuple[int, int]:
         if state.get("grad2d") is None or state.get("count") is None:  # the strategy measures something of its own
             return super()._grow_gs(params, optimizers, state, step)

@@ -52,6 +52,7 @@ def _told(say: Callable[[str], None], what: str) -> Any:
 
 def _splats() -> None:
     """One Gaussian in an image of 16×16, forwards and backwards, as splatfacto trains it."""
+    from difixcli.reconstruction.adam import CpuAdam
     from difixcli.reconstruction.rasteriser import rasterization
     from difixcli.reconstruction.ssim import CpuSsim
 
@@ -74,11 +75,14 @@ def _splats() -> None:
     meta["means2d"].retain_grad()
     color = image[..., :3].permute(0, 3, 1, 2)
     CpuSsim()(color, torch.zeros_like(color)).backward()
+    CpuAdam([means]).step()
 
 
 def _hash_encoding() -> None:
+    from difixcli.reconstruction.adam import CpuAdam
     from difixcli.reconstruction.hash_encoding import encode
 
     table = torch.zeros((2 * 16, 2), requires_grad=True)
     encoding: Any = SimpleNamespace(hash_table=table, scalings=torch.tensor([1.0, 2.0]), hash_table_size=16)
     encode(encoding, torch.full((1, 3), 0.5, requires_grad=True)).sum().backward()
+    CpuAdam([table]).step()

@@ -176,12 +176,12 @@ def no_perceptual_download(model: type) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for module in (lpip, *_modules_of(model)):
             if vars(module).get(original.__name__) is original:
-                stack.enter_context(swapped(module, original.__name__, _NoMetric))
+                stack.enter_context(swapped(module, original.__name__, NoMetric))
         yield
 
 
-class _NoMetric(nn.Module):
-    """Stands where a model keeps its LPIPS metric, and knows no figure."""
+class NoMetric(nn.Module):
+    """Stands where a model keeps a metric of its own that nobody reads, and knows no figure."""
 
     def __init__(self, *_: object, **__: object) -> None:
         super().__init__()

@@ -19,23 +19,19 @@ are summed in a fixed order: the same input gives the same bits.
 from __future__ import annotations
 
 import math
-import threading
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from difixcli.reconstruction import rasteriser_kernels as kernels
+from difixcli.reconstruction.parallel import jobs_taken, one_at_a_time, workers
 
 RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
 RASTERIZE_MODES = ("classic", "antialiased")
 TILE_SIZES = (8, 16, 32)
 MAX_SH_DEGREE = 3
-
-# numba's workqueue threads serve one caller at a time.
-_one_at_a_time = threading.Lock()
 
 
 def rasterization(
@@ -282,8 +278,10 @@ class _Project(torch.autograd.Function):
         colors = means.new_empty((cameras, gaussians if degree >= 0 else 0, 3))
         inputs = (means, quats, scales, opacities, coefficients, viewmats, Ks, positions)
         outputs = (radii, means2d, depths, conics, seen_opacities, colors)
-        with _one_at_a_time:
+        with one_at_a_time:
             kernels.project_forward(  # type: ignore[call-arg]
+                workers(),
+                jobs_taken(1),
                 *map(_array, inputs),
                 width,
                 height,
@@ -304,14 +302,16 @@ class _Project(torch.autograd.Function):
     def backward(ctx, _v_radii, v_means2d, v_depths, v_conics, v_seen_opacities, v_colors):  # type: ignore[override]
         *inputs, radii, colors = ctx.saved_tensors
         means, quats, scales, opacities, coefficients, viewmats, _Ks, _positions = inputs
-        chunks = (means.shape[0] + 1023) // 1024
+        chunks = (means.shape[0] + kernels.CHUNK - 1) // kernels.CHUNK
         v_viewmats = means.new_empty((chunks, *viewmats.shape))
         v_positions = means.new_empty((chunks, viewmats.shape[0], 3))
         v_inputs = [
             torch.empty(tensor.shape, dtype=torch.float32) for tensor in (means, quats, scales, opacities, coefficients)
         ]
-        with _one_at_a_time:
+        with one_at_a_time:
             kernels.project_backward(  # type: ignore[call-arg]
+                workers(),
+                jobs_taken(1),
                 *map(_array, inputs),
                 *ctx.options,
                 *map(_array, (radii, colors, v_means2d, v_depths, v_conics, v_seen_opacities, v_colors)),
@@ -332,8 +332,10 @@ class _Composite(torch.autograd.Function):
         flat_channels = _array(channels).reshape(-1, count)
         image = means2d.new_empty((cameras, height, width, count))
         alphas = means2d.new_empty((cameras, height, width, 1))
-        with _one_at_a_time:
+        with one_at_a_time:
             splats, drawn, first_entry, block_starts, items = kernels.bin_splats(
+                workers(),
+                jobs_taken(3),
                 _array(means2d).reshape(-1, 2),
                 flat_conics,
                 flat_opacities,
@@ -345,9 +347,10 @@ class _Composite(torch.autograd.Function):
                 block_height,
             )
             finals = np.empty((block_starts.shape[0] - 1, block_height, 16), np.float32)
-            workers = numba.get_num_threads()
-            lists = (workers, kernels.deal(block_starts, workers), block_starts, items, splats)
+            lists = (kernels.by_load(block_starts), block_starts, items, splats)
             kernels.composite_forward(
+                workers(),
+                jobs_taken(1),
                 *lists,
                 flat_channels,
                 _array(backgrounds),
@@ -370,13 +373,15 @@ class _Composite(torch.autograd.Function):
         lists, drawn, first_entry, finals = ctx.lists
         count = channels.shape[-1]
         flat_channels = _array(channels).reshape(-1, count)
-        v_entries = np.empty(lists[3].shape[0] * kernels.entry_gradients(count), np.float32)
+        v_entries = np.empty(lists[2].shape[0] * kernels.entry_gradients(count), np.float32)
         v_means2d, v_conics, v_channels, v_opacities = (
             torch.zeros(tensor.shape, dtype=torch.float32) for tensor in (means2d, conics, channels, opacities)
         )
         v_absolute = torch.zeros_like(v_means2d) if absgrad else v_means2d.new_zeros((0, 2))
-        with _one_at_a_time:
+        with one_at_a_time:
             kernels.composite_backward(  # type: ignore[call-arg]
+                workers(),
+                jobs_taken(1),
                 *lists,
                 flat_channels,
                 _array(backgrounds),
@@ -390,6 +395,8 @@ class _Composite(torch.autograd.Function):
                 v_entries,
             )
             kernels.gather_gradients(
+                workers(),
+                jobs_taken(1),
                 drawn,
                 first_entry,
                 v_entries,

@@ -13,18 +13,13 @@ with the range of rows that its ellipse alpha >= 1/255 reaches there.
 from __future__ import annotations
 
 import math
-import os
 
-import numba
 import numpy as np
 from numba import prange
 
 from difixcli.compiled import compiled
 from difixcli.reconstruction import rasteriser_lanes as simd
-
-if "NUMBA_THREADING_LAYER" not in os.environ:
-    # OpenMP's spinning threads cost ten times the work where the cores are shared.
-    numba.config.THREADING_LAYER = "workqueue"
+from difixcli.reconstruction.parallel import LOOPS_ONLY, take
 
 F = np.float32
 I = np.int32
@@ -42,7 +37,13 @@ _EXPONENT_MIN = F(-math.log2(ALPHA_MAX))
 _ALPHA_MIN = F(ALPHA_MIN)
 _TRANSMITTANCE_MIN = F(TRANSMITTANCE_MIN)
 # An entry may be a little too large, never too small: the exact test is made at every pixel.
-_EXPONENT_MARGIN = F(2e-3)
+_REACH = F(math.log2(1 / ALPHA_MIN) + 2e-3)
+
+CHUNK = 512
+"""Gaussians or splats that are one job."""
+
+_BIN_JOBS = 64
+"""Into how many jobs the splats are divided at most to find the blocks that they reach."""
 
 # One packed splat: mean x, y; the Cholesky factor (p, q, r) of its conic in base-2 exponents; log2 of its opacity.
 _SPLAT = 6
@@ -66,18 +67,6 @@ _SH = (
 
 # No reassociation and no assumption of finite numbers where Gaussians are culled: a NaN must be seen.
 _CAREFUL = {"contract", "arcp", "nsz"}
-
-# What `prange` says is made parallel and nothing else: looking for more takes numba seconds to compile.
-_LOOPS_ONLY = {
-    "prange": True,
-    "comprehension": False,
-    "fusion": False,
-    "inplace_binop": False,
-    "numpy": False,
-    "reduction": False,
-    "setitem": False,
-    "stencil": False,
-}
 
 
 @compiled(fastmath=_CAREFUL, error_model="numpy")
@@ -184,8 +173,10 @@ def _clamp_limits(K, width, height):
     )
 
 
-@compiled(parallel=_LOOPS_ONLY, fastmath=_CAREFUL, error_model="numpy")
+@compiled(parallel=LOOPS_ONLY, fastmath=_CAREFUL, error_model="numpy")
 def project_forward(
+    workers,
+    taken,
     means,  # [N, 3]
     quats,  # [N, 4]
     scales,  # [N, 3]
@@ -211,99 +202,107 @@ def project_forward(
 ):
     """Project Gaussians and evaluate their colours; rows of Gaussians that are culled become zero."""
     gaussians = means.shape[0]
-    chunks = (gaussians + 1023) // 1024
-    for job in prange(viewmats.shape[0] * chunks):
-        camera = job // chunks
-        start = (job % chunks) * 1024
+    chunks = (gaussians + CHUNK - 1) // CHUNK
+    jobs = viewmats.shape[0] * chunks
+    for _ in prange(workers):
         bases = np.empty(16, np.float32)
-        V = viewmats[camera]
-        K = Ks[camera]
-        fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
-        low_x, high_x, low_y, high_y = _clamp_limits(K, width, height)
-        sh = coefficients[camera if coefficients.shape[0] > 1 else 0]
-        for n in range(start, min(start + 1024, gaussians)):
-            radii[camera, n] = 0
-            means2d[camera, n, 0] = F(0.0)
-            means2d[camera, n, 1] = F(0.0)
-            depths[camera, n] = F(0.0)
-            conics[camera, n, 0] = F(0.0)
-            conics[camera, n, 1] = F(0.0)
-            conics[camera, n, 2] = F(0.0)
-            seen_opacities[camera, n] = F(0.0)
-            if degree >= 0:
-                colors[camera, n, 0] = F(0.0)
-                colors[camera, n, 1] = F(0.0)
-                colors[camera, n, 2] = F(0.0)
-            mx, my, mz = means[n, 0], means[n, 1], means[n, 2]
-            z = V[2, 0] * mx + V[2, 1] * my + V[2, 2] * mz + V[2, 3]
-            if not (z >= near and z <= far):
-                continue
-            x = V[0, 0] * mx + V[0, 1] * my + V[0, 2] * mz + V[0, 3]
-            y = V[1, 0] * mx + V[1, 1] * my + V[1, 2] * mz + V[1, 3]
-            rz = F(1.0) / z
-            u = fx * x * rz + cx
-            v = fy * y * rz + cy
+        job = take(taken, 0)
+        while job < jobs:
+            camera = job // chunks
+            start = (job % chunks) * CHUNK
+            V = viewmats[camera]
+            K = Ks[camera]
+            fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+            low_x, high_x, low_y, high_y = _clamp_limits(K, width, height)
+            sh = coefficients[camera if coefficients.shape[0] > 1 else 0]
+            for n in range(start, min(start + CHUNK, gaussians)):
+                radii[camera, n] = 0
+                means2d[camera, n, 0] = F(0.0)
+                means2d[camera, n, 1] = F(0.0)
+                depths[camera, n] = F(0.0)
+                conics[camera, n, 0] = F(0.0)
+                conics[camera, n, 1] = F(0.0)
+                conics[camera, n, 2] = F(0.0)
+                seen_opacities[camera, n] = F(0.0)
+                if degree >= 0:
+                    colors[camera, n, 0] = F(0.0)
+                    colors[camera, n, 1] = F(0.0)
+                    colors[camera, n, 2] = F(0.0)
+                mx, my, mz = means[n, 0], means[n, 1], means[n, 2]
+                z = V[2, 0] * mx + V[2, 1] * my + V[2, 2] * mz + V[2, 3]
+                if not (z >= near and z <= far):
+                    continue
+                x = V[0, 0] * mx + V[0, 1] * my + V[0, 2] * mz + V[0, 3]
+                y = V[1, 0] * mx + V[1, 1] * my + V[1, 2] * mz + V[1, 3]
+                rz = F(1.0) / z
+                u = fx * x * rz + cx
+                v = fy * y * rz + cy
 
-            # G = J W R S, so that the image covariance is G G^T.
-            j00, j11 = fx * rz, fy * rz
-            j02 = -j00 * min(high_x, max(low_x, x * rz))
-            j12 = -j11 * min(high_y, max(low_y, y * rz))
-            t00 = j00 * V[0, 0] + j02 * V[2, 0]
-            t01 = j00 * V[0, 1] + j02 * V[2, 1]
-            t02 = j00 * V[0, 2] + j02 * V[2, 2]
-            t10 = j11 * V[1, 0] + j12 * V[2, 0]
-            t11 = j11 * V[1, 1] + j12 * V[2, 1]
-            t12 = j11 * V[1, 2] + j12 * V[2, 2]
-            r00, r01, r02, r10, r11, r12, r20, r21, r22, _qw, _qx, _qy, _qz, _qs = _rotation(quats, n)
-            s0, s1, s2 = scales[n, 0], scales[n, 1], scales[n, 2]
-            g00 = (t00 * r00 + t01 * r10 + t02 * r20) * s0
-            g01 = (t00 * r01 + t01 * r11 + t02 * r21) * s1
-            g02 = (t00 * r02 + t01 * r12 + t02 * r22) * s2
-            g10 = (t10 * r00 + t11 * r10 + t12 * r20) * s0
-            g11 = (t10 * r01 + t11 * r11 + t12 * r21) * s1
-            g12 = (t10 * r02 + t11 * r12 + t12 * r22) * s2
-            a = g00 * g00 + g01 * g01 + g02 * g02
-            b = g00 * g10 + g01 * g11 + g02 * g12
-            c = g10 * g10 + g11 * g11 + g12 * g12
-            # Cauchy-Binet: the determinant as a sum of squares, which loses no digits for needles.
-            m0, m1, m2 = g01 * g12 - g02 * g11, g02 * g10 - g00 * g12, g00 * g11 - g01 * g10
-            det_sharp = m0 * m0 + m1 * m1 + m2 * m2
-            det = det_sharp + eps2d * (a + c) + eps2d * eps2d
-            if not det > F(0.0):
-                continue
-            half = F(0.5) * (a - c)
-            largest = F(0.5) * (a + c) + eps2d + math.sqrt(max(F(0.01), half * half + b * b))
-            radius = np.ceil(F(3.0) * math.sqrt(largest))
-            if not (radius > radius_clip and radius < F(1e9)):
-                continue
-            if not (u + radius > F(0.0) and u - radius < F(width) and v + radius > F(0.0) and v - radius < F(height)):
-                continue
+                # G = J W R S, so that the image covariance is G G^T.
+                j00, j11 = fx * rz, fy * rz
+                j02 = -j00 * min(high_x, max(low_x, x * rz))
+                j12 = -j11 * min(high_y, max(low_y, y * rz))
+                t00 = j00 * V[0, 0] + j02 * V[2, 0]
+                t01 = j00 * V[0, 1] + j02 * V[2, 1]
+                t02 = j00 * V[0, 2] + j02 * V[2, 2]
+                t10 = j11 * V[1, 0] + j12 * V[2, 0]
+                t11 = j11 * V[1, 1] + j12 * V[2, 1]
+                t12 = j11 * V[1, 2] + j12 * V[2, 2]
+                r00, r01, r02, r10, r11, r12, r20, r21, r22, _qw, _qx, _qy, _qz, _qs = _rotation(quats, n)
+                s0, s1, s2 = scales[n, 0], scales[n, 1], scales[n, 2]
+                g00 = (t00 * r00 + t01 * r10 + t02 * r20) * s0
+                g01 = (t00 * r01 + t01 * r11 + t02 * r21) * s1
+                g02 = (t00 * r02 + t01 * r12 + t02 * r22) * s2
+                g10 = (t10 * r00 + t11 * r10 + t12 * r20) * s0
+                g11 = (t10 * r01 + t11 * r11 + t12 * r21) * s1
+                g12 = (t10 * r02 + t11 * r12 + t12 * r22) * s2
+                a = g00 * g00 + g01 * g01 + g02 * g02
+                b = g00 * g10 + g01 * g11 + g02 * g12
+                c = g10 * g10 + g11 * g11 + g12 * g12
+                # Cauchy-Binet: the determinant as a sum of squares, which loses no digits for needles.
+                m0, m1, m2 = g01 * g12 - g02 * g11, g02 * g10 - g00 * g12, g00 * g11 - g01 * g10
+                det_sharp = m0 * m0 + m1 * m1 + m2 * m2
+                det = det_sharp + eps2d * (a + c) + eps2d * eps2d
+                if not det > F(0.0):
+                    continue
+                half = F(0.5) * (a - c)
+                largest = F(0.5) * (a + c) + eps2d + math.sqrt(max(F(0.01), half * half + b * b))
+                radius = np.ceil(F(3.0) * math.sqrt(largest))
+                if not (radius > radius_clip and radius < F(1e9)):
+                    continue
+                if not (
+                    u + radius > F(0.0) and u - radius < F(width) and v + radius > F(0.0) and v - radius < F(height)
+                ):
+                    continue
 
-            radii[camera, n] = I(radius)
-            means2d[camera, n, 0] = u
-            means2d[camera, n, 1] = v
-            depths[camera, n] = z
-            conics[camera, n, 0] = (c + eps2d) / det
-            conics[camera, n, 1] = -b / det
-            conics[camera, n, 2] = (a + eps2d) / det
-            seen_opacities[camera, n] = opacities[n] * math.sqrt(det_sharp / det) if antialiased else opacities[n]
+                radii[camera, n] = I(radius)
+                means2d[camera, n, 0] = u
+                means2d[camera, n, 1] = v
+                depths[camera, n] = z
+                conics[camera, n, 0] = (c + eps2d) / det
+                conics[camera, n, 1] = -b / det
+                conics[camera, n, 2] = (a + eps2d) / det
+                seen_opacities[camera, n] = opacities[n] * math.sqrt(det_sharp / det) if antialiased else opacities[n]
 
-            if degree >= 0:
-                dx, dy, dz = mx - positions[camera, 0], my - positions[camera, 1], mz - positions[camera, 2]
-                inverse = F(1.0) / max(math.sqrt(dx * dx + dy * dy + dz * dz), F(1e-12))
-                _sh_bases(degree, dx * inverse, dy * inverse, dz * inverse, bases)
-                red = green = blue = F(0.5)
-                for k in range((degree + 1) * (degree + 1)):
-                    red += bases[k] * sh[n, k, 0]
-                    green += bases[k] * sh[n, k, 1]
-                    blue += bases[k] * sh[n, k, 2]
-                colors[camera, n, 0] = max(red, F(0.0))
-                colors[camera, n, 1] = max(green, F(0.0))
-                colors[camera, n, 2] = max(blue, F(0.0))
+                if degree >= 0:
+                    dx, dy, dz = mx - positions[camera, 0], my - positions[camera, 1], mz - positions[camera, 2]
+                    inverse = F(1.0) / max(math.sqrt(dx * dx + dy * dy + dz * dz), F(1e-12))
+                    _sh_bases(degree, dx * inverse, dy * inverse, dz * inverse, bases)
+                    red = green = blue = F(0.5)
+                    for k in range((degree + 1) * (degree + 1)):
+                        red += bases[k] * sh[n, k, 0]
+                        green += bases[k] * sh[n, k, 1]
+                        blue += bases[k] * sh[n, k, 2]
+                    colors[camera, n, 0] = max(red, F(0.0))
+                    colors[camera, n, 1] = max(green, F(0.0))
+                    colors[camera, n, 2] = max(blue, F(0.0))
+            job = take(taken, 0)
 
 
-@compiled(parallel=_LOOPS_ONLY, fastmath=_CAREFUL, error_model="numpy")
+@compiled(parallel=LOOPS_ONLY, fastmath=_CAREFUL, error_model="numpy")
 def project_backward(
+    workers,
+    taken,
     means,
     quats,
     scales,
@@ -329,7 +328,7 @@ def project_backward(
     v_scales,  # [N, 3], out
     v_opacities,  # [N], out
     v_coefficients,  # [C or 1, N, K, 3], out
-    v_viewmats,  # [chunks, C, 4, 4], out: sums over 1024 Gaussians each
+    v_viewmats,  # [chunks, C, 4, 4], out: sums over CHUNK Gaussians each
     v_positions,  # [chunks, C, 3], out: likewise
 ):
     """Gradients of `project_forward`; each Gaussian's sum over the cameras is made in the order of the cameras."""
@@ -338,176 +337,201 @@ def project_backward(
     used = (degree + 1) * (degree + 1) if degree >= 0 else 0
     shared = coefficients.shape[0] == 1
     one, two = F(1.0), F(2.0)
-    for chunk in prange((gaussians + 1023) // 1024):
+    chunks = (gaussians + CHUNK - 1) // CHUNK
+    for _ in prange(workers):
         bases = np.empty(16, np.float32)
         weights = np.empty(16, np.float32)
-        start, stop = chunk * 1024, min(chunk * 1024 + 1024, gaussians)
-        v_viewmats[chunk] = F(0.0)
-        v_positions[chunk] = F(0.0)
-        v_means[start:stop] = F(0.0)
-        v_quats[start:stop] = F(0.0)
-        v_scales[start:stop] = F(0.0)
-        v_opacities[start:stop] = F(0.0)
-        v_coefficients[:, start:stop] = F(0.0)
-        for camera in range(cameras):
-            V = viewmats[camera]
-            K = Ks[camera]
-            fx, fy = K[0, 0], K[1, 1]
-            low_x, high_x, low_y, high_y = _clamp_limits(K, width, height)
-            sh = coefficients[0 if shared else camera]
-            v_sh = v_coefficients[0 if shared else camera]
-            for n in range(start, stop):
-                if radii[camera, n] <= 0:
-                    continue
-                mx, my, mz = means[n, 0], means[n, 1], means[n, 2]
-                vmx = vmy = vmz = F(0.0)
+        chunk = take(taken, 0)
+        while chunk < chunks:
+            start, stop = chunk * CHUNK, min(chunk * CHUNK + CHUNK, gaussians)
+            v_viewmats[chunk] = F(0.0)
+            v_positions[chunk] = F(0.0)
+            v_means[start:stop] = F(0.0)
+            v_quats[start:stop] = F(0.0)
+            v_scales[start:stop] = F(0.0)
+            v_opacities[start:stop] = F(0.0)
+            v_coefficients[:, start:stop] = F(0.0)
+            for camera in range(cameras):
+                V = viewmats[camera]
+                K = Ks[camera]
+                fx, fy = K[0, 0], K[1, 1]
+                low_x, high_x, low_y, high_y = _clamp_limits(K, width, height)
+                sh = coefficients[0 if shared else camera]
+                v_sh = v_coefficients[0 if shared else camera]
+                for n in range(start, stop):
+                    if radii[camera, n] <= 0:
+                        continue
+                    mx, my, mz = means[n, 0], means[n, 1], means[n, 2]
+                    vmx = vmy = vmz = F(0.0)
 
-                if degree >= 0:
-                    v_red = v_colors[camera, n, 0] if colors[camera, n, 0] > F(0.0) else F(0.0)
-                    v_green = v_colors[camera, n, 1] if colors[camera, n, 1] > F(0.0) else F(0.0)
-                    v_blue = v_colors[camera, n, 2] if colors[camera, n, 2] > F(0.0) else F(0.0)
-                    if v_red != F(0.0) or v_green != F(0.0) or v_blue != F(0.0):
-                        dx, dy, dz = mx - positions[camera, 0], my - positions[camera, 1], mz - positions[camera, 2]
-                        inverse = one / max(math.sqrt(dx * dx + dy * dy + dz * dz), F(1e-12))
-                        dx, dy, dz = dx * inverse, dy * inverse, dz * inverse
-                        _sh_bases(degree, dx, dy, dz, bases)
-                        for k in range(used):
-                            v_sh[n, k, 0] += bases[k] * v_red
-                            v_sh[n, k, 1] += bases[k] * v_green
-                            v_sh[n, k, 2] += bases[k] * v_blue
-                            weights[k] = sh[n, k, 0] * v_red + sh[n, k, 1] * v_green + sh[n, k, 2] * v_blue
-                        vdx, vdy, vdz = _sh_direction_gradient(degree, dx, dy, dz, weights)
-                        radial = vdx * dx + vdy * dy + vdz * dz
-                        vdx = (vdx - radial * dx) * inverse
-                        vdy = (vdy - radial * dy) * inverse
-                        vdz = (vdz - radial * dz) * inverse
-                        vmx += vdx
-                        vmy += vdy
-                        vmz += vdz
-                        v_positions[chunk, camera, 0] -= vdx
-                        v_positions[chunk, camera, 1] -= vdy
-                        v_positions[chunk, camera, 2] -= vdz
+                    if degree >= 0:
+                        v_red = v_colors[camera, n, 0] if colors[camera, n, 0] > F(0.0) else F(0.0)
+                        v_green = v_colors[camera, n, 1] if colors[camera, n, 1] > F(0.0) else F(0.0)
+                        v_blue = v_colors[camera, n, 2] if colors[camera, n, 2] > F(0.0) else F(0.0)
+                        if v_red != F(0.0) or v_green != F(0.0) or v_blue != F(0.0):
+                            dx, dy, dz = mx - positions[camera, 0], my - positions[camera, 1], mz - positions[camera, 2]
+                            inverse = one / max(math.sqrt(dx * dx + dy * dy + dz * dz), F(1e-12))
+                            dx, dy, dz = dx * inverse, dy * inverse, dz * inverse
+                            _sh_bases(degree, dx, dy, dz, bases)
+                            for k in range(used):
+                                v_sh[n, k, 0] += bases[k] * v_red
+                                v_sh[n, k, 1] += bases[k] * v_green
+                                v_sh[n, k, 2] += bases[k] * v_blue
+                                weights[k] = sh[n, k, 0] * v_red + sh[n, k, 1] * v_green + sh[n, k, 2] * v_blue
+                            vdx, vdy, vdz = _sh_direction_gradient(degree, dx, dy, dz, weights)
+                            radial = vdx * dx + vdy * dy + vdz * dz
+                            vdx = (vdx - radial * dx) * inverse
+                            vdy = (vdy - radial * dy) * inverse
+                            vdz = (vdz - radial * dz) * inverse
+                            vmx += vdx
+                            vmy += vdy
+                            vmz += vdz
+                            v_positions[chunk, camera, 0] -= vdx
+                            v_positions[chunk, camera, 1] -= vdy
+                            v_positions[chunk, camera, 2] -= vdz
 
-                v0, v1 = v_means2d[camera, n, 0], v_means2d[camera, n, 1]
-                vc0, vc1, vc2 = v_conics[camera, n, 0], v_conics[camera, n, 1], v_conics[camera, n, 2]
-                v_opacity, v_depth = v_seen_opacities[camera, n], v_depths[camera, n]
+                    v0, v1 = v_means2d[camera, n, 0], v_means2d[camera, n, 1]
+                    vc0, vc1, vc2 = v_conics[camera, n, 0], v_conics[camera, n, 1], v_conics[camera, n, 2]
+                    v_opacity, v_depth = v_seen_opacities[camera, n], v_depths[camera, n]
 
-                x = V[0, 0] * mx + V[0, 1] * my + V[0, 2] * mz + V[0, 3]
-                y = V[1, 0] * mx + V[1, 1] * my + V[1, 2] * mz + V[1, 3]
-                z = V[2, 0] * mx + V[2, 1] * my + V[2, 2] * mz + V[2, 3]
-                rz = one / z
-                x_rz, y_rz = x * rz, y * rz
-                lx, ly = min(high_x, max(low_x, x_rz)), min(high_y, max(low_y, y_rz))
-                j00, j11 = fx * rz, fy * rz
-                j02, j12 = -j00 * lx, -j11 * ly
-                t00 = j00 * V[0, 0] + j02 * V[2, 0]
-                t01 = j00 * V[0, 1] + j02 * V[2, 1]
-                t02 = j00 * V[0, 2] + j02 * V[2, 2]
-                t10 = j11 * V[1, 0] + j12 * V[2, 0]
-                t11 = j11 * V[1, 1] + j12 * V[2, 1]
-                t12 = j11 * V[1, 2] + j12 * V[2, 2]
-                r00, r01, r02, r10, r11, r12, r20, r21, r22, qw, qx, qy, qz, qs = _rotation(quats, n)
-                s0, s1, s2 = scales[n, 0], scales[n, 1], scales[n, 2]
-                # H = J W R and G = H S
-                h00 = t00 * r00 + t01 * r10 + t02 * r20
-                h01 = t00 * r01 + t01 * r11 + t02 * r21
-                h02 = t00 * r02 + t01 * r12 + t02 * r22
-                h10 = t10 * r00 + t11 * r10 + t12 * r20
-                h11 = t10 * r01 + t11 * r11 + t12 * r21
-                h12 = t10 * r02 + t11 * r12 + t12 * r22
-                g00, g01, g02, g10, g11, g12 = h00 * s0, h01 * s1, h02 * s2, h10 * s0, h11 * s1, h12 * s2
-                a = g00 * g00 + g01 * g01 + g02 * g02
-                b = g00 * g10 + g01 * g11 + g02 * g12
-                c = g10 * g10 + g11 * g11 + g12 * g12
-                m0, m1, m2 = g01 * g12 - g02 * g11, g02 * g10 - g00 * g12, g00 * g11 - g01 * g10
-                det_sharp = m0 * m0 + m1 * m1 + m2 * m2
-                det = det_sharp + eps2d * (a + c) + eps2d * eps2d
-                rdet = one / det
-                k0, k1, k2 = (c + eps2d) * rdet, -b * rdet, (a + eps2d) * rdet
+                    x = V[0, 0] * mx + V[0, 1] * my + V[0, 2] * mz + V[0, 3]
+                    y = V[1, 0] * mx + V[1, 1] * my + V[1, 2] * mz + V[1, 3]
+                    z = V[2, 0] * mx + V[2, 1] * my + V[2, 2] * mz + V[2, 3]
+                    rz = one / z
+                    x_rz, y_rz = x * rz, y * rz
+                    lx, ly = min(high_x, max(low_x, x_rz)), min(high_y, max(low_y, y_rz))
+                    j00, j11 = fx * rz, fy * rz
+                    j02, j12 = -j00 * lx, -j11 * ly
+                    t00 = j00 * V[0, 0] + j02 * V[2, 0]
+                    t01 = j00 * V[0, 1] + j02 * V[2, 1]
+                    t02 = j00 * V[0, 2] + j02 * V[2, 2]
+                    t10 = j11 * V[1, 0] + j12 * V[2, 0]
+                    t11 = j11 * V[1, 1] + j12 * V[2, 1]
+                    t12 = j11 * V[1, 2] + j12 * V[2, 2]
+                    r00, r01, r02, r10, r11, r12, r20, r21, r22, qw, qx, qy, qz, qs = _rotation(quats, n)
+                    s0, s1, s2 = scales[n, 0], scales[n, 1], scales[n, 2]
+                    # H = J W R and G = H S
+                    h00 = t00 * r00 + t01 * r10 + t02 * r20
+                    h01 = t00 * r01 + t01 * r11 + t02 * r21
+                    h02 = t00 * r02 + t01 * r12 + t02 * r22
+                    h10 = t10 * r00 + t11 * r10 + t12 * r20
+                    h11 = t10 * r01 + t11 * r11 + t12 * r21
+                    h12 = t10 * r02 + t11 * r12 + t12 * r22
+                    g00, g01, g02, g10, g11, g12 = h00 * s0, h01 * s1, h02 * s2, h10 * s0, h11 * s1, h12 * s2
+                    a = g00 * g00 + g01 * g01 + g02 * g02
+                    b = g00 * g10 + g01 * g11 + g02 * g12
+                    c = g10 * g10 + g11 * g11 + g12 * g12
+                    m0, m1, m2 = g01 * g12 - g02 * g11, g02 * g10 - g00 * g12, g00 * g11 - g01 * g10
+                    det_sharp = m0 * m0 + m1 * m1 + m2 * m2
+                    det = det_sharp + eps2d * (a + c) + eps2d * eps2d
+                    rdet = one / det
+                    k0, k1, k2 = (c + eps2d) * rdet, -b * rdet, (a + eps2d) * rdet
 
-                # d conic = -conic d cov conic, with the symmetric gradient [[vc0, vc1 / 2], [vc1 / 2, vc2]].
-                half = F(0.5) * vc1
-                e00, e01 = vc0 * k0 + half * k1, vc0 * k1 + half * k2
-                e10, e11 = half * k0 + vc2 * k1, half * k1 + vc2 * k2
-                va = -(k0 * e00 + k1 * e10)
-                vb = -(k0 * e01 + k1 * e11)
-                vc = -(k1 * e01 + k2 * e11)
-                if antialiased:
-                    ratio = math.sqrt(det_sharp * rdet)
-                    v_opacities[n] += v_opacity * ratio
-                    if ratio > F(0.0):
-                        v_ratio = v_opacity * opacities[n]
-                        v_sharp = F(0.5) * v_ratio * rdet / ratio
-                        v_det = -F(0.5) * v_ratio * ratio * rdet
-                        va += v_sharp * c + v_det * (c + eps2d)
-                        vb -= (v_sharp + v_det) * b
-                        vc += v_sharp * a + v_det * (a + eps2d)
-                else:
-                    v_opacities[n] += v_opacity
+                    # d conic = -conic d cov conic, with the symmetric gradient [[vc0, vc1 / 2], [vc1 / 2, vc2]].
+                    half = F(0.5) * vc1
+                    e00, e01 = vc0 * k0 + half * k1, vc0 * k1 + half * k2
+                    e10, e11 = half * k0 + vc2 * k1, half * k1 + vc2 * k2
+                    va = -(k0 * e00 + k1 * e10)
+                    vb = -(k0 * e01 + k1 * e11)
+                    vc = -(k1 * e01 + k2 * e11)
+                    if antialiased:
+                        ratio = math.sqrt(det_sharp * rdet)
+                        v_opacities[n] += v_opacity * ratio
+                        if ratio > F(0.0):
+                            v_ratio = v_opacity * opacities[n]
+                            v_sharp = F(0.5) * v_ratio * rdet / ratio
+                            v_det = -F(0.5) * v_ratio * ratio * rdet
+                            va += v_sharp * c + v_det * (c + eps2d)
+                            vb -= (v_sharp + v_det) * b
+                            vc += v_sharp * a + v_det * (a + eps2d)
+                    else:
+                        v_opacities[n] += v_opacity
 
-                # cov = G G^T
-                vg00, vg01, vg02 = two * (va * g00 + vb * g10), two * (va * g01 + vb * g11), two * (va * g02 + vb * g12)
-                vg10, vg11, vg12 = two * (vb * g00 + vc * g10), two * (vb * g01 + vc * g11), two * (vb * g02 + vc * g12)
-                v_scales[n, 0] += vg00 * h00 + vg10 * h10
-                v_scales[n, 1] += vg01 * h01 + vg11 * h11
-                v_scales[n, 2] += vg02 * h02 + vg12 * h12
-                vh00, vh01, vh02, vh10, vh11, vh12 = vg00 * s0, vg01 * s1, vg02 * s2, vg10 * s0, vg11 * s1, vg12 * s2
-                # H = T R
-                vr00, vr01, vr02 = t00 * vh00 + t10 * vh10, t00 * vh01 + t10 * vh11, t00 * vh02 + t10 * vh12
-                vr10, vr11, vr12 = t01 * vh00 + t11 * vh10, t01 * vh01 + t11 * vh11, t01 * vh02 + t11 * vh12
-                vr20, vr21, vr22 = t02 * vh00 + t12 * vh10, t02 * vh01 + t12 * vh11, t02 * vh02 + t12 * vh12
-                vt00 = vh00 * r00 + vh01 * r01 + vh02 * r02
-                vt01 = vh00 * r10 + vh01 * r11 + vh02 * r12
-                vt02 = vh00 * r20 + vh01 * r21 + vh02 * r22
-                vt10 = vh10 * r00 + vh11 * r01 + vh12 * r02
-                vt11 = vh10 * r10 + vh11 * r11 + vh12 * r12
-                vt12 = vh10 * r20 + vh11 * r21 + vh12 * r22
+                    # cov = G G^T
+                    vg00, vg01, vg02 = (
+                        two * (va * g00 + vb * g10),
+                        two * (va * g01 + vb * g11),
+                        two * (va * g02 + vb * g12),
+                    )
+                    vg10, vg11, vg12 = (
+                        two * (vb * g00 + vc * g10),
+                        two * (vb * g01 + vc * g11),
+                        two * (vb * g02 + vc * g12),
+                    )
+                    v_scales[n, 0] += vg00 * h00 + vg10 * h10
+                    v_scales[n, 1] += vg01 * h01 + vg11 * h11
+                    v_scales[n, 2] += vg02 * h02 + vg12 * h12
+                    vh00, vh01, vh02, vh10, vh11, vh12 = (
+                        vg00 * s0,
+                        vg01 * s1,
+                        vg02 * s2,
+                        vg10 * s0,
+                        vg11 * s1,
+                        vg12 * s2,
+                    )
+                    # H = T R
+                    vr00, vr01, vr02 = t00 * vh00 + t10 * vh10, t00 * vh01 + t10 * vh11, t00 * vh02 + t10 * vh12
+                    vr10, vr11, vr12 = t01 * vh00 + t11 * vh10, t01 * vh01 + t11 * vh11, t01 * vh02 + t11 * vh12
+                    vr20, vr21, vr22 = t02 * vh00 + t12 * vh10, t02 * vh01 + t12 * vh11, t02 * vh02 + t12 * vh12
+                    vt00 = vh00 * r00 + vh01 * r01 + vh02 * r02
+                    vt01 = vh00 * r10 + vh01 * r11 + vh02 * r12
+                    vt02 = vh00 * r20 + vh01 * r21 + vh02 * r22
+                    vt10 = vh10 * r00 + vh11 * r01 + vh12 * r02
+                    vt11 = vh10 * r10 + vh11 * r11 + vh12 * r12
+                    vt12 = vh10 * r20 + vh11 * r21 + vh12 * r22
 
-                vqw = two * (qx * (vr21 - vr12) + qy * (vr02 - vr20) + qz * (vr10 - vr01))
-                vqx = two * (qy * (vr01 + vr10) + qz * (vr02 + vr20) + qw * (vr21 - vr12) - two * qx * (vr11 + vr22))
-                vqy = two * (qx * (vr01 + vr10) + qz * (vr12 + vr21) + qw * (vr02 - vr20) - two * qy * (vr00 + vr22))
-                vqz = two * (qx * (vr02 + vr20) + qy * (vr12 + vr21) + qw * (vr10 - vr01) - two * qz * (vr00 + vr11))
-                along = vqw * qw + vqx * qx + vqy * qy + vqz * qz
-                v_quats[n, 0] += (vqw - along * qw) * qs
-                v_quats[n, 1] += (vqx - along * qx) * qs
-                v_quats[n, 2] += (vqy - along * qy) * qs
-                v_quats[n, 3] += (vqz - along * qz) * qs
+                    vqw = two * (qx * (vr21 - vr12) + qy * (vr02 - vr20) + qz * (vr10 - vr01))
+                    vqx = two * (
+                        qy * (vr01 + vr10) + qz * (vr02 + vr20) + qw * (vr21 - vr12) - two * qx * (vr11 + vr22)
+                    )
+                    vqy = two * (
+                        qx * (vr01 + vr10) + qz * (vr12 + vr21) + qw * (vr02 - vr20) - two * qy * (vr00 + vr22)
+                    )
+                    vqz = two * (
+                        qx * (vr02 + vr20) + qy * (vr12 + vr21) + qw * (vr10 - vr01) - two * qz * (vr00 + vr11)
+                    )
+                    along = vqw * qw + vqx * qx + vqy * qy + vqz * qz
+                    v_quats[n, 0] += (vqw - along * qw) * qs
+                    v_quats[n, 1] += (vqx - along * qx) * qs
+                    v_quats[n, 2] += (vqy - along * qy) * qs
+                    v_quats[n, 3] += (vqz - along * qz) * qs
 
-                # T = J W, J = [[fx/z, 0, -fx/z * lx], [0, fy/z, -fy/z * ly]] with lx, ly the clamped x/z, y/z
-                vj00 = vt00 * V[0, 0] + vt01 * V[0, 1] + vt02 * V[0, 2]
-                vj02 = vt00 * V[2, 0] + vt01 * V[2, 1] + vt02 * V[2, 2]
-                vj11 = vt10 * V[1, 0] + vt11 * V[1, 1] + vt12 * V[1, 2]
-                vj12 = vt10 * V[2, 0] + vt11 * V[2, 1] + vt12 * V[2, 2]
-                vx = v0 * j00
-                vy = v1 * j11
-                vz = v_depth - (v0 * j00 * x + v1 * j11 * y) * rz
-                vz -= (vj00 * j00 + vj11 * j11 + vj02 * j02 + vj12 * j12) * rz
-                if lx == x_rz:
-                    slope = -vj02 * j00 * rz
-                    vx += slope
-                    vz -= slope * x_rz
-                if ly == y_rz:
-                    slope = -vj12 * j11 * rz
-                    vy += slope
-                    vz -= slope * y_rz
+                    # T = J W, J = [[fx/z, 0, -fx/z * lx], [0, fy/z, -fy/z * ly]] with lx, ly the clamped x/z, y/z
+                    vj00 = vt00 * V[0, 0] + vt01 * V[0, 1] + vt02 * V[0, 2]
+                    vj02 = vt00 * V[2, 0] + vt01 * V[2, 1] + vt02 * V[2, 2]
+                    vj11 = vt10 * V[1, 0] + vt11 * V[1, 1] + vt12 * V[1, 2]
+                    vj12 = vt10 * V[2, 0] + vt11 * V[2, 1] + vt12 * V[2, 2]
+                    vx = v0 * j00
+                    vy = v1 * j11
+                    vz = v_depth - (v0 * j00 * x + v1 * j11 * y) * rz
+                    vz -= (vj00 * j00 + vj11 * j11 + vj02 * j02 + vj12 * j12) * rz
+                    if lx == x_rz:
+                        slope = -vj02 * j00 * rz
+                        vx += slope
+                        vz -= slope * x_rz
+                    if ly == y_rz:
+                        slope = -vj12 * j11 * rz
+                        vy += slope
+                        vz -= slope * y_rz
 
-                v_means[n, 0] += vmx + V[0, 0] * vx + V[1, 0] * vy + V[2, 0] * vz
-                v_means[n, 1] += vmy + V[0, 1] * vx + V[1, 1] * vy + V[2, 1] * vz
-                v_means[n, 2] += vmz + V[0, 2] * vx + V[1, 2] * vy + V[2, 2] * vz
+                    v_means[n, 0] += vmx + V[0, 0] * vx + V[1, 0] * vy + V[2, 0] * vz
+                    v_means[n, 1] += vmy + V[0, 1] * vx + V[1, 1] * vy + V[2, 1] * vz
+                    v_means[n, 2] += vmz + V[0, 2] * vx + V[1, 2] * vy + V[2, 2] * vz
 
-                out = v_viewmats[chunk, camera]
-                out[0, 0] += vx * mx + j00 * vt00
-                out[0, 1] += vx * my + j00 * vt01
-                out[0, 2] += vx * mz + j00 * vt02
-                out[0, 3] += vx
-                out[1, 0] += vy * mx + j11 * vt10
-                out[1, 1] += vy * my + j11 * vt11
-                out[1, 2] += vy * mz + j11 * vt12
-                out[1, 3] += vy
-                out[2, 0] += vz * mx + j02 * vt00 + j12 * vt10
-                out[2, 1] += vz * my + j02 * vt01 + j12 * vt11
-                out[2, 2] += vz * mz + j02 * vt02 + j12 * vt12
-                out[2, 3] += vz
+                    out = v_viewmats[chunk, camera]
+                    out[0, 0] += vx * mx + j00 * vt00
+                    out[0, 1] += vx * my + j00 * vt01
+                    out[0, 2] += vx * mz + j00 * vt02
+                    out[0, 3] += vx
+                    out[1, 0] += vy * mx + j11 * vt10
+                    out[1, 1] += vy * my + j11 * vt11
+                    out[1, 2] += vy * mz + j11 * vt12
+                    out[1, 3] += vy
+                    out[2, 0] += vz * mx + j02 * vt00 + j12 * vt10
+                    out[2, 1] += vz * my + j02 * vt01 + j12 * vt11
+                    out[2, 2] += vz * mz + j02 * vt02 + j12 * vt12
+                    out[2, 3] += vz
+            chunk = take(taken, 0)
 
 
 @compiled()
@@ -535,7 +559,44 @@ def _sort_by_depth(keys, ids):
 
 
 @compiled(fastmath=_CAREFUL, error_model="numpy")
+def _pack(m, means2d, conics, opacities, splats):
+    """What compositing needs of a splat, beside each other."""
+    a, b, c = conics[m, 0] * _TO_BASE_2, conics[m, 1] * _TO_BASE_2, conics[m, 2] * _TO_BASE_2
+    p = math.sqrt(a)
+    q = b / p
+    splats[m, 0] = means2d[m, 0]
+    splats[m, 1] = means2d[m, 1]
+    splats[m, 2] = p
+    splats[m, 3] = q
+    # c - q * q, which is exact enough here because eps2d keeps conics away from singular
+    splats[m, 4] = math.sqrt(max(c - q * q, F(1e-20)))
+    splats[m, 5] = F(math.log2(opacities[m]))
+
+
+@compiled(fastmath=_CAREFUL, error_model="numpy")
+def _box(splat, width, height):
+    """First and last column and row of the pixels inside the box around the ellipse alpha >= 1/255.
+
+    The first is after the last where there is none.
+    """
+    mx, my, p, q, r = splat[0], splat[1], splat[2], splat[3], splat[4]
+    reach = splat[5] + _REACH
+    if not reach > F(0.0):
+        return I(0), I(-1), I(0), I(-1)
+    half_height = math.sqrt(reach) / r
+    half_width = math.sqrt(reach * (q * q + r * r)) / (p * r)
+    return (
+        I(max(np.ceil(mx - half_width - F(0.5)), F(0.0))),
+        I(min(np.floor(mx + half_width - F(0.5)), F(width - 1))),
+        I(max(np.ceil(my - half_height - F(0.5)), F(0.0))),
+        I(min(np.floor(my + half_height - F(0.5)), F(height - 1))),
+    )
+
+
+@compiled(parallel=LOOPS_ONLY, fastmath=_CAREFUL, error_model="numpy")
 def bin_splats(
+    workers,
+    taken,  # for three loops
     means2d,  # [M, 2]
     conics,  # [M, 3]
     opacities,  # [M]
@@ -556,114 +617,132 @@ def bin_splats(
     blocks_x = (width + 7) // 8
     blocks_y = (height + block_height - 1) // block_height
     cameras = camera_starts.shape[0] - 1
+    blocks = cameras * blocks_x * blocks_y
+    shift = 0  # a division by block_height, which is a power of two
+    while (1 << shift) < block_height:
+        shift += 1
+
     ids = np.empty(means2d.shape[0], np.int32)
     keys = np.empty(means2d.shape[0], np.int32)
-    drawn = np.empty(means2d.shape[0], np.int32)
-    first_entry = np.empty(means2d.shape[0] + 1, np.int32)
-    block_starts = np.zeros(cameras * blocks_x * blocks_y + 1, np.int32)
-    capacity = 4096 + 4 * means2d.shape[0]
-    entry_splat = np.empty(capacity, np.int32)
-    entry_rows = np.empty(capacity, np.int32)
-    entry_block = np.empty(capacity, np.int32)
-    entries = 0
-    total = 0
-    first_entry[0] = 0
+    visible_starts = np.zeros(cameras + 1, np.int64)
+    visible = 0
     for camera in range(cameras):
-        visible = 0
+        first = visible
         for m in range(camera_starts[camera], camera_starts[camera + 1]):
             if radii[m] > 0 and opacities[m] >= _ALPHA_MIN:
                 ids[visible] = m
                 keys[visible] = depth_bits[m]
                 visible += 1
-        ordered = _sort_by_depth(keys[:visible].copy(), ids[:visible].copy())
-        for position in range(visible):
-            m = ordered[position]
-            mx, my = means2d[m, 0], means2d[m, 1]
-            a, b, c = conics[m, 0] * _TO_BASE_2, conics[m, 1] * _TO_BASE_2, conics[m, 2] * _TO_BASE_2
-            p = math.sqrt(a)
-            q = b / p
-            # c - q * q, which is exact enough here because eps2d keeps conics away from singular
-            rr = max(c - q * q, F(1e-20))
-            r = math.sqrt(rr)
-            exponent = F(math.log2(opacities[m]))
-            splats[m, 0] = mx
-            splats[m, 1] = my
-            splats[m, 2] = p
-            splats[m, 3] = q
-            splats[m, 4] = r
-            splats[m, 5] = exponent
-            reach = exponent + F(7.994353436858858) + _EXPONENT_MARGIN
-            if not reach > F(0.0):
-                continue
-            root = math.sqrt(reach)
-            half_height = root / r
-            half_width = math.sqrt(reach * (q * q + rr)) / (p * r)
-            x0 = I(max(np.ceil(mx - half_width - F(0.5)), F(0.0)))
-            x1 = I(min(np.floor(mx + half_width - F(0.5)), F(width - 1)))
-            if x0 > x1 or my + half_height < F(0.0) or my - half_height > F(height):
-                continue
-            lean = q * half_height / p
-            inverse = F(1.0) / (q * q + rr)
-            reach_c = reach * (q * q + rr)
-            area = p * p * rr
-            before = entries
-            for strip in range(x0 >> 3, (x1 >> 3) + 1):
-                left = F(max(x0, strip * 8)) + F(0.5) - mx
-                right = F(min(x1, strip * 8 + 7)) + F(0.5) - mx
-                # the ellipse's lowest and highest points between the strip's outer pixel centres
-                top = min(max(lean, left), right)
-                low = (-p * q * top - math.sqrt(max(reach_c - area * top * top, F(0.0)))) * inverse
-                bottom = min(max(-lean, left), right)
-                high = (-p * q * bottom + math.sqrt(max(reach_c - area * bottom * bottom, F(0.0)))) * inverse
-                y0 = I(max(np.ceil(my + low - F(0.5)), F(0.0)))
-                y1 = I(min(np.floor(my + high - F(0.5)), F(height - 1)))
-                if y0 > y1:
-                    continue
-                for row in range(y0 // block_height, y1 // block_height + 1):
-                    if entries == capacity:
-                        capacity *= 2
-                        entry_splat = _grow(entry_splat, capacity)
-                        entry_rows = _grow(entry_rows, capacity)
-                        entry_block = _grow(entry_block, capacity)
-                    offset = row * block_height
-                    block = (camera * blocks_y + row) * blocks_x + strip
-                    entry_splat[entries] = m
-                    entry_rows[entries] = max(y0 - offset, 0) + 256 * min(y1 - offset + 1, block_height)
-                    entry_block[entries] = block
-                    block_starts[block + 1] += 1
-                    entries += 1
-            if entries > before:
-                drawn[total] = m
-                total += 1
-                first_entry[total] = entries
-    for block in range(block_starts.shape[0] - 1):
-        block_starts[block + 1] += block_starts[block]
-    cursor = block_starts.copy()
+        ids[first:visible] = _sort_by_depth(keys[first:visible].copy(), ids[first:visible].copy())
+        visible_starts[camera + 1] = visible
+
+    # Consecutive splats make a job. How many entries it can have at most decides where it writes them.
+    size = max(128, (visible + _BIN_JOBS - 1) // _BIN_JOBS)
+    jobs = (visible + size - 1) // size
+    room = np.zeros(jobs + 1, np.int64)
+    for _ in prange(workers):
+        job = take(taken, 0)
+        while job < jobs:
+            most = 0
+            for position in range(job * size, min(job * size + size, visible)):
+                m = ids[position]
+                _pack(m, means2d, conics, opacities, splats)
+                x0, x1, y0, y1 = _box(splats[m], width, height)
+                if x0 <= x1 and y0 <= y1:
+                    most += ((x1 >> 3) - (x0 >> 3) + 1) * ((y1 >> shift) - (y0 >> shift) + 1)
+            room[job + 1] = most
+            job = take(taken, 0)
+    for job in range(jobs):
+        room[job + 1] += room[job]
+
+    entry_rows = np.empty(room[jobs], np.int32)
+    entry_block = np.empty(room[jobs], np.int32)
+    counts = np.empty(visible, np.int32)  # of each splat's entries
+    in_block = np.zeros((jobs, blocks), np.int32)  # a job's entries in each block; then the place of its first item
+    for _ in prange(workers):
+        job = take(taken, 1)
+        while job < jobs:
+            camera = 0
+            entry = room[job]
+            for position in range(job * size, min(job * size + size, visible)):
+                while position >= visible_starts[camera + 1]:
+                    camera += 1
+                m = ids[position]
+                before = entry
+                x0, x1, first_row, last_row = _box(splats[m], width, height)
+                mx, my, p, q, r = splats[m, 0], splats[m, 1], splats[m, 2], splats[m, 3], splats[m, 4]
+                rr = r * r
+                reach = splats[m, 5] + _REACH
+                lean = q * (math.sqrt(max(reach, F(0.0))) / r) / p
+                inverse = F(1.0) / (q * q + rr)
+                reach_c = reach * (q * q + rr)
+                area = p * p * rr
+                for strip in range(x0 >> 3, (x1 >> 3) + 1 if x0 <= x1 and first_row <= last_row else 0):
+                    left = F(max(x0, strip * 8)) + F(0.5) - mx
+                    right = F(min(x1, strip * 8 + 7)) + F(0.5) - mx
+                    # the ellipse's lowest and highest points between the strip's outer pixel centres
+                    top = min(max(lean, left), right)
+                    low = (-p * q * top - math.sqrt(max(reach_c - area * top * top, F(0.0)))) * inverse
+                    bottom = min(max(-lean, left), right)
+                    high = (-p * q * bottom + math.sqrt(max(reach_c - area * bottom * bottom, F(0.0)))) * inverse
+                    y0 = max(I(max(np.ceil(my + low - F(0.5)), F(0.0))), first_row)
+                    y1 = min(I(min(np.floor(my + high - F(0.5)), F(height - 1))), last_row)
+                    if y0 > y1:
+                        continue
+                    for row in range(y0 >> shift, (y1 >> shift) + 1):
+                        offset = row << shift
+                        block = (camera * blocks_y + row) * blocks_x + strip
+                        entry_rows[entry] = max(y0 - offset, 0) + 256 * min(y1 - offset + 1, block_height)
+                        entry_block[entry] = block
+                        in_block[job, block] += 1
+                        entry += 1
+                counts[position] = entry - before
+            job = take(taken, 1)
+
+    block_starts = np.empty(blocks + 1, np.int32)
+    entries = 0
+    for block in range(blocks):
+        block_starts[block] = entries
+        for job in range(jobs):
+            here = in_block[job, block]
+            in_block[job, block] = entries
+            entries += here
+    block_starts[blocks] = entries
+    drawn = np.empty(visible, np.int32)
+    first_entry = np.empty(visible + 1, np.int32)
+    job_entry = np.empty(jobs, np.int64)
+    total = 0
+    first_entry[0] = 0
+    for position in range(visible):
+        if position % size == 0:
+            job_entry[position // size] = first_entry[total]
+        if counts[position] > 0:
+            drawn[total] = ids[position]
+            first_entry[total + 1] = first_entry[total] + counts[position]
+            total += 1
+
     items = np.empty((entries, 3), np.int32)
-    for entry in range(entries):
-        block = entry_block[entry]
-        position = cursor[block]
-        cursor[block] = position + 1
-        items[position, 0] = entry
-        items[position, 1] = entry_splat[entry]
-        items[position, 2] = entry_rows[entry]
+    for _ in prange(workers):
+        job = take(taken, 2)
+        while job < jobs:
+            entry, source = job_entry[job], room[job]
+            for position in range(job * size, min(job * size + size, visible)):
+                for _entry in range(counts[position]):
+                    block = entry_block[source]
+                    place = in_block[job, block]
+                    in_block[job, block] = place + 1
+                    items[place, 0] = entry
+                    items[place, 1] = ids[position]
+                    items[place, 2] = entry_rows[source]
+                    entry += 1
+                    source += 1
+            job = take(taken, 2)
     return splats, drawn[:total], first_entry[: total + 1], block_starts, items
 
 
-@compiled()
-def _grow(array, capacity):
-    larger = np.empty(capacity, array.dtype)
-    larger[: array.shape[0]] = array
-    return larger
-
-
-def deal(block_starts: np.ndarray, workers: int) -> np.ndarray:
-    """The blocks [B] in an order whose `workers` consecutive parts carry about the same load: sorted, then dealt.
-
-    The first ``B % workers`` parts are one block longer than the others.
-    """
-    order = np.argsort(block_starts[:-1] - block_starts[1:], kind="stable").astype(np.int32)
-    return np.concatenate([order[worker::workers] for worker in range(workers)])
+def by_load(block_starts: np.ndarray) -> np.ndarray:
+    """The blocks [B], those with most items first: what is begun last is over soon."""
+    return np.argsort(block_starts[:-1] - block_starts[1:], kind="stable").astype(np.int32)
 
 
 # ---- Compositing -------------------------------------------------------------------------------------------------
@@ -724,10 +803,11 @@ def _composite_block(start, stop, items, splats, colors, left, top, block_height
                 unfinished = 0
 
 
-@compiled(parallel=_LOOPS_ONLY, fastmath=True, error_model="numpy")
+@compiled(parallel=LOOPS_ONLY, fastmath=True, error_model="numpy")
 def composite_forward(
     workers,
-    dealt,  # [B] as `deal` gives them
+    taken,
+    ordered,  # [B] as `by_load` gives them
     block_starts,
     items,
     splats,
@@ -747,13 +827,11 @@ def composite_forward(
     channels = colors.shape[1]
     stride = (2 + channels) * 8
     columns = np.arange(8).astype(np.float32) + F(0.5)
-    for worker in prange(workers):
+    for _ in prange(workers):
         state = np.empty(block_height * stride, np.float32)
-        share = blocks // workers
-        extra = blocks % workers
-        first = worker * share + min(worker, extra)
-        for i in range(first, first + share + (1 if worker < extra else 0)):
-            block = dealt[i]
+        job = take(taken, 0)
+        while job < blocks:
+            block = ordered[job]
             camera = block // (blocks_x * blocks_y)
             top = (block // blocks_x) % blocks_y * block_height
             left = block % blocks_x * 8
@@ -793,6 +871,7 @@ def composite_forward(
                         image[camera, top + row, left + lane, channel] = (
                             state[at + 16 + 8 * channel + lane] + abs(state[at + lane]) * background
                         )
+            job = take(taken, 0)
 
 
 # The backward pass goes through the items back to front and undoes the transmittance. Its `state` is, row by row:
@@ -883,10 +962,11 @@ def entry_gradients(channels):
     return 8 + (channels + 7) // 8 * 8
 
 
-@compiled(parallel=_LOOPS_ONLY, fastmath=True, error_model="numpy")
+@compiled(parallel=LOOPS_ONLY, fastmath=True, error_model="numpy")
 def composite_backward(
     workers,
-    dealt,  # [B] as `deal` gives them
+    taken,
+    ordered,  # [B] as `by_load` gives them
     block_starts,
     items,
     splats,
@@ -909,14 +989,12 @@ def composite_backward(
     stride = (3 + channels) * 8
     entry_stride = entry_gradients(channels)
     columns = np.arange(8).astype(np.float32) + F(0.5)
-    for worker in prange(workers):
+    for _ in prange(workers):
         state = np.empty(block_height * stride, np.float32)
         scratch = np.empty(block_height * 16, np.float32)
-        share = blocks // workers
-        extra = blocks % workers
-        first = worker * share + min(worker, extra)
-        for i in range(first, first + share + (1 if worker < extra else 0)):
-            block = dealt[i]
+        job = take(taken, 0)
+        while job < blocks:
+            block = ordered[job]
             camera = block // (blocks_x * blocks_y)
             top = (block // blocks_x) % blocks_y * block_height
             left = block % blocks_x * 8
@@ -955,10 +1033,13 @@ def composite_backward(
                 absolute,
                 v_entries,
             )
+            job = take(taken, 0)
 
 
-@compiled(fastmath=True, error_model="numpy")
+@compiled(parallel=LOOPS_ONLY, fastmath=True, error_model="numpy")
 def gather_gradients(
+    workers,
+    taken,
     drawn,
     first_entry,
     v_entries,
@@ -974,22 +1055,26 @@ def gather_gradients(
     """Sum the entries of each splat, always in the same order."""
     channels = v_colors.shape[1]
     stride = entry_gradients(channels)
-    sums = np.empty(stride, np.float32)
-    for i in range(drawn.shape[0]):
-        m = drawn[i]
-        for part in range(0, stride, 8):
-            lanes = simd.spread(F(0.0))
-            for entry in range(first_entry[i], first_entry[i + 1]):
-                lanes = lanes + simd.load(v_entries, entry * stride + part)
-            simd.store(sums, part, lanes)
-        v_means2d[m, 0] = -(conics[m, 0] * sums[1] + conics[m, 1] * sums[2])
-        v_means2d[m, 1] = -(conics[m, 1] * sums[1] + conics[m, 2] * sums[2])
-        v_conics[m, 0] = F(0.5) * sums[3]
-        v_conics[m, 1] = sums[4]
-        v_conics[m, 2] = F(0.5) * sums[5]
-        v_opacities[m] = -sums[0] / opacities[m]
-        if absolute:
-            v_absolute[m, 0] = sums[6] * _FROM_BASE_2
-            v_absolute[m, 1] = sums[7] * _FROM_BASE_2
-        for channel in range(channels):
-            v_colors[m, channel] = sums[8 + channel]
+    for _ in prange(workers):
+        sums = np.empty(stride, np.float32)
+        job = take(taken, 0)
+        while job * CHUNK < drawn.shape[0]:
+            for i in range(job * CHUNK, min(job * CHUNK + CHUNK, drawn.shape[0])):
+                m = drawn[i]
+                for part in range(0, stride, 8):
+                    lanes = simd.spread(F(0.0))
+                    for entry in range(first_entry[i], first_entry[i + 1]):
+                        lanes = lanes + simd.load(v_entries, entry * stride + part)
+                    simd.store(sums, part, lanes)
+                v_means2d[m, 0] = -(conics[m, 0] * sums[1] + conics[m, 1] * sums[2])
+                v_means2d[m, 1] = -(conics[m, 1] * sums[1] + conics[m, 2] * sums[2])
+                v_conics[m, 0] = F(0.5) * sums[3]
+                v_conics[m, 1] = sums[4]
+                v_conics[m, 2] = F(0.5) * sums[5]
+                v_opacities[m] = -sums[0] / opacities[m]
+                if absolute:
+                    v_absolute[m, 0] = sums[6] * _FROM_BASE_2
+                    v_absolute[m, 1] = sums[7] * _FROM_BASE_2
+                for channel in range(channels):
+                    v_colors[m, channel] = sums[8 + channel]
+            job = take(taken, 0)

@@ -21,7 +21,7 @@ from difixcli.reconstruction.configuration import Recipe, own_settings
 from difixcli.reconstruction.further import Further, densify, schedule
 from difixcli.reconstruction.methods import has_gaussians, is_splat
 from difixcli.reconstruction.objective import final_color, install
-from difixcli.reconstruction.patches import no_perceptual_download, on_device, quiet, seeded
+from difixcli.reconstruction.patches import NoMetric, no_perceptual_download, on_device, quiet, seeded
 from difixcli.reconstruction.seed_depth import SeedRayMixer, SeedRays, seed_depth_loss
 from difixcli.reconstruction.surroundings import RandomState
 from difixcli.reconstruction.views import PseudoView
@@ -257,6 +257,7 @@ class Trainer:
             from difixcli.reconstruction.ssim import CpuSsim
 
             self.model.ssim = CpuSsim()
+            self.model.psnr = NoMetric()  # of every training image; a fiftieth of the step
         self._optimize()
 
     def _draw_batches(self, rays: SeedRays | None) -> None:
@@ -275,7 +276,10 @@ class Trainer:
         from nerfstudio.engine.callbacks import TrainingCallbackAttributes
         from nerfstudio.engine.optimizers import Optimizers
 
-        self._optimizers = Optimizers(dict(self.config.optimizers), self.pipeline.get_param_groups())
+        from difixcli.reconstruction.adam import CpuOptimizers
+
+        kind = CpuOptimizers if self._recipe.device == "cpu" else Optimizers
+        self._optimizers = kind(dict(self.config.optimizers), self.pipeline.get_param_groups())
         self._callbacks = self.pipeline.get_training_callbacks(
             TrainingCallbackAttributes(
                 optimizers=self._optimizers, grad_scaler=self._scaler, pipeline=self.pipeline, trainer=None
