@@ -30,7 +30,7 @@ NAMES = ("means", "scales", "quats", "colors", "opacities")
 @dataclass
 class BlobsModelConfig(ModelConfig):
     _target: type = field(default_factory=lambda: BlobsModel)
-    size: float = 0.03
+    size: float = 0.1
 
 
 class BlobsModel(Model):
@@ -41,7 +41,6 @@ class BlobsModel(Model):
         super().__init__(*args, **kwargs)
 
     def populate_modules(self) -> None:
-        super().populate_modules()
         means, colors = (torch.zeros(1, 3), torch.zeros(1, 3)) if self.seed_points is None else self.seed_points
         count = len(means)
         quats = torch.zeros(count, 4)
@@ -51,7 +50,7 @@ class BlobsModel(Model):
             "scales": torch.full((count, 3), self.config.size).log(),
             "quats": quats,
             "colors": torch.logit(colors.float() / 255, eps=0.02),
-            "opacities": torch.zeros(count),
+            "opacities": torch.full((count,), 2.0),
         }
         self.gauss_params = nn.ParameterDict({name: nn.Parameter(value.clone()) for name, value in held.items()})
         self.strategy = DefaultStrategy(refine_start_iter=4, refine_every=5, grow_grad2d=1e-9, verbose=True)
