@@ -116,8 +116,8 @@ def test_photos_of_depth_methods_show_the_seed_points(scene: Scene, tmp_path: Pa
         y = -local[:, 1] / z * camera.fy + camera.cy
         # a hundredth of a pixel is rounding
         shown = z[(np.abs(x - c - 0.5) < 0.51) & (np.abs(y - r - 0.5) < 0.51) & (z > 0)]
-        # a point lies anywhere in its pixel, its depth counts at the pixel's centre
-        assert np.abs(shown - d).min() < 0.01 * d
+        # a point lies anywhere in its pixel, its distance counts along the ray through the pixel's centre
+        assert np.abs(shown - d).min() < 0.02 * d
 
 
 def of_third_parties(script: str) -> None:

@@ -17,7 +17,18 @@ from difixcli.errors import InputError
 from difixcli.evaluation.perceptual import lpips_available, shared_network
 from difixcli.reconstruction import PseudoView, Reconstruction
 from difixcli.reconstruction import objective as terms_of_the_loss
-from difixcli.reconstruction.objective import DRAWN, RAYS, WEIGHT, Drawn, Term, add_term, find_term, install, square
+from difixcli.reconstruction.objective import (
+    DRAWN,
+    RAYS,
+    WEIGHT,
+    Drawn,
+    Term,
+    add_term,
+    check_terms,
+    find_term,
+    install,
+    square,
+)
 from difixcli.runs import write_image
 from difixcli.scenes import load_photo, load_scene
 from difixcli.scenes.scene import Scene
@@ -119,6 +130,23 @@ def test_the_perceptual_term_is_the_networks_distance_and_lowers_it() -> None:
         measure(image, target, ones).backward()
         adam.step()
     assert distance() < 0.7 * before
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 40), (31, 33)])
+def test_the_perceptual_term_looks_at_images_of_any_size(size: tuple[int, int]) -> None:
+    """Also at what is smaller than its network's field of view, and at pixels that are wholly alike."""
+    render, target, weight = (values.float() for values in pictures(*size))
+    weight[:, size[1] // 2 :] = 0
+    for drawn_from in (render, torch.zeros_like(render)):
+        shown = drawn_from.requires_grad_()
+        model = SimpleNamespace(get_loss_dict=lambda outputs, batch: {})
+        install(model)
+        for terms in ({"perceptual": 1.0}, {"perceptual:1": 1.0}, {"perceptual:0.01": 1.0}):
+            check_terms(terms, *size)
+            drawn = Drawn(terms, place=(0.999, 0.999))
+            (loss,) = model.get_loss_dict({"rgb": shown}, {"image": target, WEIGHT: weight, DRAWN: [drawn]}).values()
+            (gradient,) = torch.autograd.grad(loss, shown)
+            assert torch.isfinite(loss) and torch.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize(
