@@ -7,6 +7,11 @@ from typing import Any
 
 from numba import njit
 
+FAST = {"nnan", "ninf", "nsz", "arcp", "contract", "afn"}
+"""For `fastmath`: all but another order of sums. What the optimiser makes of that is not the same in the process that
+compiles a function and in those that read it from disk, and a run that is taken up again must be the same to a bit.
+"""
+
 _unkept: set[str] = set()
 
 

@@ -201,10 +201,10 @@ def distilled(room: Path, tiny_fixer: Path, tmp_path_factory: pytest.TempPathFac
 
 def test_distill_compares_three_variants(distilled: tuple[Path, dict]) -> None:
     folder, said = distilled
-    assert set(said["results"]) == {"plain", "distilled", "enhanced"}
+    assert set(said["results"]) == {"plain", "fixed", "distilled", "enhanced"}
     for figures in said["results"].values():
         assert 3 < figures["psnr"] < 60 and -1 <= figures["ssim"] <= 1 and 0 <= figures["st_lpips"] < 2
-    for variant in ("truth", "plain", "distilled", "enhanced"):
+    for variant in ("truth", "plain", "fixed", "distilled", "enhanced"):
         assert len(list((folder / "renders" / variant).glob("*.png"))) == 8
     rounds = [json.loads(p.read_text()) for p in sorted(folder.glob("rounds/*/round.json"))]
     assert [r["round"] for r in rounds] == [1, 2] and all(len(r["views"]) == 8 for r in rounds)

@@ -73,3 +73,25 @@ for method in ("splatfacto", "nerfacto"):
     assert compiled() == ahead, method
 """
     assert _fresh(code, tmp_path) == []
+
+
+def test_what_was_just_compiled_computes_the_same_bits_as_what_is_on_disk(tmp_path: Path) -> None:
+    """Or a first run that is stopped would not go on as it would have gone."""
+    code = """
+import hashlib, sys
+from pathlib import Path
+from difixcli.reconstruction import Reconstruction
+from difixcli.scenes import load_scene
+
+scene = load_scene("sample:room", 48)
+for method in ("splatfacto", "nerfacto"):
+    made = Reconstruction.create(
+        scene, [0, 4, 8], method=method, folder=Path(sys.argv[1]) / method, preset="cpu", device="cpu", iterations=10
+    )
+    made.train(6)
+    print(hashlib.sha256(made.render(scene.frames[1].camera).color.tobytes()).hexdigest())
+"""
+    cache = tmp_path / "numba"
+    first = _fresh(code, tmp_path / "first", NUMBA_CACHE_DIR=str(cache))
+    assert any(cache.rglob("*.nbc")) and len(set(first)) == 2
+    assert _fresh(code, tmp_path / "second", NUMBA_CACHE_DIR=str(cache)) == first

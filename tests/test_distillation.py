@@ -352,7 +352,7 @@ def test_another_package_s_prior_keeps_its_state(method: str, room: Path, fixer:
 def test_a_round_that_does_harm_is_taken_back(sound: int, room: Path, fixer: Path, tmp_path: Path) -> None:
     """What it has taught is gone to the last pixel, and the iterations that are left are spent without it."""
     line = ["distill", room, "--fixer", fixer, *TOY, "--prior", "test-negative", "--references", sound, "--compare"]
-    line += ["--step", "9"]
+    line += ["--step", "9", "--share", "0.8"]
     result = difix(*line, "--further", "90", "--json", "-o", tmp_path / "run")
     said = told(result)
     assert said["rounds"]["taken_back"] == sound + 1 and said["rounds"]["accepted"] == sound

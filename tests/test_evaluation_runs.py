@@ -598,15 +598,15 @@ def test_rows_go_by_what_a_person_chose(tmp_path: Path) -> None:
     """Words, not settings: what was left alone, or follows from what is said, is not there."""
 
     def made(scene: str, name: str, **changes: Any) -> RunFolder:
-        schedule = {"kind": "progressive", "start": 900, "rounds": 5, "every": 120, "step": 0.5, "share": 0.3}
+        schedule = {"kind": "progressive", "photos": 900, "rounds": 5, "every": 120, "step": None, "share": 0.5}
         schedule |= changes.pop("schedule", {})
         arguments = {"scene": f"/data/{scene}", "split": "every:4", "size": None, "method": "splatfacto", "seed": 0}
-        arguments |= {"fixer": "bundled", "preset": "cpu", "overrides": [], "start": None, "guard": None}
+        arguments |= {"fixer": "bundled", "preset": "cpu", "overrides": [], "start": None, "guard": True}
         arguments |= {"targets": ["test"], "schedule": schedule, **changes}
         return RunFolder(tmp_path / scene / name, {"arguments": arguments}, {})
 
     once = {"kind": "one-shot", "rounds": 1, "every": 600, "step": None}
-    none = {"kind": "none", "start": 1500, "rounds": 0, "every": 0, "step": None, "share": 0.0}
+    none = {"kind": "none", "photos": 1500, "rounds": 0, "every": 0, "step": None, "share": 0.0}
     runs = [
         made(scene, name, **changes)
         for scene in ("a", "b")
@@ -617,13 +617,11 @@ def test_rows_go_by_what_a_person_chose(tmp_path: Path) -> None:
         )
     ]
     assert row_names(runs) == ["progressive", "one-shot", "no rounds"] * 2
-    methods = [made(scene, m, method=m, schedule={"start": n}) for scene in "ab" for m, n in (("x", 9), ("y", 600))]
+    methods = [made(scene, m, method=m, schedule={"photos": n}) for scene in "ab" for m, n in (("x", 9), ("y", 600))]
     assert row_names(methods) == ["x", "y"] * 2
     fixers = [made(scene, f[-3:], fixer=f) for scene in "ab" for f in ("bundled", "/a/fixers/one", "/b/one")]
     assert row_names(fixers) == ["fixer bundled", "fixer fixers/one", "fixer b/one"] * 2
-    longer = [
-        made(scene, str(n), schedule={"start": n}, guard=None if n == 9 else 1.0) for scene in "ab" for n in (9, 99)
-    ]
+    longer = [made(scene, str(n), schedule={"photos": n}, guard=n == 9) for scene in "ab" for n in (9, 99)]
     assert row_names(longer) == ["609 iterations", "699 iterations"] * 2
     options = [made("a", "1"), made("a", "2", overrides=["pipeline.model.sh_degree=1"]), made("b", "1")]
     assert row_names(options) == ["", "sh_degree=1", ""]

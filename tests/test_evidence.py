@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from difixcli.distillation.evidence import agreement, confidence, confirmed, mean_support, tone_sigma
 from difixcli.distillation.guard import BOUND, compare
+from difixcli.evidence import agreement, confidence, confirmed, mean_support, tone_sigma
 from difixcli.reconstruction import Render
 from difixcli.reference_views import References
 

@@ -468,10 +468,10 @@ def test_base_two_exponential_is_accurate():
 def test_bounded_strategy_counts_as_gsplats(absgrad: bool) -> None:
     from gsplat.strategy import DefaultStrategy
 
-    from difixcli.reconstruction.bounded_strategy import BoundedStrategy
+    from difixcli.reconstruction.bounded_strategy import bound_strategy
 
-    theirs = DefaultStrategy(absgrad=absgrad, refine_scale2d_stop_iter=100)
-    ours = BoundedStrategy.like(theirs, 1000)
+    theirs, ours = (DefaultStrategy(absgrad=absgrad, refine_scale2d_stop_iter=100) for _ in range(2))
+    assert bound_strategy(ours, 1000)
     states = [strategy.initialize_state() for strategy in (theirs, ours)]
     for turn in range(3):
         g = random_gaussians(count=100, cameras=1, seed=turn).leaves(torch.float32)

@@ -141,7 +141,7 @@ def _toy_scene(folder: Path, frames: int, name: Callable[[int], str]) -> Path:
         lens = {"fl_x": camera.fx, "fl_y": camera.fy, "cx": camera.cx, "cy": camera.cy}
         lens |= {"w": camera.width, "h": camera.height}
         entries.append({"file_path": name(i), "transform_matrix": camera.camera_to_world.tolist(), **lens})
-    write_json(folder / "transforms.json", {"frames": entries})
+    write_json(folder / "transforms.json", {"frames": entries, "metric": True})
     return folder
 
 

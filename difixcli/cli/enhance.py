@@ -166,12 +166,25 @@ def _enhance_run(
     reads = [checkpoint, source / "run.json", source / "scene", *files_read(fixer, scene)]
     # videos are made anew of the same frames
     arguments = {"source": source.absolute(), "fixer": fixer, "trajectory": trajectory, "steady": film.steady}
+    arguments |= {"references": held.get("references"), "trust": held.get("trust", "supported")}
     part = "-".join(["enhanced", *([path.name] if path else []), *(["steady"] if film.steady else [])])
     run = Run.open(output or source / part, "enhance", arguments, inputs, force, reads=reads)
     announce(run, scene=scene.name, trajectory=f"{trajectory}, {len(path.cameras)} frames" if path else "test views")
     # where it was trained, unless that is not here or another place is asked for
     where = None if device is Device.auto and on == "cuda" else on
-    results = enhance_run(source, run.folder, network, scene, split, console.progress, path, film, where)
+    results = enhance_run(
+        source,
+        run.folder,
+        network,
+        scene,
+        split,
+        console.progress,
+        path,
+        film,
+        where,
+        held.get("references"),
+        held.get("trust", "supported"),
+    )
     run.finish(results)
     _finish_frames(results, run.folder, as_json)
 

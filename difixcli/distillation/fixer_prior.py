@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from difixcli.distillation.evidence import agreement, confidence, confirmed, mean_support
 from difixcli.distillation.prior import Context, Proposal, Round, View
+from difixcli.evidence import agreement, confidence, confirmed, mean_support
 from difixcli.reconstruction import Render
 from difixcli.reference_views import References, fix_render, is_bad_fix
 

@@ -13,8 +13,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from difixcli.distillation.evidence import agreement
 from difixcli.distillation.targets import Target
+from difixcli.evidence import agreement
 from difixcli.reconstruction import Reconstruction
 from difixcli.reference_views import References, ReferenceViews
 from difixcli.scenes.scene import Camera, Scene

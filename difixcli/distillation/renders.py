@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from difixcli.distillation.evidence import confirmed
 from difixcli.distillation.targets import Target
+from difixcli.evidence import enhanced
 from difixcli.reconstruction import Reconstruction
 from difixcli.reference_views import ReferenceViews, fix_render
 from difixcli.runs import Progress, write_image
@@ -24,7 +24,7 @@ class FinalRenders:
     """Writes renders of the split's test views into RUN/renders/VARIANT and of path targets into RUN/path/VARIANT.
 
     Fixed views are made with `references` photos beside them (None: as many as the fixer takes). With the trust
-    `supported` a fix leaves alone what no evidence says is wrong (`evidence.confirmed`); with `all` it is taken as it
+    `supported` a fix leaves alone what no evidence says is wrong (`evidence.enhanced`); with `all` it is taken as it
     is.
     """
 
@@ -69,5 +69,5 @@ class FinalRenders:
         render = model.render(camera)
         supported = self._trust == "supported"
         beside = beside_all.beside(camera, render, align=supported or self._fixer.config.references == "aligned")
-        fixed = fix_render(self._fixer, render, beside)
-        return render.color, confirmed(render, fixed, beside) if supported else fixed
+        clean = enhanced if supported else fix_render
+        return render.color, clean(self._fixer, render, beside)

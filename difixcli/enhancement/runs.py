@@ -23,6 +23,7 @@ from difixcli.enhancement.sequence import (
     make_film,
 )
 from difixcli.errors import InputError
+from difixcli.evidence import enhanced
 from difixcli.reconstruction import Reconstruction
 from difixcli.reference_views import ReferenceViews, fix_render
 from difixcli.runs import Progress, read_image, write_image
@@ -47,10 +48,14 @@ def enhance_run(
     trajectory: Trajectory | None = None,
     film: Film | None = None,
     device: str | None = None,
+    references: int | None = None,
+    trust: str = "supported",
 ) -> dict[str, Any]:
     """Render the run in `source`, fix every frame and write `output`/NAME.png, renders/NAME.png and the videos.
 
-    References are the nearest training photos by pose, aligned through the run's depth where the fixer wants that.
+    References are the nearest training photos by pose, aligned through the run's depth: `references` of them, or as
+    many as the fixer takes. With the trust `supported` a fix leaves alone what no evidence says is wrong
+    (`evidence.enhanced`); with `all` it is taken as it is.
     The frames are the test views under their photos' names, or frame_00001 onwards of a trajectory. `device` is where
     to render, by default where the run was trained. Frames that are there are kept: `output` must be new or belong to
     the run's present checkpoint, this trajectory and this choice of `film.steady`.
@@ -64,7 +69,9 @@ def enhance_run(
     names, cameras = views(scene, split, trajectory, film)
     same_size = _of_one_size(cameras)
     reconstruction = Reconstruction.load(source, scene, split.train, device)
-    references = ReferenceViews(scene, split.train, reconstruction, fixer.config.views)
+    count = fixer.config.views if references is None else references
+    beside_all = ReferenceViews(scene, split.train, reconstruction, count)
+    supported = trust == "supported"
 
     # a frame is rendered once for its picture and its fix
     rendered = lru_cache(1)(reconstruction.render)
@@ -78,8 +85,8 @@ def enhance_run(
     def fixed(camera: Camera) -> np.ndarray:
         # not from the picture on disk: depth, opacity and what 8 bits lose belong to it
         render = rendered(camera)
-        beside = references.beside(camera, render, align=fixer.config.references == "aligned")
-        return fix_render(fixer, render, beside)
+        beside = beside_all.beside(camera, render, align=supported or fixer.config.references == "aligned")
+        return (enhanced if supported else fix_render)(fixer, render, beside)
 
     def shots() -> Iterator[Shot]:
         for name, camera in zip(names, cameras, strict=True):

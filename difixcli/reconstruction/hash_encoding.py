@@ -16,7 +16,7 @@ from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from difixcli.compiled import compiled
+from difixcli.compiled import FAST, compiled
 
 F = np.float32
 _PRIME_Y, _PRIME_Z = np.uint32(2654435761), np.uint32(805459861)
@@ -82,7 +82,7 @@ def _cell(position, scale):
     return low, high, scaled - floor
 
 
-@compiled(nogil=True, fastmath=True, error_model="numpy")
+@compiled(nogil=True, fastmath=FAST, error_model="numpy")
 def _forward(positions, table, scalings, table_size, features):
     mask = np.uint32(table_size - 1)
     width = table.shape[1]
@@ -109,7 +109,7 @@ def _forward(positions, table, scalings, table_size, features):
                 features[i, level * width + k] = (low_y0 * uy + low_y1 * wy) * uz + (up_y0 * uy + up_y1 * wy) * wz
 
 
-@compiled(nogil=True, fastmath=True, error_model="numpy")
+@compiled(nogil=True, fastmath=FAST, error_model="numpy")
 def _backward(positions, table, scalings, table_size, v_features, v_table, v_positions, with_positions):
     mask = np.uint32(table_size - 1)
     width = table.shape[1]

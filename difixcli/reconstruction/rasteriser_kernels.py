@@ -17,7 +17,7 @@ import math
 import numpy as np
 from numba import prange
 
-from difixcli.compiled import compiled
+from difixcli.compiled import FAST, compiled
 from difixcli.reconstruction import rasteriser_lanes as simd
 from difixcli.reconstruction.parallel import LOOPS_ONLY, take
 
@@ -753,7 +753,7 @@ def by_load(block_starts: np.ndarray) -> np.ndarray:
 _NEVER = F(1e9)
 
 
-@compiled(fastmath=True, error_model="numpy")
+@compiled(fastmath=FAST, error_model="numpy")
 def _composite_block(start, stop, items, splats, colors, left, top, block_height, columns, state):
     channels = colors.shape[1]
     stride = (2 + channels) * 8
@@ -803,7 +803,7 @@ def _composite_block(start, stop, items, splats, colors, left, top, block_height
                 unfinished = 0
 
 
-@compiled(parallel=LOOPS_ONLY, fastmath=True, error_model="numpy")
+@compiled(parallel=LOOPS_ONLY, fastmath=FAST, error_model="numpy")
 def composite_forward(
     workers,
     taken,
@@ -881,7 +881,7 @@ def composite_forward(
 #   s * (1, dx, dy, dx dx, dx dy, dy dy), |s * slope in x|, |s * slope in y|, and weight * dL/d(image).
 
 
-@compiled(fastmath=True, error_model="numpy")
+@compiled(fastmath=FAST, error_model="numpy")
 def _composite_block_backward(
     start, stop, items, splats, colors, left, top, columns, state, scratch, absolute, v_entries
 ):
@@ -962,7 +962,7 @@ def entry_gradients(channels):
     return 8 + (channels + 7) // 8 * 8
 
 
-@compiled(parallel=LOOPS_ONLY, fastmath=True, error_model="numpy")
+@compiled(parallel=LOOPS_ONLY, fastmath=FAST, error_model="numpy")
 def composite_backward(
     workers,
     taken,
@@ -1036,7 +1036,7 @@ def composite_backward(
             job = take(taken, 0)
 
 
-@compiled(parallel=LOOPS_ONLY, fastmath=True, error_model="numpy")
+@compiled(parallel=LOOPS_ONLY, fastmath=FAST, error_model="numpy")
 def gather_gradients(
     workers,
     taken,

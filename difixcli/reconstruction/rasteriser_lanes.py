@@ -19,6 +19,8 @@ from numba.core.typeconv import Conversion
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, register_model
 
+from difixcli.compiled import FAST
+
 COUNT = 8
 
 _FLOAT = ir.FloatType()
@@ -26,6 +28,7 @@ _INT = ir.IntType(32)
 _FLOATS = ir.VectorType(_FLOAT, COUNT)
 _INTS = ir.VectorType(_INT, COUNT)
 _BITS = ir.VectorType(ir.IntType(1), COUNT)
+_FLAGS = tuple(sorted(FAST))
 
 
 class LanesType(types.Type):
@@ -89,7 +92,7 @@ def _binary(symbol: Any, instruction: str, result: types.Type) -> None:
     def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         if result is MASK:
             return builder.fcmp_ordered(instruction, *args)
-        return getattr(builder, instruction)(*args, flags=("fast",))
+        return getattr(builder, instruction)(*args, flags=_FLAGS)
 
 
 _binary(operator.add, "fadd", LANES)
@@ -174,7 +177,7 @@ def maximum(typingctx: Any, one: Any, other: Any) -> Any:
     """Lane by lane: the larger value."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        return builder.select(builder.fcmp_ordered(">", *args, flags=("fast",)), *args)
+        return builder.select(builder.fcmp_ordered(">", *args, flags=_FLAGS), *args)
 
     return LANES(LANES, LANES), codegen
 
@@ -185,8 +188,8 @@ def clip(typingctx: Any, value: Any, low: Any, high: Any) -> Any:
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         value, low, high = args[0], _spread(builder, args[1]), _spread(builder, args[2])
-        value = builder.select(builder.fcmp_ordered("<", value, high, flags=("fast",)), value, high)
-        return builder.select(builder.fcmp_ordered(">", value, low, flags=("fast",)), value, low)
+        value = builder.select(builder.fcmp_ordered("<", value, high, flags=_FLAGS), value, high)
+        return builder.select(builder.fcmp_ordered(">", value, low, flags=_FLAGS), value, low)
 
     return LANES(LANES, types.float32, types.float32), codegen
 
@@ -279,7 +282,7 @@ def halving(typingctx: Any, exponent: Any) -> Any:
         part = builder.fsub(args[0], builder.sitofp(whole, _FLOATS))
         value: ir.Value = _constant(_HALVING[0])
         for coefficient in _HALVING[1:]:
-            value = builder.fadd(builder.fmul(value, part, flags=("fast",)), _constant(coefficient), flags=("fast",))
+            value = builder.fadd(builder.fmul(value, part, flags=_FLAGS), _constant(coefficient), flags=_FLAGS)
         # A float's exponent field is the power of two plus 127, in bits 23 to 30.
         field = builder.sub(ir.Constant(_INTS, [127] * COUNT), whole)
         power = builder.bitcast(builder.shl(field, ir.Constant(_INTS, [23] * COUNT)), _FLOATS)

@@ -13,7 +13,7 @@ from numba import prange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from difixcli.compiled import compiled
+from difixcli.compiled import FAST, compiled
 from difixcli.reconstruction import rasteriser_lanes as simd
 from difixcli.reconstruction.parallel import LOOPS_ONLY, jobs_taken, one_at_a_time, take, workers
 
@@ -23,7 +23,7 @@ _EDGE = _SIZE - 1
 _C1, _C2 = F(0.01**2), F(0.03**2)
 _TAPS = [math.exp(-((i - _SIZE // 2) ** 2) / (2 * _SIGMA**2)) for i in range(_SIZE)]
 _W0, _W1, _W2, _W3, _W4, _W5 = (F(tap / sum(_TAPS)) for tap in _TAPS[: _SIZE // 2 + 1])  # it is symmetric
-_FAST = {"fastmath": True, "error_model": "numpy"}
+_FAST = {"fastmath": FAST, "error_model": "numpy"}
 _BAND = 16
 """Rows that are filtered at once."""
 

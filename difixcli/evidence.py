@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from difixcli.fixer.confidence import SUBSTANCE, TONE_CHANGE, TONE_SIGMA
+from difixcli.reference_views import fix_render
 
 if TYPE_CHECKING:
+    from difixcli.fixer import Fixer
     from difixcli.reconstruction import Render
     from difixcli.reference_views import References
 
-_FINE = 0.5  # of TONE_SIGMA: what is finer than this is detail, which is the fix's only where there is a reason
+TRAINED = 0.5
+"""Of TONE_SIGMA: what is finer than this is detail, of which training takes a fix's only where there is a reason."""
+
+SHOWN = 1.0
+"""The same for a final render: training averages over views what a single picture keeps."""
+
 _GAINED = (1.25, 1.75)  # so many times the render's local contrast is new detail, not another drawing of the old
 _DENIED = (1.2, 1.5)  # so many times the photos' local contrast in the render is none of the scene's
 _CONTRAST = 1 / 255  # local contrast that counts as none
@@ -24,16 +31,22 @@ _DISAGREEMENT = 0.25  # colour difference (of the worst channel) at which a refe
 _SEEN = 5e-4  # smoothed visibility from which on a photo has a say: it reaches three widths beyond its edge
 
 
-def confirmed(render: Render, fixed: np.ndarray, references: References) -> np.ndarray:
+def enhanced(fixer: Fixer, render: Render, references: References) -> np.ndarray:
+    """(H, W, 3) float32 in [0, 1]: a final render, fixed once more, where the photos beside it do not speak against."""
+    return confirmed(render, fix_render(fixer, render, references), references, SHOWN)
+
+
+def confirmed(render: Render, fixed: np.ndarray, references: References, fine: float = TRAINED) -> np.ndarray:
     """(H, W, 3) float32 in [0, 1]: the fixed image (H, W, 3) without what it does to detail for no reason.
 
     Tone and structure are the fix's. Detail is the fix's where it has clearly more of it than the render, and where
     the render has clearly more than any photo that sees the place (needles, speckle); elsewhere it is the render's:
-    a fixer of any size smooths a little what was already right.
+    a fixer of any size smooths a little what was already right. Detail is what is finer than `fine` times the width of
+    the smoothing that leaves tone and structure.
     """
     sigma = tone_sigma(fixed)
     change = fixed - render.color
-    coarse = smooth(change, _FINE * sigma)
+    coarse = smooth(change, fine * sigma)
     drawn, repainted = _contrast(render.color, sigma), _contrast(fixed, sigma)
     taken = _between((repainted + _CONTRAST) / (drawn + _CONTRAST), *_GAINED)
     if len(references.aligned):
@@ -89,7 +102,7 @@ def agreement(image: np.ndarray, references: References) -> float | None:
     At each pixel the photo that is nearest to the image counts, after the finest detail is smoothed away: photos are
     brought in through a geometry that is not exact.
     """
-    sigma = _FINE * tone_sigma(image)
+    sigma = TRAINED * tone_sigma(image)
     errors = np.full(image.shape[:2], np.inf, np.float32)
     for aligned, visible in zip(references.aligned, references.visibility, strict=True):
         difference = smooth(image - aligned, sigma, visible)
