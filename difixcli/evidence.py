@@ -18,42 +18,38 @@ if TYPE_CHECKING:
     from difixcli.reconstruction import Render
     from difixcli.reference_views import References
 
-TRAINED = 0.5
-"""Of TONE_SIGMA: what is finer than this is detail, of which training takes a fix's only where there is a reason."""
-
-SHOWN = 1.0
-"""The same for a final render: training averages over views what a single picture keeps."""
-
+_FINE = 1.0  # of TONE_SIGMA: what is finer than this is detail, which is the fix's only where there is a reason
 _GAINED = (1.25, 1.75)  # so many times the render's local contrast is new detail, not another drawing of the old
 _DENIED = (1.2, 1.5)  # so many times the photos' local contrast in the render is none of the scene's
 _CONTRAST = 1 / 255  # local contrast that counts as none
+_LIKENESS = 0.5  # of TONE_SIGMA: what is finer has no part in the likeness of an image and a photo
 _DISAGREEMENT = 0.25  # colour difference (of the worst channel) at which a reference no longer supports a fix
 _SEEN = 5e-4  # smoothed visibility from which on a photo has a say: it reaches three widths beyond its edge
 
 
 def enhanced(fixer: Fixer, render: Render, references: References) -> np.ndarray:
-    """(H, W, 3) float32 in [0, 1]: a final render, fixed once more, where the photos beside it do not speak against."""
-    return confirmed(render, fix_render(fixer, render, references), references, SHOWN)
+    """(H, W, 3) float32 in [0, 1]: a final render, fixed once more as far as photos confirm it (see `confirmed`)."""
+    return confirmed(render, fix_render(fixer, render, references), references)
 
 
-def confirmed(render: Render, fixed: np.ndarray, references: References, fine: float = TRAINED) -> np.ndarray:
+def confirmed(render: Render, fixed: np.ndarray, references: References) -> np.ndarray:
     """(H, W, 3) float32 in [0, 1]: the fixed image (H, W, 3) without what it does to detail for no reason.
 
     Tone and structure are the fix's. Detail is the fix's where it has clearly more of it than the render, and where
     the render has clearly more than any photo that sees the place (needles, speckle); elsewhere it is the render's:
-    a fixer of any size smooths a little what was already right. Detail is what is finer than `fine` times the width of
-    the smoothing that leaves tone and structure.
+    a fixer of any size smooths a little what was already right.
     """
     sigma = tone_sigma(fixed)
     change = fixed - render.color
-    coarse = smooth(change, fine * sigma)
+    coarse = smooth(change, _FINE * sigma)
     drawn, repainted = _contrast(render.color, sigma), _contrast(fixed, sigma)
     taken = _between((repainted + _CONTRAST) / (drawn + _CONTRAST), *_GAINED)
     if len(references.aligned):
         known, seen = np.zeros_like(drawn), np.zeros_like(drawn)
-        for aligned, visible in zip(references.aligned, references.visibility, strict=True):
+        for photo, aligned, visible in zip(references.photos, references.aligned, references.visibility, strict=True):
             share = smooth(visible, sigma)
             found = _contrast(aligned, sigma, visible)
+            found *= _lost(photo, found, share)
             known = np.maximum(known, np.where(share > 0.3, found, 0))
             seen = np.maximum(seen, share)
         denied = _between((drawn + _CONTRAST) / (known + _CONTRAST), *_DENIED) * (seen > 0.3)
@@ -102,7 +98,7 @@ def agreement(image: np.ndarray, references: References) -> float | None:
     At each pixel the photo that is nearest to the image counts, after the finest detail is smoothed away: photos are
     brought in through a geometry that is not exact.
     """
-    sigma = TRAINED * tone_sigma(image)
+    sigma = _LIKENESS * tone_sigma(image)
     errors = np.full(image.shape[:2], np.inf, np.float32)
     for aligned, visible in zip(references.aligned, references.visibility, strict=True):
         difference = smooth(image - aligned, sigma, visible)
@@ -140,6 +136,16 @@ def _contrast(image: np.ndarray, sigma: float, weight: np.ndarray | None = None)
     """(H, W): standard deviation of what is finer than the smoothing, over a neighbourhood of its width."""
     gray = image.mean(axis=-1).astype(np.float32)
     return np.sqrt(np.maximum(smooth((gray - smooth(gray, sigma, weight)) ** 2, sigma, weight), 0))
+
+
+def _lost(photo: np.ndarray, found: np.ndarray, share: np.ndarray) -> float:
+    """How many times more local contrast a photo (h, w, 3) has than was found (H, W) where it is seen, at least 1:
+    bringing it into another view softens it.
+    """
+    if not (share > 0.3).any():
+        return 1.0
+    own = float(_contrast(photo, tone_sigma(photo)).mean())
+    return max(1.0, own / max(float(found[share > 0.3].mean()), _CONTRAST))
 
 
 def _between(value: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -48,6 +48,18 @@ def test_a_fix_does_not_soften_what_it_trains(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_that_aligning_softens_a_photo_denies_no_detail(size: tuple[int, int]) -> None:
+    photo = _photo(*size)
+    beside = _beside(_soft(photo, 0.4), 1.0)
+    fixed = _soft(photo, 0.6)
+    kept, lost = (
+        np.abs(confirmed(_render(photo), fixed, References([0], [own], beside.aligned, beside.visibility)) - photo)
+        for own in (photo, beside.aligned[0])
+    )
+    assert kept.mean() < 0.5 * np.abs(fixed - photo).mean() < lost.mean() * 0.75
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_detail_that_only_the_fix_has_is_taken(size: tuple[int, int]) -> None:
     photo = _photo(*size)
     soft = _soft(photo, 1.0)

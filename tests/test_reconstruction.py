@@ -17,6 +17,7 @@ import torch
 from difixcli.errors import InputError
 from difixcli.reconstruction import PseudoView, Reconstruction, default_iterations, known_methods
 from difixcli.reconstruction.checkpoints import read_checkpoint
+from difixcli.reconstruction.presets import most_gaussians
 from difixcli.runs import write_image
 from difixcli.scenes import load_photo, load_scene
 from difixcli.scenes.scene import Camera, Scene
@@ -443,3 +444,10 @@ def test_compiled_hash_encoding_is_nerfstudios() -> None:
         results.append((value, *torch.autograd.grad((value * weight).sum(), (positions, module.hash_table))))
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_more_and_larger_photos_get_more_gaussians_on_a_cpu() -> None:
+    assert most_gaussians("cpu", 7 * 240 * 180) == 25_000
+    assert most_gaussians("cpu", 37 * 240 * 160) == 37 * 240 * 160 // 32
+    assert most_gaussians("cpu", 300 * 1920 * 1080) == 50_000
+    assert most_gaussians("gpu", 300 * 1920 * 1080) == most_gaussians("gpu", 1) == 1_000_000

@@ -15,7 +15,7 @@ from difixcli.errors import InputError, unknown
 from difixcli.reconstruction.methods import has_gaussians, method_config
 from difixcli.reconstruction.overrides import apply_overrides
 from difixcli.reconstruction.patches import quiet, read_in_process
-from difixcli.reconstruction.presets import OWN_SETTINGS, Extent, apply_preset, has_bounded_field
+from difixcli.reconstruction.presets import OWN_SETTINGS, Extent, apply_preset, has_bounded_field, most_gaussians
 from difixcli.scenes.scene import Camera
 from difixcli.torchvision_cure import cure
 
@@ -45,6 +45,7 @@ class Recipe:
     # (4, 4) similarity from the world of the poses in the scene's file into the scene's normalised one; None: a run of
     # a version that did not keep it
     source_to_world: list[list[float]] | None = None
+    pixels: int = 0  # of all training photos together
 
     @property
     def model_from_scene(self) -> np.ndarray:
@@ -136,6 +137,7 @@ def reads_depth(config: Any) -> bool:
 def own_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings that are ours rather than nerfstudio's, with what the overrides say."""
     values: dict[str, Any] = dict(OWN_SETTINGS[recipe.preset])
+    values["max_gaussians"] = most_gaussians(recipe.preset, recipe.pixels)
     for override in recipe.overrides:
         name, _, text = override.partition("=")
         if name in values:

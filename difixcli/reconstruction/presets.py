@@ -17,7 +17,12 @@ OWN_SETTINGS = {
     "cpu": {"max_gaussians": 25_000, "seed_depth_mult": 0.05},
     "gpu": {"max_gaussians": 1_000_000, "seed_depth_mult": 0.0},
 }
-"""Settings that nerfstudio has no field for: an upper bound for splats, and how much seed points say about depth."""
+"""Settings that nerfstudio has no field for: an upper bound for splats (see `most_gaussians`), and how much seed points
+say about depth.
+"""
+
+_PIXELS_A_GAUSSIAN = 32
+_MOST_ON_A_CPU = 50_000
 
 SEED_GAUSSIANS = {"cpu": 10_000, "gpu": 100_000}
 _CPU_RAYS = 512
@@ -52,6 +57,16 @@ class Extent:
 
     near: float
     far: float | None
+
+
+def most_gaussians(preset: str, pixels: int) -> int:
+    """The upper bound for splats where nobody gives one, for photos of so many pixels together.
+
+    On a CPU one Gaussian for 32 pixels: 37 photos of 240×180 gain 0.9 dB by 50,000 in place of 25,000, a few photos
+    lose nothing by as many as they can fill.
+    """
+    bound = int(OWN_SETTINGS[preset]["max_gaussians"])
+    return min(max(bound, pixels // _PIXELS_A_GAUSSIAN), _MOST_ON_A_CPU) if preset == "cpu" else bound
 
 
 def default_iterations(method: str, preset: str) -> int:

@@ -107,6 +107,7 @@ class Reconstruction:
             cameras=[scene.frames[i].camera.camera_to_world.tolist() for i in train],
             near=None,
             source_to_world=scene.source_to_world.tolist(),
+            pixels=sum(scene.frames[i].camera.width * scene.frames[i].camera.height for i in train),
         )
         if origin is not None:
             recipe = replace(
