@@ -22,14 +22,27 @@ _FINE = 1.0  # of TONE_SIGMA: what is finer than this is detail, which is the fi
 _GAINED = (1.25, 1.75)  # so many times the render's local contrast is new detail, not another drawing of the old
 _DENIED = (1.2, 1.5)  # so many times the photos' local contrast in the render is none of the scene's
 _CONTRAST = 1 / 255  # local contrast that counts as none
+_NEARER = 0.01  # colour difference by which a fix must be nearer to a photo to count wholly in a final render
 _LIKENESS = 0.5  # of TONE_SIGMA: what is finer has no part in the likeness of an image and a photo
 _DISAGREEMENT = 0.25  # colour difference (of the worst channel) at which a reference no longer supports a fix
 _SEEN = 5e-4  # smoothed visibility from which on a photo has a say: it reaches three widths beyond its edge
 
 
 def enhanced(fixer: Fixer, render: Render, references: References) -> np.ndarray:
-    """(H, W, 3) float32 in [0, 1]: a final render, fixed once more as far as photos confirm it (see `confirmed`)."""
-    return confirmed(render, fix_render(fixer, render, references), references)
+    """(H, W, 3) float32 in [0, 1]: a final render, fixed once more where that makes it more like the photos.
+
+    What of the fix is confirmed (see `confirmed`) counts as far as it brings the render nearer to the photo that each
+    of them is nearest to; where no photo sees the place it counts wholly.
+    """
+    fixed = confirmed(render, fix_render(fixer, render, references), references)
+    if not len(references.aligned):
+        return fixed
+    sigma = tone_sigma(fixed)
+    before, after = _distance(render.color, references, sigma), _distance(fixed, references, sigma)
+    with np.errstate(invalid="ignore"):  # infinite less infinite, where nothing is seen
+        nearer = np.where(np.isfinite(before), np.clip((before - after) / _NEARER, 0, 1), 1.0)
+    weight = smooth(nearer, 0.5 * sigma)[..., None]
+    return np.clip(render.color + weight * (fixed - render.color), 0, 1).astype(np.float32)
 
 
 def confirmed(render: Render, fixed: np.ndarray, references: References) -> np.ndarray:
@@ -107,6 +120,15 @@ def agreement(image: np.ndarray, references: References) -> float | None:
     if seen.mean() < 0.1:
         return None
     return float(-10 * np.log10(max(float(errors[seen].mean()), 1e-8)))
+
+
+def _distance(image: np.ndarray, references: References, sigma: float) -> np.ndarray:
+    """(H, W): the smoothed difference (of the worst channel) from the photo that is nearest; infinite where none is."""
+    distance = np.full(image.shape[:2], np.inf, np.float32)
+    for aligned, visible in zip(references.aligned, references.visibility, strict=True):
+        difference = np.abs(smooth(image - aligned, sigma, visible)).max(axis=-1)
+        distance = np.minimum(distance, np.where(smooth(visible, sigma) > 0.3, difference, np.inf))
+    return distance
 
 
 def tone_sigma(image: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from difixcli.scenes.scene import Camera
 from difixcli.scenes.trajectories import blend_poses
 
 KINDS = ("progressive", "one-shot", "none")
-SHARE = {"cpu": 0.5, "gpu": 0.4}
+SHARE = {"cpu": 0.2, "gpu": 0.4}
 """How much of what is drawn in the rounds is pseudo-views."""
 
 ROUNDS_CPU = 3
