@@ -29,19 +29,26 @@ _SEEN = 5e-4  # smoothed visibility from which on a photo has a say: it reaches 
 
 
 def enhanced(fixer: Fixer, render: Render, references: References) -> np.ndarray:
-    """(H, W, 3) float32 in [0, 1]: a final render, fixed once more where that makes it more like the photos.
-
-    What of the fix is confirmed (see `confirmed`) counts as far as it brings the render nearer to the photo that each
-    of them is nearest to; where no photo sees the place it counts wholly.
+    """(H, W, 3) float32 in [0, 1]: a final render, fixed once more where that makes it more like the photos (see
+    `nearer`).
     """
-    fixed = confirmed(render, fix_render(fixer, render, references), references)
+    return nearer(render, fix_render(fixer, render, references), references)
+
+
+def nearer(render: Render, fixed: np.ndarray, references: References) -> np.ndarray:
+    """(H, W, 3) float32 in [0, 1]: the render with what of its fix (H, W, 3) makes it more like the photos.
+
+    What of the fix is confirmed (see `confirmed`) counts as far as it brings the render nearer to the photo that is
+    nearest to each; where no photo sees the place it counts wholly.
+    """
+    fixed = confirmed(render, fixed, references)
     if not len(references.aligned):
         return fixed
     sigma = tone_sigma(fixed)
     before, after = _distance(render.color, references, sigma), _distance(fixed, references, sigma)
     with np.errstate(invalid="ignore"):  # infinite less infinite, where nothing is seen
-        nearer = np.where(np.isfinite(before), np.clip((before - after) / _NEARER, 0, 1), 1.0)
-    weight = smooth(nearer, 0.5 * sigma)[..., None]
+        gained = np.where(np.isfinite(before), np.clip((before - after) / _NEARER, 0, 1), 1.0)
+    weight = smooth(gained, 0.5 * sigma)[..., None]
     return np.clip(render.color + weight * (fixed - render.color), 0, 1).astype(np.float32)
 
 

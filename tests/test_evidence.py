@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from difixcli.distillation.guard import BOUND, compare
-from difixcli.evidence import agreement, confidence, confirmed, mean_support, tone_sigma
+from difixcli.evidence import agreement, confidence, confirmed, mean_support, nearer, tone_sigma
 from difixcli.reconstruction import Render
 from difixcli.reference_views import References
 
@@ -129,6 +129,20 @@ def test_agreement_is_with_what_photos_see() -> None:
     # of several photos the one that is nearest counts at each pixel
     both = References([0, 1], [photo] * 2, np.stack([photo, 1 - photo]), np.ones((2, 48, 64), np.float32))
     assert agreement(photo, both) == pytest.approx(80)
+
+
+def test_a_final_render_takes_of_a_fix_what_brings_it_nearer_to_a_photo() -> None:
+    photo = _photo(180, 240)
+    half = np.zeros(photo.shape[:2], np.float32)
+    half[:, :120] = 1
+    better, worse = nearer(_render(photo - 0.1), photo, _beside(photo, 1.0)), photo - 0.1
+    assert np.abs(better - photo).mean() < 0.01
+    # away from what a photo shows nothing is taken; where none sees the place, all of it
+    shown = nearer(_render(photo), worse, _beside(photo, half))
+    assert np.abs(shown - photo)[:, :100].max() < 0.01 and np.abs(shown - worse)[:, 140:].max() < 0.01
+    # without photos the fix counts as `confirmed` has it
+    none = References([], [], np.zeros((0, *photo.shape), np.float32), np.zeros((0, 180, 240), np.float32))
+    np.testing.assert_array_equal(nearer(_render(photo), worse, none), confirmed(_render(photo), worse, none))
 
 
 # The guard

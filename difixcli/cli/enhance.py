@@ -166,7 +166,8 @@ def _enhance_run(
     reads = [checkpoint, source / "run.json", source / "scene", *files_read(fixer, scene)]
     # videos are made anew of the same frames
     arguments = {"source": source.absolute(), "fixer": fixer, "trajectory": trajectory, "steady": film.steady}
-    arguments |= {"references": held.get("references"), "trust": held.get("trust", "supported")}
+    references, trust = held.get("references"), held.get("trust", "supported")
+    arguments |= {"references": references, "trust": trust}
     part = "-".join(["enhanced", *([path.name] if path else []), *(["steady"] if film.steady else [])])
     run = Run.open(output or source / part, "enhance", arguments, inputs, force, reads=reads)
     announce(run, scene=scene.name, trajectory=f"{trajectory}, {len(path.cameras)} frames" if path else "test views")
@@ -182,8 +183,8 @@ def _enhance_run(
         path,
         film,
         where,
-        held.get("references"),
-        held.get("trust", "supported"),
+        references,
+        trust,
     )
     run.finish(results)
     _finish_frames(results, run.folder, as_json)

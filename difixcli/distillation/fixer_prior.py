@@ -33,9 +33,6 @@ class FixerPrior:
         for view in shown.views:
             yield self._propose(shown, view)
 
-    def refresh(self, name: str, render: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        raise NotImplementedError("the fixer proposes once a round")
-
     def state(self) -> dict[str, Any]:
         return {}
 

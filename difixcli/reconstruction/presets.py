@@ -62,8 +62,7 @@ class Extent:
 def most_gaussians(preset: str, pixels: int) -> int:
     """The upper bound for splats where nobody gives one, for photos of so many pixels together.
 
-    On a CPU one Gaussian for 32 pixels: 37 photos of 240×180 gain 0.9 dB by 50,000 in place of 25,000, a few photos
-    lose nothing by as many as they can fill.
+    On a CPU one Gaussian for 32 pixels, within bounds: many photos gain by more of them (see recipes/bench/RESULTS.md).
     """
     bound = int(OWN_SETTINGS[preset]["max_gaussians"])
     return min(max(bound, pixels // _PIXELS_A_GAUSSIAN), _MOST_ON_A_CPU) if preset == "cpu" else bound
