@@ -99,7 +99,7 @@ def test_loading_shows_the_same(trained: Reconstruction, scene: Scene) -> None:
     camera = scene.frames[3].camera
     np.testing.assert_allclose(again.render(camera).color, trained.render(camera).color, atol=1e-6)
     with pytest.raises(InputError, match="other photos"):
-        Reconstruction.load(trained.folder, Scene(**{**scene.__dict__, "frames": scene.frames[:5]}))
+        Reconstruction.load(trained.folder, dataclasses.replace(scene, frames=scene.frames[:5]))
     with pytest.raises(InputError, match="restore the split"):
         Reconstruction.load(trained.folder, scene, [0, 1, 4, 6])
 
@@ -224,7 +224,7 @@ def test_splats_densify_within_their_bound_reset_and_export(scene: Scene, tmp_pa
         "pipeline.model.densify_grad_thresh=1e-7",
         "pipeline.model.stop_split_at=35",
     ]
-    few = Scene(**{**scene.__dict__, "points": scene.points[:100], "colors": scene.colors[:100]})
+    few = dataclasses.replace(scene, points=scene.points[:100], colors=scene.colors[:100])
     made = create(few, tmp_path / "run", overrides=overrides)
     counts = []
     for _ in range(4):

@@ -453,7 +453,8 @@ def test_bad_poses_and_frames(tmp_path: Path) -> None:
     with_pose(None)
     with refused("pose"):
         load_scene(tmp_path)
-    save(tmp_path, {**data, "frames": [*data["frames"], data["frames"][0]]})
+    other = {**data["frames"][0], "transform_matrix": data["frames"][1]["transform_matrix"]}
+    save(tmp_path, {**data, "frames": [*data["frames"], other]})
     with refused("images/00.png", "more than once"):
         load_scene(tmp_path)
     save(tmp_path, {**data, "frames": [{"transform_matrix": np.eye(4).tolist()}]})

@@ -13,7 +13,6 @@ from difixcli.scenes.source import NO_DISTORTION, Lens, Source, SourceFrame
 
 MODEL_FOLDERS = ("sparse/0", "colmap/sparse/0", "sparse")
 IMAGE_FOLDERS = ("images", "images_raw", "rgb", "input", ".")
-MASK_FOLDER = "masks"
 
 # Where each model's parameters go: (fx, fy, cx, cy) and OpenCV's (k1, k2, p1, p2, k3, k4, k5, k6), by index.
 _MODELS: dict[str, tuple[tuple[int, int, int, int], tuple[int, ...]]] = {
@@ -60,14 +59,12 @@ def read_colmap(root: Path, model: Path) -> Source:
         # A property before pycolmap 3.13, a method since.
         pose = image.cam_from_world() if callable(image.cam_from_world) else image.cam_from_world
         world_to_camera = rigid_pose(pose.matrix(), f"{name} in {model}")
-        mask_path = root / MASK_FOLDER / f"{image.name}.png"
         frames.append(
             SourceFrame(
                 name=name,
                 image_path=image_path,
                 pose=np.linalg.inv(world_to_camera) @ OPENCV_TO_OPENGL,
                 lens=_lens(camera, f"{name} in {model}"),
-                mask_path=mask_path if mask_path.is_file() else None,
             )
         )
     ids = sorted(reconstruction.points3D)

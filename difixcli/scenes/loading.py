@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from difixcli.errors import InputError
 from difixcli.runs import fingerprint
 from difixcli.scenes.colmap import MODEL_FOLDERS, find_model, read_colmap
-from difixcli.scenes.nerfstudio_format import read_transforms
+from difixcli.scenes.image_paths import find_copies, find_masks, image_header, lies_on_its_side, same_shape
+from difixcli.scenes.nerfstudio_format import HALVES, read_split_transforms, read_transforms
 from difixcli.scenes.poses import apply_similarity, normalisation, transform_points
-from difixcli.scenes.scene import Camera, Frame, Scene
-from difixcli.scenes.source import Lens, Source, SourceFrame
+from difixcli.scenes.scene import Camera, Frame, Scene, Split
+from difixcli.scenes.source import Source, SourceFrame
 
 SAMPLE_PREFIX = "sample:"
 TRANSFORMS = "transforms.json"
@@ -32,16 +31,21 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
 
     `spec` is a folder with a nerfstudio `transforms.json` or, failing that, a COLMAP model in `sparse/0`,
     `colmap/sparse/0` or `sparse` (text or binary); or `sample:NAME`, which is written once into the user's cache.
-    Published layouts are read as they come: Difix3D's release (`colmap/sparse/0` beside `images/image_train_*` and
-    `image_eval_*`), Nerfbusters' captures (`transforms.json`, two paths told by name, see `default_split_rule`), and
-    DL3DV (`transforms.json` at the top or in `nerfstudio/`). Where `images/` was not downloaded but `images_2/`,
-    `images_4/` or `images_8/` was, photos are taken from there and their lens is scaled.
+    Without a `transforms.json`, Blender's `transforms_train.json`, `transforms_val.json` and `transforms_test.json`
+    are read as one. Published layouts are read as they come: Difix3D's release (`colmap/sparse/0` beside
+    `images/image_train_*` and `image_eval_*`), Nerfbusters' captures (`transforms.json`, two paths told by name, see
+    `default_split_rule`), and DL3DV (`transforms.json` at the top or in `nerfstudio/`). Where `images/` was not
+    downloaded but `images_2/`, `images_4/` or `images_8/` was, photos are taken from there.
+    Photos of another size than declared, but of its shape, have their lens scaled; those that are declared upright are
+    turned as their EXIF orientation says. An alpha channel is a photo's mask, and where no frame names a mask those in
+    `masks/` or `mask/` are used.
     `size` is the long side in pixels to work at; photos are never enlarged, and None keeps their own size.
 
     The world is normalised from all frames the file lists, whichever of their images are there: cameras centred,
     mean up axis to +z, largest absolute position component 1. Frames whose image is missing are left out with a
-    warning in `Scene.warnings`. Raises InputError for a missing folder, no frames, no images, an unreadable image or
-    one of another size than declared, and a broken pose.
+    warning in `Scene.warnings`, which also says, in one line for each kind, what of the files was not taken as it
+    stands. Raises InputError for a missing folder, no frames, no images, an unreadable image, an image or a mask of
+    another shape than declared, an image that two frames pose differently, and a broken pose.
     """
     if size is not None and size < 1:
         raise InputError(f"The working size {size} is not a number of pixels; give a positive --size.")
@@ -114,23 +118,24 @@ def _read_source(root: Path) -> Source:
     for folder in TRANSFORMS_FOLDERS:
         if (root / folder / TRANSFORMS).is_file():
             return read_transforms(root / folder / TRANSFORMS)
+        halves = {half: root / folder / f"transforms_{half}.json" for half in HALVES}
+        if halves := {half: path for half, path in halves.items() if path.is_file()}:
+            return read_split_transforms(halves)
     model = find_model(root)
     if model is not None:
         return read_colmap(root, model)
     raise InputError(
-        f"{root.absolute()} holds no scene: there is neither a transforms.json nor a COLMAP model in "
-        f"{', '.join(MODEL_FOLDERS)}."
+        f"{root.absolute()} holds no scene: there is neither a transforms.json (or transforms_train.json) nor "
+        f"a COLMAP model in {', '.join(MODEL_FOLDERS)}."
     )
 
 
 def _build_scene(name: str, root: Path, size: int | None) -> Scene:
     source = _read_source(root)
-    repeated = sorted(n for n, count in Counter(frame.name for frame in source.frames).items() if count > 1)
-    if repeated:
-        raise InputError(f"{source.path} lists {repeated[0]} more than once; keep one frame for each image.")
-    transform = normalisation(np.stack([frame.pose for frame in source.frames]))
     warnings = list(source.warnings)
-    listed = _downscaled(source.frames)
+    posed = _without_repeats(source, warnings)
+    transform = normalisation(np.stack([frame.pose for frame in posed]))
+    listed = _downscaled(posed, warnings)
     missing = [frame for frame in listed if not frame.image_path.is_file()]
     if len(missing) == len(listed):
         raise InputError(
@@ -141,10 +146,13 @@ def _build_scene(name: str, root: Path, size: int | None) -> Scene:
         shown = ", ".join(frame.name for frame in missing[:3]) + (", …" if len(missing) > 3 else "")
         warnings.append(f"{len(missing)} of {len(listed)} images are missing and left out: {shown}")
     present = sorted((frame for frame in listed if frame.image_path.is_file()), key=lambda f: natural_order(f.name))
+    repairs = _Repairs(smaller=listed is not posed)
+    masked = _with_masks(source, root, present, warnings)
     frames = [
-        _frame(frame, camera_id, transform, size)
-        for frame, camera_id in zip(present, _camera_ids(present), strict=True)
+        _frame(frame, camera_id, transform, size, repairs)
+        for frame, camera_id in zip(masked, _camera_ids(masked), strict=True)
     ]
+    warnings += repairs.lines(len(frames))
     if not len(source.points):
         warnings.append("there are no seed points: splats will start from random ones")
     return Scene(
@@ -157,55 +165,103 @@ def _build_scene(name: str, root: Path, size: int | None) -> Scene:
         metric=source.metric,
         warnings=tuple(warnings),
         applied=source.applied,
+        own_split=_own_split(source, frames),
     )
 
 
-def _downscaled(frames: Sequence[SourceFrame]) -> Sequence[SourceFrame]:
-    """The frames with photos and lenses of `images_2`, `images_4` or `images_8` (the largest that holds any of them),
-    where none of the photos that the scene's file names is there; else as they are."""
+def _without_repeats(source: Source, warnings: list[str]) -> Sequence[SourceFrame]:
+    """The frames of a file, each image once. InputError where one has two poses, lenses or masks."""
+    first: dict[str, SourceFrame] = {}
+    repeated = []
+    for frame in source.frames:
+        other = first.setdefault(frame.name, frame)
+        if other is frame:
+            continue
+        same = (frame.lens, frame.camera_id, frame.mask_path) == (other.lens, other.camera_id, other.mask_path)
+        if not same or not np.allclose(frame.pose, other.pose, rtol=1e-9, atol=1e-9):
+            raise InputError(
+                f"{source.path} lists {frame.name} more than once, with different poses or lenses; keep one frame for "
+                "each image."
+            )
+        repeated.append(frame.name)
+    if repeated:
+        warnings.append(f"{len(repeated)} frames are listed again, all alike, and left out (first: {repeated[0]})")
+    return list(first.values()) if repeated else source.frames
+
+
+def _downscaled(frames: Sequence[SourceFrame], warnings: list[str]) -> Sequence[SourceFrame]:
+    """The frames with photos of `images_2`, `images_4` or `images_8` (the largest that holds any of them), where none
+    of the photos that the scene's file names is there; else as they are."""
     if any(frame.image_path.is_file() for frame in frames):
         return frames
     for factor in DOWNSCALES:
-        smaller = [_smaller_copy(frame.image_path, factor) for frame in frames]
-        if any(path.is_file() for path in smaller):
-            return [
-                replace(frame, image_path=path, lens=_shrunk(frame.lens, path))
-                for frame, path in zip(frames, smaller, strict=True)
-            ]
+        copies = find_copies([frame.image_path for frame in frames], factor)
+        if any(path.is_file() for path in copies):
+            line = f"photos are taken from images_{factor}, as those that the scene's file names are missing"
+            renamed = (
+                (frame, path) for frame, path in zip(frames, copies, strict=True) if frame.image_path.name != path.name
+            )
+            if one := next(renamed, None):
+                line += f" ({one[0].image_path.name} is {one[1].name} there)"
+            warnings.append(line)
+            return [replace(frame, image_path=path) for frame, path in zip(frames, copies, strict=True)]
     return frames
 
 
-def _smaller_copy(path: Path, factor: int) -> Path:
-    """`…/images/a/b.png` → `…/images_4/a/b.png`."""
-    parts = [f"images_{factor}" if part == "images" else part for part in path.parts]
-    return Path(*parts)
+def _with_masks(
+    source: Source, root: Path, frames: Sequence[SourceFrame], warnings: list[str]
+) -> Sequence[SourceFrame]:
+    """The frames with the masks that lie beside the photos, where no frame of the scene's file names one."""
+    if any(frame.mask_path is not None for frame in source.frames):
+        return frames
+    beside = source.path.parent if source.path.is_file() else root
+    masks, line = find_masks(beside, [frame.name for frame in frames])
+    if line is not None:
+        warnings.append(line)
+    return [replace(frame, mask_path=mask) for frame, mask in zip(frames, masks, strict=True)]
 
 
-def _shrunk(lens: Lens, image_path: Path) -> Lens:
-    """The lens at the size of a smaller copy of its photo."""
-    if lens.width is None or lens.height is None or not image_path.is_file():
-        return lens
-    width, height = _image_size(image_path)
-    # From the real size: 1080 lines divided by 8 are 135, but 1620 are 202 or 203.
-    sx, sy = width / lens.width, height / lens.height
-    return replace(
-        lens,
-        fx=lens.fx * sx,
-        fy=lens.fy * sy,
-        cx=None if lens.cx is None else lens.cx * sx,
-        cy=None if lens.cy is None else lens.cy * sy,
-        width=width,
-        height=height,
-    )
+def _own_split(source: Source, frames: Sequence[Frame]) -> Split | None:
+    if source.split is None:
+        return None
+    train, test = (tuple(i for i, frame in enumerate(frames) if frame.name in half) for half in source.split)
+    return Split(train=train, test=test, rule="own")
 
 
-def _image_size(path: Path) -> tuple[int, int]:
-    """(width, height) from the header alone: load_scene stays cheap for thousands of photos."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise InputError(f"The image {path} cannot be read; replace it or remove its frame.") from None
+@dataclass
+class _Repairs:
+    """What of the photos and masks was not taken as the scene's file declares it; `smaller` copies scale as a rule."""
+
+    smaller: bool
+    scaled: list[str] = field(default_factory=list)
+    turned: list[str] = field(default_factory=list)
+    masks: list[str] = field(default_factory=list)
+    transparent: int = 0
+
+    def lines(self, count: int) -> list[str]:
+        """One line for each kind of repair among `count` photos."""
+        lines = []
+        if self.scaled and not self.smaller:
+            lines.append(
+                f"{len(self.scaled)} of {count} photos have another size than declared; their lenses are scaled to it "
+                f"(first: {self.scaled[0]})"
+            )
+        if self.turned:
+            lines.append(
+                f"{len(self.turned)} of {count} photos are declared upright and turned as their EXIF orientation says "
+                f"(first: {self.turned[0]})"
+            )
+        if self.transparent:
+            lines.append(
+                f"{self.transparent} of {count} photos have an alpha channel, which is their mask: what is transparent "
+                "does not count"
+            )
+        if self.masks:
+            lines.append(
+                f"{len(self.masks)} masks have another size than their photos and are resized to it "
+                f"(first: {self.masks[0]})"
+            )
+        return lines
 
 
 def _camera_ids(frames: Sequence[SourceFrame]) -> list[str]:
@@ -220,36 +276,45 @@ def _camera_ids(frames: Sequence[SourceFrame]) -> list[str]:
     folders = [Path(frame.name).parent.as_posix() for frame in frames]
     if len(set(folders)) > 1:
         return [Path(folder).name for folder in folders] if _unique_tails(folders) else folders
-    lenses = list(dict.fromkeys(frame.lens for frame in frames))
+    lenses = {lens: str(i) for i, lens in enumerate(dict.fromkeys(frame.lens for frame in frames))}
     if len(lenses) == len(frames):
         return ["0"] * len(frames)
-    return [str(lenses.index(frame.lens)) for frame in frames]
+    return [lenses[frame.lens] for frame in frames]
 
 
 def _unique_tails(folders: Sequence[str]) -> bool:
     return len({Path(folder).name for folder in folders}) == len(set(folders))
 
 
-def _frame(source: SourceFrame, camera_id: str, transform: np.ndarray, size: int | None) -> Frame:
+def _frame(source: SourceFrame, camera_id: str, transform: np.ndarray, size: int | None, repairs: _Repairs) -> Frame:
     lens = source.lens
-    width, height = _image_size(source.image_path)
-    declared = (lens.width or width, lens.height or height)
-    if declared != (width, height):
+    header = image_header(source.image_path)
+    repairs.transparent += header.transparent
+    stored = (header.width, header.height)
+    declared = (lens.width or header.width, lens.height or header.height)
+    turned = not same_shape(stored, declared) and same_shape(stored[::-1], declared)
+    turned = turned and lies_on_its_side(source.image_path)
+    width, height = stored[::-1] if turned else stored
+    if turned:
+        repairs.turned.append(source.name)
+    if not same_shape((width, height), declared):
         raise InputError(
-            f"The image {source.image_path} is {width}×{height} pixels but {declared[0]}×{declared[1]} is declared; "
-            "use the photos that were posed, or correct the intrinsics."
+            f"The image {source.image_path} is {width}×{height} pixels but {declared[0]}×{declared[1]} is declared, "
+            "which is another shape; use the photos that were posed, or correct the intrinsics."
         )
-    if source.mask_path is not None and not source.mask_path.is_file():
-        raise InputError(f"The mask {source.mask_path} of {source.name} does not exist; add it or remove mask_path.")
+    if (width, height) != declared:
+        repairs.scaled.append(f"{source.name} is {width}×{height}, not {declared[0]}×{declared[1]}")
     camera = Camera(
         camera_to_world=apply_similarity(transform, source.pose),
         fx=lens.fx,
         fy=lens.fy,
-        cx=width / 2 if lens.cx is None else lens.cx,
-        cy=height / 2 if lens.cy is None else lens.cy,
-        width=width,
-        height=height,
-    )
+        cx=declared[0] / 2 if lens.cx is None else lens.cx,
+        cy=declared[1] / 2 if lens.cy is None else lens.cy,
+        width=declared[0],
+        height=declared[1],
+    ).resized(width, height)
+    if source.mask_path is not None:
+        _check_mask(source, camera, turned, repairs)
     return Frame(
         name=source.name,
         image_path=source.image_path,
@@ -258,4 +323,24 @@ def _frame(source: SourceFrame, camera_id: str, transform: np.ndarray, size: int
         source_camera=camera,
         distortion=np.array(lens.distortion),
         mask_path=source.mask_path,
+        turned=turned,
     )
+
+
+def _check_mask(source: SourceFrame, camera: Camera, turned: bool, repairs: _Repairs) -> None:
+    """Notes a mask of another size than its photo. InputError where it is missing or of another shape."""
+    path = source.mask_path
+    assert path is not None
+    if not path.is_file():
+        raise InputError(f"The mask {path} of {source.name} does not exist; add it or remove mask_path.")
+    header = image_header(path)
+    size = (header.width, header.height)
+    if turned and lies_on_its_side(path):
+        size = size[::-1]
+    if not same_shape(size, (camera.width, camera.height)):
+        raise InputError(
+            f"The mask {path} is {size[0]}×{size[1]} pixels but its photo {camera.width}×{camera.height}, which is "
+            "another shape; make them the same size."
+        )
+    if size != (camera.width, camera.height):
+        repairs.masks.append(f"{path.name} is {size[0]}×{size[1]}, its photo {camera.width}×{camera.height}")

@@ -1,69 +1,44 @@
-"""nerfstudio's transforms.json: reading any of its perspective forms, writing the pinhole one."""
+"""transforms.json of nerfstudio, instant-ngp and Blender: reading its perspective forms, writing the pinhole one."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import posixpath
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from difixcli.errors import InputError
+from difixcli.errors import InputError, unknown
 from difixcli.runs import write_json
+from difixcli.scenes.image_paths import MASK_FOLDERS, find_images, image_header, plain_path
 from difixcli.scenes.ply import read_points
-from difixcli.scenes.poses import rigid_pose
+from difixcli.scenes.poses import rigid_pose, unscaled_pose
 from difixcli.scenes.scene import Camera
 from difixcli.scenes.source import Lens, Source, SourceFrame
 
 PERSPECTIVE_MODELS = {"PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV"}
+HALVES = ("train", "val", "test")
 DISTORTION_KEYS = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")
 
 
 def read_transforms(path: Path) -> Source:
-    """Reads a transforms.json as nerfstudio writes it: shared or per-frame intrinsics, masks, seed points.
+    """Reads a transforms.json as nerfstudio, instant-ngp and Blender write it: shared or per-frame intrinsics, masks,
+    seed points, the split of `train_filenames` and its like.
 
     Poses and points are returned in the world they had before the file's `applied_transform`, so that the same
-    photos read from COLMAP come out the same. Raises InputError with the frame and key at fault.
+    photos read from COLMAP come out the same. Images are found as `find_images` says; what had to be repaired is in
+    the warnings. Raises InputError with the frame and key at fault.
     """
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}); export the scene again.") from None
-    if not isinstance(meta, dict) or not isinstance(meta.get("frames"), list) or not meta["frames"]:
-        raise InputError(f"{path} has no frames; export the scene again or name another folder.")
+    meta = _meta(path)
+    warnings: list[str] = []
     applied = _applied_transform(meta, path)
-    undo = np.linalg.inv(applied)
-    frames = []
-    for number, entry in enumerate(meta["frames"]):
-        if not isinstance(entry, dict) or not isinstance(entry.get("file_path"), str):
-            raise InputError(f"Frame {number} of {path} has no file_path; add it or remove the frame.")
-        image_path = path.parent / entry["file_path"]
-        name = frame_name(image_path, path.parent)
-        where = f"{name} in {path}"
-        pose = rigid_pose(entry.get("transform_matrix"), where)
-        camera_id = entry.get("camera_id")
-        frames.append(
-            SourceFrame(
-                name=name,
-                image_path=image_path,
-                pose=undo @ pose,
-                lens=_lens({**meta, **entry}, where),
-                camera_id=None if camera_id is None else str(camera_id),
-                mask_path=path.parent / entry["mask_path"] if entry.get("mask_path") else None,
-            )
-        )
-    points, colors = np.zeros((0, 3)), np.zeros((0, 3), np.uint8)
-    warnings = []
-    if meta.get("ply_file_path"):
-        ply_path = path.parent / meta["ply_file_path"]
-        if ply_path.is_file():
-            points, colors = read_points(ply_path)
-            points = points @ undo[:3, :3].T + undo[:3, 3]
-        else:
-            warnings.append(f"the seed points {ply_path} that {path.name} names are missing")
+    frames = _frames(meta, path, np.linalg.inv(applied), warnings)
+    points, colors = _seed_points(meta, path, np.linalg.inv(applied), warnings)
     return Source(
         path=path,
         frames=frames,
@@ -71,7 +46,41 @@ def read_transforms(path: Path) -> Source:
         colors=colors,
         applied=applied,
         metric=bool(meta.get("metric", False)),
+        split=_own_split(meta, path, frames, warnings),
         warnings=warnings,
+    )
+
+
+def read_split_transforms(paths: Mapping[str, Path]) -> Source:
+    """Reads `transforms_train.json` and its like (by `train`, `val`, `test`) of one folder as one scene.
+
+    The frames of `train` train; those of `test` are targets, those of `val` where there is no `test`. Points are those
+    of the first file that has some. See `read_transforms` for the rest.
+    """
+    sources = {half: read_transforms(path) for half, path in paths.items()}
+    first = next(iter(sources.values()))
+    for source in sources.values():
+        if not np.allclose(source.applied, first.applied) or source.metric != first.metric:
+            raise InputError(
+                f"{first.path} and {source.path.name} have another applied_transform or metric, so they are not of one "
+                "world; export them together."
+            )
+    # The folders are halves of one camera's photos, not cameras of a rig: a camera is a lens here.
+    frames = [frame for source in sources.values() for frame in source.frames]
+    lenses = {lens: str(i) for i, lens in enumerate(dict.fromkeys(frame.lens for frame in frames))}
+    frames = [
+        frame if frame.camera_id is not None else replace(frame, camera_id=lenses[frame.lens]) for frame in frames
+    ]
+    names = {half: frozenset(frame.name for frame in source.frames) for half, source in sources.items()}
+    train, test = names.get("train", frozenset()), names.get("test") or names.get("val") or frozenset()
+    seeded = next((source for source in sources.values() if len(source.points)), first)
+    return replace(
+        first,
+        frames=frames,
+        points=seeded.points,
+        colors=seeded.colors,
+        split=(train, test - train) if train and test - train else None,
+        warnings=[warning for source in sources.values() for warning in source.warnings],
     )
 
 
@@ -100,6 +109,141 @@ def write_transforms(path: Path, frames: Sequence[tuple[Camera, Mapping[str, Any
 def frame_name(image_path: Path, root: Path) -> str:
     """The name of a frame: its image's path relative to the scene's folder, POSIX style, without `./`."""
     return Path(os.path.relpath(image_path, root)).as_posix()
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}); export the scene again.") from None
+    if not isinstance(meta, dict) or not isinstance(meta.get("frames"), list) or not meta["frames"]:
+        raise InputError(f"{path} has no frames; export the scene again or name another folder.")
+    for number, entry in enumerate(meta["frames"]):
+        if not isinstance(entry, dict) or not isinstance(entry.get("file_path"), str):
+            raise InputError(f"Frame {number} of {path} has no file_path; add it or remove the frame.")
+        if not isinstance(entry.get("mask_path") or "", str):
+            raise InputError(f"The mask_path of frame {number} of {path} is no path; correct or remove it.")
+    return meta
+
+
+def _frames(meta: Mapping[str, Any], path: Path, undo: np.ndarray, warnings: list[str]) -> list[SourceFrame]:
+    """The frames of a file. `undo` (4, 4) takes its world to the original one."""
+    root = path.parent
+    entries = meta["frames"]
+    declared = [entry["file_path"] for entry in entries]
+    images = find_images(root, declared)
+    named = [entry["mask_path"] for entry in entries if entry.get("mask_path")]
+    masks = _masks(root, named, set(images))
+    shared = {key: value for key, value in meta.items() if key != "frames"}
+    size: dict[str, int] | None = None
+    frames, scales = [], []
+    for entry, image_path in zip(entries, images, strict=True):
+        name = frame_name(image_path, root)
+        where = f"{name} in {path}"
+        pose, scale = unscaled_pose(entry.get("transform_matrix"), where)
+        if scale != 1:
+            scales.append(scale)
+        merged = {**shared, **entry}
+        if isinstance(merged.get("camera_model"), str):
+            merged["camera_model"] = merged["camera_model"].upper()
+        if merged.get("fl_x") is None and (merged.get("w") is None or merged.get("h") is None):
+            if image_path.is_file() or size is None:
+                size = _size_of(image_path if image_path.is_file() else _first_there(images, path))
+            merged |= size
+        camera_id = entry.get("camera_id")
+        frames.append(
+            SourceFrame(
+                name=name,
+                image_path=image_path,
+                pose=undo @ pose,
+                lens=_lens(merged, where),
+                camera_id=None if camera_id is None else str(camera_id),
+                mask_path=masks[entry["mask_path"]] if entry.get("mask_path") else None,
+            )
+        )
+    renamed = [
+        f"{text} is {frame_name(found, root)}"
+        for text, found in zip([*declared, *masks], [*images, *masks.values()], strict=True)
+        if found.is_file() and _is_renamed(text, found, root)
+    ]
+    if renamed:
+        warnings.append(f"{len(renamed)} images have another path than {path.name} gives (first: {renamed[0]})")
+    if scales:
+        warnings.append(
+            f"the rotations of {len(scales)} poses in {path.name} were scaled (the first by {scales[0]:.4g}); their "
+            "scale is removed, their positions are kept"
+        )
+    return frames
+
+
+def _masks(root: Path, named: Sequence[str], images: Container[Path]) -> dict[str, Path]:
+    """Where the masks lie that a file names, by what it says. A photo is nobody's mask."""
+    found = zip(named, find_images(root, named, MASK_FOLDERS), strict=True)
+    return {text: root / plain_path(text) if path in images else path for text, path in found}
+
+
+def _is_renamed(text: str, found: Path, root: Path) -> bool:
+    """Whether an image is called otherwise than a file says, but for `./` and a suffix that it leaves out."""
+    if found == root / text:
+        return False
+    name, plain = frame_name(found, root), posixpath.normpath(text)
+    return name not in (plain, f"{plain}{found.suffix}")
+
+
+def _size_of(image_path: Path) -> dict[str, int]:
+    header = image_header(image_path)
+    return {"w": header.width, "h": header.height}
+
+
+def _first_there(images: Sequence[Path], path: Path) -> Path:
+    """The first of a file's images that exists."""
+    for image_path in images:
+        if image_path.is_file():
+            return image_path
+    raise InputError(
+        f"None of the {len(images)} images that {path} names exists (first: {images[0]}), and it gives no w and h; put "
+        "the photos beside it."
+    )
+
+
+def _seed_points(
+    meta: Mapping[str, Any], path: Path, undo: np.ndarray, warnings: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The points (N, 3) in the original world and colours (N, 3) that a file names; none where it names none."""
+    if meta.get("ply_file_path"):
+        ply_path = path.parent / meta["ply_file_path"]
+        if ply_path.is_file():
+            points, colors = read_points(ply_path)
+            return points @ undo[:3, :3].T + undo[:3, 3], colors
+        warnings.append(f"the seed points {ply_path} that {path.name} names are missing")
+    return np.zeros((0, 3)), np.zeros((0, 3), np.uint8)
+
+
+def _own_split(
+    meta: Mapping[str, Any], path: Path, frames: Sequence[SourceFrame], warnings: list[str]
+) -> tuple[frozenset[str], frozenset[str]] | None:
+    """Names of the frames that train and that are targets as `train_filenames`, `test_filenames` and
+    `val_filenames` say; None where they say nothing, or leave out none of those that train."""
+    if not any(f"{half}_filenames" in meta for half in HALVES):
+        return None
+    known = {frame.name: frame.name for frame in frames}
+    known |= {plain_path(e["file_path"]): f.name for e, f in zip(meta["frames"], frames, strict=True)}
+    halves: dict[str, frozenset[str]] = {}
+    for half in HALVES:
+        listed = meta.get(f"{half}_filenames") or []
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            raise InputError(f"{half}_filenames in {path} is no list of names; correct or remove it.")
+        for name in listed:
+            if plain_path(name) not in known:
+                raise unknown("frame", name, known, f"{half}_filenames in {path} names it.")
+        halves[half] = frozenset(known[plain_path(name)] for name in listed)
+    test = halves["test"] or halves["val"]
+    train = halves["train"] or frozenset(known.values()) - halves["test"] - halves["val"]
+    if not train or not test - train:
+        return None
+    if test & train:
+        warnings.append(f"{len(test & train)} frames of {path.name} are listed to train and as targets: they train")
+    return train, test - train
 
 
 def _applied_transform(meta: Mapping[str, Any], path: Path) -> np.ndarray:
@@ -147,6 +291,11 @@ def _number(entry: Mapping[str, Any], key: str, where: str) -> float | None:
     value = entry.get(key)
     if value is None:
         return None
+    if isinstance(value, str):  # some exporters quote their numbers
+        try:
+            value = float(value)
+        except ValueError:
+            raise InputError(f"{key} of {where} is {value!r}, not a number; export the scene again.") from None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise InputError(f"{key} of {where} is {value!r}, not a number; export the scene again.")
     return float(value)

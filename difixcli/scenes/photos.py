@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from difixcli.errors import InputError
 from difixcli.runs import read_image
+from difixcli.scenes.image_paths import image_header, read_heif, same_shape
 from difixcli.scenes.scene import Frame
 
 
@@ -18,8 +17,9 @@ def load_photo(frame: Frame) -> np.ndarray:
 
     Raises InputError if the file cannot be decoded.
     """
-    # not upright, and transparency is the mask's business: poses and colours belong to the stored pixels
-    pixels = read_image(frame.image_path, alpha=True)
+    read_heif()
+    # transparency is the mask's business; poses belong to the stored pixels unless the frame is declared upright
+    pixels = read_image(frame.image_path, alpha=True, upright=frame.turned)
     if pixels.shape[:2] != (frame.source_camera.height, frame.source_camera.width):
         raise InputError(f"{frame.image_path} changed its size while it was being used; load the scene again.")
     return _to_working_size(pixels[..., :3], frame)
@@ -29,20 +29,27 @@ def load_mask(frame: Frame) -> np.ndarray | None:
     """Which pixels of a frame count: (H, W) bool at working size, True where the photo is to be used; None for all.
 
     Joins the mask file (white counts, as in nerfstudio), the photo's transparency, and the pixels that undistortion
-    could not fill. Raises InputError if a file cannot be decoded or a mask is of another size than its photo.
+    could not fill. A mask of another size is resized to its photo's (each pixel its nearest). Raises InputError if a
+    file cannot be decoded or a mask is of another shape than its photo.
     """
-    shape = (frame.source_camera.height, frame.source_camera.width)
+    read_heif()
+    width, height = frame.source_camera.width, frame.source_camera.height
+    shape = (height, width)
     keep = np.ones(shape, dtype=np.float32)
     if frame.mask_path is not None:
-        mask = read_image(frame.mask_path, alpha=True)[..., :3].mean(axis=2)
+        mask = read_image(frame.mask_path, alpha=True, upright=frame.turned)[..., :3].mean(axis=2)
         if mask.shape != shape:
-            raise InputError(
-                f"The mask {frame.mask_path} is {mask.shape[1]}×{mask.shape[0]} pixels but its photo {shape[1]}×"
-                f"{shape[0]}; make them the same size."
-            )
+            if not same_shape((width, height), mask.shape[::-1]):
+                raise InputError(
+                    f"The mask {frame.mask_path} is {mask.shape[1]}×{mask.shape[0]} pixels but its photo {width}×"
+                    f"{height}; make them the same shape."
+                )
+            import cv2
+
+            mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
         keep *= mask > 0.5
-    if _has_alpha(frame.image_path):
-        keep *= read_image(frame.image_path, alpha=True)[..., 3] > 0.5
+    if image_header(frame.image_path).transparent:
+        keep *= read_image(frame.image_path, alpha=True, upright=frame.turned)[..., 3] > 0.5
     # A pixel counts only if everything it was interpolated from does: a little less than one for rounding.
     counted = _to_working_size(keep, frame) > 0.999
     return None if counted.all() else counted
@@ -77,11 +84,3 @@ def _undistortion_maps(
     matrix = np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]])
     maps = cv2.initUndistortRectifyMap(matrix, np.array(distortion), np.eye(3), matrix, (width, height), cv2.CV_32FC1)
     return maps[0], maps[1]
-
-
-def _has_alpha(path: Path) -> bool:
-    try:
-        with Image.open(path) as image:
-            return "A" in image.getbands() or "transparency" in image.info
-    except (OSError, SyntaxError, ValueError):
-        raise InputError(f"The image {path} cannot be read; replace it or remove its frame.") from None

@@ -15,6 +15,9 @@ from difixcli.scenes.scene import Camera
 RIGID_TOLERANCE = 5e-3
 """How far R·Rᵀ may be from the identity, per entry, before a pose counts as wrong rather than rounded."""
 
+_LEAST_SCALE = 1e-6
+"""A rotation scaled below this is no rotation any more."""
+
 OPENCV_TO_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 """Right-multiplies a camera-to-world matrix to change its camera axes; its own inverse."""
 
@@ -55,6 +58,22 @@ def rigid_pose(matrix: object, where: str) -> np.ndarray:
     pose[:3, :3] = u @ vt
     pose[3] = [0, 0, 0, 1]
     return pose
+
+
+def unscaled_pose(matrix: object, where: str) -> tuple[np.ndarray, float]:
+    """`rigid_pose` of a matrix whose rotation may carry a uniform scale, which is removed, and that scale.
+
+    The position is kept. The scale is 1 where it is only rounding. A mirrored matrix is refused as there.
+    """
+    try:
+        pose = np.array(matrix, dtype=np.float64)
+    except (TypeError, ValueError):
+        return rigid_pose(matrix, where), 1.0
+    scale = float(np.sqrt((pose[:3, :3] ** 2).sum() / 3)) if pose.shape in ((3, 4), (4, 4)) else 1.0
+    if not np.isfinite(scale) or scale < _LEAST_SCALE or abs(scale**2 - 1) <= RIGID_TOLERANCE:
+        return rigid_pose(matrix, where), 1.0
+    pose[:3, :3] /= scale
+    return rigid_pose(pose, where), scale
 
 
 def pose_distances(

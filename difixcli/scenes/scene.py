@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,8 @@ class Frame:
 
     `name` is unique in its scene (the image's path relative to the scene's folder, POSIX style).
     `camera` is the undistorted pinhole camera at the scene's working size. `source_camera` and `distortion`
-    (OpenCV order k1, k2, p1, p2, k3, k4, k5, k6) describe the file on disk.
+    (OpenCV order k1, k2, p1, p2, k3, k4, k5, k6) describe the file on disk; where `turned`, as its EXIF orientation
+    turns it, else as its pixels are stored.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Frame:
     source_camera: Camera
     distortion: np.ndarray
     mask_path: Path | None = None
+    turned: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +115,8 @@ class Scene:
     in the same world. `source_to_world` (4, 4) maps the file's own world into the normalised one (a similarity:
     rotation, translation and uniform scale), computed once from ALL frames. `applied` (4, 4) is the rigid transform
     that the file says its own world has gone through (from COLMAP's, as a rule). `metric` says whether the file's
-    units are metres; `unit_scale` is normalised units per source unit.
+    units are metres; `unit_scale` is normalised units per source unit. `own_split` is the split that the scene's file
+    itself makes, if it makes one.
     """
 
     name: str
@@ -124,14 +128,15 @@ class Scene:
     metric: bool = False
     warnings: Sequence[str] = field(default_factory=tuple)
     applied: np.ndarray = field(default_factory=lambda: np.eye(4))
+    own_split: Split | None = None
 
     @property
     def unit_scale(self) -> float:
         """Normalised units per unit of the scene's file."""
         return float(np.cbrt(np.linalg.det(self.source_to_world[:3, :3])))
 
-    @property
-    def file_names(self) -> list[str]:
+    @cached_property
+    def file_names(self) -> tuple[str, ...]:
         """A file name without suffix for each frame, unique in the scene also where case does not count.
 
         It is the frame's own name made safe, with the frame's number where several would be one (`a.jpg`, `a.png`).
@@ -146,7 +151,7 @@ class Scene:
                 while chosen.casefold() in count:
                     chosen += "-"
             unique.append(chosen)
-        return unique
+        return tuple(unique)
 
 
 @dataclass(frozen=True)

@@ -55,3 +55,5 @@ class Source:
     applied: np.ndarray = field(default_factory=lambda: np.eye(4))
     metric: bool = False
     warnings: Sequence[str] = ()
+    split: tuple[frozenset[str], frozenset[str]] | None = None
+    """The names of the frames that train and of those that are targets, where the file itself says so."""

@@ -12,7 +12,7 @@ import numpy as np
 from difixcli.errors import InputError, unknown
 from difixcli.scenes.scene import Scene, Split
 
-RULES = ("test-every", "every", "clusters", "groups", "names", "camera", "file", "all")
+RULES = ("test-every", "every", "clusters", "groups", "names", "camera", "file", "own", "all")
 SPLIT_FILE = "split.json"
 DEFAULT_RULE = "test-every:8"
 """The split of a scene whose own layout asks for none: the convention of LLFF, Mip-NeRF 360 and 3DGS."""
@@ -22,12 +22,15 @@ def default_split_rule(scene: Scene) -> str:
     """The split that a scene's own layout asks for, else `test-every:8` (see `DEFAULT_RULE`).
 
     - A file `split.json` in the scene's folder: that file.
+    - The scene's file itself says which frames train and which do not (see `own` in `make_split`): `own`.
     - Difix3D's release: every image is called `image_train_*` or `image_eval_*`; the former train.
     - Nerfbusters' captures of two paths: `frame_train_*` and `frame_eval_*`, or `frame_1_*` and `frame_2_*` (clips
       counted from 0 or 1); the first path trains.
     """
     if (scene.root / SPLIT_FILE).is_file():
         return f"file:{SPLIT_FILE}"
+    if scene.own_split is not None:
+        return "own"
     names = [Path(frame.name).name for frame in scene.frames]
     for first, second in (("_train_", "_eval_"), ("frame_0_", "frame_1_"), ("frame_1_", "frame_2_")):
         if {(first in name) + 2 * (second in name) for name in names} == {1, 2}:  # each is one or the other
@@ -51,6 +54,8 @@ def make_split(scene: Scene, rule: str, need_test: bool = True) -> Split:
     - `camera:ID` or `camera:ID,ID`: the frames of those cameras train, the others are targets.
     - `file:JSON`: `{"train": [names], "test": [names]}`, `test` defaulting to all others; names may be whole or the
       file's name. The path is relative to the current folder or, failing that, to the scene's.
+    - `own`: as the scene's file says: `train_filenames` and `test_filenames` (failing that, `val_filenames`) of a
+      transforms.json, or `transforms_train.json` beside `transforms_test.json` (failing that, `transforms_val.json`).
     - `all`: every frame trains; there are no targets.
 
     Raises InputError for an unknown rule (with near matches), for a split without training views and, with
@@ -70,6 +75,13 @@ def make_split(scene: Scene, rule: str, need_test: bool = True) -> Split:
         train, test = _by_names(scene, argument, rule)
     elif kind == "camera":
         train, test = _by_camera(scene, argument, rule)
+    elif kind == "own":
+        if scene.own_split is None:
+            raise InputError(
+                f"{scene.name} has no split of its own (train_filenames and test_filenames, or transforms_train.json "
+                "and transforms_test.json); choose another --split."
+            )
+        train, test = list(scene.own_split.train), list(scene.own_split.test)
     elif kind == "all":
         train, test = list(range(len(scene.frames))), []
     else:
@@ -90,7 +102,7 @@ def check_rule(rule: str) -> None:
         raise unknown("split rule", kind, RULES, f"The whole rule was {rule!r}.")
     if kind in ("every", "test-every") and (not argument.isdecimal() or int(argument) < 2):
         raise InputError(f"The split rule {rule!r} needs a whole number of at least 2, as in {kind}:8.")
-    if kind in ("clusters", "all") and argument:
+    if kind in ("clusters", "own", "all") and argument:
         raise InputError(f"The split rule {rule!r} takes no argument; write {kind}.")
     if kind == "groups" and argument and (not argument.isdecimal() or int(argument) < 1):
         raise InputError(f"The split rule {rule!r} needs a whole number of at least 1, as in groups:6, or none.")
