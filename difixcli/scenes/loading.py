@@ -15,10 +15,11 @@ from PIL import Image
 from difixcli.errors import InputError
 from difixcli.runs import fingerprint
 from difixcli.scenes.colmap import MODEL_FOLDERS, find_model, read_colmap
+from difixcli.scenes.lenses import Lens, pinhole
 from difixcli.scenes.nerfstudio_format import read_transforms
 from difixcli.scenes.poses import apply_similarity, normalisation, transform_points
 from difixcli.scenes.scene import Camera, Frame, Scene
-from difixcli.scenes.source import Lens, Source, SourceFrame
+from difixcli.scenes.source import Source, SourceFrame
 
 SAMPLE_PREFIX = "sample:"
 TRANSFORMS = "transforms.json"
@@ -36,6 +37,7 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
     `image_eval_*`), Nerfbusters' captures (`transforms.json`, two paths told by name, see `default_split_rule`), and
     DL3DV (`transforms.json` at the top or in `nerfstudio/`). Where `images/` was not downloaded but `images_2/`,
     `images_4/` or `images_8/` was, photos are taken from there and their lens is scaled.
+    Photos of any lens that `lenses.MODELS` names are read, and undistorted to its `pinhole`.
     `size` is the long side in pixels to work at; photos are never enlarged, and None keeps their own size.
 
     The world is normalised from all frames the file lists, whichever of their images are there: cameras centred,
@@ -85,10 +87,12 @@ def scene_fingerprint(scene: Scene) -> str:
     masks = [frame.mask_path for frame in scene.frames if frame.mask_path is not None]
     digest.update(fingerprint(masks, content=True).encode())
     for frame in scene.frames:
-        camera = frame.source_camera
-        lens = np.array([camera.fx, camera.fy, camera.cx, camera.cy, *frame.distortion])
-        for values in (camera.camera_to_world, lens):
+        lens = frame.lens
+        numbers = np.array([lens.fx, lens.fy, *lens.centre, *lens.distortion])
+        for values in (frame.camera.camera_to_world, numbers):
             digest.update(np.round(values, 6).astype("<f8").tobytes())
+        if lens.kind != "perspective":
+            digest.update(f"{lens.kind} {lens.circle}".encode())
         digest.update(frame.name.encode())
     digest.update(np.ascontiguousarray(scene.points, dtype="<f4").tobytes())
     digest.update(np.ascontiguousarray(scene.colors).tobytes())
@@ -241,21 +245,13 @@ def _frame(source: SourceFrame, camera_id: str, transform: np.ndarray, size: int
         )
     if source.mask_path is not None and not source.mask_path.is_file():
         raise InputError(f"The mask {source.mask_path} of {source.name} does not exist; add it or remove mask_path.")
-    camera = Camera(
-        camera_to_world=apply_similarity(transform, source.pose),
-        fx=lens.fx,
-        fy=lens.fy,
-        cx=width / 2 if lens.cx is None else lens.cx,
-        cy=height / 2 if lens.cy is None else lens.cy,
-        width=width,
-        height=height,
-    )
+    lens = replace(lens, width=width, height=height)
+    camera = Camera(apply_similarity(transform, source.pose), *pinhole(lens), width, height)
     return Frame(
         name=source.name,
         image_path=source.image_path,
         camera=camera.resized(*working_size(width, height, size)),
         camera_id=camera_id,
-        source_camera=camera,
-        distortion=np.array(lens.distortion),
+        lens=lens,
         mask_path=source.mask_path,
     )
