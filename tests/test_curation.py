@@ -103,7 +103,7 @@ def _scene(metric: bool, scale: float = 0.25) -> Scene:
     frames = []
     for i, y in enumerate((-1.0, 0.0, 1.0)):
         camera = _camera(np.array([0.0, y, 0.0]), 0.0)
-        frames.append(Frame(f"{i}.png", Path(f"{i}.png"), camera, "0", camera, np.zeros(6)))
+        frames.append(Frame(f"{i}.png", Path(f"{i}.png"), camera, "0", camera.lens))
     return Scene("s", Path("."), frames, np.zeros((0, 3)), np.zeros((0, 3)), to_world, metric)
 
 

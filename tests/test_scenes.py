@@ -376,7 +376,7 @@ def test_written_scene_reads_back_as_it_was(tmp_path: Path) -> None:
         np.testing.assert_allclose(x.camera.intrinsics, y.camera.intrinsics)
         np.testing.assert_allclose(load_photo(x), load_photo(y), atol=0.5 / 255 + 1e-6)
         np.testing.assert_array_equal(load_mask(x), load_mask(y))
-    assert not again.frames[0].distortion.any()
+    assert again.frames[0].lens.is_pinhole
     written = json.loads((tmp_path / "b" / "transforms.json").read_text())
     assert len(written["train_filenames"]) == 2 and len(written["test_filenames"]) == len(scene.frames) - 2
 
@@ -407,19 +407,9 @@ def test_bad_colmap_model(tmp_path: Path) -> None:
         load_scene(tmp_path)
 
 
-def test_fisheye_in_colmap_is_refused(arc: Path, tmp_path: Path) -> None:
-    model = tmp_path / "sparse" / "0"
-    write_colmap(arc, model)
-    (model / "cameras.txt").write_text("1 OPENCV_FISHEYE 640 426 500 500 320 213 0 0 0 0\n")
-    with refused("OPENCV_FISHEYE", "undistort"):
-        load_scene(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"camera_model": "OPENCV_FISHEYE"}, ("OPENCV_FISHEYE", "undistort")),
-        ({"k4": 0.1}, ("beyond k3",)),
         ({"w": 128}, ("64×48", "128×48")),
         ({"fl_x": "wide"}, ("fl_x", "wide")),
         ({"fl_x": -3}, ("focal",)),

@@ -22,7 +22,7 @@ def _scene(positions: np.ndarray, targets: np.ndarray, ids: str = "", metric: bo
     frames = []
     for i, (position, target) in enumerate(zip(positions, targets, strict=True)):
         camera = Camera(look_at(position, target, UP), 90.0, 90.0, 48.0, 32.0, 96, 64)
-        frames.append(Frame(f"{i}.png", Path(f"{i}.png"), camera, ids[i] if ids else "0", camera, np.zeros(6)))
+        frames.append(Frame(f"{i}.png", Path(f"{i}.png"), camera, ids[i] if ids else "0", camera.lens))
     return Scene(
         "s", Path(), frames, np.zeros((0, 3)), np.zeros((0, 3)), np.diag([0.25, 0.25, 0.25, 1.0]), metric=metric
     )

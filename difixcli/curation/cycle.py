@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from difixcli.curation.build import Build
 from difixcli.curation.pairs import Pair, render_pairs
 from difixcli.runs import file_name, write_image
@@ -44,4 +42,4 @@ def cycle(scene: Scene, build: Build, shift: str, views: int, folder: Path) -> I
 
 def rendered_frame(frame: Frame, camera: Camera, path: Path) -> Frame:
     """A frame whose image is a render made at `camera`."""
-    return Frame(frame.name, path, camera, frame.camera_id, camera, np.zeros(6))
+    return Frame(frame.name, path, camera, frame.camera_id, camera.lens)

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from difixcli.errors import InputError
+from difixcli.scenes.lenses import Lens, colmap_lens
 from difixcli.scenes.nerfstudio_format import frame_name
 from difixcli.scenes.poses import OPENCV_TO_OPENGL, rigid_pose
-from difixcli.scenes.source import NO_DISTORTION, Lens, Source, SourceFrame
+from difixcli.scenes.source import Source, SourceFrame
 
 MODEL_FOLDERS = ("sparse/0", "colmap/sparse/0", "sparse")
 IMAGE_FOLDERS = ("images", "images_raw", "rgb", "input", ".")
-
-# Where each model's parameters go: (fx, fy, cx, cy) and OpenCV's (k1, k2, p1, p2, k3, k4, k5, k6), by index.
-_MODELS: dict[str, tuple[tuple[int, int, int, int], tuple[int, ...]]] = {
-    "SIMPLE_PINHOLE": ((0, 0, 1, 2), ()),
-    "PINHOLE": ((0, 1, 2, 3), ()),
-    "SIMPLE_RADIAL": ((0, 0, 1, 2), (3,)),
-    "RADIAL": ((0, 0, 1, 2), (3, 4)),
-    "OPENCV": ((0, 1, 2, 3), (4, 5, 6, 7)),
-    "FULL_OPENCV": ((0, 1, 2, 3), (4, 5, 6, 7, 8, 9, 10, 11)),
-}
 
 
 def find_model(root: Path) -> Path | None:
@@ -38,7 +30,7 @@ def read_colmap(root: Path, model: Path) -> Source:
     """Reads the COLMAP model in `model` whose images lie under `root`.
 
     COLMAP's world-to-camera with OpenCV axes becomes camera-to-world with OpenGL axes; its world is kept. Images are
-    found by name, never by order. Raises InputError if the model is broken or a camera is not perspective.
+    found by name, never by order. Raises InputError if the model is broken or a camera's model is not supported.
     """
     import pycolmap
 
@@ -79,25 +71,6 @@ def _image_folder(root: Path, names: list[str]) -> Path:
     return root / IMAGE_FOLDERS[int(np.argmax(counts))]
 
 
-def _lens(camera: object, where: str) -> Lens:
-    model = camera.model.name  # type: ignore[attr-defined]
-    if model not in _MODELS:
-        raise InputError(
-            f"The camera model {model} of {where} is not supported; undistort the photos to a perspective camera first "
-            "(for example with `colmap image_undistorter`)."
-        )
-    params = [float(value) for value in camera.params]  # type: ignore[attr-defined]
-    if not np.isfinite(params).all():
-        raise InputError(f"The camera of {where} has parameters that are not finite; run the mapper again.")
-    lens, distortion = _MODELS[model]
-    fx, fy, cx, cy = (params[i] for i in lens)
-    terms = [params[i] for i in distortion]
-    return Lens(
-        fx=fx,
-        fy=fy,
-        cx=cx,
-        cy=cy,
-        width=int(camera.width),  # type: ignore[attr-defined]
-        height=int(camera.height),  # type: ignore[attr-defined]
-        distortion=(*terms, *NO_DISTORTION[len(terms) :]),
-    )
+def _lens(camera: Any, where: str) -> Lens:
+    params = [float(value) for value in camera.params]
+    return colmap_lens(camera.model.name, params, int(camera.width), int(camera.height), where)

@@ -14,6 +14,7 @@ from difixcli.errors import InputError
 from difixcli.runs import fingerprint
 from difixcli.scenes.colmap import MODEL_FOLDERS, find_model, read_colmap
 from difixcli.scenes.image_paths import find_copies, find_masks, image_header, lies_on_its_side, same_shape
+from difixcli.scenes.lenses import pinhole
 from difixcli.scenes.nerfstudio_format import HALVES, read_split_transforms, read_transforms
 from difixcli.scenes.poses import apply_similarity, normalisation, transform_points
 from difixcli.scenes.scene import Camera, Frame, Scene, Split
@@ -36,9 +37,10 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
     `images/image_train_*` and `image_eval_*`), Nerfbusters' captures (`transforms.json`, two paths told by name, see
     `default_split_rule`), and DL3DV (`transforms.json` at the top or in `nerfstudio/`). Where `images/` was not
     downloaded but `images_2/`, `images_4/` or `images_8/` was, photos are taken from there.
-    Photos of another size than declared, but of its shape, have their lens scaled; those that are declared upright are
-    turned as their EXIF orientation says. An alpha channel is a photo's mask, and where no frame names a mask those in
-    `masks/` or `mask/` are used.
+    Photos of any lens that `lenses.MODELS` names are read, and undistorted to its `pinhole`. Those of another size than
+    declared, but of its shape, have their lens scaled; those that are declared upright are turned as their EXIF
+    orientation says. An alpha channel is a photo's mask, and where no frame names a mask those in `masks/` or `mask/`
+    are used.
     `size` is the long side in pixels to work at; photos are never enlarged, and None keeps their own size.
 
     The world is normalised from all frames the file lists, whichever of their images are there: cameras centred,
@@ -89,10 +91,12 @@ def scene_fingerprint(scene: Scene) -> str:
     masks = [frame.mask_path for frame in scene.frames if frame.mask_path is not None]
     digest.update(fingerprint(masks, content=True).encode())
     for frame in scene.frames:
-        camera = frame.source_camera
-        lens = np.array([camera.fx, camera.fy, camera.cx, camera.cy, *frame.distortion])
-        for values in (camera.camera_to_world, lens):
+        lens = frame.lens
+        numbers = np.array([lens.fx, lens.fy, *lens.centre, *lens.distortion])
+        for values in (frame.camera.camera_to_world, numbers):
             digest.update(np.round(values, 6).astype("<f8").tobytes())
+        if lens.kind != "perspective":
+            digest.update(f"{lens.kind} {lens.circle}".encode())
         digest.update(frame.name.encode())
     digest.update(np.ascontiguousarray(scene.points, dtype="<f4").tobytes())
     digest.update(np.ascontiguousarray(scene.colors).tobytes())
@@ -304,15 +308,8 @@ def _frame(source: SourceFrame, camera_id: str, transform: np.ndarray, size: int
         )
     if (width, height) != declared:
         repairs.scaled.append(f"{source.name} is {width}×{height}, not {declared[0]}×{declared[1]}")
-    camera = Camera(
-        camera_to_world=apply_similarity(transform, source.pose),
-        fx=lens.fx,
-        fy=lens.fy,
-        cx=declared[0] / 2 if lens.cx is None else lens.cx,
-        cy=declared[1] / 2 if lens.cy is None else lens.cy,
-        width=declared[0],
-        height=declared[1],
-    ).resized(width, height)
+    lens = replace(lens, width=declared[0], height=declared[1]).resized(width, height)
+    camera = Camera(apply_similarity(transform, source.pose), *pinhole(lens), width, height)
     if source.mask_path is not None:
         _check_mask(source, camera, turned, repairs)
     return Frame(
@@ -320,8 +317,7 @@ def _frame(source: SourceFrame, camera_id: str, transform: np.ndarray, size: int
         image_path=source.image_path,
         camera=camera.resized(*working_size(width, height, size)),
         camera_id=camera_id,
-        source_camera=camera,
-        distortion=np.array(lens.distortion),
+        lens=lens,
         mask_path=source.mask_path,
         turned=turned,
     )

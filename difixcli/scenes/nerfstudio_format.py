@@ -1,4 +1,4 @@
-"""transforms.json of nerfstudio, instant-ngp and Blender: reading its perspective forms, writing the pinhole one."""
+"""transforms.json of nerfstudio, instant-ngp and Blender: reading any of its lenses, writing the pinhole one."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ import numpy as np
 from difixcli.errors import InputError, unknown
 from difixcli.runs import write_json
 from difixcli.scenes.image_paths import MASK_FOLDERS, find_images, image_header, plain_path
+from difixcli.scenes.lenses import KINDS, Lens, distortion_of, model_kind
 from difixcli.scenes.ply import read_points
 from difixcli.scenes.poses import rigid_pose, unscaled_pose
 from difixcli.scenes.scene import Camera
-from difixcli.scenes.source import Lens, Source, SourceFrame
+from difixcli.scenes.source import Source, SourceFrame
 
-PERSPECTIVE_MODELS = {"PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV"}
 HALVES = ("train", "val", "test")
-DISTORTION_KEYS = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")
+LISTED_DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
+"""What nerfstudio's `distortion_params` lists, in its order; for FISHEYE624 it lists that model's twelve numbers."""
 
 
 def read_transforms(path: Path) -> Source:
@@ -254,13 +255,7 @@ def _applied_transform(meta: Mapping[str, Any], path: Path) -> np.ndarray:
 
 def _lens(entry: Mapping[str, Any], where: str) -> Lens:
     """The lens of one frame from its own keys over the file's shared ones."""
-    model = str(entry.get("camera_model", "OPENCV"))
-    if model not in PERSPECTIVE_MODELS or entry.get("is_fisheye"):
-        kind = "OPENCV_FISHEYE" if entry.get("is_fisheye") else model
-        raise InputError(
-            f"The camera model {kind} of {where} is not supported; undistort the photos to a perspective camera first "
-            "(for example with `colmap image_undistorter`)."
-        )
+    kind, distortion = _distortion(entry, where)
     width, height = _number(entry, "w", where), _number(entry, "h", where)
     fx = _number(entry, "fl_x", where)
     angle_x, angle_y = _number(entry, "camera_angle_x", where), _number(entry, "camera_angle_y", where)
@@ -272,10 +267,9 @@ def _lens(entry: Mapping[str, Any], where: str) -> Lens:
     fy = fx if fy is None else fy
     if fx is None or fy is None or fx <= 0 or fy <= 0:
         raise InputError(f"{where} has no positive focal length; give fl_x and fl_y (pixels), shared or per frame.")
-    distortion = [_number(entry, key, where) or 0.0 for key in DISTORTION_KEYS]
-    if model != "FULL_OPENCV" and any(distortion[5:]):
-        # Outside FULL_OPENCV, nerfstudio's k4 is a fourth radial power, which OpenCV's model cannot express.
-        raise InputError(f"{where} has distortion terms beyond k3; undistort the photos first or use FULL_OPENCV.")
+    circle = _number(entry, "fisheye_crop_radius", where) if kind.startswith("fisheye") else None
+    if circle is not None and circle <= 0:
+        raise InputError(f"fisheye_crop_radius of {where} is {circle:g}; give the radius in pixels or leave it out.")
     return Lens(
         fx=fx,
         fy=fy,
@@ -283,8 +277,41 @@ def _lens(entry: Mapping[str, Any], where: str) -> Lens:
         cy=_number(entry, "cy", where),
         width=None if width is None else int(width),
         height=None if height is None else int(height),
-        distortion=tuple(distortion),
+        kind=kind,
+        distortion=distortion,
+        circle=None if circle is None else circle / fx,
     )
+
+
+def _distortion(entry: Mapping[str, Any], where: str) -> tuple[str, tuple[float, ...]]:
+    """The kind of one frame's lens and its numbers: `distortion_params` where given, as in nerfstudio, or by name."""
+    model = str(entry.get("camera_model") or "OPENCV").upper()
+    kind = model_kind(model, where)
+    if entry.get("is_fisheye") and kind == "perspective":
+        model, kind = "OPENCV_FISHEYE", "fisheye"
+    listed = entry.get("distortion_params")
+    if listed is not None:
+        names = KINDS["fisheye624"] if kind == "fisheye624" else LISTED_DISTORTION
+        if not isinstance(listed, list) or len(listed) > len(names):
+            raise InputError(
+                f"distortion_params of {where} is not a list of at most {len(names)} numbers ({', '.join(names)}); "
+                "correct it, or give the numbers by name."
+            )
+        entry = dict(zip(names, listed, strict=False))
+    wanted = dict.fromkeys((*KINDS["perspective"], *KINDS[kind]))
+    terms = {name: _number(entry, name, where) or 0.0 for name in wanted}
+    if kind == "perspective" and model != "FULL_OPENCV":
+        # Outside FULL_OPENCV, nerfstudio's k4 is a fourth radial power, which OpenCV's model cannot express.
+        kind = "four_radial" if terms["k4"] else kind
+        alien = [name for name in ("k5", "k6") if terms[name]]
+    else:
+        alien = [name for name, value in terms.items() if value and name not in KINDS[kind]]
+    if alien:
+        raise InputError(
+            f"{where} has {' and '.join(alien)}, which the camera model {model} does not; name the model that has "
+            "them (FULL_OPENCV for k5 and k6), or undistort the photos first."
+        )
+    return kind, distortion_of(kind, terms, where)
 
 
 def _number(entry: Mapping[str, Any], key: str, where: str) -> float | None:

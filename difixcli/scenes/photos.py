@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 
 from difixcli.errors import InputError
 from difixcli.runs import read_image
 from difixcli.scenes.image_paths import image_header, read_heif, same_shape
+from difixcli.scenes.lenses import sampling_maps
 from difixcli.scenes.scene import Frame
 
 
@@ -20,7 +19,7 @@ def load_photo(frame: Frame) -> np.ndarray:
     read_heif()
     # transparency is the mask's business; poses belong to the stored pixels unless the frame is declared upright
     pixels = read_image(frame.image_path, alpha=True, upright=frame.turned)
-    if pixels.shape[:2] != (frame.source_camera.height, frame.source_camera.width):
+    if pixels.shape[1::-1] != frame.lens.size:
         raise InputError(f"{frame.image_path} changed its size while it was being used; load the scene again.")
     return _to_working_size(pixels[..., :3], frame)
 
@@ -33,7 +32,7 @@ def load_mask(frame: Frame) -> np.ndarray | None:
     file cannot be decoded or a mask is of another shape than its photo.
     """
     read_heif()
-    width, height = frame.source_camera.width, frame.source_camera.height
+    width, height = frame.lens.size
     shape = (height, width)
     keep = np.ones(shape, dtype=np.float32)
     if frame.mask_path is not None:
@@ -56,31 +55,13 @@ def load_mask(frame: Frame) -> np.ndarray | None:
 
 
 def _to_working_size(pixels: np.ndarray, frame: Frame) -> np.ndarray:
-    """Undistorts (to the same K) and shrinks pixels (H, W) or (H, W, C) of the source file."""
+    """Undistorts (to the lens's pinhole) and shrinks pixels (H, W) or (H, W, C) of the source file."""
     import cv2
 
-    source, target = frame.source_camera, frame.camera
-    if frame.distortion.any():
-        maps = _undistortion_maps(
-            (source.fx, source.fy, source.cx, source.cy),
-            tuple(float(value) for value in frame.distortion),
-            source.width,
-            source.height,
-        )
+    target = frame.camera
+    if not frame.lens.is_pinhole:
+        maps = sampling_maps(frame.lens)
         pixels = cv2.remap(pixels, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-    if (target.width, target.height) != (source.width, source.height):
+    if (target.width, target.height) != frame.lens.size:
         pixels = cv2.resize(pixels, (target.width, target.height), interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(np.clip(pixels, 0, 1), dtype=np.float32)
-
-
-@lru_cache(maxsize=8)
-def _undistortion_maps(
-    lens: tuple[float, float, float, float], distortion: tuple[float, ...], width: int, height: int
-) -> tuple[np.ndarray, np.ndarray]:
-    import cv2
-
-    fx, fy, cx, cy = lens
-    # OpenCV's first pixel centre is (0, 0), ours (0.5, 0.5).
-    matrix = np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]])
-    maps = cv2.initUndistortRectifyMap(matrix, np.array(distortion), np.eye(3), matrix, (width, height), cv2.CV_32FC1)
-    return maps[0], maps[1]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from difixcli.runs import file_name
+from difixcli.scenes.lenses import Lens
 
 WORLDS = ("scene", "normalised")
 """The worlds that something may be written in: the one of the poses in the scene's file, and `Scene`'s."""
@@ -32,6 +33,11 @@ class Camera:
     cy: float
     width: int
     height: int
+
+    @property
+    def lens(self) -> Lens:
+        """The lens of an image that this camera draws: no distortion, the image's size."""
+        return Lens(self.fx, self.fy, self.cx, self.cy, self.width, self.height)
 
     @property
     def position(self) -> np.ndarray:
@@ -92,17 +98,16 @@ class Frame:
     """One posed photo.
 
     `name` is unique in its scene (the image's path relative to the scene's folder, POSIX style).
-    `camera` is the undistorted pinhole camera at the scene's working size. `source_camera` and `distortion`
-    (OpenCV order k1, k2, p1, p2, k3, k4, k5, k6) describe the file on disk; where `turned`, as its EXIF orientation
-    turns it, else as its pixels are stored.
+    `camera` is the pinhole camera of the undistorted photo at the scene's working size; `lens` is what the file on
+    disk was taken with, at that file's own size: where `turned`, as its EXIF orientation turns it, else as its pixels
+    are stored.
     """
 
     name: str
     image_path: Path
     camera: Camera
     camera_id: str
-    source_camera: Camera
-    distortion: np.ndarray
+    lens: Lens
     mask_path: Path | None = None
     turned: bool = False
 

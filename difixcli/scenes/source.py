@@ -8,24 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-NO_DISTORTION = (0.0,) * 8
-
-
-@dataclass(frozen=True)
-class Lens:
-    """A perspective lens as declared: pixels, the first pixel's centre at (0.5, 0.5).
-
-    `distortion` has OpenCV's order (k1, k2, p1, p2, k3, k4, k5, k6) and meaning. `width` and `height` are None where
-    the file does not declare them.
-    """
-
-    fx: float
-    fy: float
-    cx: float | None
-    cy: float | None
-    width: int | None
-    height: int | None
-    distortion: tuple[float, ...] = NO_DISTORTION
+from difixcli.scenes.lenses import Lens
 
 
 @dataclass(frozen=True, eq=False)
