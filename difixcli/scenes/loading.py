@@ -14,7 +14,7 @@ from PIL import Image
 
 from difixcli.errors import InputError
 from difixcli.runs import fingerprint
-from difixcli.scenes.colmap import MODEL_FOLDERS, find_model, read_colmap
+from difixcli.scenes.colmap import MODEL_FOLDERS, borrow_tracks, find_model, read_colmap
 from difixcli.scenes.nerfstudio_format import read_transforms
 from difixcli.scenes.poses import apply_similarity, normalisation, transform_points
 from difixcli.scenes.scene import Camera, Frame, Scene
@@ -92,6 +92,8 @@ def scene_fingerprint(scene: Scene) -> str:
         digest.update(frame.name.encode())
     digest.update(np.ascontiguousarray(scene.points, dtype="<f4").tobytes())
     digest.update(np.ascontiguousarray(scene.colors).tobytes())
+    if scene.tracks is not None:
+        digest.update(scene.tracks.offsets.tobytes() + scene.tracks.frames.tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -114,9 +116,8 @@ def _read_source(root: Path) -> Source:
     for folder in TRANSFORMS_FOLDERS:
         if (root / folder / TRANSFORMS).is_file():
             return read_transforms(root / folder / TRANSFORMS)
-    model = find_model(root)
-    if model is not None:
-        return read_colmap(root, model)
+    if find_model(root) is not None:
+        return read_colmap(root)
     raise InputError(
         f"{root.absolute()} holds no scene: there is neither a transforms.json nor a COLMAP model in "
         f"{', '.join(MODEL_FOLDERS)}."
@@ -125,6 +126,8 @@ def _read_source(root: Path) -> Source:
 
 def _build_scene(name: str, root: Path, size: int | None) -> Scene:
     source = _read_source(root)
+    if source.path.is_file():
+        source = borrow_tracks(source, root)
     repeated = sorted(n for n, count in Counter(frame.name for frame in source.frames).items() if count > 1)
     if repeated:
         raise InputError(f"{source.path} lists {repeated[0]} more than once; keep one frame for each image.")
@@ -157,6 +160,8 @@ def _build_scene(name: str, root: Path, size: int | None) -> Scene:
         metric=source.metric,
         warnings=tuple(warnings),
         applied=source.applied,
+        tracks=source.tracks
+        and source.tracks.renamed([frame.name for frame in source.frames], [frame.name for frame in frames]),
     )
 
 

@@ -56,11 +56,11 @@ def read_transforms(path: Path) -> Source:
             )
         )
     points, colors = np.zeros((0, 3)), np.zeros((0, 3), np.uint8)
-    warnings = []
+    warnings: list[str] = []
     if meta.get("ply_file_path"):
         ply_path = path.parent / meta["ply_file_path"]
         if ply_path.is_file():
-            points, colors = read_points(ply_path)
+            points, colors = read_points(ply_path, warnings)
             points = points @ undo[:3, :3].T + undo[:3, 3]
         else:
             warnings.append(f"the seed points {ply_path} that {path.name} names are missing")

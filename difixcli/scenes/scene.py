@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from difixcli.runs import file_name
+from difixcli.scenes.tracks import Tracks
 
 WORLDS = ("scene", "normalised")
 """The worlds that something may be written in: the one of the poses in the scene's file, and `Scene`'s."""
@@ -112,7 +113,8 @@ class Scene:
     in the same world. `source_to_world` (4, 4) maps the file's own world into the normalised one (a similarity:
     rotation, translation and uniform scale), computed once from ALL frames. `applied` (4, 4) is the rigid transform
     that the file says its own world has gone through (from COLMAP's, as a rule). `metric` says whether the file's
-    units are metres; `unit_scale` is normalised units per source unit.
+    units are metres; `unit_scale` is normalised units per source unit. `tracks` says which frames saw each seed point;
+    None where that is not known.
     """
 
     name: str
@@ -124,6 +126,18 @@ class Scene:
     metric: bool = False
     warnings: Sequence[str] = field(default_factory=tuple)
     applied: np.ndarray = field(default_factory=lambda: np.eye(4))
+    tracks: Tracks | None = None
+
+    def known_to(self, train: Sequence[int]) -> Scene:
+        """The scene with only the seed points that at least two of the frames `train` saw (the one, if it is one).
+
+        A point that the others saw, too, says where a surface is that they show: training has it from none but its own
+        photos. Without tracks all points stay.
+        """
+        if self.tracks is None:
+            return self
+        kept = np.flatnonzero(self.tracks.counts(train) >= min(2, len(set(train))))
+        return replace(self, points=self.points[kept], colors=self.colors[kept], tracks=self.tracks.of_points(kept))
 
     @property
     def unit_scale(self) -> float:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from difixcli.scenes.tracks import Tracks
+
 NO_DISTORTION = (0.0,) * 8
 
 
@@ -46,7 +48,9 @@ class SourceFrame:
 @dataclass(frozen=True, eq=False)
 class Source:
     """A scene as read. `points` (N, 3) lie in the same world as the poses; `applied` (4, 4) is the rigid
-    transform that the file says its own coordinates have gone through, already undone in poses and points."""
+    transform that the file says its own coordinates have gone through, already undone in poses and points.
+
+    `tracks` says which of `frames`, by index, saw each point; None where the file does not know."""
 
     path: Path
     frames: Sequence[SourceFrame]
@@ -54,4 +58,5 @@ class Source:
     colors: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.uint8))
     applied: np.ndarray = field(default_factory=lambda: np.eye(4))
     metric: bool = False
+    tracks: Tracks | None = None
     warnings: Sequence[str] = ()
