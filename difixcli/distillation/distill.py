@@ -126,6 +126,8 @@ class Distillation:
                 settings.method,
             )
             model.save()
+        for note in model.notes:
+            self._say(note)
         for warning in model.warnings:
             self._say(f"Warning: {warning}")
         return model

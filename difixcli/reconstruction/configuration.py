@@ -46,6 +46,8 @@ class Recipe:
     # a version that did not keep it
     source_to_world: list[list[float]] | None = None
     pixels: int = 0  # of all training photos together
+    # [how many of the scene's seed points two training photos saw, how many it has]; None: who saw them is not known
+    seed_points: list[int] | None = None
 
     @property
     def model_from_scene(self) -> np.ndarray:

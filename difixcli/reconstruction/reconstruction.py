@@ -40,6 +40,8 @@ from difixcli.scenes import nearest_cameras
 from difixcli.scenes.poses import apply_similarity
 from difixcli.scenes.scene import WORLDS, Camera, Scene
 
+_FEW_POINTS = 100
+
 
 class Reconstruction:
     """A nerfstudio method being trained on some of a scene's photos.
@@ -48,7 +50,8 @@ class Reconstruction:
     Training draws from random generators of its own, so what happens between two calls changes nothing, and the same
     seed gives the same result on the same machine (on CUDA as far as the method's kernels are deterministic).
 
-    `warnings` are sentences for whoever asked for it: what was asked for and cannot be held, or looks mistaken.
+    `warnings` are sentences for whoever asked for it: what was asked for and cannot be held, or looks mistaken. `notes`
+    are others: what its seed points are. Both are said by whoever creates it.
     """
 
     def __init__(self, recipe: Recipe, folder: RunFolder, seeds: tuple[np.ndarray, np.ndarray] | None) -> None:
@@ -60,6 +63,7 @@ class Reconstruction:
         rays = folder.read_seed_rays() if heeds_seed_depth(config, recipe) else None
         self._trainer = Trainer(recipe, config, seeds, rays)
         self.warnings = list(self._trainer.warnings)
+        self.notes: list[str] = []
         self.beside: dict[str, Any] = {}
 
     @classmethod
@@ -86,6 +90,9 @@ class Reconstruction:
 
         With an `origin` the model is that one, in the world it was trained in, and its training counts as the first
         half of a schedule of twice the `iterations`: no warm-up, no coarse beginning, learning rates half way down.
+
+        Of the scene's seed points those are used that at least two of the training photos saw (`Scene.known_to`), which
+        `notes` says; where it is not known who saw them, all of them, which `warnings` says if photos are held out.
 
         Raises InputError for an unknown method, preset or setting, no training frames, fewer than one iteration, a
         folder that cannot be written, CUDA where there is none, and an origin that the method cannot take up.
@@ -114,6 +121,9 @@ class Reconstruction:
                 recipe, settings=origin.settings, world=origin.world.tolist(), box=origin.box, begun=iterations
             )
             scene = moved(scene, origin.world)
+        every, scene = len(scene.points), scene.known_to(train)
+        if scene.tracks is not None:
+            recipe = replace(recipe, seed_points=[len(scene.points), every])
         extent = measure_extent([scene.frames[i].camera for i in train], scene.points)
         if extent is not None:
             recipe = replace(recipe, near=extent.near, far=extent.far)
@@ -123,6 +133,7 @@ class Reconstruction:
         make_folder(run.path)
         write_dataset(scene, train, run.data, depths=reads_depth(config))
         seeds = None
+        uses_points = every > 0 and ((origin is None and has_gaussians(config)) or heeds_seed_depth(config, recipe))
         if origin is None and has_gaussians(config):
             from difixcli.reconstruction.seeding import seed_gaussians
 
@@ -133,6 +144,8 @@ class Reconstruction:
 
             run.write_seed_rays(SeedRays.of(scene, train))
         made = cls(recipe, run, seeds)
+        if uses_points:
+            made._tell_of_points(every, None if scene.tracks is None else len(scene.points))
         if origin is not None:
             made.adopt(origin.state)
         run.describe(made._trainer.config, made._trainer.pipeline.datamanager)
@@ -336,6 +349,22 @@ class Reconstruction:
         where the parameters do not fit the method.
         """
         self._trainer.adopt(state)
+
+    def _tell_of_points(self, every: int, known: int | None) -> None:
+        """`known` of `every` seed point are used, or (None) all, as it is not known who saw them."""
+        if known is None:
+            if len(self._recipe.train) < len(self._recipe.frames):
+                self.warnings.append(
+                    "The scene does not say which photos saw its seed points: some may be known from photos that this "
+                    "split holds out, which flatters their figures. A COLMAP model beside it would say it."
+                )
+            return
+        photos = "two training photos" if len(set(self._recipe.train)) > 1 else "the training photo"
+        self.notes.append(f"{known:,} of {every:,} seed points were seen by {photos}; the others are left out.")
+        if known < _FEW_POINTS:
+            self.warnings.append(
+                f"Only {known} seed points were seen by {photos}; they say little of where surfaces are."
+            )
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._trainer.restore(state)

@@ -1,74 +1,266 @@
-"""COLMAP models, text or binary, through pycolmap."""
+"""COLMAP models, where COLMAP and other tools leave them, as scenes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from difixcli.errors import InputError
+from difixcli.runs import IMAGE_SUFFIXES
+from difixcli.scenes.colmap_files import (
+    ModelCamera,
+    ModelImage,
+    count_points,
+    holds_model,
+    read_cameras,
+    read_images,
+    read_model_points,
+)
 from difixcli.scenes.lenses import Lens, colmap_lens
 from difixcli.scenes.nerfstudio_format import frame_name
 from difixcli.scenes.poses import OPENCV_TO_OPENGL, rigid_pose
 from difixcli.scenes.source import Source, SourceFrame
+from difixcli.scenes.tracks import Tracks
 
-MODEL_FOLDERS = ("sparse/0", "colmap/sparse/0", "sparse")
+MODEL_FOLDERS = (
+    "sparse/0",
+    "sparse",
+    "colmap/sparse/0",
+    "dense/0/sparse",
+    "dense/sparse",
+    "distorted/sparse/0",
+    "the folder itself",
+)
+"""Where models are looked for, as messages say it."""
+
+# Where models lie, which may also be in numbered folders there, and what holds their images, relative to the scene.
+_PLACES = (
+    ("sparse", "."),
+    ("colmap/sparse", "."),
+    ("dense/*/sparse", ".."),  # the automatic reconstructor's undistorted models
+    ("dense/sparse", ".."),  # the image undistorter's
+    ("distorted/sparse", "."),  # Inria's converter: what it undistorts, from photos in `input`
+    (".", "."),
+)
 IMAGE_FOLDERS = ("images", "images_raw", "rgb", "input", ".")
+_DISTORTED_IMAGES = ("input", "images_raw")  # beside an undistorted copy called `images`
+
+_UNDISTORTED = {"PINHOLE", "SIMPLE_PINHOLE"}
+_SAME_POINT = 1e-4  # of the points' extent
+_SAME_CLOUD = 0.99  # of the points
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A folder that holds a model, the folder its images and masks lie in, and the names of image folders there."""
+
+    model: Path
+    base: Path
+    image_folders: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Model:
+    """What is read of every model to choose among them. `photos` are the images' paths, whether they exist or not."""
+
+    place: _Place
+    cameras: dict[int, ModelCamera]
+    images: Sequence[ModelImage]
+    folder: Path
+    photos: Sequence[Path]
+
+    @property
+    def undistorted(self) -> bool:
+        return all(self.cameras[image.camera_id].model.name in _UNDISTORTED for image in self.images)
 
 
 def find_model(root: Path) -> Path | None:
-    """The folder of the COLMAP model in a scene's folder, or None."""
-    for name in MODEL_FOLDERS:
-        folder = root / name
-        if any((folder / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt")):
-            return folder
-    return None
+    """The folder of the first COLMAP model in a scene's folder, or None. Which is read, `read_colmap` chooses."""
+    places = _places(root)
+    return places[0].model if places else None
 
 
-def read_colmap(root: Path, model: Path) -> Source:
-    """Reads the COLMAP model in `model` whose images lie under `root`.
+def read_colmap(root: Path) -> Source:
+    """Reads the COLMAP model of the scene in `root`, text or binary, with or without points.
+
+    Of several (`MODEL_FOLDERS`; COLMAP numbers those that it could not join) it is the one with the most posed images
+    among those whose photos are there; among equals one that is undistorted, then the one with the most points, then
+    the first. `Source.warnings` says which.
 
     COLMAP's world-to-camera with OpenCV axes becomes camera-to-world with OpenGL axes; its world is kept. Images are
-    found by name, never by order. Raises InputError if the model is broken or a camera's model is not supported.
+    found by name, never by order. `Source.tracks` says which frames saw each point. Raises InputError if there is no
+    model, none can be read, or a camera's model is not supported.
     """
-    import pycolmap
-
-    try:
-        reconstruction = pycolmap.Reconstruction(str(model))
-    except (ValueError, RuntimeError, OSError, IndexError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"The COLMAP model {model} cannot be read ({reason}); export it again.") from None
-    posed = [image for image in reconstruction.images.values() if image.has_pose]
-    if not posed:
-        raise InputError(f"The COLMAP model {model} has no posed images; run the mapper again.")
-    folder = _image_folder(root, [image.name for image in posed])
+    warnings: list[str] = []
+    models: list[_Model] = []
+    errors: list[InputError] = []
+    places = _places(root)
+    for place in places:
+        try:
+            models.append(_read(place))
+        except InputError as error:
+            errors.append(error)
+    if not models:
+        raise errors[0] if errors else InputError(f"{root} holds no COLMAP model; run the mapper first.")
+    chosen = min(models, key=_preference)
+    if len(places) > 1:
+        unread = f"; {len(errors)} cannot be read ({errors[0]})" if errors else ""
+        kind = ", undistorted" if chosen.undistorted and not all(model.undistorted for model in models) else ""
+        warnings.append(
+            f"{len(places)} COLMAP models; took {chosen.place.model.relative_to(root).as_posix()} with "
+            f"{len(chosen.images)} of {_total(root, chosen, models)} images{kind}{unread}"
+        )
+    model = chosen.place.model
+    if any(
+        "\\" in image.name and "\\" not in path.name for image, path in zip(chosen.images, chosen.photos, strict=True)
+    ):
+        warnings.append(f"image names in {model.relative_to(root).as_posix()} have backslashes, taken for slashes")
     frames = []
-    for image in posed:
-        image_path = folder / image.name
+    for image, image_path in zip(chosen.images, chosen.photos, strict=True):
         name = frame_name(image_path, root)
-        camera = reconstruction.cameras[image.camera_id]
-        # A property before pycolmap 3.13, a method since.
-        pose = image.cam_from_world() if callable(image.cam_from_world) else image.cam_from_world
-        world_to_camera = rigid_pose(pose.matrix(), f"{name} in {model}")
+        world_to_camera = rigid_pose(image.world_to_camera, f"{name} in {model}")
         frames.append(
             SourceFrame(
                 name=name,
                 image_path=image_path,
                 pose=np.linalg.inv(world_to_camera) @ OPENCV_TO_OPENGL,
-                lens=_lens(camera, f"{name} in {model}"),
+                lens=_lens(chosen.cameras[image.camera_id], f"{name} in {model}"),
             )
         )
-    ids = sorted(reconstruction.points3D)
-    points = np.array([reconstruction.points3D[i].xyz for i in ids], dtype=np.float64).reshape(-1, 3)
-    colors = np.array([reconstruction.points3D[i].color for i in ids], dtype=np.uint8).reshape(-1, 3)
-    return Source(path=model, frames=frames, points=points, colors=colors)
+    points, colors, tracks, lost = _points(model, {image.id: place for place, image in enumerate(chosen.images)})
+    if lost:
+        warnings.append(f"{lost} seed points of {model.relative_to(root).as_posix()} are not finite and left out")
+    return Source(path=model, frames=frames, points=points, colors=colors, tracks=tracks, warnings=warnings)
 
 
-def _image_folder(root: Path, names: list[str]) -> Path:
-    """The folder that holds most of the named images (COLMAP stores no folder); `images` when none holds any."""
-    counts = [sum((root / folder / name).is_file() for name in names) for folder in IMAGE_FOLDERS]
-    return root / IMAGE_FOLDERS[int(np.argmax(counts))]
+def borrow_tracks(source: Source, root: Path) -> Source:
+    """The source with the tracks of a COLMAP model in `root` whose points are the source's own, if there is one.
+
+    nerfstudio's seed points do not say who saw them, but are those of the model it leaves in `colmap/sparse/0`. Points
+    are the same within 1e-4 of their extent (99 of 100 of them must be; the others keep no track), in the source's
+    world; images are the frames of the same name, with or without folders, at least half of them.
+    """
+    if source.tracks is not None or not len(source.points):
+        return source
+    unread = []
+    for place in _places(root):
+        try:
+            images = {image.id: image.name for image in read_images(place.model)}
+            numbers = _matching_frames(images, [frame.name for frame in source.frames])
+            if 2 * len(set(numbers.values())) < len(source.frames):
+                continue
+            points, _, tracks, _ = _points(place.model, numbers)
+        except InputError as error:
+            unread.append(f"who saw the seed points is not known: {error}")
+            continue
+        if tracks is None:
+            continue
+        nearest = _same_points(source.points, points)
+        if nearest is not None:
+            # the last point is one that nothing saw
+            ends = np.concatenate([tracks.offsets, tracks.offsets[-1:]])
+            return replace(source, tracks=Tracks(ends, tracks.frames).of_points(nearest))
+    return replace(source, warnings=[*source.warnings, *unread])
+
+
+def _same_points(points: np.ndarray, others: np.ndarray) -> np.ndarray | None:
+    """(N,) for each point the index of the same one among the others, or their number; None for another cloud."""
+    from scipy.spatial import cKDTree
+
+    extent = float(np.linalg.norm(np.subtract(*np.percentile(points, [95, 5], axis=0))))
+    within = _SAME_POINT * extent
+    if len(points) == len(others) and (np.linalg.norm(points - others, axis=1) <= within).all():
+        return np.arange(len(points))
+    distances, nearest = cKDTree(others).query(points, distance_upper_bound=within or 1e-9)
+    return nearest if np.isfinite(distances).mean() >= _SAME_CLOUD else None
+
+
+def _matching_frames(images: dict[int, str], names: Sequence[str]) -> dict[int, int]:
+    """The index of the frame that each image (name by id) is, where one is."""
+    by_file: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        by_file.setdefault(Path(name).name, []).append(index)
+    found = {}
+    for key, given in images.items():
+        image = given.replace("\\", "/")
+        alike = by_file.get(Path(image).name, [])
+        same = [index for index in alike if f"/{names[index]}".endswith(f"/{image}")] or alike
+        if len(same) == 1:
+            found[key] = same[0]
+    return found
+
+
+def _points(model: Path, numbers: dict[int, int]) -> tuple[np.ndarray, np.ndarray, Tracks | None, int]:
+    """A model's finite points, their colours, which frames (`numbers` by image id) saw them, and how many are not
+    finite. None for the tracks where no point has any."""
+    read = read_model_points(model)
+    tracks = None
+    if len(read.seen):
+        ids, places = np.unique(read.image_ids, return_inverse=True)
+        frames = np.array([numbers.get(int(key), -1) for key in ids])[places]
+        tracks = Tracks.of(read.seen[frames >= 0], frames[frames >= 0], len(read.points))
+    finite = np.isfinite(read.points).all(axis=1)
+    if tracks is not None and not finite.all():
+        tracks = tracks.of_points(np.flatnonzero(finite))
+    return read.points[finite], read.colors[finite], tracks, int((~finite).sum())
+
+
+def _places(root: Path) -> list[_Place]:
+    """Every folder of a scene that holds a COLMAP model; a numbered folder comes before the one it lies in."""
+    found = []
+    for pattern, base in _PLACES:
+        for parent in [root] if pattern == "." else sorted(root.glob(pattern)):
+            numbered = [] if parent == root else [path for path in parent.glob("*") if path.name.isdecimal()]
+            for model in [*sorted(numbered, key=lambda path: int(path.name)), parent]:
+                if holds_model(model):
+                    folders = _DISTORTED_IMAGES if pattern.startswith("distorted") else IMAGE_FOLDERS
+                    found.append(_Place(model, parent.parent if base == ".." else root, folders))
+    return found
+
+
+def _read(place: _Place) -> _Model:
+    cameras, images = read_cameras(place.model), read_images(place.model)
+    if not images:
+        raise InputError(f"The COLMAP model {place.model} has no posed images; run the mapper again.")
+    for image in images:
+        if image.camera_id not in cameras:
+            raise InputError(
+                f"The image {image.name} in {place.model} names camera {image.camera_id}, which the model does not "
+                "have; export it again."
+            )
+    folder = _image_folder(place, [image.name for image in images])
+    return _Model(place, cameras, images, folder, [_photo(folder, image.name) for image in images])
+
+
+def _preference(model: _Model) -> tuple[bool, int, bool, int]:
+    """Sorts the model to be read first."""
+    absent = not any(photo.is_file() for photo in model.photos)
+    return absent, -len(model.images), not model.undistorted, -count_points(model.place.model)
+
+
+def _total(root: Path, chosen: _Model, models: Sequence[_Model]) -> int:
+    """How many images there were to pose: the files beside those that were, or at least all that any model poses."""
+    posed = len({image.name for model in models for image in model.images})
+    if chosen.folder == root:
+        return posed
+    return max(posed, sum(path.suffix.lower() in IMAGE_SUFFIXES for path in chosen.folder.rglob("*")))
+
+
+def _image_folder(place: _Place, names: Sequence[str]) -> Path:
+    """The folder that holds most of the named images (COLMAP stores no folder); the first when none holds any."""
+    folders = [place.base / name for name in place.image_folders]
+    counts = [sum(_photo(folder, name).is_file() for name in names) for folder in folders]
+    return folders[int(np.argmax(counts))]
+
+
+def _photo(folder: Path, name: str) -> Path:
+    """Where an image lies: the name may have been written on Windows."""
+    path = folder / name
+    return path if "\\" not in name or path.is_file() else folder / name.replace("\\", "/")
 
 
 def _lens(camera: Any, where: str) -> Lens:

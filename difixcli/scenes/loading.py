@@ -12,7 +12,7 @@ import numpy as np
 
 from difixcli.errors import InputError
 from difixcli.runs import fingerprint
-from difixcli.scenes.colmap import MODEL_FOLDERS, find_model, read_colmap
+from difixcli.scenes.colmap import MODEL_FOLDERS, borrow_tracks, find_model, read_colmap
 from difixcli.scenes.image_paths import find_copies, find_masks, image_header, lies_on_its_side, same_shape
 from difixcli.scenes.lenses import pinhole
 from difixcli.scenes.nerfstudio_format import HALVES, read_split_transforms, read_transforms
@@ -100,6 +100,8 @@ def scene_fingerprint(scene: Scene) -> str:
         digest.update(frame.name.encode())
     digest.update(np.ascontiguousarray(scene.points, dtype="<f4").tobytes())
     digest.update(np.ascontiguousarray(scene.colors).tobytes())
+    if scene.tracks is not None:
+        digest.update(scene.tracks.offsets.tobytes() + scene.tracks.frames.tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -125,9 +127,8 @@ def _read_source(root: Path) -> Source:
         halves = {half: root / folder / f"transforms_{half}.json" for half in HALVES}
         if halves := {half: path for half, path in halves.items() if path.is_file()}:
             return read_split_transforms(halves)
-    model = find_model(root)
-    if model is not None:
-        return read_colmap(root, model)
+    if find_model(root) is not None:
+        return read_colmap(root)
     raise InputError(
         f"{root.absolute()} holds no scene: there is neither a transforms.json (or transforms_train.json) nor "
         f"a COLMAP model in {', '.join(MODEL_FOLDERS)}."
@@ -136,6 +137,8 @@ def _read_source(root: Path) -> Source:
 
 def _build_scene(name: str, root: Path, size: int | None) -> Scene:
     source = _read_source(root)
+    if source.path.is_file():
+        source = borrow_tracks(source, root)
     warnings = list(source.warnings)
     posed = _without_repeats(source, warnings)
     transform = normalisation(np.stack([frame.pose for frame in posed]))
@@ -170,6 +173,8 @@ def _build_scene(name: str, root: Path, size: int | None) -> Scene:
         warnings=tuple(warnings),
         applied=source.applied,
         own_split=_own_split(source, frames),
+        tracks=source.tracks
+        and source.tracks.renamed([frame.name for frame in source.frames], [frame.name for frame in frames]),
     )
 
 

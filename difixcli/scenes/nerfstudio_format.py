@@ -214,7 +214,7 @@ def _seed_points(
     if meta.get("ply_file_path"):
         ply_path = path.parent / meta["ply_file_path"]
         if ply_path.is_file():
-            points, colors = read_points(ply_path)
+            points, colors = read_points(ply_path, warnings)
             return points @ undo[:3, :3].T + undo[:3, 3], colors
         warnings.append(f"the seed points {ply_path} that {path.name} names are missing")
     return np.zeros((0, 3)), np.zeros((0, 3), np.uint8)

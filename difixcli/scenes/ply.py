@@ -11,29 +11,55 @@ from difixcli.errors import InputError
 GREY = 128
 """The colour of points whose file has none."""
 
+_COLOR_NAMES = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"))
+_HARMONICS = ("f_dc_0", "f_dc_1", "f_dc_2")
+_FIRST_HARMONIC = 0.28209479177387814  # 1 / (2 √π)
 
-def read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
+
+def read_points(path: Path, warnings: list[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Reads the vertices of a PLY file: positions (N, 3) float64 and colours (N, 3) uint8, grey where it has none.
 
-    Points that are not finite are left out. Raises InputError if the file cannot be read as PLY with x, y, z.
+    Colours are `red`, `diffuse_red` or `r` and so on: bytes, 16-bit integers, or floats that end at 1 or at 255 (as the
+    largest of them says); a file of Gaussians (`f_dc_0`…) gives their centres and base colours. Points whose position
+    or colour is not finite are left out. `warnings` is given a line for each thing that was left out or taken for
+    something else. Raises InputError if the file cannot be read as PLY with x, y, z.
     """
     from plyfile import PlyData, PlyParseError
 
+    notes: list[str] = [] if warnings is None else warnings
     try:
         vertices = PlyData.read(str(path))["vertex"]
         points = np.stack([np.asarray(vertices[axis], dtype=np.float64) for axis in "xyz"], axis=1)
     except (PlyParseError, KeyError, ValueError, OSError) as error:
         raise InputError(f"The seed points {path} cannot be read as a PLY point cloud ({error}).") from None
     names = set(vertices.data.dtype.names or ())
-    if {"red", "green", "blue"} <= names:
-        colors = np.stack([np.asarray(vertices[channel]) for channel in ("red", "green", "blue")], axis=1)
-        if colors.dtype.kind == "f":
-            colors = np.rint(np.clip(colors, 0, 1) * 255)
-        colors = colors.astype(np.uint8)
-    else:
-        colors = np.full((len(points), 3), GREY, dtype=np.uint8)
     finite = np.isfinite(points).all(axis=1)
+    colors = np.full((len(points), 3), GREY, dtype=np.uint8)
+    found = next((channels for channels in (*_COLOR_NAMES, _HARMONICS) if names.issuperset(channels)), None)
+    if found is not None:
+        values = np.stack([np.asarray(vertices[channel]) for channel in found], axis=1)
+        finite &= np.isfinite(values).all(axis=1)
+        if found == _HARMONICS:
+            notes.append(f"the seed points {path.name} are Gaussians; their centres and base colours are taken")
+            colors[finite] = _bytes((0.5 + _FIRST_HARMONIC * values[finite]) * 255)
+        else:
+            colors[finite] = _bytes(values[finite] * _to_bytes(values[finite]))
+    if lost := int((~finite).sum()):
+        notes.append(f"{lost} of {len(points)} seed points in {path.name} are not finite and left out")
     return points[finite], colors[finite]
+
+
+def _to_bytes(values: np.ndarray) -> float:
+    """What takes colours of any type to 0..255."""
+    most = values.max(initial=0)
+    if values.dtype.kind == "f" and most <= 1:
+        return 255.0
+    # 16 bits by their type; but writers that give every integer 16 bits put bytes into them
+    return 1 / 257 if values.dtype.kind != "f" and most > 255 else 1.0
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
 
 
 def write_points(path: Path, points: np.ndarray, colors: np.ndarray) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from difixcli.runs import file_name
 from difixcli.scenes.lenses import Lens
+from difixcli.scenes.tracks import Tracks
 
 WORLDS = ("scene", "normalised")
 """The worlds that something may be written in: the one of the poses in the scene's file, and `Scene`'s."""
@@ -121,7 +122,7 @@ class Scene:
     rotation, translation and uniform scale), computed once from ALL frames. `applied` (4, 4) is the rigid transform
     that the file says its own world has gone through (from COLMAP's, as a rule). `metric` says whether the file's
     units are metres; `unit_scale` is normalised units per source unit. `own_split` is the split that the scene's file
-    itself makes, if it makes one.
+    itself makes, if it makes one. `tracks` says which frames saw each seed point; None where that is not known.
     """
 
     name: str
@@ -134,6 +135,18 @@ class Scene:
     warnings: Sequence[str] = field(default_factory=tuple)
     applied: np.ndarray = field(default_factory=lambda: np.eye(4))
     own_split: Split | None = None
+    tracks: Tracks | None = None
+
+    def known_to(self, train: Sequence[int]) -> Scene:
+        """The scene with only the seed points that at least two of the frames `train` saw (the one, if it is one).
+
+        A point that the others saw, too, says where a surface is that they show: training has it from none but its own
+        photos. Without tracks all points stay.
+        """
+        if self.tracks is None:
+            return self
+        kept = np.flatnonzero(self.tracks.counts(train) >= min(2, len(set(train))))
+        return replace(self, points=self.points[kept], colors=self.colors[kept], tracks=self.tracks.of_points(kept))
 
     @property
     def unit_scale(self) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from difixcli.scenes.lenses import Lens
+from difixcli.scenes.tracks import Tracks
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,9 @@ class SourceFrame:
 @dataclass(frozen=True, eq=False)
 class Source:
     """A scene as read. `points` (N, 3) lie in the same world as the poses; `applied` (4, 4) is the rigid
-    transform that the file says its own coordinates have gone through, already undone in poses and points."""
+    transform that the file says its own coordinates have gone through, already undone in poses and points.
+
+    `tracks` says which of `frames`, by index, saw each point; None where the file does not know."""
 
     path: Path
     frames: Sequence[SourceFrame]
@@ -37,6 +40,7 @@ class Source:
     colors: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.uint8))
     applied: np.ndarray = field(default_factory=lambda: np.eye(4))
     metric: bool = False
+    tracks: Tracks | None = None
     warnings: Sequence[str] = ()
     split: tuple[frozenset[str], frozenset[str]] | None = None
     """The names of the frames that train and of those that are targets, where the file itself says so."""
