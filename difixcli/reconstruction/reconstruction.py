@@ -61,6 +61,7 @@ class Reconstruction:
         self._trainer = Trainer(recipe, config, seeds, rays)
         self.warnings = list(self._trainer.warnings)
         self.beside: dict[str, Any] = {}
+        self.left_out = 0  # Gaussians that are not finite, of the last export
 
     @classmethod
     def create(
@@ -302,6 +303,7 @@ class Reconstruction:
         Splats are written as the Gaussians that splat viewers read; of other methods the surfaces that the training
         photos' cameras see are written as coloured points. `world` is "scene", the one of the poses in the scene's
         file (positions, sizes, rotations and the directions of colours are all turned into it), or "normalised".
+        Gaussians that are not finite are left out, which `left_out` counts; antialiased ones are marked as such.
         Raises InputError for another word, and for "scene" where the run does not say which that was.
         """
         if world not in WORLDS:
@@ -321,7 +323,7 @@ class Reconstruction:
             from_model = to_world @ np.linalg.inv(self._to_model)
             if not np.array_equal(from_model, np.eye(4)):
                 gaussians = gaussians.moved(from_model)
-            gaussians.write(Path(path))
+            self.left_out = gaussians.write(Path(path))
             return Path(path)
         from difixcli.reconstruction.export import write_point_cloud
 
