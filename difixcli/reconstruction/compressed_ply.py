@@ -53,10 +53,11 @@ def unpacked(vertex: np.ndarray, chunk: np.ndarray, harmonics: np.ndarray | None
     columns |= {f"rot_{i}": part for i, part in enumerate(_rotation(rotation).T)}
     columns |= {f"f_dc_{i}": base[:, i] for i in range(3)}
     columns["opacity"] = np.log(opacity / (1 - opacity))
-    for name in () if harmonics is None else harmonics.dtype.names or ():
-        # a byte stands for the middle of its 256th of [-4, 4], the first and last for the ends
-        byte = harmonics[name].astype(np.float64)
-        columns[name] = 8 * np.where(byte == 0, 0, np.where(byte == 255, 1, (byte + 0.5) / 256)) - 4
+    if harmonics is not None:
+        for name in harmonics.dtype.names or ():
+            # a byte stands for the middle of its 256th of [-4, 4], the first and last for the ends
+            byte = harmonics[name].astype(np.float64)
+            columns[name] = 8 * np.where(byte == 0, 0, np.where(byte == 255, 1, (byte + 0.5) / 256)) - 4
     return {name: column.astype(np.float32) for name, column in columns.items()}
 
 

@@ -53,9 +53,8 @@ class Gaussians:
         """A splatfacto model's."""
         harmonics = torch.cat([model.shs_0[:, None], model.shs_rest], dim=1)
         tensors = (model.means, model.scales, model.quats, harmonics, model.opacities)
-        return cls(
-            *(tensor.detach().cpu() for tensor in tensors), antialiased=model.config.rasterize_mode == "antialiased"
-        )
+        means, scales, quats, harmonics, opacities = (tensor.detach().cpu() for tensor in tensors)
+        return cls(means, scales, quats, harmonics, opacities, model.config.rasterize_mode == "antialiased")
 
     @classmethod
     def of_state(cls, state: dict[str, Tensor]) -> Gaussians:

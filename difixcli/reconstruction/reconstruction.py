@@ -122,17 +122,29 @@ class Reconstruction:
         config = configure(recipe, run.path)  # its errors come before anything is written
         check_device(device, config)
         make_folder(run.path)
-        write_dataset(scene, train, run.data, depths=reads_depth(config))
-        seeds = None
+        seeding, rays = None, []
         if origin is None and has_gaussians(config):
-            from difixcli.reconstruction.seeding import seed_gaussians
+            from difixcli.reconstruction.seeding import Seeding
 
             count = min(SEED_GAUSSIANS[preset], own_settings(recipe)["max_gaussians"])
-            seeds = seed_gaussians(scene, train, count, seed)
-        if heeds_seed_depth(config, recipe) and len(scene.points):
+            seeding = Seeding(scene, train, count, seed)
+        with_rays = heeds_seed_depth(config, recipe) and len(scene.points) > 0
+
+        def look(index: int) -> None:
+            """What is taken from a photo besides its pixels, while it is at hand."""
+            if seeding is not None:
+                seeding.add(index)
+            if with_rays:
+                from difixcli.reconstruction.seed_depth import SeedRays
+
+                rays.append(SeedRays.of_photo(scene, index, len(rays)))
+
+        write_dataset(scene, train, run.data, depths=reads_depth(config), beside=look)
+        seeds = None if seeding is None else seeding.result()
+        if with_rays:
             from difixcli.reconstruction.seed_depth import SeedRays
 
-            run.write_seed_rays(SeedRays.of(scene, train))
+            run.write_seed_rays(SeedRays.joined(rays))
         made = cls(recipe, run, seeds)
         if origin is not None:
             made.adopt(origin.state)

@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from difixcli import runs
 from difixcli.errors import InputError
-from difixcli.runs import read_image
 from difixcli.scenes.scene import Frame
 
+# a photo that is its own mask is decoded once for both; whoever decodes lets go of it afterwards
+read_image = lru_cache(maxsize=2)(runs.read_image)
+let_go = read_image.cache_clear
 
-def load_photo(frame: Frame) -> np.ndarray:
+
+def decode_photo(frame: Frame) -> np.ndarray:
     """The photo of a frame at its working size, undistorted: (H, W, 3) float32 RGB in [0, 1].
 
     Raises InputError if the file cannot be decoded.
@@ -25,7 +29,7 @@ def load_photo(frame: Frame) -> np.ndarray:
     return _to_working_size(pixels[..., :3], frame)
 
 
-def load_mask(frame: Frame) -> np.ndarray | None:
+def decode_mask(frame: Frame) -> np.ndarray | None:
     """Which pixels of a frame count: (H, W) bool at working size, True where the photo is to be used; None for all.
 
     Joins the mask file (white counts, as in nerfstudio), the photo's transparency, and the pixels that undistortion
@@ -41,7 +45,7 @@ def load_mask(frame: Frame) -> np.ndarray | None:
                 f"{shape[0]}; make them the same size."
             )
         keep *= mask > 0.5
-    if _has_alpha(frame.image_path):
+    if has_alpha(frame.image_path):
         keep *= read_image(frame.image_path, alpha=True)[..., 3] > 0.5
     # A pixel counts only if everything it was interpolated from does: a little less than one for rounding.
     counted = _to_working_size(keep, frame) > 0.999
@@ -79,9 +83,10 @@ def _undistortion_maps(
     return maps[0], maps[1]
 
 
-def _has_alpha(path: Path) -> bool:
+def has_alpha(path: Path) -> bool:
+    """Whether the photo's file knows transparency; nothing is decoded. InputError if it cannot be opened."""
     try:
         with Image.open(path) as image:
             return "A" in image.getbands() or "transparency" in image.info
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise InputError(f"The image {path} cannot be read; replace it or remove its frame.") from None
