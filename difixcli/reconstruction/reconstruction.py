@@ -33,6 +33,8 @@ from difixcli.reconstruction.methods import has_gaussians, is_splat
 from difixcli.reconstruction.objective import check_terms
 from difixcli.reconstruction.presets import SEED_GAUSSIANS
 from difixcli.reconstruction.run_folder import RunFolder
+from difixcli.reconstruction.seed_depth import SeedRays
+from difixcli.reconstruction.seeding import Seeding
 from difixcli.reconstruction.trainer import Trainer
 from difixcli.reconstruction.views import PseudoView, Render, as_render
 from difixcli.runs import make_folder
@@ -122,10 +124,9 @@ class Reconstruction:
         config = configure(recipe, run.path)  # its errors come before anything is written
         check_device(device, config)
         make_folder(run.path)
-        seeding, rays = None, []
+        seeding = None
+        rays: list[SeedRays] = []
         if origin is None and has_gaussians(config):
-            from difixcli.reconstruction.seeding import Seeding
-
             count = min(SEED_GAUSSIANS[preset], own_settings(recipe)["max_gaussians"])
             seeding = Seeding(scene, train, count, seed)
         with_rays = heeds_seed_depth(config, recipe) and len(scene.points) > 0
@@ -135,15 +136,11 @@ class Reconstruction:
             if seeding is not None:
                 seeding.add(index)
             if with_rays:
-                from difixcli.reconstruction.seed_depth import SeedRays
-
                 rays.append(SeedRays.of_photo(scene, index, len(rays)))
 
         write_dataset(scene, train, run.data, depths=reads_depth(config), beside=look)
         seeds = None if seeding is None else seeding.result()
         if with_rays:
-            from difixcli.reconstruction.seed_depth import SeedRays
-
             run.write_seed_rays(SeedRays.joined(rays))
         made = cls(recipe, run, seeds)
         if origin is not None:
