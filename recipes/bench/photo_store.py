@@ -4,8 +4,8 @@
 
 Synthetic 4K JPEGs (eight distinct ones, copied) around a cloud of seed points, in a temporary folder. Each row is a
 process of its own: it loads the scene, writes the data set, and makes the seeds or the seed depth that the method asks
-for; then it looks at every photo once more, as references and figures do. Peak memory is the process's, libraries
-included; a row that holds none decodes a photo for each of its uses.
+for; then it looks at every photo once more, as references and figures do. Times are CPU seconds. Peak memory is the
+process's, libraries included; a row that holds none decodes a photo for each of its uses.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def write_scene(folder: Path, count: int) -> None:
 
 
 def start(folder: Path, size: int, method: str, bound: int) -> dict[str, float]:
-    """One row: seconds of each part, and the peak in MiB."""
+    """One row: CPU seconds of each part, and the peak in MiB."""
     from difixcli.reconstruction.dataset import write_dataset
     from difixcli.reconstruction.seed_depth import SeedRays
     from difixcli.reconstruction.seeding import Seeding
@@ -62,9 +62,9 @@ def start(folder: Path, size: int, method: str, bound: int) -> dict[str, float]:
 
     photo_store.STORE.bound = bound
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    began = time.perf_counter()
+    began = time.process_time()
     scene = load_scene(str(folder), size=size)
-    loaded = time.perf_counter()
+    loaded = time.process_time()
     train = [i for i in range(len(scene.frames)) if i % 8]
     with tempfile.TemporaryDirectory() as out:
         if method == "splatfacto":
@@ -72,10 +72,10 @@ def start(folder: Path, size: int, method: str, bound: int) -> dict[str, float]:
         else:
             rays: list[SeedRays] = []
             write_dataset(scene, train, Path(out), beside=lambda i: rays.append(SeedRays.of_photo(scene, i, len(rays))))
-    made = time.perf_counter()
+    made = time.process_time()
     for frame in scene.frames:
         load_photo(frame)
-    seen = time.perf_counter()
+    seen = time.process_time()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"load": loaded - began, "start": made - loaded, "again": seen - made, "before": before, "peak": peak}
 
