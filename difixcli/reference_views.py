@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from difixcli.reconstruction import Reconstruction, Render
 
 
-_PHOTOS_HELD = 16
 _DEPTHS_HELD = 64
 
 
@@ -49,8 +48,6 @@ class ReferenceViews:
     def __init__(self, scene: Scene, frames: Sequence[int], reconstruction: Reconstruction, count: int) -> None:
         self.scene, self.frames, self.reconstruction, self.count = scene, list(frames), reconstruction, count
         # neighbours on a path share references; the rest of a long one need not be held
-        self._photos = lru_cache(_PHOTOS_HELD)(partial(_photo, scene))
-        self._masks = lru_cache(_PHOTOS_HELD)(partial(_mask, scene))
         self._depths = lru_cache(_DEPTHS_HELD)(partial(_half_size_depth, scene, reconstruction))
 
     def refresh(self) -> None:
@@ -58,8 +55,8 @@ class ReferenceViews:
         self._depths.cache_clear()
 
     def photo(self, frame: int) -> np.ndarray:
-        """(H, W, 3) the reference photo, read once for neighbouring views."""
-        return self._photos(frame)
+        """(H, W, 3) the reference photo; read-only."""
+        return load_photo(self.scene.frames[frame])
 
     def depth(self, frame: int) -> np.ndarray:
         """(h, w) the reconstruction's z-depth at a reference's camera, at half its size."""
@@ -105,7 +102,7 @@ class ReferenceViews:
         size = (first.height, first.width)
         images = torch.stack([_resized(_planar(photo), size) for photo in photos])
         depths = torch.stack([_resized(torch.from_numpy(self.depth(f))[None], size) for f in frames])
-        held = [self._masks(f) for f in frames]
+        held = [load_mask(self.scene.frames[f]) for f in frames]
         masks = None
         if any(mask is not None for mask in held):
             whole = [np.ones(photo.shape[:2], bool) if m is None else m for m, photo in zip(held, photos, strict=True)]
@@ -124,14 +121,6 @@ class ReferenceViews:
         )
         aligned, visibility = aligned[0].permute(0, 2, 3, 1).cpu(), visibility[0, :, 0].cpu()
         return References(frames, photos, aligned.numpy(), visibility.numpy())
-
-
-def _photo(scene: Scene, frame: int) -> np.ndarray:
-    return load_photo(scene.frames[frame])
-
-
-def _mask(scene: Scene, frame: int) -> np.ndarray | None:
-    return load_mask(scene.frames[frame])
 
 
 def _half_size_depth(scene: Scene, reconstruction: Reconstruction, frame: int) -> np.ndarray:

@@ -189,13 +189,12 @@ def test_gaussians_are_found_in_whichever_world_they_are(
         to_colmap = np.linalg.inv(scene.source_to_world @ scene.applied)
         to_world = {"file": np.linalg.inv(scene.source_to_world), "colmap": to_colmap}
         if world == "run":
-            from difixcli.reconstruction.start import _run_from_original
+            from difixcli.scenes.run_worlds import worlds_of_run
 
             shutil.copy(splats.folder / "dataparser_transforms.json", path.parent.parent)
-            to_world["run"] = _run_from_original(splats.folder) @ to_colmap
+            to_world["run"] = worlds_of_run(splats.folder, scene)[0]
         Gaussians.read(path).moved(to_world[world]).write(path)
-    overrides = ["pipeline.model.rasterize_mode=antialiased"]  # which a .ply does not say
-    again = start(path, scene, tmp_path / "again", overrides=overrides)
+    again = start(path, scene, tmp_path / "again")  # antialiased, as the .ply says
     assert not again.warnings and again.gaussians == made.gaussians
     for i in (0, 5):
         camera = scene.frames[i].camera

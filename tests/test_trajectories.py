@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ import pytest
 
 from difixcli.errors import InputError
 from difixcli.scenes import Camera, Frame, Scene, make_trajectory, pose_distance
-from difixcli.scenes.poses import look_at
+from difixcli.scenes.poses import apply_similarity, look_at
+from difixcli.scenes.trajectories import blend_poses, path_world_note
 
 UP = np.array([0.0, 0.0, 1.0])
 
@@ -166,6 +169,173 @@ def test_a_viewers_path_is_what_nerfstudio_reads(tmp_path: Path) -> None:
     small = _saved(tmp_path / "small.json", render_width=36, render_height=64, fps=None)
     made = make_trajectory(_ring(4), range(4), str(small))
     assert {(c.width, c.height) for c in made.cameras} == {(36, 64)} and made.fps == pytest.approx(30)
+
+
+@pytest.mark.parametrize(
+    ("tension", "count", "closed"), [(0.0, 5, False), (0.4, 3, False), (0.0, 5, True), (0.4, 3, True), (0.0, 2, True)]
+)
+def test_key_frames_alone_are_interpolated_as_the_viewer_does(
+    tmp_path: Path, tension: float, count: int, closed: bool
+) -> None:
+    from unittest.mock import MagicMock
+
+    import viser.transforms as tf
+    from nerfstudio.viewer.render_panel import CameraPath, Keyframe
+
+    rng = np.random.default_rng(3)
+    theirs = CameraPath(MagicMock(), MagicMock())  # its server draws, which is not asked for
+    theirs.loop, theirs.tension, theirs.framerate = closed, tension, 12.0
+    theirs.default_fov, theirs.default_transition_sec = np.deg2rad(60), 0.75
+    keyframes = []
+    for i in range(count):
+        pose = look_at(2 * UP + rng.uniform(-1, 1, 3), rng.uniform(-0.5, 0.5, 3), UP)
+        fov, seconds = 40.0 + 15 * i, (0.4 + 0.7 * i if i % 2 == 1 else None)
+        keyframes.append(
+            {
+                "matrix": pose.flatten().tolist(),
+                "fov": fov,
+                "aspect": 0.5625,
+                "override_transition_enabled": seconds is not None,
+                "override_transition_sec": seconds,
+            }
+        )
+        turned = tf.SO3.from_matrix(pose[:3, :3]) @ tf.SO3.from_x_radians(np.pi)
+        told = Keyframe(
+            10 * pose[:3, 3], turned.wxyz, True, np.deg2rad(fov), False, 0.0, 0.5625, seconds is not None, seconds
+        )
+        theirs.add_camera(told)
+    theirs.update_spline()
+    path = tmp_path / "path.json"
+    held = {
+        "default_fov": 60.0,
+        "default_transition_sec": 0.75,
+        "keyframes": keyframes,
+        "camera_type": "perspective",
+        "fps": 12.0,
+        "is_cycle": closed,
+        "smoothness_value": tension,
+    }
+    path.write_text(json.dumps(held))
+    made = make_trajectory(_ring(4), range(4), str(path))
+    assert made.fps == 12 and len(made.cameras) == int(12 * theirs.compute_duration())
+    for i, camera in enumerate(made.cameras):
+        pose, fov = theirs.interpolate_pose_and_fov_rad(i / len(made.cameras))
+        rotation = (pose.rotation() @ tf.SO3.from_x_radians(np.pi)).as_matrix()
+        np.testing.assert_allclose(camera.position, pose.translation() / 10, atol=1e-9)
+        np.testing.assert_allclose(camera.camera_to_world[:3, :3], rotation, atol=1e-7)
+        # no render size: the photos' long side in the cameras' shape, here upright
+        assert (camera.width, camera.height) == (54, 96)
+        assert 2 * np.arctan(camera.height / 2 / camera.fy) == pytest.approx(fov, abs=1e-9)
+        assert camera.fx == camera.fy and (camera.cx, camera.cy) == (27, 48)
+    wanted = np.array(keyframes[0]["matrix"]).reshape(4, 4)
+    np.testing.assert_allclose(made.cameras[0].camera_to_world, wanted, atol=1e-9)
+
+
+def test_two_key_frames_make_an_even_way(tmp_path: Path) -> None:
+    """nerfstudio's viewer fails on it."""
+    ends = _ring(2, 1.0).frames
+    keyframes = [
+        {"matrix": end.camera.camera_to_world.flatten().tolist(), "fov": fov, "aspect": 1.5}
+        for end, fov in zip(ends, (30.0, 50.0), strict=True)
+    ]
+    path = tmp_path / "path.json"
+    path.write_text(json.dumps({"keyframes": keyframes, "default_transition_sec": 2.0, "fps": 2}))
+    made = make_trajectory(_ring(4), range(4), str(path)).cameras
+    assert len(made) == 4 and (made[0].width, made[0].height) == (96, 64)
+    for i, camera in enumerate(made):
+        wanted = blend_poses(ends[0].camera.camera_to_world, ends[1].camera.camera_to_world, i / 4)
+        np.testing.assert_allclose(camera.camera_to_world, wanted, atol=1e-9)
+        assert np.rad2deg(2 * np.arctan(32 / camera.fy)) == pytest.approx(30 + 5 * i)
+
+
+def test_an_upright_path_with_a_lens_for_each_camera_is_what_nerfstudio_reads(tmp_path: Path) -> None:
+    from nerfstudio.cameras.camera_paths import get_path_from_json
+
+    path = _saved(tmp_path / "path.json", render_width=1080, render_height=1920)
+    held = json.loads(path.read_text())
+    for entry, fov in zip(held["camera_path"], (30.0, 60.0, 90.0), strict=True):
+        entry["fov"] = fov
+    path.write_text(json.dumps(held))
+    theirs = get_path_from_json(held)
+    made = make_trajectory(_ring(4), range(4), str(path)).cameras
+    for i, (camera, fov) in enumerate(zip(made, (30.0, 60.0, 90.0), strict=True)):
+        assert (camera.width, camera.height) == (54, 96)
+        assert np.rad2deg(2 * np.arctan(48 / camera.fy)) == pytest.approx(fov)
+        np.testing.assert_allclose(camera.intrinsics[:2], theirs[i].get_intrinsics_matrices()[:2] / 20, rtol=1e-5)
+    del held["render_width"], held["render_height"], held["camera_path"][0]["aspect"]
+    path.write_text(json.dumps(held))
+    with pytest.raises(InputError, match="aspect is None"):
+        make_trajectory(_ring(4), range(4), str(path))
+
+
+def _told(scene: Scene, applied: np.ndarray) -> Scene:
+    """The scene as if its file's world were another, and had gone through `applied` before."""
+    turn = np.eye(4)
+    turn[:3, :3] = 0.3 * look_at(np.array([1.0, 2, 3]), np.zeros(3), UP)[:3, :3]
+    turn[:3, 3] = [0.1, -0.4, 0.2]
+    return replace(scene, source_to_world=turn, applied=applied)
+
+
+@pytest.mark.parametrize("where", [".", "camera_paths", "scene/camera_paths"])
+def test_a_path_of_another_runs_viewer_is_brought_into_the_scenes_world(tmp_path: Path, where: str) -> None:
+    import torch
+    from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
+
+    applied = np.array([[1, 0, 0, 0.5], [0, 0, 1, 0], [0, -1, 0, 2], [0, 0, 0, 1.0]])
+    scene = _told(_ring(4), applied)
+    transform = look_at(np.array([0.5, -1, 2]), np.zeros(3), UP)
+    told = {"transform": transform[:3].tolist(), "scale": 0.6}
+    (tmp_path / where).mkdir(parents=True, exist_ok=True)
+    path = _saved(tmp_path / where / "path.json")
+    assert "normalised world" in (path_world_note(str(path)) or "")
+    plain = make_trajectory(scene, range(4), str(path)).cameras
+    (tmp_path / "dataparser_transforms.json").write_text(json.dumps(told))
+    assert path_world_note(str(path)) is None and path_world_note("spiral") is None
+    made = make_trajectory(scene, range(4), str(path)).cameras
+    saved = np.stack(
+        [np.array(e["camera_to_world"]).reshape(4, 4) for e in json.loads(path.read_text())["camera_path"]]
+    )
+    np.testing.assert_allclose([camera.camera_to_world for camera in plain], saved, atol=1e-12)
+    world = SimpleNamespace(dataparser_transform=torch.tensor(transform[:3]), dataparser_scale=0.6)
+    original = DataparserOutputs.transform_poses_to_original_space(world, torch.tensor(saved[:, :3]), "opengl").numpy()
+    for camera, pose in zip(made, original, strict=True):
+        # in the file's world: what nerfstudio says is the original one, and what the file says it went through
+        file_pose = applied @ np.vstack([pose, [0, 0, 0, 1]])
+        np.testing.assert_allclose(
+            camera.camera_to_world, apply_similarity(scene.source_to_world, file_pose), atol=1e-9
+        )
+    # of a run of ours, its own word counts; and it has to be of this scene
+    frames = [frame.name for frame in scene.frames]
+    (tmp_path / "reconstruction.json").write_text(json.dumps({"frames": frames, "world": None}))
+    for camera, pose in zip(make_trajectory(scene, range(4), str(path)).cameras, saved, strict=True):
+        np.testing.assert_allclose(camera.camera_to_world, pose, atol=1e-12)
+    (tmp_path / "reconstruction.json").write_text(json.dumps({"frames": frames[1:]}))
+    with pytest.raises(InputError, match="other photos"):
+        make_trajectory(scene, range(4), str(path))
+    (tmp_path / "reconstruction.json").unlink()
+    (tmp_path / "dataparser_transforms.json").write_text(json.dumps({**told, "scale": 0}))
+    with pytest.raises(InputError, match="no positive scale"):
+        make_trajectory(scene, range(4), str(path))
+
+
+def test_broken_key_frames_are_refused(tmp_path: Path) -> None:
+    pose = np.eye(4).flatten().tolist()
+    key = {"matrix": pose, "fov": 50.0, "aspect": 1.0}
+    for keyframes, changes, words in [
+        ([key], {}, "one key frame"),
+        ([], {}, "no camera path"),
+        ([key, {"fov": 50.0}], {}, "no matrix for key frame 1"),
+        ([key, "x"], {}, "no matrix for key frame 1"),
+        ([key, {**key, "matrix": "[1, 0]"}], {}, "not 16 numbers"),
+        ([key, {"matrix": pose, "aspect": 1.0}], {"default_fov": None}, "fov is None"),
+        ([key, {**key, "override_transition_enabled": True, "override_transition_sec": 0}], {}, "sec is 0"),
+        ([key, key], {"default_transition_sec": math.nan}, "sec is nan"),
+        ([key, key], {"default_transition_sec": 0.01}, "makes 0 cameras"),
+        ([key, key], {"smoothness_value": 2}, "smoothness_value is 2"),
+    ]:
+        path = _saved(tmp_path / "path.json", keyframes=keyframes, camera_path=None, **changes)
+        with pytest.raises(InputError, match=words):
+            make_trajectory(_ring(4), range(4), str(path))
 
 
 def test_broken_paths_are_refused(tmp_path: Path) -> None:

@@ -161,6 +161,7 @@ def distill(
     from difixcli.distillation.settings import Settings, find_profile, read_terms, support_wanted
     from difixcli.distillation.targets import check_targets
     from difixcli.scenes import DEFAULT_RULE, check_rule, check_scene, default_split_rule, make_split
+    from difixcli.scenes.trajectories import path_world_note
 
     # what can be told without torch and nerfstudio is told before they are imported, which takes long
     aims = targets or ["test"]
@@ -172,6 +173,8 @@ def distill(
     if split is not None:
         check_rule(split)
     check_targets(aims)
+    for note in filter(None, map(path_world_note, aims)):
+        console.say(note)
     check_schedule(schedule, rounds, step, share, further)
     check_prior(prior)
     preset_values = find_profile(profile)

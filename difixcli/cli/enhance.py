@@ -143,6 +143,7 @@ def _enhance_run(
     from difixcli.enhancement.runs import enhance_run, path_fingerprint, views
     from difixcli.reconstruction import latest_checkpoint
     from difixcli.scenes import make_split, make_trajectory
+    from difixcli.scenes.trajectories import path_world_note
 
     if not (source / "run.json").is_file() and (source.absolute().parent / "run.json").is_file():
         raise InputError(f"{source} is a part of the run {source.absolute().parent}; name that run.")
@@ -156,6 +157,8 @@ def _enhance_run(
         trajectory = aims[0]  # the views that the run was made for
     split = make_split(scene, held["split"], need_test=trajectory is None)
     path = None if trajectory is None else make_trajectory(scene, split.train, trajectory)
+    if trajectory is not None and (note := path_world_note(trajectory)):
+        console.say(note)
     cameras = views(scene, split, path, film)[1]
     network = open_fixer(fixer, on)
     # a run that has trained on since makes other frames

@@ -39,6 +39,7 @@ def export(
     if output.exists() and not force:
         raise InputError(f"{output} is already there; choose another --output, or replace it with --force.")
     from difixcli.reconstruction import Reconstruction
+    from difixcli.reconstruction.gaussians import not_finite
 
     on, _ = pick_device(Device.auto)
     # on the device it was trained on, unless that is not here
@@ -46,6 +47,10 @@ def export(
     make_folder(output.absolute().parent)
     reconstruction.export(output, world)
     count = reconstruction.gaussians
+    if count is not None and reconstruction.left_out:
+        console.warn(not_finite(reconstruction.left_out, count, str(run)))
+        count -= reconstruction.left_out
     what = "a point cloud" if count is None else f"{count} Gaussians"
     console.say(f"Wrote {what} to {output}, in the scene's {'own' if world == 'scene' else 'normalised'} world.")
-    console.finish({"output": str(output), "gaussians": count, "world": world}, as_json)
+    told = {"output": str(output), "gaussians": count, "left_out": reconstruction.left_out, "world": world}
+    console.finish(told, as_json)

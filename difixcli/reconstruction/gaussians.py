@@ -1,11 +1,13 @@
 """Gaussians as the PLY file of the 3D Gaussian splatting release, which every splat program reads and writes.
 
 Properties: x y z, nx ny nz (0), f_dc_0…2, f_rest_… (channel by channel), opacity (logit), scale_0…2 (log),
-rot_0…3 (wxyz).
+rot_0…3 (wxyz). The comment `SplatRenderMode: mip` says that they were trained antialiased (Mip-Splatting's filter), and
+look too thin or too bright where that is left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from difixcli.errors import InputError
 from difixcli.runs import atomic
 
 _DIRECTIONS = 256  # more than the 25 functions of degree 4 need
+_MIP = "SplatRenderMode: mip"
 _C0 = 0.28209479177387814  # the spherical harmonic of degree 0
 
 
@@ -26,7 +29,8 @@ _C0 = 0.28209479177387814  # the spherical harmonic of degree 0
 class Gaussians:
     """N Gaussians, float32: `means` (N, 3), `scales` (N, 3) logarithms of standard deviations, `quats` (N, 4)
     rotations wxyz, not necessarily of length 1, `harmonics` (N, (d + 1)², 3) coefficients of colour, `opacities`
-    (N, 1) logits.
+    (N, 1) logits. `antialiased` says how they are to be rendered (nerfstudio's `rasterize_mode`), and `left_out` how
+    many more stood in the file they were read from that were not finite.
     """
 
     means: Tensor
@@ -34,6 +38,8 @@ class Gaussians:
     quats: Tensor
     harmonics: Tensor
     opacities: Tensor
+    antialiased: bool = False
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.means)
@@ -47,7 +53,8 @@ class Gaussians:
         """A splatfacto model's."""
         harmonics = torch.cat([model.shs_0[:, None], model.shs_rest], dim=1)
         tensors = (model.means, model.scales, model.quats, harmonics, model.opacities)
-        return cls(*(tensor.detach().cpu() for tensor in tensors))
+        means, scales, quats, harmonics, opacities = (tensor.detach().cpu() for tensor in tensors)
+        return cls(means, scales, quats, harmonics, opacities, model.config.rasterize_mode == "antialiased")
 
     @classmethod
     def of_state(cls, state: dict[str, Tensor]) -> Gaussians:
@@ -84,26 +91,37 @@ class Gaussians:
         rotation = similarity[:3, :3] / scale
         means = self.means.double() @ torch.from_numpy(similarity[:3, :3].T) + torch.from_numpy(similarity[:3, 3])
         x, y, z, w = Rotation.from_matrix(rotation).as_quat()
-        return Gaussians(
+        return replace(
+            self,
             means=means.float(),
             scales=self.scales + float(np.log(scale)),
             quats=_after(torch.tensor([w, x, y, z], dtype=self.quats.dtype), self.quats),
             harmonics=_turned(self.harmonics, rotation),
-            opacities=self.opacities,
         )
 
     @classmethod
     def read(cls, path: Path) -> Gaussians:
-        """Read a PLY file as the 3DGS release, gsplat and nerfstudio write it; Gaussians that are not finite are left
-        out. Raises InputError for a file that is missing, cut short, a plain point cloud, without harmonics, or empty.
+        """Read a PLY file as the 3DGS release, gsplat and nerfstudio write it, or one that SuperSplat has compressed.
+
+        Gaussians that are not finite are left out. Raises InputError for a file that is missing, cut short, a plain
+        point cloud, without harmonics, or empty.
         """
         from plyfile import PlyData, PlyParseError
 
+        from difixcli.reconstruction.compressed_ply import PACKED, unpacked
+
+        vertices: Mapping[str, np.ndarray]
         try:
-            vertices = PlyData.read(str(path))["vertex"].data
+            file = PlyData.read(str(path))
+            data = file["vertex"].data
+            if PACKED[0] in (data.dtype.names or ()):
+                higher_ones = file["sh"].data if "sh" in file else None
+                vertices = unpacked(data, file["chunk"].data, higher_ones)
+            else:
+                vertices = {name: data[name] for name in data.dtype.names or ()}
         except (PlyParseError, KeyError, ValueError, OSError) as error:
             raise InputError(f"{path} cannot be read as a PLY file of Gaussians ({error}); export it again.") from None
-        names = vertices.dtype.names or ()
+        names = list(vertices)
         shape = [*"xyz", "opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
         if missing := [name for name in shape if name not in names]:
             kind = "a plain point cloud" if "opacity" not in names else "no Gaussians"
@@ -121,19 +139,26 @@ class Gaussians:
 
         def columns(chosen: list[str]) -> np.ndarray:
             found = [np.asarray(vertices[name], dtype=np.float32) for name in chosen]
-            return np.stack(found, axis=1) if found else np.zeros((len(vertices), 0), np.float32)
+            return np.stack(found, axis=1) if found else np.zeros((len(data), 0), np.float32)
 
         parts = [columns(list("xyz")), columns(shape[4:7]), columns(shape[7:11]), columns(["opacity"])]
-        higher = columns(rest).reshape(len(vertices), 3, count - 1).transpose(0, 2, 1)
-        parts.append(np.concatenate([columns(base)[:, None], higher], axis=1).reshape(len(vertices), -1))
+        higher = columns(rest).reshape(len(data), 3, count - 1).transpose(0, 2, 1)
+        parts.append(np.concatenate([columns(base)[:, None], higher], axis=1).reshape(len(data), -1))
         finite = np.isfinite(np.concatenate(parts, axis=1)).all(axis=1)
         if not finite.any():
             raise InputError(f"{path} holds no Gaussian that is finite; export it again.")
         means, scales, quats, opacities, harmonics = (torch.from_numpy(part[finite]) for part in parts)
-        return cls(means, scales, quats, harmonics.view(len(means), count, 3), opacities)
+        antialiased = any(
+            comment.lower().replace(" ", "") == _MIP.lower().replace(" ", "") for comment in file.comments
+        )
+        left_out = len(data) - len(means)
+        return cls(means, scales, quats, harmonics.view(len(means), count, 3), opacities, antialiased, left_out)
 
-    def write(self, path: Path) -> None:
-        """Write those that are finite as a PLY file, whole or not at all."""
+    def write(self, path: Path) -> int:
+        """Write those that are finite as a PLY file, whole or not at all; returns how many were left out.
+
+        Raises InputError where none is finite.
+        """
         from plyfile import PlyData, PlyElement
 
         rest = self.harmonics[:, 1:].transpose(1, 2).reshape(len(self), -1)
@@ -148,10 +173,19 @@ class Gaussians:
         }
         table = torch.cat(list(groups.values()), dim=1).numpy().astype("<f4")
         table = table[np.isfinite(table).all(axis=1)]
+        if not len(table):
+            raise InputError("No Gaussian to export: none of the model's is finite; train it again.")
         names = [name for group in groups for name in group]
         vertices = np.ascontiguousarray(table).view([(name, "<f4") for name in names])[:, 0]
         with atomic(path) as temporary:
-            PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(str(temporary))
+            comments = [_MIP] if self.antialiased else []
+            PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<", comments=comments).write(str(temporary))
+        return len(self) - len(table)
+
+
+def not_finite(left_out: int, count: int, name: str) -> str:
+    """The sentence that says how many of a file's or model's Gaussians were left out."""
+    return f"{left_out} of the {count} Gaussians of {name} have values that are not finite, and were left out."
 
 
 def _after(first: Tensor, quats: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ from difixcli.reconstruction.methods import has_gaussians, is_splat
 from difixcli.reconstruction.objective import check_terms
 from difixcli.reconstruction.presets import SEED_GAUSSIANS
 from difixcli.reconstruction.run_folder import RunFolder
+from difixcli.reconstruction.seed_depth import SeedRays
+from difixcli.reconstruction.seeding import Seeding
 from difixcli.reconstruction.trainer import Trainer
 from difixcli.reconstruction.views import PseudoView, Render, as_render
 from difixcli.runs import make_folder
@@ -65,6 +67,7 @@ class Reconstruction:
         self.warnings = list(self._trainer.warnings)
         self.notes: list[str] = []
         self.beside: dict[str, Any] = {}
+        self.left_out = 0  # Gaussians that are not finite, of the last export
 
     @classmethod
     def create(
@@ -131,18 +134,25 @@ class Reconstruction:
         config = configure(recipe, run.path)  # its errors come before anything is written
         check_device(device, config)
         make_folder(run.path)
-        write_dataset(scene, train, run.data, depths=reads_depth(config))
-        seeds = None
         uses_points = every > 0 and ((origin is None and has_gaussians(config)) or heeds_seed_depth(config, recipe))
+        seeding = None
+        rays: list[SeedRays] = []
         if origin is None and has_gaussians(config):
-            from difixcli.reconstruction.seeding import seed_gaussians
-
             count = min(SEED_GAUSSIANS[preset], own_settings(recipe)["max_gaussians"])
-            seeds = seed_gaussians(scene, train, count, seed)
-        if heeds_seed_depth(config, recipe) and len(scene.points):
-            from difixcli.reconstruction.seed_depth import SeedRays
+            seeding = Seeding(scene, train, count, seed)
+        with_rays = heeds_seed_depth(config, recipe) and len(scene.points) > 0
 
-            run.write_seed_rays(SeedRays.of(scene, train))
+        def look(index: int) -> None:
+            """What is taken from a photo besides its pixels, while it is at hand."""
+            if seeding is not None:
+                seeding.add(index)
+            if with_rays:
+                rays.append(SeedRays.of_photo(scene, index, len(rays)))
+
+        write_dataset(scene, train, run.data, depths=reads_depth(config), beside=look)
+        seeds = None if seeding is None else seeding.result()
+        if with_rays:
+            run.write_seed_rays(SeedRays.joined(rays))
         made = cls(recipe, run, seeds)
         if uses_points:
             made._tell_of_points(every, None if scene.tracks is None else len(scene.points))
@@ -315,6 +325,7 @@ class Reconstruction:
         Splats are written as the Gaussians that splat viewers read; of other methods the surfaces that the training
         photos' cameras see are written as coloured points. `world` is "scene", the one of the poses in the scene's
         file (positions, sizes, rotations and the directions of colours are all turned into it), or "normalised".
+        Gaussians that are not finite are left out, which `left_out` counts; antialiased ones are marked as such.
         Raises InputError for another word, and for "scene" where the run does not say which that was.
         """
         if world not in WORLDS:
@@ -334,7 +345,7 @@ class Reconstruction:
             from_model = to_world @ np.linalg.inv(self._to_model)
             if not np.array_equal(from_model, np.eye(4)):
                 gaussians = gaussians.moved(from_model)
-            gaussians.write(Path(path))
+            self.left_out = gaussians.write(Path(path))
             return Path(path)
         from difixcli.reconstruction.export import write_point_cloud
 

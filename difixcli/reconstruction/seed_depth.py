@@ -8,7 +8,7 @@ the penalty here is a transport cost: a ray's weights w_i at distances m_i, with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,22 +43,33 @@ class SeedRays:
     @classmethod
     def of(cls, scene: Scene, train: Sequence[int]) -> SeedRays:
         """The visible seed points of each training photo: not behind another, not masked, of the pixel's colour."""
+        return cls.joined(cls.of_photo(scene, index, position) for position, index in enumerate(train))
+
+    @classmethod
+    def of_photo(cls, scene: Scene, index: int, position: int) -> SeedRays:
+        """Those of one frame's photo, which is at `position` among the training photos."""
+        camera, photo = scene.frames[index].camera, load_photo(scene.frames[index])
+        x, y, depth = camera.project(scene.points)
+        inside = (depth > 1e-3) & (x >= 0) & (x < camera.width) & (y >= 0) & (y < camera.height)
+        candidates = np.flatnonzero(inside)
+        column, row = x[candidates].astype(np.int64), y[candidates].astype(np.int64)
+        color = photo[row, column]
+        alike = np.abs(color - scene.colors[candidates] / 255).max(axis=1) < _COLOR_TOLERANCE
+        keep = alike & _unhidden(row, column, depth[candidates], photo.shape[:2])
+        if (mask := load_mask(scene.frames[index])) is not None:
+            keep &= mask[row, column]
+        pixels = np.stack([np.full(keep.sum(), position), row[keep], column[keep]], axis=1)
+        away = np.linalg.norm(scene.points[candidates[keep]] - camera.position, axis=1)
+        return cls(pixels, away.astype(np.float32), color[keep])
+
+    @classmethod
+    def joined(cls, parts: Iterable[SeedRays]) -> SeedRays:
+        """All of them together, in their order."""
         pixels, distances, colors = [np.zeros((0, 3), np.int64)], [np.zeros(0, np.float32)], [np.zeros((0, 3))]
-        for position, index in enumerate(train):
-            camera, photo = scene.frames[index].camera, load_photo(scene.frames[index])
-            x, y, depth = camera.project(scene.points)
-            inside = (depth > 1e-3) & (x >= 0) & (x < camera.width) & (y >= 0) & (y < camera.height)
-            candidates = np.flatnonzero(inside)
-            column, row = x[candidates].astype(np.int64), y[candidates].astype(np.int64)
-            color = photo[row, column]
-            alike = np.abs(color - scene.colors[candidates] / 255).max(axis=1) < _COLOR_TOLERANCE
-            keep = alike & _unhidden(row, column, depth[candidates], photo.shape[:2])
-            if (mask := load_mask(scene.frames[index])) is not None:
-                keep &= mask[row, column]
-            pixels.append(np.stack([np.full(keep.sum(), position), row[keep], column[keep]], axis=1))
-            away = np.linalg.norm(scene.points[candidates[keep]] - camera.position, axis=1)
-            distances.append(away.astype(np.float32))
-            colors.append(color[keep])
+        for part in parts:
+            pixels.append(part.pixels)
+            distances.append(part.distances)
+            colors.append(part.colors)
         return cls(np.concatenate(pixels), np.concatenate(distances), np.concatenate(colors).astype(np.float32))
 
     def save(self, path: Path) -> None:

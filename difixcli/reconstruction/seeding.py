@@ -21,21 +21,41 @@ def seed_gaussians(scene: Scene, train: Sequence[int], count: int, seed: int) ->
     which densifies surfaces instead of filling space. Without seed points depths are drawn log-uniformly. Pixels that
     a photo's mask leaves out seed nothing; a photo of which nothing is left makes them fewer.
     """
-    rng = np.random.default_rng(seed)
-    points, colors = np.asarray(scene.points, dtype=np.float32), np.asarray(scene.colors, dtype=np.uint8)
-    if len(points) >= count:
-        chosen = np.sort(rng.choice(len(points), count, replace=False))
-        return points[chosen], colors[chosen]
-    shares = np.bincount(np.arange(count - len(points)) % len(train), minlength=len(train))
-    found_points, found_colors = [points], [colors]
-    for index, share in zip(train, shares, strict=True):
-        frame = scene.frames[index]
-        x, y = _pixels(frame.camera, load_mask(frame), share, rng)
-        depth = _depth_at(frame.camera, points, x, y, rng)
+    seeding = Seeding(scene, train, count, seed)
+    for index in train:
+        seeding.add(index)
+    return seeding.result()
+
+
+class Seeding:
+    """`seed_gaussians`, photo by photo: `add` is called once for each of `train`, in that order, then `result`."""
+
+    def __init__(self, scene: Scene, train: Sequence[int], count: int, seed: int) -> None:
+        self._scene, self._rng = scene, np.random.default_rng(seed)
+        points, colors = np.asarray(scene.points, dtype=np.float32), np.asarray(scene.colors, dtype=np.uint8)
+        self._seen = points
+        lacking = max(count - len(points), 0)
+        if not lacking:
+            chosen = np.sort(self._rng.choice(len(points), count, replace=False))
+            points, colors = points[chosen], colors[chosen]
+        shares = np.bincount(np.arange(lacking) % len(train), minlength=len(train))
+        self._shares = dict(zip(train, shares, strict=True)) if lacking else {}
+        self._points, self._colors = [points], [colors]
+
+    def add(self, index: int) -> None:
+        """Fill up from the photo of a frame that trains, where points are lacking."""
+        if index not in self._shares:
+            return
+        frame, rng = self._scene.frames[index], self._rng
+        x, y = _pixels(frame.camera, load_mask(frame), self._shares[index], rng)
+        depth = _depth_at(frame.camera, self._seen, x, y, rng)
         photo = load_photo(frame)
-        found_points.append(frame.camera.unproject(x, y, depth))
-        found_colors.append((photo[y.astype(int), x.astype(int)] * 255 + 0.5).astype(np.uint8))
-    return np.concatenate(found_points).astype(np.float32), np.concatenate(found_colors)
+        self._points.append(frame.camera.unproject(x, y, depth))
+        self._colors.append((photo[y.astype(int), x.astype(int)] * 255 + 0.5).astype(np.uint8))
+
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        """What `seed_gaussians` gives."""
+        return np.concatenate(self._points).astype(np.float32), np.concatenate(self._colors)
 
 
 def _pixels(

@@ -20,21 +20,18 @@ from torch import Tensor
 from difixcli.errors import InputError
 from difixcli.reconstruction.adoption import Origin
 from difixcli.reconstruction.checkpoints import latest_checkpoint, read_checkpoint
-from difixcli.reconstruction.gaussians import Gaussians
+from difixcli.reconstruction.gaussians import Gaussians, not_finite
 from difixcli.reconstruction.methods import is_splat, method_config
 from difixcli.reconstruction.reconstruction import Reconstruction
 from difixcli.reconstruction.run_config import read_config
 from difixcli.runs import read_json
 from difixcli.scenes import load_mask, load_photo
-from difixcli.scenes.poses import rigid_pose
+from difixcli.scenes.run_worlds import TRANSFORMS, worlds_of_run
 from difixcli.scenes.scene import Scene
 
 _COMPARED = 4  # training photos
 _COMPARED_SIZE = 128  # pixels, the long side
 _BETTER_THAN_PLAIN = 1.0  # dB
-
-_ASSUMED_APPLIED = np.array([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]], dtype=np.float64)
-"""What nerfstudio takes for a transforms.json's `applied_transform` if it has none but lies beside a COLMAP model."""
 
 
 def start_from(
@@ -54,22 +51,29 @@ def start_from(
     `path` is the folder of a nerfstudio run (with config.yml, dataparser_transforms.json and nerfstudio_models, as
     ns-train or difix leave it) or a `.ply` of 3D Gaussians. The world of a `.ply` may be that of the scene's file, of
     the COLMAP model behind it, the scene's normalised one, or a nerfstudio run's whose `dataparser_transforms.json`
-    stands beside it or one folder up. `method` may be left out: it is the run's, and splatfacto for Gaussians. The
+    stands beside it or one folder up; one that says that it was trained antialiased is trained on so. `method` may be
+    left out: it is the run's, and splatfacto for Gaussians. The
     model's networks are those that the run's configuration describes; the rest is as in `Reconstruction.create`,
     whose `origin` says how the schedule goes on.
 
-    `Reconstruction.warnings` says where a run of ours has seen photos that `train` leaves out (of other models that is
+    `Reconstruction.warnings` says how many Gaussians of a `.ply` are not finite, where a run of ours has seen photos
+    that `train` leaves out (of other models that is
     not known), and where renders of training photos are hardly better than one plain colour: the scene is probably
     another one. Raises InputError for a path that is neither, a run without a checkpoint or
     with a configuration that asks to run code (which is never run), a `.ply` without Gaussians or harmonics, another
     method than the run's, and what `Reconstruction.create` raises.
     """
     path = Path(path).expanduser().absolute()
+    notes: list[str] = []
     if path.is_file() and path.suffix.lower() == ".ply":
         method = method or "splatfacto"
         if not is_splat(method_config(method)):
             raise InputError(f"{path} holds Gaussians, which {method} has none of; choose splatfacto.")
-        origins = _of_gaussians(Gaussians.read(path), {}, method, _worlds_of_ply(path, scene))
+        gaussians = Gaussians.read(path)
+        told = {"pipeline.model.rasterize_mode": "antialiased"} if gaussians.antialiased else {}
+        if gaussians.left_out:
+            notes.append(not_finite(gaussians.left_out, len(gaussians) + gaussians.left_out, path.name))
+        origins = _of_gaussians(gaussians, told, method, _worlds_of_ply(path, scene))
     elif path.is_dir():
         method, origins = _of_run(path, scene, method)
     else:
@@ -87,6 +91,7 @@ def start_from(
         seed=seed,
         origin=first,
     )
+    made.warnings += notes
     best, plain = _likeness(made, scene)
     chosen = first
     for other in others:
@@ -124,13 +129,7 @@ def _of_run(path: Path, scene: Scene, method: str | None) -> tuple[str, list[Ori
     held = read_config(path / "config.yml")
     name, settings = method_of(path), held.settings
     state = {key.removeprefix("module.").removeprefix("_model."): value for key, value in _model_state(path).items()}
-    if (path / "reconstruction.json").is_file():
-        recipe = read_json(path / "reconstruction.json")
-        if not isinstance(recipe, dict) or recipe.get("frames") != [frame.name for frame in scene.frames]:
-            raise InputError(f"{path} was made from other photos than those of {scene.root}; name its own scene.")
-        worlds = [np.eye(4) if recipe.get("world") is None else np.array(recipe["world"])]
-    else:
-        worlds = [_run_from_original(path) @ inverse for inverse in _originals(scene)]
+    worlds = worlds_of_run(path, scene)
     if method is not None and method != name:
         raise InputError(f"{path} was trained with {name}, not {method}; leave --method out.")
     if is_splat(method_config(name)):
@@ -171,24 +170,14 @@ def _of_gaussians(
     return [Origin(settings, np.eye(4), None, {**rest, **full.moved(world).state()}) for world in worlds]
 
 
-def _originals(scene: Scene) -> list[np.ndarray]:
-    """The (4, 4) similarities that may lead from the scene's normalised world to what nerfstudio calls the original
-    data's; the first is certain unless the data's file leaves out what it went through.
-    """
-    to_file = np.linalg.inv(scene.source_to_world)
-    original = np.linalg.inv(scene.applied) @ to_file
-    if np.allclose(scene.applied, np.eye(4)) and (scene.root / "colmap" / "sparse" / "0").exists():
-        return [np.linalg.inv(_ASSUMED_APPLIED) @ to_file, original]
-    return [original]
-
-
 def _worlds_of_ply(path: Path, scene: Scene) -> list[np.ndarray]:
     """The (4, 4) similarities that may lead from a PLY file's world into the scene's normalised one."""
     found = []
     for folder in (path.parent, path.parent.parent):
-        if (folder / "dataparser_transforms.json").is_file():
-            run = _run_from_original(folder)
-            found += [np.linalg.inv(run @ inverse) for inverse in _originals(scene)]
+        if (folder / "reconstruction.json").is_file():
+            break  # a run of ours, whose exports are in one of the worlds below
+        if (folder / TRANSFORMS).is_file():
+            found += [np.linalg.inv(world) for world in worlds_of_run(folder, scene)]
             break
     found += [scene.source_to_world @ scene.applied, scene.source_to_world, np.eye(4)]
     distinct: list[np.ndarray] = []
@@ -196,18 +185,6 @@ def _worlds_of_ply(path: Path, scene: Scene) -> list[np.ndarray]:
         if not any(np.allclose(world, other, atol=1e-4) for other in distinct):
             distinct.append(world)
     return distinct
-
-
-def _run_from_original(folder: Path) -> np.ndarray:
-    """The (4, 4) similarity of a run's `dataparser_transforms.json`: from the original data's world into the run's."""
-    path = folder / "dataparser_transforms.json"
-    held = read_json(path)
-    scale = held.get("scale") if isinstance(held, dict) else None
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
-        raise InputError(f"{path} has no positive scale; name the folder of a nerfstudio run.")
-    run = rigid_pose(held.get("transform"), f"transform in {path}")
-    run[:3] *= scale
-    return run
 
 
 def _likeness(reconstruction: Reconstruction, scene: Scene) -> tuple[float, float]:

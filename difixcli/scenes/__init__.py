@@ -1,7 +1,7 @@
 """Posed photo sets: reading, splitting, camera paths, the sample scenes."""
 
 from difixcli.scenes.loading import check_scene, load_scene, scene_fingerprint, scene_name
-from difixcli.scenes.photos import load_mask, load_photo
+from difixcli.scenes.photo_store import load_mask, load_photo
 from difixcli.scenes.poses import nearest_cameras, pose_distance
 from difixcli.scenes.sample import write_sample
 from difixcli.scenes.scene import Camera, Frame, Scene, Split

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
+from difixcli import runs
 from difixcli.errors import InputError
-from difixcli.runs import read_image
 from difixcli.scenes.image_paths import image_header, read_heif, same_shape
 from difixcli.scenes.lenses import sampling_maps
 from difixcli.scenes.scene import Frame
 
+# a photo that is its own mask is decoded once for both; whoever decodes lets go of it afterwards
+read_image = lru_cache(maxsize=2)(runs.read_image)
+let_go = read_image.cache_clear
 
-def load_photo(frame: Frame) -> np.ndarray:
+
+def decode_photo(frame: Frame) -> np.ndarray:
     """The photo of a frame at its working size, undistorted: (H, W, 3) float32 RGB in [0, 1].
 
     Raises InputError if the file cannot be decoded.
@@ -24,7 +30,7 @@ def load_photo(frame: Frame) -> np.ndarray:
     return _to_working_size(pixels[..., :3], frame)
 
 
-def load_mask(frame: Frame) -> np.ndarray | None:
+def decode_mask(frame: Frame) -> np.ndarray | None:
     """Which pixels of a frame count: (H, W) bool at working size, True where the photo is to be used; None for all.
 
     Joins the mask file (white counts, as in nerfstudio), the photo's transparency, and the pixels that undistortion

@@ -10,19 +10,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from difixcli.errors import InputError, unknown
 from difixcli.runs import file_name, read_json
 from difixcli.scenes.loading import working_size
-from difixcli.scenes.poses import look_at, matrix_of, nearest_cameras, pose_distance, pose_distances, rigid_pose
+from difixcli.scenes.poses import (
+    apply_similarity,
+    look_at,
+    matrix_of,
+    nearest_cameras,
+    pose_distance,
+    pose_distances,
+    rigid_pose,
+)
+from difixcli.scenes.run_worlds import TRANSFORMS, worlds_of_run
 from difixcli.scenes.scene import Camera, Frame, Scene
 
 LONE_RADIUS = 0.1
 """The spiral's radius, in normalised units, around a camera that stands alone."""
 _COUNT = 120  # cameras on a path that does not say how many
 _SMOOTH_FPS, _SHIFT_FPS = 24.0, 8.0  # photos stand farther apart than a smooth path's cameras
+_VIEWER_FPS = 30.0  # the viewer's own, of a path that says nothing
+_MOST = 1_000_000  # cameras of a path
 _CLOSED = np.pi / 2  # radians that nobody may stand in for cameras to go all the way round
 _STEP = 0.005  # share of the path's extent that is a step, not noise
 _UP = np.array([0.0, 0.0, 1.0])
@@ -46,9 +58,11 @@ def make_trajectory(scene: Scene, train: Sequence[int], spec: str) -> Trajectory
       to neighbour, whichever is shorter; of a rig, the camera with the most photos.
     - `shift:2m`, `shift:0.1`: each of them moved to the right of travel, by metres (metric scenes only) or by a share
       of the cameras' extent; negative goes left.
-    - `PATH.json`: a camera path saved by nerfstudio's viewer. Poses are taken as they are, in the run's world; lens
-      from its vertical field of view, shape from its render size, which is shrunk (never enlarged) to the long side
-      of the scene's photos.
+    - `PATH.json`: a camera path saved by nerfstudio's viewer. Its world is that of the run whose
+      `dataparser_transforms.json` lies beside it or up to two folders above, and the normalised one where there is
+      none (see `path_world_note`). A file with key frames alone is interpolated as the viewer does. Lens from its
+      vertical field of view, shape from its render size, which is shrunk (never enlarged) to the long side of the
+      scene's photos; without a render size it is that long side, in the shape that the cameras have.
 
     `train` holds indices into the scene's frames, at least one. Raises InputError for a spec that is none of these,
     metres in a scene without scale, and a path file that is missing, broken, empty or not of pinhole cameras.
@@ -58,7 +72,7 @@ def make_trajectory(scene: Scene, train: Sequence[int], spec: str) -> Trajectory
         raise InputError(f"The trajectory {spec} needs a training camera; there is none.")
     check_trajectory(spec)
     if spec.lower().endswith(".json"):
-        return _viewer_path(Path(spec).expanduser(), max(max(f.camera.width, f.camera.height) for f in frames))
+        return _viewer_path(Path(spec).expanduser(), scene, max(max(f.camera.width, f.camera.height) for f in frames))
     kind, _, argument = spec.strip().partition(":")
     if kind == "shift":
         cameras = shift_path(frames, shift_distance(scene, argument))
@@ -82,8 +96,18 @@ def check_trajectory(spec: str) -> None:
         return
     if kind not in _PATHS:
         raise unknown("trajectory", kind, [*_PATHS, "shift"], "A file of nerfstudio's viewer ends with .json.")
-    if argument and not (argument.isdecimal() and 0 < int(argument) < 1_000_000):
+    if argument and not (argument.isdecimal() and 0 < int(argument) < _MOST):
         raise InputError(f"{spec} does not say how many cameras; write {kind}:120.")
+
+
+def path_world_note(spec: str) -> str | None:
+    """The sentence that says which world a viewer's path is taken to be in, where no run says it; else None."""
+    if not spec.lower().endswith(".json") or _run_of(path := Path(spec).expanduser()) is not None:
+        return None
+    return (
+        f"{path} is taken to be in the scene's normalised world, as of the viewer of a run of difix: no {TRANSFORMS} "
+        "lies beside it; copy that of the nerfstudio run there if the path is of another run."
+    )
 
 
 def blend_poses(a: np.ndarray, b: np.ndarray, fraction: float) -> np.ndarray:
@@ -316,39 +340,127 @@ def _travel(positions: np.ndarray) -> np.ndarray:
     return directions
 
 
-def _viewer_path(path: Path, long_side: int) -> Trajectory:
+def _viewer_path(path: Path, scene: Scene, long_side: int) -> Trajectory:
     """A camera path as nerfstudio's viewer saves it, at most `long_side` pixels large."""
     held = read_json(path)
-    if not isinstance(held, dict) or not isinstance(held.get("camera_path"), list):
-        raise InputError(f"{path} is no camera path of nerfstudio's viewer (it has no camera_path); save one there.")
-    if not held["camera_path"]:
+    entries = held.get("camera_path") if isinstance(held, dict) else None
+    keyframes = held.get("keyframes") if isinstance(held, dict) else None
+    alone = entries is None and isinstance(keyframes, list) and bool(keyframes)
+    if alone:
+        entries = keyframes
+    if not isinstance(entries, list):
+        raise InputError(
+            f"{path} is no camera path of nerfstudio's viewer (it has no camera_path and no keyframes); save one there."
+        )
+    if not entries:
         raise InputError(f"{path} holds no camera; add keyframes in the viewer and save it again.")
     kind = str(held.get("camera_type") or "perspective").lower()
     if kind != "perspective":
         raise InputError(f"{path} asks for {kind} cameras, which difix does not render; choose Perspective there.")
     if held.get("crop"):
         raise InputError(f"{path} asks for a crop of the scene, which difix does not render; save it without one.")
-    width, height = (_number(held, key, path, 16, 65536) for key in ("render_width", "render_height"))
-    cameras = []
-    for number, entry in enumerate(held["camera_path"]):
-        where = f"camera {number} in {path}"
-        if not isinstance(entry, dict) or "camera_to_world" not in entry:
-            raise InputError(f"There is no camera_to_world for {where}; save the path again.")
-        fov = np.deg2rad(_number(entry, "fov", where, 0.1, 179))
-        try:
-            matrix = np.array(entry["camera_to_world"], dtype=np.float64).reshape(4, 4)
-        except (TypeError, ValueError):
-            raise InputError(f"The pose of {where} is not 16 numbers; save the path again.") from None
-        focal = height / 2 / np.tan(fov / 2)  # vertical, as three.js counts it
-        lens = Camera(rigid_pose(matrix, where), focal, focal, width / 2, height / 2, round(width), round(height))
-        cameras.append(lens.resized(*working_size(lens.width, lens.height, long_side)))
-    if held.get("fps") is not None:
-        fps = _number(held, "fps", path, 0.1, 1000)
-    elif held.get("seconds") is not None:
-        fps = len(cameras) / _number(held, "seconds", path, 1e-3, 1e6)
+    fps = _number(held, "fps", path, 0.1, 1000) if held.get("fps") is not None else None
+    if alone:
+        fps = fps or _VIEWER_FPS
+        poses, fovs = _through_keyframes(held, path, fps)
     else:
-        fps = _SMOOTH_FPS
-    return Trajectory(cameras, fps, file_name(path.stem))
+        wheres = [f"camera {number} in {path}" for number in range(len(entries))]
+        poses = np.stack([_pose(e, "camera_to_world", where) for e, where in zip(entries, wheres, strict=True)])
+        fovs = np.array([_number(e, "fov", where, 0.1, 179) for e, where in zip(entries, wheres, strict=True)])
+        if fps is None and held.get("seconds") is not None:
+            fps = len(entries) / _number(held, "seconds", path, 1e-3, 1e6)
+    if (run := _run_of(path)) is not None:
+        poses = apply_similarity(np.linalg.inv(worlds_of_run(run, scene)[0]), poses)
+    width, height = _render_size(held, entries, path, long_side)
+    cameras = []
+    for pose, fov in zip(poses, fovs, strict=True):
+        focal = height / 2 / np.tan(np.deg2rad(fov) / 2)  # vertical, as three.js counts it
+        lens = Camera(pose, focal, focal, width / 2, height / 2, round(width), round(height))
+        cameras.append(lens.resized(*working_size(lens.width, lens.height, long_side)))
+    return Trajectory(cameras, fps or _VIEWER_FPS, file_name(path.stem))
+
+
+def _run_of(path: Path) -> Path | None:
+    """The folder of the run that a viewer's path is of, by the file that tells its world; None where there is none."""
+    for folder in path.absolute().parents[:3]:  # the viewer saves into camera_paths of a data set, ours is in the run
+        if (folder / TRANSFORMS).is_file():
+            return folder
+    return None
+
+
+def _render_size(held: Mapping[str, object], entries: Sequence[Any], path: Path, long_side: int) -> tuple[float, float]:
+    """Width and height of a viewer's path: as it says, or of its cameras' shape and `long_side` pixels."""
+    if held.get("render_width") is None and held.get("render_height") is None:
+        aspect = _number(entries[0], "aspect", f"the first camera in {path}", 0.01, 100)  # width / height; one for all
+        return (long_side, round(long_side / aspect)) if aspect >= 1 else (round(long_side * aspect), long_side)
+    width, height = (_number(held, key, path, 16, 65536) for key in ("render_width", "render_height"))
+    return width, height
+
+
+def _through_keyframes(held: Mapping[str, Any], path: Path, fps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Poses (N, 4, 4) and vertical fields of view (N,) in degrees along a path's key frames, as the viewer has them.
+
+    Kochanek–Bartels splines of the saved tension through positions, rotations and fields of view, closed or with
+    natural ends, passed through at a speed that a monotone cubic takes from the seconds of each transition. A key
+    frame's seconds are those it takes to arrive there.
+    """
+    from scipy.interpolate import PchipInterpolator
+    from scipy.spatial.transform import Rotation, Slerp
+    from splines import KochanekBartels
+    from splines.quaternion import KochanekBartels as RotationSpline
+    from splines.quaternion import UnitQuaternion
+
+    keyframes, closed = held["keyframes"], bool(held.get("is_cycle"))
+    if len(keyframes) < 2:
+        raise InputError(f"{path} holds one key frame, which makes no path; add another in the viewer.")
+    wheres = [f"key frame {number} in {path}" for number in range(len(keyframes))]
+    poses = np.stack([_pose(entry, "matrix", where) for entry, where in zip(keyframes, wheres, strict=True)])
+    default_fov = held.get("default_fov")
+    fovs = [
+        _number({"fov": entry.get("fov", default_fov)}, "fov", where, 0.1, 179)
+        for entry, where in zip(keyframes, wheres, strict=True)
+    ]
+    usual = _number({"default_transition_sec": 0.5, **held}, "default_transition_sec", path, 1e-3, 1e4)
+    seconds = [
+        _number(entry, "override_transition_sec", where, 1e-3, 1e4)
+        if entry.get("override_transition_enabled") and entry.get("override_transition_sec") is not None
+        else usual
+        for entry, where in zip(keyframes, wheres, strict=True)
+    ]
+    steps = seconds[1:] + seconds[:1] if closed else seconds[1:]
+    arrival = np.concatenate([[0.0], np.cumsum(steps)])
+    number_of = np.arange(len(arrival), dtype=np.float64)
+    if closed:  # one more at either end, so that the speed is the same where the ends meet
+        knots = np.concatenate([[-steps[-1]], arrival, [arrival[-1] + steps[0]]])
+        place = PchipInterpolator(knots, np.concatenate([[-1.0], number_of, [number_of[-1] + 1]]))
+    else:
+        place = PchipInterpolator(arrival, number_of)
+    count = int(fps * arrival[-1] + 1e-9)
+    if not 0 < count < _MOST:
+        raise InputError(f"{path} makes {count} cameras of {arrival[-1]:g} s at {fps:g} a second; change its seconds.")
+    tension = _number({"smoothness_value": 0.0, **held}, "smoothness_value", path, 0, 1)
+    shape: dict[str, Any] = {"tcb": (tension, 0.0, 0.0), "endconditions": "closed" if closed else "natural"}
+    turns = Rotation.from_matrix(poses[:, :3, :3])
+    at = np.clip(place(arrival[-1] * np.arange(count) / count), 0, number_of[-1])
+    made = np.tile(np.eye(4), (count, 1, 1))
+    made[:, :3, 3] = KochanekBartels(list(poses[:, :3, 3]), **shape).evaluate(at)
+    if len(arrival) == 2:  # what the spline is then, where the library has a fault
+        made[:, :3, :3] = Slerp([0, 1], turns)(at).as_matrix()
+    else:
+        turned = RotationSpline([UnitQuaternion.from_unit_xyzw(q) for q in turns.as_quat()], **shape).evaluate(at)
+        made[:, :3, :3] = Rotation.from_quat([q.xyzw for q in turned]).as_matrix()
+    # between very different lenses a spline may swing beyond what a lens can be
+    return made, np.clip(KochanekBartels(fovs, **shape).evaluate(at), 0.1, 179)
+
+
+def _pose(entry: object, key: str, where: str) -> np.ndarray:
+    if not isinstance(entry, dict) or key not in entry:
+        raise InputError(f"There is no {key} for {where}; save the path again.")
+    try:
+        matrix = np.array(entry[key], dtype=np.float64).reshape(4, 4)
+    except (TypeError, ValueError):
+        raise InputError(f"The pose of {where} is not 16 numbers; save the path again.") from None
+    return rigid_pose(matrix, where)
 
 
 def _number(held: Mapping[str, object], key: str, where: object, least: float, most: float) -> float:
