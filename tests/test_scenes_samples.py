@@ -179,7 +179,7 @@ def test_the_writers_are_all_that_the_samples_import() -> None:
                 names = [inner] if inner else [alias.name for alias in node.names]
                 left |= {f"{one}.py" for one in names} - found
     # what a split file is called, and what is read
-    assert found - {"splits.py", "source.py", "image_paths.py"} == set(sample.WRITERS)
+    assert found - {"splits.py", "source.py", "image_paths.py", "lenses.py", "tracks.py"} == set(sample.WRITERS)
 
 
 def test_street_is_metric_and_has_three_cameras() -> None:
