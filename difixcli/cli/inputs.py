@@ -74,10 +74,34 @@ def open_scene(spec: str, size: int | None, preset: str) -> Scene:
     name = spec.removeprefix("sample:")
     if name != spec and not sample_folder(name).exists():
         console.say(f"Painting the sample scene {name}, once; this takes a minute.")
+    if name == spec:
+        _pose_once(Path(spec))
     scene = load_scene(spec, size)
     for warning in scene.warnings:
         console.warn(warning)
     return scene
+
+
+def _pose_once(source: Path) -> None:
+    """Pose photos or a video that are given in place of a scene, visibly, unless that is done and they are the same."""
+    from difixcli.scenes.unposed import is_unposed, posed_already, posed_folder
+
+    if not is_unposed(source):
+        return
+    from difixcli.cli.pose import posed
+    from difixcli.posing import pose_inputs
+    from difixcli.runs import read_json
+
+    folder, done = posed_folder(source), posed_already(source)
+    changed = False
+    if done is not None:
+        if read_json(done / "run.json")["inputs"] == pose_inputs(source):
+            console.say(f"{source} was posed before: using {done}")
+            return
+        changed = True
+    why = "has changed since it was posed" if changed else "has no poses yet"
+    console.say(f"{source} {why}: posing it into {folder}, once.")
+    posed(source, folder, force=changed)
 
 
 def size_of(scene: Scene) -> str:

@@ -19,6 +19,7 @@ from difixcli.scenes.nerfstudio_format import read_transforms
 from difixcli.scenes.poses import apply_similarity, normalisation, transform_points
 from difixcli.scenes.scene import Camera, Frame, Scene
 from difixcli.scenes.source import Lens, Source, SourceFrame
+from difixcli.scenes.unposed import is_unposed, is_video, posed_already
 
 SAMPLE_PREFIX = "sample:"
 TRANSFORMS = "transforms.json"
@@ -36,6 +37,7 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
     `image_eval_*`), Nerfbusters' captures (`transforms.json`, two paths told by name, see `default_split_rule`), and
     DL3DV (`transforms.json` at the top or in `nerfstudio/`). Where `images/` was not downloaded but `images_2/`,
     `images_4/` or `images_8/` was, photos are taken from there and their lens is scaled.
+    A folder of photos without poses, or a video, stands for the scene that `difix pose` has made of it beside it.
     `size` is the long side in pixels to work at; photos are never enlarged, and None keeps their own size.
 
     The world is normalised from all frames the file lists, whichever of their images are there: cameras centred,
@@ -51,6 +53,11 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
 
         return _build_scene(scene_name(spec), cached_sample(scene_name(spec)), size)
     root = Path(spec)
+    if is_unposed(root):
+        posed = posed_already(root)
+        if posed is None:
+            raise InputError(f"The photos of {root} have no poses yet; run difix pose {root} first.")
+        root = posed
     return _build_scene(scene_name(spec), root.parent if root.is_file() else root, size)
 
 
@@ -64,7 +71,7 @@ def check_scene(spec: str | Path) -> None:
     root = Path(spec)
     if not root.exists():
         raise InputError(f"The scene folder {root} does not exist; give a folder with posed photos or sample:room.")
-    if root.is_file() and root.name != TRANSFORMS:
+    if root.is_file() and root.name != TRANSFORMS and not is_video(root):
         raise InputError(f"{root} is a file; name the folder that holds transforms.json or a COLMAP model.")
 
 
@@ -73,6 +80,8 @@ def scene_name(spec: str | Path) -> str:
     if str(spec).startswith(SAMPLE_PREFIX):
         return str(spec)[len(SAMPLE_PREFIX) :]
     root = Path(spec).resolve()
+    if is_video(root):
+        return root.stem
     return root.parent.name if root.name == TRANSFORMS else root.name
 
 
