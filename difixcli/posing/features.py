@@ -26,8 +26,8 @@ NEIGHBOURS = 10
 SIMILAR = 20
 """Photos of a large set matched with the most similar ones, wherever these stand."""
 
-_COARSE = 384  # features compared to tell how similar two photos are
-_FEATURES_AT_ONCE, _PAIRS_AT_ONCE = 8, 50
+_COARSE = 192  # features compared to tell how similar two photos are
+_FEATURES_AT_ONCE, _PAIRS_AT_ONCE, _PHOTOS_AT_ONCE = 8, 50, 64
 
 
 def register(database: Path, folder: Path, photos: Sequence[Photo]) -> dict[str, int]:
@@ -53,23 +53,35 @@ def register(database: Path, folder: Path, photos: Sequence[Photo]) -> dict[str,
     return _ids(database)
 
 
-def find_features(database: Path, folder: Path, masks: Path | None, done: Callable[[int], None]) -> dict[str, int]:
-    """SIFT of every photo in the database that has none yet; how many each photo has, by name."""
+def find_features(database: Path, folder: Path, masks: Path, done: Callable[[int], None]) -> dict[str, int]:
+    """SIFT of every photo in the database that has none yet; how many each photo has, by name.
+
+    None are taken where a photo's mask, `masks/NAME.png` if there is one, is black.
+    """
     import pycolmap
 
     counts = feature_counts(database)
     missing = [name for name, count in counts.items() if count is None]
-    reader, options = pycolmap.ImageReaderOptions(), pycolmap.FeatureExtractionOptions()
+    plain, masked = pycolmap.ImageReaderOptions(), pycolmap.ImageReaderOptions()
+    masked.mask_path = masks
+    options = pycolmap.FeatureExtractionOptions()
     options.max_image_size, options.use_gpu = LONGEST, False
     options.sift.max_num_features = FEATURES
-    if masks is not None:
-        reader.mask_path = masks
     done(len(counts) - len(missing))
     for start in range(0, len(missing), _FEATURES_AT_ONCE):
         part = missing[start : start + _FEATURES_AT_ONCE]
-        pycolmap.extract_features(
-            database, folder, part, reader_options=reader, extraction_options=options, device=pycolmap.Device.cpu
-        )
+        # with a folder of masks, a photo that has none there counts as broken
+        having = [name for name in part if (masks / f"{name}.png").is_file()]
+        for reader, names in ((masked, having), (plain, [name for name in part if name not in having])):
+            if names:
+                pycolmap.extract_features(
+                    database,
+                    folder,
+                    names,
+                    reader_options=reader,
+                    extraction_options=options,
+                    device=pycolmap.Device.cpu,
+                )
         done(len(counts) - len(missing) + start + len(part))
     return {name: count or 0 for name, count in feature_counts(database).items()}
 
@@ -146,26 +158,40 @@ def matched_photos(database: Path, least: int) -> dict[str, int]:
 def _similarity(database: Path, names: Sequence[str]) -> np.ndarray:
     """(N, N) how many of the coarsest features of two photos are each other's best match by far; 0 on the diagonal."""
     ids = _ids(database)
-    descriptors = []
+    # photos with fewer features are filled up with zeros, which are like nothing
+    coarse = np.zeros((len(names), _COARSE, 128), np.float32)
     with _opened(database) as held:
-        for name in names:
+        for row, name in zip(coarse, names, strict=True):
             keypoints = np.asarray(held.read_keypoints(ids[name]), dtype=np.float32)
             data = np.asarray(held.read_descriptors(ids[name]).data, dtype=np.float32)
             # columns 2 to 5 are the keypoint's affine shape
             scale = np.abs(keypoints[:, 2] * keypoints[:, 5] - keypoints[:, 3] * keypoints[:, 4])
             kept = data[np.argsort(-scale, kind="stable")[:_COARSE]]
-            descriptors.append(kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-6))
+            row[: len(kept)] = kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-6)
     scores = np.zeros((len(names), len(names)))
-    for i, j in combinations(range(len(names)), 2):
-        if min(len(descriptors[i]), len(descriptors[j])) < 2:
-            continue
-        alike = descriptors[i] @ descriptors[j].T
-        best, back = alike.argmax(axis=1), alike.argmax(axis=0)
-        second = np.partition(alike, -2, axis=1)[:, -2]
-        mutual = back[best] == np.arange(len(best))
-        nearer = np.arccos(np.clip(alike.max(axis=1), -1, 1)) < 0.8 * np.arccos(np.clip(second, -1, 1))
-        scores[i, j] = scores[j, i] = int((mutual & nearer).sum())
+    for i in range(len(names) - 1):
+        for start in range(i + 1, len(names), _PHOTOS_AT_ONCE):
+            others = coarse[start : start + _PHOTOS_AT_ONCE]
+            counts = _mutual(coarse[i], others)
+            scores[i, start : start + len(others)] = scores[start : start + len(others), i] = counts
     return scores
+
+
+def _mutual(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(M,) how many of `one`'s unit descriptors (K, D) have a mutual best match in each of `others` (M, K, D), nearer
+    by a fifth than the second best."""
+    rows = np.arange(len(one))
+    alike = (one @ others.reshape(-1, one.shape[1]).T).reshape(len(one), len(others), -1).swapaxes(0, 1)
+    counts = np.zeros(len(others))
+    for m, table in enumerate(alike):
+        best, back = table.argmax(axis=1), table.argmax(axis=0)
+        first = table[rows, best]
+        rest = table.copy()
+        rest[rows, best] = -1
+        # of unit vectors: squared distance 2 - 2 · cosine
+        nearer = 1 - first < 0.64 * (1 - rest.max(axis=1))
+        counts[m] = int(((back[best] == rows) & nearer & (first > 0)).sum())
+    return counts
 
 
 def _ids(database: Path) -> dict[str, int]:

@@ -71,7 +71,7 @@ def pose(
             prepare(photos, pictures, masks, done)
         with _timed(run, "features"), progress("Finding features", len(photos)) as done:
             features.register(database, pictures, photos)
-            found = features.find_features(database, pictures, masks if masks.is_dir() else None, done)
+            found = features.find_features(database, pictures, masks, done)
         with _timed(run, "matching"):
             pairs = features.pairs_to_match(database, photos, is_video(source))
             with progress("Matching pairs", len(pairs)) as done:

@@ -64,8 +64,8 @@ def frames_apart(travelled: np.ndarray, sharpness: np.ndarray, count: int) -> li
     for window in range(number):
         middle = (travelled >= (window + 0.25) * length) & (travelled <= (window + 0.75) * length)
         near = np.flatnonzero(middle)
-        if not len(near):  # a jump over this place: the frame after it
-            near = np.array([min(int(np.searchsorted(travelled, (window + 0.5) * length)), len(travelled) - 1)])
+        if not len(near):  # a jump over this place: the frame nearest to it
+            near = np.array([np.argmin(np.abs(travelled - (window + 0.5) * length))])
         best = int(near[np.argmax(sharpness[near])])
         if best not in chosen:
             chosen.append(best)
@@ -106,7 +106,7 @@ def _frames(path: Path, output: list[str]) -> Iterator[np.ndarray]:
 
     logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
     # every stored frame once: no frame repeated or dropped to keep a rate
-    reader = imageio_ffmpeg.read_frames(str(path), output_params=["-vsync", "passthrough", *output])
+    reader = imageio_ffmpeg.read_frames(str(path), output_params=["-fps_mode", "passthrough", *output])
     try:
         facts = next(reader)
         width, height = facts["size"]
