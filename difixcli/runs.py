@@ -40,7 +40,7 @@ _ENCODERS: dict[str, dict[str, Any]] = {
     ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
 }
 _locks: dict[Path, int] = {}  # open lock files; closing one would give its lock back
-_PACKAGES = ("torch", "nerfstudio", "gsplat", "diffusers", "numba", "numpy")
+_PACKAGES = ("torch", "nerfstudio", "gsplat", "diffusers", "numba", "numpy", "pycolmap")
 
 
 class Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,6 +102,10 @@ def _pose_once(source: Path) -> None:
         changed = True
     why = "has changed since it was posed" if changed else "has no poses yet"
     console.say(f"{source} {why}: posing it into {folder}, once.")
+    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
+        raise InputError(
+            f"{folder} cannot be written; run difix pose {source} --output SCENE, and name SCENE instead."
+        )
     posed(source, folder, force=changed)
 
 

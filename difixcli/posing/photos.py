@@ -19,7 +19,7 @@ FULL_FRAME = 43.2666
 
 _ORIENTATION, _MAKE, _MODEL = 0x0112, 0x010F, 0x0110
 _EXIF, _FOCAL, _FOCAL_35 = 0x8769, 0x920A, 0xA405
-_AS_THEY_ARE = {"JPEG": "RGB", "PNG": "RGB"}
+_AS_THEY_ARE = {"JPEG": "RGB", "MPO": "RGB", "PNG": "RGB"}  # phones write JPEGs with a second picture as MPO
 
 
 @dataclass(frozen=True)
