@@ -103,9 +103,7 @@ def _pose_once(source: Path) -> None:
     why = "has changed since it was posed" if changed else "has no poses yet"
     console.say(f"{source} {why}: posing it into {folder}, once.")
     if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
-        raise InputError(
-            f"{folder} cannot be written; run difix pose {source} --output SCENE, and name SCENE instead."
-        )
+        raise InputError(f"{folder} cannot be written; run difix pose {source} --output SCENE, and name SCENE instead.")
     posed(source, folder, force=changed)
 
 

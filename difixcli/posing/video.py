@@ -59,6 +59,8 @@ def frames_apart(travelled: np.ndarray, sharpness: np.ndarray, count: int) -> li
     """
     wanted = round(travelled[-1] / STEP)
     number = max(2, min(count, len(travelled), max(wanted, FEWEST)))
+    if number == len(travelled):  # filmed in leaps: none can be spared
+        return list(range(number))
     length = travelled[-1] / number
     chosen: list[int] = []
     for window in range(number):
