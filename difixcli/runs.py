@@ -29,6 +29,7 @@ except ImportError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Makes a progress bar from a label and a total; what it gives is called with how much is done."""
 
@@ -39,7 +40,7 @@ _ENCODERS: dict[str, dict[str, Any]] = {
     ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
 }
 _locks: dict[Path, int] = {}  # open lock files; closing one would give its lock back
-_PACKAGES = ("torch", "nerfstudio", "gsplat", "diffusers", "numba", "numpy")
+_PACKAGES = ("torch", "nerfstudio", "gsplat", "diffusers", "numba", "numpy", "pycolmap")
 
 
 class Run:

@@ -19,6 +19,7 @@ from difixcli.cli.evaluate import evaluate
 from difixcli.cli.export import export
 from difixcli.cli.finetune import finetune
 from difixcli.cli.fix import fix
+from difixcli.cli.pose import pose
 from difixcli.cli.sample import sample
 
 app = typer.Typer(
@@ -54,6 +55,7 @@ def _root(
 
 
 for _command, _name in (
+    (pose, "pose"),
     (curate, "curate"),
     (finetune, "finetune"),
     (fix, "fix"),

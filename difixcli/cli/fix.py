@@ -78,7 +78,7 @@ def fix(
     from difixcli.enhancement.fix import FixOptions, fix_images
     from difixcli.enhancement.images import has_alpha, listed_images
     from difixcli.enhancement.references import ReferencePhotos, check_references
-    from difixcli.enhancement.video import is_video
+    from difixcli.scenes.unposed import is_video
 
     if merge_lora and export is None:
         raise InputError("--merge-lora belongs to --export DIR; for images adapters are always merged.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,10 +75,36 @@ def open_scene(spec: str, size: int | None, preset: str) -> Scene:
     name = spec.removeprefix("sample:")
     if name != spec and not sample_folder(name).exists():
         console.say(f"Painting the sample scene {name}, once; this takes a minute.")
+    if name == spec:
+        _pose_once(Path(spec))
     scene = load_scene(spec, size)
     for warning in scene.warnings:
         console.warn(warning)
     return scene
+
+
+def _pose_once(source: Path) -> None:
+    """Pose photos or a video that are given in place of a scene, visibly, unless that is done and they are the same."""
+    from difixcli.scenes.unposed import is_unposed, posed_already, posed_folder
+
+    if not is_unposed(source):
+        return
+    from difixcli.cli.pose import posed
+    from difixcli.posing import pose_inputs
+    from difixcli.runs import read_json
+
+    folder, done = posed_folder(source), posed_already(source)
+    changed = False
+    if done is not None:
+        if read_json(done / "run.json")["inputs"] == pose_inputs(source):
+            console.say(f"{source} was posed before: using {done}")
+            return
+        changed = True
+    why = "has changed since it was posed" if changed else "has no poses yet"
+    console.say(f"{source} {why}: posing it into {folder}, once.")
+    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
+        raise InputError(f"{folder} cannot be written; run difix pose {source} --output SCENE, and name SCENE instead.")
+    posed(source, folder, force=changed)
 
 
 def size_of(scene: Scene) -> str:

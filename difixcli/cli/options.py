@@ -41,7 +41,12 @@ def _checked_seed(seed: int) -> int:
     return seed
 
 
-SceneArgument = Annotated[str, typer.Argument(help="A posed scene's folder, or sample:room, sample:street.")]
+SceneArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A posed scene's folder, photos or a video (posed first, once), or sample:room, sample:street."
+    ),
+]
 MethodOption = Annotated[str, typer.Option(help="Any nerfstudio method: nerfacto, splatfacto, a plug-in's.")]
 SPLIT_RULES = (
     "Which frames train: test-every:N (all but every N-th), every:N, clusters, groups:K, names:PATTERN, camera:ID, "

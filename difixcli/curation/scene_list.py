@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from difixcli.errors import InputError
 from difixcli.runs import file_name
-from difixcli.scenes.loading import SAMPLE_PREFIX, scene_name
+from difixcli.scenes.loading import SAMPLE_PREFIX, TRANSFORMS, scene_name
+from difixcli.scenes.unposed import is_unposed, posed_folder
 
 T = TypeVar("T")
 
@@ -53,6 +54,8 @@ def shard_of(items: Sequence[T], shard: tuple[int, int] | None) -> list[T]:
 
 
 def _is_run(folder: Path) -> bool:
+    if (folder / TRANSFORMS).is_file():  # difix pose's run is a scene
+        return False
     return any(folder.glob("run.json")) or any(folder.glob("run-*-of-*.json"))
 
 
@@ -70,6 +73,8 @@ def _listed(spec: str) -> list[str]:
         found = (Path(one) for one in glob.glob(str(Path(spec).expanduser())))
         # what difix itself writes by default is no scene
         folders = sorted(str(one) for one in found if one.is_dir() and one.name != "outputs" and not _is_run(one))
+        # photos and the scene that was made of them are one
+        folders = [one for one in folders if not (is_unposed(Path(one)) and str(posed_folder(Path(one))) in folders)]
         if not folders:
             raise InputError(f"No folder matches {spec}; check the pattern.")
         return folders

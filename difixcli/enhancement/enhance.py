@@ -23,9 +23,10 @@ from difixcli.enhancement.sequence import (
     fix_frames,
     make_film,
 )
-from difixcli.enhancement.video import is_video, read_video
+from difixcli.enhancement.video import read_video
 from difixcli.errors import InputError
 from difixcli.runs import Progress
+from difixcli.scenes.unposed import is_video
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer

@@ -15,13 +15,8 @@ import numpy as np
 from difixcli.errors import InputError
 from difixcli.runs import atomic
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
 _SWEEP = 6.0  # seconds in which a split screen's divider goes to and fro
 _LINE = 1 / 400  # of the width: half the divider's
-
-
-def is_video(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from difixcli.scenes.nerfstudio_format import HALVES, read_split_transforms, rea
 from difixcli.scenes.poses import apply_similarity, normalisation, transform_points
 from difixcli.scenes.scene import Camera, Frame, Scene, Split
 from difixcli.scenes.source import Source, SourceFrame
+from difixcli.scenes.unposed import is_unposed, is_video, posed_already
 
 SAMPLE_PREFIX = "sample:"
 TRANSFORMS = "transforms.json"
@@ -41,6 +42,7 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
     declared, but of its shape, have their lens scaled; those that are declared upright are turned as their EXIF
     orientation says. An alpha channel is a photo's mask, and where no frame names a mask those in `masks/` or `mask/`
     are used.
+    A folder of photos without poses, or a video, stands for the scene that `difix pose` has made of it beside it.
     `size` is the long side in pixels to work at; photos are never enlarged, and None keeps their own size.
 
     The world is normalised from all frames the file lists, whichever of their images are there: cameras centred,
@@ -57,6 +59,11 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
 
         return _build_scene(scene_name(spec), cached_sample(scene_name(spec)), size)
     root = Path(spec)
+    if is_unposed(root):
+        posed = posed_already(root)
+        if posed is None:
+            raise InputError(f"The photos of {root} have no poses yet; run difix pose {root} first.")
+        root = posed
     return _build_scene(scene_name(spec), root.parent if root.is_file() else root, size)
 
 
@@ -70,7 +77,7 @@ def check_scene(spec: str | Path) -> None:
     root = Path(spec)
     if not root.exists():
         raise InputError(f"The scene folder {root} does not exist; give a folder with posed photos or sample:room.")
-    if root.is_file() and root.name != TRANSFORMS:
+    if root.is_file() and root.name != TRANSFORMS and not is_video(root):
         raise InputError(f"{root} is a file; name the folder that holds transforms.json or a COLMAP model.")
 
 
@@ -79,6 +86,8 @@ def scene_name(spec: str | Path) -> str:
     if str(spec).startswith(SAMPLE_PREFIX):
         return str(spec)[len(SAMPLE_PREFIX) :]
     root = Path(spec).resolve()
+    if is_video(root):
+        return root.stem
     return root.parent.name if root.name == TRANSFORMS else root.name
 
 
