@@ -104,7 +104,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, type]]:
 @pytest.fixture(scope="module")
 def scene(shared_scenes: Path) -> Scene:
     scene = load_scene(shared_scenes / "fountain_p11", size=32)
-    return dataclasses.replace(scene, points=scene.points[:60], colors=scene.colors[:60])
+    return dataclasses.replace(scene, points=scene.points[:60], colors=scene.colors[:60], tracks=None)
 
 
 def create(scene: Scene, folder: Path, method: str) -> Reconstruction:

@@ -161,7 +161,7 @@ camera = scene.frames[1].camera
 assert np.array_equal(made.render(camera).color, again.render(camera).color)
 assert made.gaussians <= 600
 made.export(folder / "points.ply")
-few = type(scene)(**{{**scene.__dict__, "points": scene.points[:60], "colors": scene.colors[:60]}})
+few = type(scene)(**{{**scene.__dict__, "points": scene.points[:60], "colors": scene.colors[:60], "tracks": None}})
 grown = Reconstruction.create(few, TRAIN, method="test-blobs", folder=folder / "few", preset="cpu", device="cpu",
     iterations=150, seed=1, overrides=["max_gaussians=400"])
 counts = [grown.gaussians]

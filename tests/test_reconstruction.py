@@ -224,7 +224,7 @@ def test_splats_densify_within_their_bound_reset_and_export(scene: Scene, tmp_pa
         "pipeline.model.densify_grad_thresh=1e-7",
         "pipeline.model.stop_split_at=35",
     ]
-    few = dataclasses.replace(scene, points=scene.points[:100], colors=scene.colors[:100])
+    few = dataclasses.replace(scene, points=scene.points[:100], colors=scene.colors[:100], tracks=None)
     made = create(few, tmp_path / "run", overrides=overrides)
     counts = []
     for _ in range(4):

@@ -95,7 +95,7 @@ class Reconstruction:
         half of a schedule of twice the `iterations`: no warm-up, no coarse beginning, learning rates half way down.
 
         Of the scene's seed points those are used that at least two of the training photos saw (`Scene.known_to`), which
-        `notes` says; where it is not known who saw them, all of them, which `warnings` says if photos are held out.
+        `notes` says; where it is not known who saw them, all of them, which `notes` says if photos are held out.
 
         Raises InputError for an unknown method, preset or setting, no training frames, fewer than one iteration, a
         folder that cannot be written, CUDA where there is none, and an origin that the method cannot take up.
@@ -365,7 +365,7 @@ class Reconstruction:
         """`known` of `every` seed point are used, or (None) all, as it is not known who saw them."""
         if known is None:
             if len(self._recipe.train) < len(self._recipe.frames):
-                self.warnings.append(
+                self.notes.append(
                     "The scene does not say which photos saw its seed points: some may be known from photos that this "
                     "split holds out, which flatters their figures. A COLMAP model beside it would say it."
                 )

@@ -81,6 +81,13 @@ def check_scene(spec: str | Path) -> None:
         raise InputError(f"{root} is a file; name the folder that holds transforms.json or a COLMAP model.")
 
 
+def is_posed(root: Path) -> bool:
+    """Whether a folder holds what `load_scene` reads poses from: a transforms.json, Blender's files, a COLMAP model."""
+    names = (TRANSFORMS, *(f"transforms_{half}.json" for half in HALVES))
+    listed = any((root / folder / name).is_file() for folder in TRANSFORMS_FOLDERS for name in names)
+    return listed or find_model(root) is not None
+
+
 def scene_name(spec: str | Path) -> str:
     """The name a scene will have, from what `load_scene` takes, without reading it."""
     if str(spec).startswith(SAMPLE_PREFIX):

@@ -34,14 +34,13 @@ def photos_in(folder: Path) -> list[Path]:
 
 def is_unposed(root: Path) -> bool:
     """Whether it is a video, or a folder with photos but neither a transforms.json nor a COLMAP model."""
-    from difixcli.scenes.colmap import find_model
-    from difixcli.scenes.loading import TRANSFORMS, TRANSFORMS_FOLDERS
+    from difixcli.scenes.loading import is_posed
 
     if is_video(root):
         return True
     if photo_folder(root) is None or (root / "run.json").is_file():  # pictures of a run are no photos
         return False
-    return find_model(root) is None and not any((root / name / TRANSFORMS).is_file() for name in TRANSFORMS_FOLDERS)
+    return not is_posed(root)
 
 
 def posed_folder(root: Path) -> Path:
