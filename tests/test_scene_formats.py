@@ -247,6 +247,12 @@ def test_a_folder_is_not_replaced_by_another(tmp_path: Path) -> None:
     assert [frame.name for frame in scene.frames] == names[3:] and shows(scene, 0, 3)
 
 
+def test_photos_of_another_machine_that_were_not_copied(tmp_path: Path) -> None:
+    write(tmp_path, [rf"C:\rig\{side}\0.png" for side in ("left", "right")], [])
+    with refused("None of the 2 images", "rig/left/0.png"):
+        load_scene(tmp_path)
+
+
 def test_several_files_may_be_meant(tmp_path: Path) -> None:
     write(tmp_path, ["images/a.tif", "images/b"], ["images/a.png", "images/b.png"])
     draw(tmp_path / "images/b.jpg", noise(5))

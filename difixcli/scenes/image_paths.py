@@ -234,11 +234,11 @@ def _on_disk(root: Path, parts: Sequence[str]) -> Path | None:
 
 
 def _tail(path: str) -> str:
-    """Where in a scene's folder an image of another machine ought to be; other paths as they are."""
+    """Where in a scene's folder an image of another machine ought to be: from its `images` on; others as they are."""
     if not path.startswith("/"):
         return path
     parts = path.strip("/").split("/")
-    last = len(parts) - 1 - parts[::-1].index("images") if "images" in parts[:-1] else -1
+    last = len(parts) - 1 - parts[::-1].index("images") if "images" in parts[:-1] else 0
     return "/".join(parts[last:])
 
 
