@@ -21,7 +21,7 @@ from difixcli.enhancement.video import VideoWriter
 from difixcli.errors import InputError
 from difixcli.posing import pose, pose_inputs
 from difixcli.posing.features import DEFAULT_FOCAL, pairs_to_match
-from difixcli.posing.mapping import Model, best
+from difixcli.posing.mapping import Model, best, keep_largest_part, parts
 from difixcli.posing.photos import lens_groups, read_photo
 from difixcli.posing.video import STEP, frames_apart
 from difixcli.runs import Run, read_image
@@ -291,6 +291,22 @@ def test_a_doubtful_model_gives_way_where_photos_allow_it() -> None:
     assert best([endless, _model(24, 0.9)]) is endless, "the photos speak against the other focal length"
     assert best([endless, _model(12, 0.3)]) is endless
     assert best([_model(25, 0.5, parallax=0.3), plain]) is plain
+
+
+def test_parts_of_a_model_that_share_no_points_are_taken_apart(posed: Path) -> None:
+    import pycolmap
+
+    model = pycolmap.Reconstruction(str(posed / "work" / "model"))
+    assert [len(members) for members in parts(model)] == [COUNT]
+    ids = sorted(image.image_id for image in model.images.values())
+    for point_id in list(model.points3D):
+        seen = {element.image_id for element in model.points3D[point_id].track.elements}
+        if seen & set(ids[:4]) and seen - set(ids[:4]):
+            model.delete_point3D(point_id)
+    assert parts(model) == [ids[4:], ids[:4]]
+    assert keep_largest_part(model) == [4]
+    assert sorted(image.image_id for image in model.images.values() if image.has_pose) == ids[4:]
+    assert parts(model) == [ids[4:]]
 
 
 def test_large_sets_are_matched_with_neighbours_and_what_looks_alike(posed: Path, unposed: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +123,40 @@ def judge(reconstruction: Any, how: str, others: tuple[int, ...] = ()) -> Model:
     )
 
 
+def parts(reconstruction: Any) -> list[list[int]]:
+    """Ids of the placed images that hang together by points that two of them share (`LEAST_MATCHES` or more), the
+    largest such part first."""
+    shared: Counter[tuple[int, int]] = Counter()
+    for point in reconstruction.points3D.values():
+        shared.update(combinations(sorted({element.image_id for element in point.track.elements}), 2))
+    part = {image.image_id: {image.image_id} for image in reconstruction.images.values() if image.has_pose}
+    for (a, b), count in sorted(shared.items()):
+        if count >= LEAST_MATCHES and part[a] is not part[b]:
+            part[a] |= part[b]
+            for one in part[b]:
+                part[one] = part[a]
+    found = {id(members): sorted(members) for members in part.values()}
+    return sorted(found.values(), key=lambda members: (-len(members), members))
+
+
+def keep_largest_part(reconstruction: Any) -> list[int]:
+    """Take the images outside the largest part out of a reconstruction; how many each part that goes had."""
+    _, *others = parts(reconstruction) or [[]]
+    for members in others:
+        for image_id in members:
+            reconstruction.deregister_frame(reconstruction.images[image_id].frame_id)
+    return [len(members) for members in others if len(members) >= SMALLEST]
+
+
 def _largest(models: dict[int, Any], how: str) -> Model | None:
+    # a mapper may have put parts into one model that hardly share a point: where one stands to the other is chance
+    apart = [size for _, model in sorted(models.items()) for size in keep_largest_part(model)]
     judged = [judge(model, how) for _, model in sorted(models.items()) if model.num_reg_images() >= SMALLEST]
     judged = [model for model in judged if np.isfinite(model.error) and model.reconstruction.num_points3D()]
     if not judged:
         return None
     judged.sort(key=lambda model: (-model.placed, model.error))
-    return judge(judged[0].reconstruction, how, tuple(model.placed for model in judged[1:]))
+    return judge(judged[0].reconstruction, how, (*(model.placed for model in judged[1:]), *apart))
 
 
 def _incremental(database: Path, folder: Path, output: Path, seed: int, fixed: bool, done: Callable) -> Model | None:
