@@ -411,3 +411,10 @@ def test_points_that_are_not_finite_are_counted(tmp_path: Path) -> None:
     write_ply(tmp_path / "sparse_pc.ply", shade, [1, np.nan, 2, 3])
     scene = load_scene(tmp_path)
     assert len(scene.points) == 2 and said(scene, "2 of 4 seed points", "sparse_pc.ply", "not finite")
+
+
+def test_a_compressed_splat_as_seed_points_is_named(tmp_path: Path) -> None:
+    vertices = np.zeros(4, dtype=[("packed_position", "<u4"), ("packed_rotation", "<u4")])
+    PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(str(tmp_path / "seeds.ply"))
+    with pytest.raises(InputError, match="compressed splat; export it uncompressed"):
+        read_points(tmp_path / "seeds.ply")

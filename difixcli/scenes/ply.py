@@ -29,6 +29,11 @@ def read_points(path: Path, warnings: list[str] | None = None) -> tuple[np.ndarr
     notes: list[str] = [] if warnings is None else warnings
     try:
         vertices = PlyData.read(str(path))["vertex"]
+        if "packed_position" in (vertices.data.dtype.names or ()):
+            raise InputError(
+                f"The seed points {path} are a compressed splat; export it uncompressed (as .ply in SuperSplat, or "
+                "`splat-transform in.compressed.ply out.ply`)."
+            )
         points = np.stack([np.asarray(vertices[axis], dtype=np.float64) for axis in "xyz"], axis=1)
     except (PlyParseError, KeyError, ValueError, OSError) as error:
         raise InputError(f"The seed points {path} cannot be read as a PLY point cloud ({error}).") from None
