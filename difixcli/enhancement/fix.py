@@ -238,7 +238,7 @@ def _lanczos(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _planar(image: np.ndarray) -> Tensor:
-    """(H, W, C) numpy → (C, H, W) tensor, of the same memory where it can be."""
+    """(H, W, C) numpy → (C, H, W) tensor of its own memory: photos are shared, and read-only."""
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)).permute(2, 0, 1)
+    return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)
