@@ -106,22 +106,24 @@ def test_poses_are_found_again(posed: Path, results: dict) -> None:
     errors, angles = _errors(posed, _photo_number)
     assert len(errors) == COUNT
     assert errors.max() < 0.02 and angles.max() < 1.5
-    true = _true_frames()[0].source_camera
+    true = _true_frames()[0].lens
     assert results["focal"] == pytest.approx(true.fx, rel=0.06)
 
 
-def test_the_scene_is_whole_and_the_same_in_both_forms(posed: Path) -> None:
+def test_the_scene_is_whole_and_the_same_in_both_forms(posed: Path, tmp_path: Path) -> None:
     scene = load_scene(posed)
     assert not scene.warnings and len(scene.frames) == COUNT and len(scene.points) > 300
-    assert not any(frame.distortion.any() for frame in scene.frames)
+    assert all(frame.lens.is_pinhole for frame in scene.frames)
     inside = [_seen(frame.camera, scene.points).mean() for frame in scene.frames]
     assert min(inside) > 0.1, "points lie before the cameras that saw them"
     nerfstudio = {frame.name: frame for frame in read_transforms(posed / "transforms.json").frames}
-    colmap = read_colmap(posed, posed / "sparse" / "0")
+    colmap = read_colmap(posed)
     for frame in colmap.frames:
         np.testing.assert_allclose(frame.pose, nerfstudio[frame.name].pose, atol=1e-6)
-        assert frame.mask_path == nerfstudio[frame.name].mask_path
     assert len(colmap.points) == len(scene.points)
+    bare = shutil.copytree(posed, tmp_path / "bare", ignore=shutil.ignore_patterns("transforms.json", "work"))
+    masked = [[frame.name for frame in one.frames if frame.mask_path is not None] for one in (scene, load_scene(bare))]
+    assert masked[0] == masked[1] == [f"images/photo_{MASKED}.png"]
     assert read_image(posed / "poses.png").std() > 0.02
     assert json.loads((posed / "run.json").read_text())["state"] == "done"
 
