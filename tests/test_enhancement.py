@@ -474,7 +474,7 @@ def test_killed_at_any_moment_frames_and_video_are_the_same(
     moments, stopped = random.Random(0), 0
     for _ in range(KILLS):
         process = run(tmp_path / "out")
-        process.join(moments.uniform(0.1, 0.9) * seconds)
+        process.join(moments.uniform(0.05, 0.5) * seconds)  # machines are not always as busy
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
             stopped += 1
