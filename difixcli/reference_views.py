@@ -168,7 +168,7 @@ def _planar(image: np.ndarray):  # type: ignore[no-untyped-def]
 def _matrix(value: np.ndarray):  # type: ignore[no-untyped-def]
     import torch
 
-    return torch.from_numpy(np.array(value, dtype=np.float32))
+    return torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32))
 
 
 def _resized(image, size):  # type: ignore[no-untyped-def]

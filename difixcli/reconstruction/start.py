@@ -52,15 +52,13 @@ def start_from(
     ns-train or difix leave it) or a `.ply` of 3D Gaussians. The world of a `.ply` may be that of the scene's file, of
     the COLMAP model behind it, the scene's normalised one, or a nerfstudio run's whose `dataparser_transforms.json`
     stands beside it or one folder up; one that says that it was trained antialiased is trained on so. `method` may be
-    left out: it is the run's, and splatfacto for Gaussians. The
-    model's networks are those that the run's configuration describes; the rest is as in `Reconstruction.create`,
-    whose `origin` says how the schedule goes on.
+    left out: it is the run's, and splatfacto for Gaussians. The model's networks are those that the run's
+    configuration describes; the rest is as in `Reconstruction.create`, whose `origin` says how the schedule goes on.
 
     `Reconstruction.warnings` says how many Gaussians of a `.ply` are not finite, where a run of ours has seen photos
-    that `train` leaves out (of other models that is
-    not known), and where renders of training photos are hardly better than one plain colour: the scene is probably
-    another one. Raises InputError for a path that is neither, a run without a checkpoint or
-    with a configuration that asks to run code (which is never run), a `.ply` without Gaussians or harmonics, another
+    that `train` leaves out (of other models that is not known), and where renders of training photos are hardly
+    better than one plain colour: the scene is probably another one.
+    Raises InputError for a path that is neither, a run without a checkpoint or with a configuration that asks to run code (which is never run), a `.ply` without Gaussians or harmonics, another
     method than the run's, and what `Reconstruction.create` raises.
     """
     path = Path(path).expanduser().absolute()

@@ -20,6 +20,7 @@ from difixcli.scenes.colmap_files import (
     read_images,
     read_model_points,
 )
+from difixcli.scenes.image_paths import PHOTO_FOLDERS
 from difixcli.scenes.lenses import Lens, colmap_lens
 from difixcli.scenes.nerfstudio_format import frame_name
 from difixcli.scenes.poses import OPENCV_TO_OPENGL, rigid_pose
@@ -46,7 +47,7 @@ _PLACES = (
     ("distorted/sparse", "."),  # Inria's converter: what it undistorts, from photos in `input`
     (".", "."),
 )
-IMAGE_FOLDERS = ("images", "images_raw", "rgb", "input", ".")
+IMAGE_FOLDERS = (*PHOTO_FOLDERS, ".")
 _DISTORTED_IMAGES = ("input", "images_raw")  # beside an undistorted copy called `images`
 
 _UNDISTORTED = {"PINHOLE", "SIMPLE_PINHOLE"}

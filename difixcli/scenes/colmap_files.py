@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from difixcli.errors import InputError
+from difixcli.scenes.lenses import parameter_count
 
 
 @dataclass(frozen=True)
@@ -27,26 +28,29 @@ class CameraModel:
     parameters: int
 
 
-CAMERA_MODELS = {
-    0: CameraModel("SIMPLE_PINHOLE", 3),
-    1: CameraModel("PINHOLE", 4),
-    2: CameraModel("SIMPLE_RADIAL", 4),
-    3: CameraModel("RADIAL", 5),
-    4: CameraModel("OPENCV", 8),
-    5: CameraModel("OPENCV_FISHEYE", 8),
-    6: CameraModel("FULL_OPENCV", 12),
-    7: CameraModel("FOV", 5),
-    8: CameraModel("SIMPLE_RADIAL_FISHEYE", 4),
-    9: CameraModel("RADIAL_FISHEYE", 5),
-    10: CameraModel("THIN_PRISM_FISHEYE", 12),
-    11: CameraModel("RAD_TAN_THIN_PRISM_FISHEYE", 16),
-    12: CameraModel("SIMPLE_DIVISION", 4),
-    13: CameraModel("DIVISION", 5),
-    14: CameraModel("SIMPLE_FISHEYE", 3),
-    15: CameraModel("FISHEYE", 4),
-    16: CameraModel("EUCM", 6),
-    17: CameraModel("EQUIRECTANGULAR", 2),
-}
+# In the order of the numbers that binary files have for them.
+_NUMBERED = (
+    "SIMPLE_PINHOLE",
+    "PINHOLE",
+    "SIMPLE_RADIAL",
+    "RADIAL",
+    "OPENCV",
+    "OPENCV_FISHEYE",
+    "FULL_OPENCV",
+    "FOV",
+    "SIMPLE_RADIAL_FISHEYE",
+    "RADIAL_FISHEYE",
+    "THIN_PRISM_FISHEYE",
+    "RAD_TAN_THIN_PRISM_FISHEYE",
+    "SIMPLE_DIVISION",
+    "DIVISION",
+    "SIMPLE_FISHEYE",
+    "FISHEYE",
+    "EUCM",
+)
+_PANORAMA = CameraModel("EQUIRECTANGULAR", 2)  # no lens of ours, but it has to be read to be named
+
+CAMERA_MODELS = dict(enumerate([*(CameraModel(name, parameter_count(name)) for name in _NUMBERED), _PANORAMA]))
 """By the number that binary files have for them."""
 
 _BY_NAME = {model.name: model for model in CAMERA_MODELS.values()}

@@ -125,6 +125,12 @@ def model_kind(model: str, where: str) -> str:
     return MODELS[name][0]
 
 
+def parameter_count(model: str) -> int:
+    """How many parameters a COLMAP camera of one of MODELS has: focal lengths, principal point, distortion."""
+    _, single, names = MODELS[model]
+    return (1 if single else 2) + 2 + len(names)
+
+
 def colmap_lens(model: str, params: Sequence[float], width: int, height: int, where: str) -> Lens:
     """The lens of a COLMAP camera from its model's name and its parameters in COLMAP's order.
 
@@ -133,7 +139,7 @@ def colmap_lens(model: str, params: Sequence[float], width: int, height: int, wh
     model_kind(model, where)
     kind, single, names = MODELS[model]
     focals = 1 if single else 2
-    if len(params) != focals + 2 + len(names) or not np.isfinite(params).all() or min(params[:focals]) <= 0:
+    if len(params) != parameter_count(model) or not np.isfinite(params).all() or min(params[:focals]) <= 0:
         raise InputError(
             f"The {model} camera of {where} has the parameters {', '.join(f'{value:g}' for value in params)}, which "
             "make no lens (too few, not finite, or no positive focal length); run the mapper again."

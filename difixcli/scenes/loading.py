@@ -31,8 +31,8 @@ DOWNSCALES = (2, 4, 8)
 def load_scene(spec: str | Path, size: int | None = None) -> Scene:
     """Loads a posed photo set.
 
-    `spec` is a folder with a nerfstudio `transforms.json` or, failing that, a COLMAP model in `sparse/0`,
-    `colmap/sparse/0` or `sparse` (text or binary); or `sample:NAME`, which is written once into the user's cache.
+    `spec` is a folder with a nerfstudio `transforms.json` or, failing that, a COLMAP model in one of `MODEL_FOLDERS`
+    (text or binary; see `read_colmap`); or `sample:NAME`, which is written once into the user's cache.
     Without a `transforms.json`, Blender's `transforms_train.json`, `transforms_val.json` and `transforms_test.json`
     are read as one. Published layouts are read as they come: Difix3D's release (`colmap/sparse/0` beside
     `images/image_train_*` and `image_eval_*`), Nerfbusters' captures (`transforms.json`, two paths told by name, see
