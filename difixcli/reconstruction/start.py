@@ -56,10 +56,10 @@ def start_from(
     configuration describes; the rest is as in `Reconstruction.create`, whose `origin` says how the schedule goes on.
 
     `Reconstruction.warnings` says how many Gaussians of a `.ply` are not finite, where a run of ours has seen photos
-    that `train` leaves out (of other models that is not known), and where renders of training photos are hardly
-    better than one plain colour: the scene is probably another one.
-    Raises InputError for a path that is neither, a run without a checkpoint or with a configuration that asks to run code (which is never run), a `.ply` without Gaussians or harmonics, another
-    method than the run's, and what `Reconstruction.create` raises.
+    that `train` leaves out (of other models that is not known), and where renders of training photos are hardly better
+    than one plain colour: the scene is probably another one. Raises InputError for a path that is neither, a run
+    without a checkpoint or with a configuration that asks to run code (which is never run), a `.ply` without Gaussians
+    or harmonics, another method than the run's, and what `Reconstruction.create` raises.
     """
     path = Path(path).expanduser().absolute()
     notes: list[str] = []
