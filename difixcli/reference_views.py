@@ -6,14 +6,14 @@ This is where a reconstruction (depth) and the fixer (pixels) meet, for curation
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from difixcli.scenes import load_mask, load_photo, nearest_cameras
-from difixcli.scenes.scene import Camera, Scene
+from difixcli.scenes.scene import Camera, Frame, Scene
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 
 _DEPTHS_HELD = 64
+# Photos are aligned from up to this many times the working size, where they have it: sampled at the working size
+# they would lose detail to interpolation.
+_DETAIL = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,15 +100,17 @@ class ReferenceViews:
             nothing = np.zeros((0, height, width), np.float32)
             return References(frames, photos, np.zeros((0, height, width, 3), np.float32), nothing)
         # references of one lens share one size; others are brought to the first one's
-        first = self.scene.frames[frames[0]].camera
-        cameras = [self.scene.frames[f].camera.resized(first.width, first.height) for f in frames]
+        detailed = [_detailed(self.scene.frames[f]) for f in frames]
+        first = detailed[0].camera
+        cameras = [frame.camera.resized(first.width, first.height) for frame in detailed]
         size = (first.height, first.width)
-        images = torch.stack([_resized(_planar(photo), size) for photo in photos])
-        depths = torch.stack([_resized(torch.from_numpy(self.depth(f))[None], size) for f in frames])
-        held = [load_mask(self.scene.frames[f]) for f in frames]
+        images = torch.stack([_resized(_planar(load_photo(frame)), size) for frame in detailed])
+        half = self.depth(frames[0]).shape
+        depths = torch.stack([_resized(torch.from_numpy(self.depth(f))[None], half) for f in frames])
+        held = [load_mask(frame) for frame in detailed]
         masks = None
         if any(mask is not None for mask in held):
-            whole = [np.ones(photo.shape[:2], bool) if m is None else m for m, photo in zip(held, photos, strict=True)]
+            whole = [np.ones(size, bool) if mask is None else mask for mask in held]
             masks = torch.stack([_resized(torch.from_numpy(m.astype(np.float32))[None], size) for m in whole])[None]
         device = self.reconstruction.device
         aligned, visibility = align_references(
@@ -121,6 +126,15 @@ class ReferenceViews:
         )
         aligned, visibility = aligned[0].permute(0, 2, 3, 1).cpu(), visibility[0, :, 0].cpu()
         return References(frames, photos, aligned.numpy(), visibility.numpy())
+
+
+def _detailed(frame: Frame) -> Frame:
+    """The frame at `_DETAIL` times its working size, or at its photo's own if that is less."""
+    camera, (width, height) = frame.camera, frame.lens.size
+    factor = min(_DETAIL, width / camera.width, height / camera.height)
+    if factor <= 1:
+        return frame
+    return replace(frame, camera=camera.resized(round(camera.width * factor), round(camera.height * factor)))
 
 
 def _half_size_depth(scene: Scene, reconstruction: Reconstruction, frame: int) -> np.ndarray:

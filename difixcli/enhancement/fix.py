@@ -64,7 +64,7 @@ def fix_pictures(
     from difixcli.fixer.confidence import fix_confidence
 
     options = options or FixOptions()
-    whole = pictures[0].color.shape[:2]
+    whole = (pictures[0].color.shape[0], pictures[0].color.shape[1])
     size = RELEASE_SIZE if options.release_resize else whole
     images = torch.stack([_planar(_lanczos(picture.color, size)) for picture in pictures])
     opacity = None

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -145,7 +146,7 @@ def tsed(frames: Iterable[np.ndarray], cameras: Sequence[Camera]) -> list[Epipol
     """
     import cv2
 
-    detector = cv2.SIFT.create()
+    detector: Any = cv2.SIFT.create()  # OpenCV's types want a mask, which may be None
     found = (
         (detector.detectAndCompute(_gray(frame), None), camera) for frame, camera in zip(frames, cameras, strict=True)
     )

@@ -26,6 +26,8 @@ MAX_SHIFT = 0.025
 # How far flow is believed where the pixel has no depth, or its projection falls outside the photo. Disagreeing depths
 # do not count against it: of unfinished reconstructions they are wrong more often than pictures that match both ways.
 FLOW_AGAINST_GEOMETRY = 0.6
+# Samples of a photo along each side of a pixel, at most; of finer photos blocks of pixels are averaged first.
+MOST_SAMPLES = 3
 # Without depth, a match holds when going there and back again ends within about this many pixels.
 ROUND_TRIP_TOLERANCE = 1.5
 
@@ -61,7 +63,7 @@ def align_references(
         intrinsics: (B, 3, 3) pinhole matrix in pixels of the render.
         camera_to_world: (B, 4, 4).
         ref_images: (B, V, 3, h, w).
-        ref_depths: (B, V, 1, h, w) z-depth rendered at the references' own cameras, or None.
+        ref_depths: (B, V, 1, h', w') z-depth rendered at the references' own cameras, of any size, or None.
         ref_intrinsics: (B, V, 3, 3) in pixels of the references.
         ref_camera_to_world: (B, V, 4, 4).
         register: whether to refine by optical flow.
@@ -86,26 +88,26 @@ def align_references(
             agreement = torch.ones_like(there)
             if ref_depths is not None:
                 agreement = _depth_agreement(ref_depths[b, v].to(render), grid, ref_z)
-            scale = _pixels_per_pixel(depth[b, 0], ref_z, intrinsics[b], ref_intrinsics[b, v], there)
-            image = _reduced(image, scale)
-            color = _sample(image, grid)
+            color = _sample_photo(image, grid, there)
             visible = there * torch.maximum(agreement, _likeness(render[b], color))
-            if register and bool((visible > 0.5).any()):
-                shift = _registration(render[b], color, visible)
-                # the photo is sampled once, at the shifted place, so that registration costs no sharpness
-                grid = _shifted(grid, shift)
-                there, agreement = (_shifted(x[..., None], shift)[..., 0] for x in (there, agreement))
-                there = there * _inside(grid, image.shape[-2:])
-                if ref_masks is not None:
-                    there = there * _counted(ref_masks[b, v].to(render), grid)
-                color = _sample(image, grid)
-                visible = there * torch.maximum(agreement, _likeness(render[b], color))
             if register:
-                mask = None if ref_masks is None else ref_masks[b, v].to(render)
-                flowed, believed = _matched(render[b], ref_images[b, v].to(render), mask)
+                if bool((visible > 0.5).any()):
+                    shift = _registration(render[b], color, visible)
+                    grid = _shifted(grid, shift)
+                    there, agreement = (_shifted(x[..., None], shift)[..., 0] for x in (there, agreement))
+                    there = there * _inside(grid, image.shape[-2:])
+                    if ref_masks is not None:
+                        there = there * _counted(ref_masks[b, v].to(render), grid)
+                    color = _sample_photo(image, grid, there)
+                    visible = there * torch.maximum(agreement, _likeness(render[b], color))
+                matched, believed = _matched(
+                    render[b], image, None if ref_masks is None else ref_masks[b, v].to(render)
+                )
                 believed = believed * torch.where(there > 0, 1.0, FLOW_AGAINST_GEOMETRY)
-                color = torch.where(believed > visible, flowed, color)
+                grid = torch.where((believed > visible)[..., None], matched, grid)
                 visible = torch.maximum(visible, believed)
+                # always from the photo itself: sampling what was sampled before would cost sharpness
+                color = _sample_photo(image, grid, visible)
             aligned[b, v] = color * (visible > 0)
             visibility[b, v, 0] = visible
     return aligned, visibility
@@ -130,14 +132,16 @@ def register_references(images: Tensor, refs: Tensor) -> tuple[Tensor, Tensor]:
     visibility = images.new_zeros((batch, views, 1, height, width))
     for b in range(batch):
         for v in range(views):
-            color, visible = _matched(images[b], refs[b, v].to(images))
-            aligned[b, v] = color * (visible > 0)
+            photo = refs[b, v].to(images)
+            grid, visible = _matched(images[b], photo)
+            aligned[b, v] = _sample_photo(photo, grid, visible) * (visible > 0)
             visibility[b, v, 0] = visible
     return aligned, visibility
 
 
 def _matched(image: Tensor, ref: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """A photo (3, h, w) brought onto an image (3, H, W) by optical flow: its colour, and (H, W) where to believe it.
+    """Where in a photo (3, h, w) what an image (3, H, W) shows is, by optical flow: normalised positions (H, W, 2), and
+    (H, W) where to believe them.
 
     `mask` (1, h, w) is 1 where the photo's pixels count.
     """
@@ -153,7 +157,7 @@ def _matched(image: Tensor, ref: Tensor, mask: Tensor | None = None) -> tuple[Te
     difference = _box((color - image).abs().mean(0), 7)
     visible = torch.exp(-(round_trip.square().sum(-1)) / (2 * ROUND_TRIP_TOLERANCE**2))
     visible = visible * torch.exp(-(difference / 0.2).square()) * _inside(grid, ref.shape[-2:])
-    return color, visible if mask is None else visible * _counted(mask, grid)
+    return grid, visible if mask is None else visible * _counted(mask, grid)
 
 
 def _pixel_grid(height: int, width: int, like: Tensor) -> Tensor:
@@ -225,24 +229,41 @@ def _likeness(render: Tensor, color: Tensor) -> Tensor:
     return torch.exp(-(_box((color - render).abs().mean(0), 7) / COLOR_TOLERANCE).square())
 
 
-def _pixels_per_pixel(depth: Tensor, ref_z: Tensor, intrinsics: Tensor, ref_intrinsics: Tensor, there: Tensor) -> float:
-    """How many pixels of the reference one pixel of the render spans, the median over what lies in both."""
-    seen = there > 0
-    if not bool(seen.any()):
-        return 1.0
-    ratio = (depth[seen] / ref_z[seen]).median()
-    return float(ratio * (ref_intrinsics[0, 0] / intrinsics[0, 0]).to(ratio))
+def _sample_photo(photo: Tensor, grid: Tensor, counts: Tensor) -> Tensor:
+    """A photo (3, h, w) as it looks in pixels whose centres lie at its normalised positions `grid` (H, W, 2).
+
+    Each pixel is the mean over what it covers in the photo, which is how photos are brought to their working size, too.
+    A pixel's extent is the grid's own step there, so the kernel follows foreshortening and turns; where the grid
+    tears, at depth edges, the smaller of the steps on both sides. `counts` (H, W) is positive where there is something
+    to see.
+    """
+    size = photo.shape[-2:]
+    in_photo = grid.new_tensor([size[1] / 2, size[0] / 2])
+    across, down = _steps(grid, 1), _steps(grid, 0)
+    lengths = [(steps * in_photo).norm(dim=-1)[counts > 0] for steps in (across, down)]
+    span = float(torch.cat(lengths).median()) if lengths[0].numel() else 1.0
+    if span > MOST_SAMPLES:
+        # so many photo pixels a pixel that whole blocks of them may be averaged first
+        factor = min(int(span / MOST_SAMPLES * 2), *size)
+        photo = F.interpolate(photo[None], (-(-size[0] // factor), -(-size[1] // factor)), mode="area")[0]
+        span /= factor
+    count = max(1, round(span))
+    offsets = [(i + 0.5) / count - 0.5 for i in range(count)]
+    total = torch.zeros_like(photo[:, :1, :1])
+    for x in offsets:
+        for y in offsets:
+            total = total + _sample(photo, grid + x * across + y * down, "bicubic")
+    return (total / count**2).clamp(0, 1)
 
 
-def _reduced(image: Tensor, scale: float) -> Tensor:
-    """(C, h, w) area-averaged by the power of two nearest to `scale`, so that bilinear sampling skips no pixels."""
-    factor = 2 ** max(0, round(np.log2(max(scale, 1e-6))))
-    factor = min(factor, image.shape[-1], image.shape[-2])
-    if factor == 1:
-        return image
-    height, width = image.shape[-2:]
-    # normalised positions stay true whatever the size is rounded to
-    return F.interpolate(image[None], (-(-height // factor), -(-width // factor)), mode="area")[0]
+def _steps(grid: Tensor, dim: int) -> Tensor:
+    """(H, W, 2) positions → (H, W, 2): the step to the next pixel along an axis; of both beside it the smaller."""
+    if grid.shape[dim] == 1:
+        return torch.zeros_like(grid)
+    steps = grid.diff(dim=dim)
+    before = torch.cat([steps.narrow(dim, 0, 1), steps], dim)
+    after = torch.cat([steps, steps.narrow(dim, -1, 1)], dim)
+    return torch.where(before.square().sum(-1, keepdim=True) < after.square().sum(-1, keepdim=True), before, after)
 
 
 def _gray(image: Tensor) -> np.ndarray:
@@ -257,6 +278,7 @@ def _flow(target: np.ndarray, source: np.ndarray) -> np.ndarray:
     if min(target.shape) < 16:  # less than two of DIS's patches: nothing to match
         return np.zeros((*target.shape, 2), np.float32)
     matcher = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    matcher.setFinestScale(0)  # the preset stops at half the size, which costs aligned photos half a dB
     return matcher.calc(target, source, None)  # type: ignore[call-overload]
 
 

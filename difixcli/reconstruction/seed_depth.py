@@ -55,7 +55,7 @@ class SeedRays:
         column, row = x[candidates].astype(np.int64), y[candidates].astype(np.int64)
         color = photo[row, column]
         alike = np.abs(color - scene.colors[candidates] / 255).max(axis=1) < _COLOR_TOLERANCE
-        keep = alike & _unhidden(row, column, depth[candidates], photo.shape[:2])
+        keep = alike & _unhidden(row, column, depth[candidates], (camera.height, camera.width))
         if (mask := load_mask(scene.frames[index])) is not None:
             keep &= mask[row, column]
         pixels = np.stack([np.full(keep.sum(), position), row[keep], column[keep]], axis=1)

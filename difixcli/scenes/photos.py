@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,8 @@ def _to_working_size(pixels: np.ndarray, frame: Frame) -> np.ndarray:
     target = frame.camera
     if not frame.lens.is_pinhole:
         maps = sampling_maps(frame.lens)
-        pixels = cv2.remap(pixels, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+        remap: Any = cv2.remap  # its types have no tuple of arrays
+        pixels = remap(pixels, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
     if (target.width, target.height) != frame.lens.size:
         pixels = cv2.resize(pixels, (target.width, target.height), interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(np.clip(pixels, 0, 1), dtype=np.float32)

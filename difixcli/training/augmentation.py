@@ -25,6 +25,35 @@ def cropped(pair: Loaded, crop: int, rng: np.random.Generator) -> Sample:
     )
 
 
+def improved(sample: Sample, share: float, rng: np.random.Generator) -> Sample:
+    """With probability `share` the sample with a better render: nearer to its photo, or, half of the time, the photo.
+
+    What is right already must be left alone, and how much is wrong must be seen in the render: curation's renders alone
+    do not teach that, as nearly all of them are worse than the photo everywhere.
+    """
+    if rng.random() >= share:
+        return sample
+    left = np.float32(0 if rng.random() < 0.5 else rng.uniform(0, 0.6))
+    return sample._replace(render=sample.target + left * (sample.render - sample.target))
+
+
+def misled(sample: Sample, share: float, rng: np.random.Generator) -> Sample:
+    """With probability `share` the sample beside references that show something else, while visibility says they fit.
+
+    Their pixels come from elsewhere in the same photos: turned around, moved by at least a quarter of the crop, and
+    half of the time in other colours. Photos of something else must be found out by what they show.
+    """
+    if rng.random() >= share or not len(sample.references):
+        return sample
+    side = sample.references.shape[1]
+    shift = tuple(rng.integers(side // 4, side - side // 4, 2))
+    references = np.roll(sample.references[:, ::-1, ::-1], shift, axis=(1, 2))
+    visibility = np.roll(sample.visibility[:, ::-1, ::-1], shift, axis=(1, 2))
+    if rng.random() < 0.5:
+        references = references[..., rng.permutation(3)]
+    return sample._replace(references=np.ascontiguousarray(references), visibility=np.ascontiguousarray(visibility))
+
+
 def augmented(sample: Sample, strong: bool, reference_tone: float, rng: np.random.Generator) -> Sample:
     """A sample of the same shape, changed at random.
 

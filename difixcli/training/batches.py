@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from difixcli.errors import InputError
-from difixcli.training.augmentation import augmented, cropped
+from difixcli.training.augmentation import augmented, cropped, improved, misled
 from difixcli.training.pairs import Loaded, PairStore, unit
 from difixcli.training.synthetic import PhotoPairs, Sample
 
@@ -69,6 +69,8 @@ class Plan:
     drop_references: float = 0.1
     strong: bool = True
     reference_tone: float = 0.0
+    improved_share: float = 0.0
+    misled_share: float = 0.0
     seed: int = 0
 
     @property
@@ -111,6 +113,7 @@ class Plan:
             sample = photos.draw(self.crop, self.views, rng)
         else:
             sample = cropped(pair, self.crop, rng)
+        sample = misled(improved(sample, self.improved_share, rng), self.misled_share, rng)
         return augmented(sample, self.strong, self.reference_tone, rng)
 
 

@@ -43,6 +43,7 @@ MIN_REFERENCE_CHANGE = 1e-4
 REFERENCE_GRACE = 1000
 # One dB of PSNR weighs as much in the choice of the best weights as 20 % of st-LPIPS, the ratio of our aims.
 _LPIPS_PER_DB = 0.2
+_AGAIN_EVERY = 4  # steps between looks at what a second pass would change
 _SAVE_AFTER = 60.0  # seconds of training that a stopped run loses at most…
 _SAVE_SHARE = 0.05  # …unless saving would take more than this share of the time
 
@@ -140,6 +141,7 @@ class _Training:
             options.gram_start,
             options.window,
             str(self.accelerator.device),
+            options.detail_weight,
         )
         self.step = self.saved_step = 0
         self.seconds = 0.0
@@ -204,6 +206,8 @@ class _Training:
             drop_references=options.drop_references,
             strong=options.strong_augmentation,
             reference_tone=options.reference_tone,
+            improved_share=options.improved_share,
+            misled_share=options.misled_share,
             seed=options.seed,
         )
         self.counts = {
@@ -302,9 +306,16 @@ class _Training:
             last = number == options.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 output = self.model(batch.images, batch.references, batch.opacity, batch.visibility, noise)
-                loss, parts = self.loss(output, batch.targets, self.step)
+                loss, parts = self.loss(output, batch.targets, self.step, batch.images)
+                if options.idempotence_weight > 0 and self.step % _AGAIN_EVERY == 0:
+                    parts["again"] = options.idempotence_weight * self._changed_again(output, batch, noise)
+                    loss = loss + parts["again"]
                 self.accelerator.backward(loss / options.accumulate)
-            found = {"loss": loss.detach(), **parts, "output_std": output.detach().float().std()}
+            found = {
+                "loss": loss.detach(),
+                **{name: part.detach() for name, part in parts.items()},
+                "output_std": output.detach().float().std(),
+            }
             terms = {name: terms.get(name, 0) + value / options.accumulate for name, value in found.items()}
         norm = self.accelerator.clip_grad_norm_(self.weights, options.clip)
         # one exchange a step tells every process the same, and one look at the device is all that a GPU waits for
@@ -322,6 +333,12 @@ class _Training:
             mean = {"mean_loss": float(np.mean(self.losses))}
             self.journal({"event": "step", "step": self.step, **means, **mean, "gradient": norm, "rate": rate})
         return due_somewhere > 0
+
+    def _changed_again(self, output: Tensor, batch: Batch, noise: Tensor | None) -> Tensor:
+        """How much a second pass changes of the first one's output: (), the mean distance."""
+        first = output.detach().clamp(0, 1)
+        again = self.model(first, batch.references, batch.opacity, batch.visibility, noise)
+        return (again.float() - first).abs().mean()
 
     def _drawn(self, draw: Draw) -> Batch:
         """A round's batch on the device; what was skipped is noted."""

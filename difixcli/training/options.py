@@ -20,7 +20,7 @@ _AT_LEAST_ONE = (
 FREE = ("batch", "accumulate", "workers", "gradient_checkpointing", "cache_mib")
 """Options that change how a step is computed, but not what: a training may go on with others."""
 
-_SHARES = ("photo_share", "drop_references", "ema")
+_SHARES = ("photo_share", "drop_references", "ema", "improved_share", "misled_share")
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,14 @@ class TrainingOptions:
     """Vertical flips, transposition, permuted channels and tones too, not only horizontal flips."""
     reference_tone: float = 0.0
     """Typical difference of the references' exposure from the photo's (natural logarithm), in half of the samples."""
+    improved_share: float = 0.0
+    """Share of the samples whose render is moved towards its photo, half of these all the way: to be left alone."""
+    misled_share: float = 0.0
+    """Share of the samples beside references that show something else."""
+    detail_weight: float = 0.0
+    """Factor of a term against detail that both render and photo have and the output lost."""
+    idempotence_weight: float = 0.0
+    """Factor of a term, in every fourth step, for what a second pass changes of the output."""
     validate_every: int = 500
     validation_pairs: int = 12
     patience: int = 0
@@ -106,6 +114,10 @@ class TrainingOptions:
             window=64,
             strong_augmentation=True,
             reference_tone=0.15,
+            improved_share=0.2,
+            misled_share=0.05,
+            detail_weight=0.5,
+            idempotence_weight=1.0,
             workers=4 if device.startswith("cuda") else 0,
         )
 

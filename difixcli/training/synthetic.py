@@ -162,7 +162,7 @@ def _degrade(
     wrong = np.maximum(wrong, struck)
     if rng.random() < 0.3:
         hole: np.ndarray = _regions(size, rng, share=rng.uniform(0.02, 0.25)) * rng.uniform(0.3, 1.0)
-        ragged = np.clip(hole + hole * rng.normal(0, 0.3, (size, size)).astype(np.float32), 0, 1)
+        ragged: np.ndarray = np.clip(hole + hole * rng.normal(0, 0.3, (size, size)).astype(np.float32), 0, 1)
         hole = cv2.GaussianBlur(ragged, (0, 0), rng.uniform(0.5, 2))
         background = np.zeros(3) if rng.random() < 0.6 else rng.uniform(0, 1, 3)
         image = _mix(image, np.broadcast_to(background.astype(np.float32), image.shape), hole)
