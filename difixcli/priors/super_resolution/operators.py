@@ -1,0 +1,56 @@
+"""How a photo is made smaller and larger: one operator is used everywhere that one is needed.
+
+The operator that made the low-resolution photos is what the low-resolution loss, the super-resolvers and the figures of
+agreement use alike, or a scene would be taught to undo the difference between two of them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import Tensor
+from torch.nn import functional
+
+from difixcli.errors import InputError, unknown
+
+Operator = Literal["area", "bicubic"]
+OPERATORS: tuple[Operator, ...] = get_args(Operator)
+
+
+def check_operator(name: str) -> Operator:
+    """Raises InputError for an operator that there is none of."""
+    if name not in OPERATORS:
+        raise unknown("way of making photos smaller", name, OPERATORS)
+    return name
+
+
+def reduced(images: Tensor, factor: int, operator: Operator = "area") -> Tensor:
+    """Images (B, C, H, W) made smaller by an integer: (B, C, H / factor, W / factor).
+
+    `area` is the mean over blocks of factor × factor pixels, `bicubic` the antialiased one of PIL and of 3DSR's
+    release (its values may leave the images' range by a little). Differentiable.
+    Raises InputError where a side does not divide by the factor.
+    """
+    height, width = images.shape[-2:]
+    if height % factor or width % factor:
+        raise InputError(f"An image of {width}×{height} pixels does not divide by {factor}; crop it to multiples.")
+    if operator == "area":
+        return functional.avg_pool2d(images, factor)
+    size = (height // factor, width // factor)
+    return functional.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
+
+
+def enlarged(images: Tensor, factor: int) -> Tensor:
+    """Images (B, C, h, w) made larger by an integer, bicubic: (B, C, h · factor, w · factor). Not clamped."""
+    height, width = images.shape[-2:]
+    size = (height * factor, width * factor)
+    return functional.interpolate(images, size=size, mode="bicubic", align_corners=False)
+
+
+def agreeing(images: Tensor, photos: Tensor, factor: int, operator: Operator = "area", rounds: int = 5) -> Tensor:
+    """Large images (B, C, H, W) whose reductions are the photos (B, C, h, w): what differs is added back, enlarged
+    (iterative back-projection, Irani and Peleg 1991), in so many rounds. In [0, 1].
+    """
+    for _ in range(rounds):
+        images = images + enlarged(photos - reduced(images, factor, operator), factor)
+    return images.clamp(0, 1)

@@ -1,0 +1,35 @@
+"""What a super-resolver is to the loop that trains a scene on what it makes.
+
+The loop of 3DSR, for each photo L and each of `rounds` rounds: `estimate` gives the large image H that the scene is
+trained on; the scene then shows the photo's place as R, and `advance` takes R up into the state that the next estimate
+begins from. What lies between two calls is in the state alone, so that a stopped run goes on exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+State = dict[str, Tensor]
+"""What a super-resolver knows of one photo between two calls: tensors by name, on the CPU."""
+
+
+@runtime_checkable
+class SuperResolver(Protocol):
+    """Makes photos larger by `factor`; its networks are frozen.
+
+    Photos are (1, 3, h, w), large images and renders (1, 3, h · factor, w · factor), float32 in [0, 1], on `device`.
+    """
+
+    factor: int
+    device: str
+
+    def begin(self, photo: Tensor, rounds: int, seed: int) -> State:
+        """The state before the first of `rounds` estimates; noise follows from `seed` alone."""
+
+    def estimate(self, photo: Tensor, state: State) -> tuple[Tensor, State]:
+        """The large image at the state's step, and the state with what was found on the way."""
+
+    def advance(self, photo: Tensor, state: State, render: Tensor) -> State:
+        """The state at the next step, which has taken up the scene's render of the photo's place."""
