@@ -15,6 +15,7 @@ from torch import Tensor
 
 from difixcli.errors import InputError
 from difixcli.evaluation.perceptual import lpips_available, shared_network
+from difixcli.images import reduced
 from difixcli.reconstruction import PseudoView, Reconstruction
 from difixcli.reconstruction import objective as terms_of_the_loss
 from difixcli.reconstruction.objective import (
@@ -81,14 +82,14 @@ def closed_l2(render: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 
 def closed_low_resolution(render: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Blocks of 4×4: the trusted means of both, the squares of their differences counted by mean trust."""
+    """Blocks of 4×4: how far the trusted means of both lie apart, counted by mean trust."""
     found = []
     for y in range(0, render.shape[0] - 3, 4):
         for x in range(0, render.shape[1] - 3, 4):
             one, other, trust = (values[y : y + 4, x : x + 4].flatten(0, 1) for values in (render, target, weight))
             apart = (one * trust).sum(dim=0) / trust.sum() - (other * trust).sum(dim=0) / trust.sum()
-            found.append(trust.mean() * apart**2)
-    return torch.stack(found).mean()
+            found.append(trust.mean() * apart.abs())
+    return 0.8 * torch.stack(found).mean()
 
 
 @pytest.mark.parametrize(("name", "closed"), [("l2", closed_l2), ("low_resolution:4", closed_low_resolution)])
@@ -101,10 +102,50 @@ def test_terms_are_their_closed_forms(name: str, closed: object, size: tuple[int
     plain = torch.ones_like(weight)
     if name != "l2":
         small = [torch.nn.functional.avg_pool2d(image.movedim(-1, 0), 4) for image in (render, target)]
-        torch.testing.assert_close(measure(render, target, plain), ((small[0] - small[1]) ** 2).mean())
+        torch.testing.assert_close(measure(render, target, plain), 0.8 * (small[0] - small[1]).abs().mean())
     render.requires_grad_()
     (gradient,) = torch.autograd.grad(measure(render, target, (weight > 0.5).double()), render)
     assert not gradient[weight[..., 0] <= 0.5].any() and gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("operator", ["area", "bicubic"])
+def test_the_low_resolution_term_is_3dsrs(operator: str) -> None:
+    """0.8·L1 + 0.2·D-SSIM of what is made smaller, the same against a photo as against the image it was made of."""
+    from pytorch_msssim import ssim
+
+    render, target, _ = (values.float() for values in pictures(48, 64))
+    ones = torch.ones(48, 64, 1)
+    small = [reduced(image.movedim(-1, 0)[None], 4, operator) for image in (render, target)]
+    expected = 0.8 * (small[0] - small[1]).abs().mean() + 0.2 * (1 - ssim(*small, data_range=1.0))
+    measure = find_term(f"low_resolution:4:{operator}").measure
+    photo = small[1][0].movedim(0, -1)
+    for wanted in (target, photo):
+        torch.testing.assert_close(measure(render, wanted, ones), expected, rtol=1e-4, atol=1e-6)
+    # what is not trusted teaches nothing, whether the target is large or small
+    shown = render.clone().requires_grad_()
+    for wanted in (target, photo):
+        (nothing,) = torch.autograd.grad(measure(shown, wanted, 0 * ones), shown)
+        (something,) = torch.autograd.grad(measure(shown, wanted, ones), shown)
+        assert nothing.abs().max() < 1e-3 * something.abs().max()
+
+
+def test_a_low_resolution_photo_stands_in_for_the_reduced_target() -> None:
+    """A view's own photo is compared with, in whole images and in squares of rays alike."""
+    render, target, _ = (values.float() for values in pictures(16, 16))
+    photo = torch.randint(0, 255, (4, 4, 3), dtype=torch.uint8)
+    model = SimpleNamespace(get_loss_dict=lambda outputs, batch: {})
+    install(model)
+    terms = {"low_resolution:4": 1.0}
+    expected = 0.8 * (reduced(render.movedim(-1, 0)[None], 4)[0].movedim(0, -1) - photo / 255).abs().mean()
+    ones = torch.ones(16, 16, 1)
+    batch = {"image": target, WEIGHT: ones, DRAWN: [Drawn(terms, photo=photo)]}
+    (loss,) = model.get_loss_dict({"rgb": render}, batch).values()
+    torch.testing.assert_close(loss, expected)
+    rays = torch.arange(256)
+    batch = {"image": target.reshape(-1, 3), WEIGHT: ones.reshape(-1, 1)}
+    batch[DRAWN] = [Drawn(terms, rays, (16, 16), photo=photo)]
+    (loss,) = model.get_loss_dict({"rgb": render.reshape(-1, 3)}, batch).values()
+    torch.testing.assert_close(loss, expected)
 
 
 def test_the_perceptual_term_is_the_networks_distance_and_lowers_it() -> None:

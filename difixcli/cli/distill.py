@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -40,7 +40,11 @@ from difixcli.cli.outputs import announce
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, check_folder, file_name, find_run, fingerprint
 
+if TYPE_CHECKING:
+    from difixcli.scenes.scene import Scene
+
 ROUNDS = "Rounds of fixing"
+LARGER = "Super-resolution"
 
 
 @console.handled
@@ -103,7 +107,9 @@ def distill(
     ] = None,
     prior: Annotated[
         str,
-        typer.Option(help="What proposes views: fixer, or an installed package's.", rich_help_panel=ROUNDS),
+        typer.Option(
+            help="What proposes views: fixer, super-resolution, or an installed package's.", rich_help_panel=ROUNDS
+        ),
     ] = "fixer",
     references: Annotated[
         int | None,
@@ -145,7 +151,43 @@ def distill(
         int | None,
         typer.Option(help="Go back to the beginning of this round of the same run.", min=1, rich_help_panel=ROUNDS),
     ] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Also train as long on photos alone.")] = False,
+    upscale: Annotated[
+        int | None,
+        typer.Option(help="How many times larger than the photos (default 4).", min=2, rich_help_panel=LARGER),
+    ] = None,
+    sr: Annotated[
+        str | None,
+        typer.Option(
+            help="bundled (default), a file of weights that spandrel reads, a folder, or a hub name as "
+            "stabilityai/stable-diffusion-x4-upscaler.",
+            rich_help_panel=LARGER,
+        ),
+    ] = None,
+    reduce: Annotated[
+        int | None,
+        typer.Option(
+            help="First make the photos so many times smaller; what they were is the truth.",
+            min=2,
+            rich_help_panel=LARGER,
+        ),
+    ] = None,
+    downscale: Annotated[
+        str | None,
+        typer.Option(help="How photos are made smaller: area (default) or bicubic.", rich_help_panel=LARGER),
+    ] = None,
+    sr_update: Annotated[
+        str | None,
+        typer.Option(
+            help="How a diffusing super-resolver goes on from a render: posterior (default, 3DSR's release) or paper.",
+            rich_help_panel=LARGER,
+        ),
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare", help="Also train as long on photos alone (for super-resolution, on other enlargements too)."
+        ),
+    ] = False,
     size: SizeOption = None,
     seed: SeedOption = 0,
     preset: PresetOption = Preset.auto,
@@ -156,7 +198,8 @@ def distill(
     as_json: JsonOption = False,
 ) -> None:
     """Make a better 3D reconstruction: train, render, fix, train on the fixes, round by round."""
-    from difixcli.distillation.prior import check_prior
+    from difixcli.cli.super_resolution import Request, distill_larger, read_enlargement
+    from difixcli.distillation.prior import SUPER_RESOLUTION, check_prior
     from difixcli.distillation.schedule import check_schedule, make_schedule
     from difixcli.distillation.settings import Settings, find_profile, read_terms, support_wanted
     from difixcli.distillation.targets import check_targets
@@ -177,6 +220,29 @@ def distill(
         console.say(note)
     check_schedule(schedule, rounds, step, share, further)
     check_prior(prior)
+    larger = {"--upscale": upscale, "--sr": sr, "--reduce": reduce, "--downscale": downscale, "--sr-update": sr_update}
+    if prior == SUPER_RESOLUTION:
+        unheard = {
+            "--targets": targets is not None,
+            "--schedule": schedule != "progressive",
+            "--profile": profile != "difix",
+            "--fixer": fixer != "bundled",
+            "--step": step is not None,
+            "--references": references is not None,
+            "--trust": trust is not None,
+            "--drop-below": drop_below is not None,
+            "--no-guard": not guard,
+        }
+        if said := [option for option, there in unheard.items() if there]:
+            raise InputError(f"{said[0]} says nothing to the prior {prior}, whose views are the photos'; leave it out.")
+        request = Request(
+            scene, method, split, start, iterations, further, rounds, share, loss or [], from_round, compare, size,
+            seed, preset, device, settings or [], output, force, as_json,
+        )  # fmt: skip
+        distill_larger(request, read_enlargement(upscale, sr, reduce, downscale, sr_update))
+        return
+    if said := [option for option, value in larger.items() if value is not None]:
+        raise InputError(f"{said[0]} belongs to --prior {SUPER_RESOLUTION}; name that, or leave it out.")
     preset_values = find_profile(profile)
     trusted = trust or preset_values.trust
     support = support_wanted(trusted, drop_below)
@@ -204,7 +270,6 @@ def distill(
     inputs = {**scene_inputs(loaded), **split_input(loaded, chosen), **fixer_input(fixer)}
 
     from difixcli.distillation.distill import Distillation
-    from difixcli.distillation.rounds import Rounds
     from difixcli.reconstruction import default_iterations, draws_images, known_methods, method_config
     from difixcli.reconstruction.compilation import compile_ahead
     from difixcli.reconstruction.objective import check_terms
@@ -252,25 +317,13 @@ def distill(
     distillation = Distillation(loaded, chosen, plan)
     arguments = {**vars(plan), "schedule": vars(planned), "scene": scene_spec(scene), "size": size, "split": rule}
     arguments["fixer"] = fixer
+    del arguments["enlargement"]
     paths = [Path(aim).expanduser() for aim in aims if aim.lower().endswith(".json")]
     inputs |= {str(path): fingerprint([path], content=True) for path in paths}
-    begun = _start_files(start)
+    begun = start_files(start)
     if start is not None:
         inputs["start"] = fingerprint(begun, content=True)
-    folder = output
-    if folder is None:
-        parent = Path("outputs") / file_name(loaded.name) / method
-        folder = None if force else find_run(parent, "distill", arguments, inputs)
-        folder = folder or parent / time.strftime("%Y-%m-%d_%H%M%S")
-    run = None if force else Run.held(folder, "distill", arguments, inputs)
-    if from_round is not None:
-        if run is None:
-            raise InputError("--from-round goes back in a run of the very same line; there is none yet. Leave it out.")
-        run = Run.open(folder, "distill", arguments, inputs)  # no other process may be at work in it
-        rounds_made = Rounds(run.folder)
-        rounds_made.check(from_round)
-        run.save(state="running", results={}, rounds={})  # first: what a kill leaves of it is not done
-        rounds_made.rewind(from_round)
+    folder, run = held(output, loaded, method, arguments, inputs, force, from_round)
     network = None
     if run is None or not run.done:  # what is done needs no fixer, which may be far away
         network = open_fixer(fixer, on)
@@ -310,6 +363,36 @@ def distill(
     console.finish({"results": results, "rounds": found, "output": str(run.folder)}, as_json, *tables)
 
 
+def held(
+    output: Path | None,
+    loaded: Scene,
+    method: str,
+    arguments: dict[str, Any],
+    inputs: dict[str, str],
+    force: bool,
+    from_round: int | None,
+) -> tuple[Path, Run | None]:
+    """The folder of a run, and the run that stands there already, gone back to the beginning of a round if asked."""
+    from difixcli.distillation.rounds import Rounds
+
+    folder = output
+    if folder is None:
+        parent = Path("outputs") / file_name(loaded.name) / method
+        folder = None if force else find_run(parent, "distill", arguments, inputs)
+        folder = folder or parent / time.strftime("%Y-%m-%d_%H%M%S")
+    run = None if force else Run.held(folder, "distill", arguments, inputs)
+    if from_round is None:
+        return folder, run
+    if run is None:
+        raise InputError("--from-round goes back in a run of the very same line; there is none yet. Leave it out.")
+    run = Run.open(folder, "distill", arguments, inputs)  # no other process may be at work in it
+    rounds_made = Rounds(run.folder)
+    rounds_made.check(from_round)
+    run.save(state="running", results={}, rounds={})  # first: what a kill leaves of it is not done
+    rounds_made.rewind(from_round)
+    return folder, run
+
+
 def _outcome(found: dict[str, Any], rounds: int) -> str:
     """What became of the rounds, and which model was handed over."""
     kept = f"Views dropped: {found['dropped']}. "
@@ -322,7 +405,7 @@ def _outcome(found: dict[str, Any], rounds: int) -> str:
     return kept + told + "the model of photos alone is handed over, trained to the end."
 
 
-def _start_files(start: Path | None) -> list[Path]:
+def start_files(start: Path | None) -> list[Path]:
     """What decides what an existing reconstruction is: the .ply, or a run's settings and checkpoints."""
     if start is None or start.is_file():
         return [] if start is None else [start]

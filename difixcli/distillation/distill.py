@@ -19,7 +19,7 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -49,6 +49,8 @@ Say = Callable[[str], None]
 _SAVE_EVERY = 500  # iterations a killed run loses at most
 _PHOTOS = "photos"  # folder of the model that photos alone have taught
 _PLAIN = "plain"
+LARGE = "large"  # folder of large renders where there is no truth of their size
+COMPARED = ("low_resolution", "bicubic", "per_image")  # folders of what super-resolution is compared with
 
 
 class Distillation:
@@ -64,9 +66,8 @@ class Distillation:
 
     def run(self, fixer: Fixer, run: Run, progress: Progress, say: Say) -> dict[str, dict[str, Any]]:
         """Run, or go on with, the update; return the figures of each variant on the views that have a truth."""
-        _sweep(run.folder)
-        self.fixer, self.folder, self._run, self._progress, self._say = fixer, run.folder, run, progress, say
-        self.rounds = Rounds(run.folder)
+        self._begin(run, progress, say)
+        self.fixer = fixer
         settings = self.settings
         renders = FinalRenders(
             run.folder, self.scene, self.split, self.targets, fixer, settings.references, settings.trust, progress
@@ -81,6 +82,11 @@ class Distillation:
         gc.collect()  # the parts of a model hold on to each other, and there may be no room for a second one
         self._render(renders, self._plain(), "plain", "fixed")
         return self._figures()
+
+    def _begin(self, run: Run, progress: Progress, say: Say) -> None:
+        _sweep(run.folder)
+        self.folder, self._run, self._progress, self._say = run.folder, run, progress, say
+        self.rounds = Rounds(run.folder)
 
     # Training
 
@@ -199,8 +205,15 @@ class Distillation:
 
     def _prior(self, model: Reconstruction) -> Prior:
         """The prior that was asked for, as it was when the model's checkpoint was saved."""
+        prior = make_prior(self.settings.prior, self._context())
+        if "prior" in model.beside:
+            prior.restore(model.beside["prior"])
+        return prior
+
+    def _context(self) -> Context:
+        """What the prior is made with."""
         settings = self.settings
-        context = Context(
+        return Context(
             self.fixer,
             self.scene,
             settings.device,
@@ -210,10 +223,6 @@ class Distillation:
             settings.drop_below,
             settings.terms,
         )
-        prior = make_prior(settings.prior, context)
-        if "prior" in model.beside:
-            prior.restore(model.beside["prior"])
-        return prior
 
     def _round(
         self, model: Reconstruction, photos_only: Reconstruction, prior: Prior, guard: Guard | None, number: int
@@ -259,10 +268,12 @@ class Distillation:
             number,
         )
         train = [self.scene.frames[i].camera for i in self.split.train]
-        views = [
-            View(target.name, camera, self.split.train[nearest_cameras(camera, train, 1)[0]])
-            for target, camera in zip(self.targets, cameras, strict=True)
-        ]
+        views = []
+        for target, camera in zip(self.targets, cameras, strict=True):
+            own = target.frame is not None and target.frame in self.split.train
+            nearest = target.frame if own else self.split.train[nearest_cameras(camera, train, 1)[0]]
+            assert nearest is not None
+            views.append(View(target.name, camera, nearest))
         last = self.rounds.record(number - 1) if number > 1 else None
         stands = {} if last is None else {entry["target"]: entry for entry in last["views"]}
         kept = {
@@ -306,6 +317,8 @@ class Distillation:
         pictures: dict[str, np.ndarray] = {**proposal.pictures, "target": proposal.image}
         if proposal.weight is not None:
             pictures["confidence"] = proposal.weight
+        if proposal.photo is not None:
+            pictures["photo"] = proposal.photo
         files = {}
         for kind, picture in pictures.items():
             path = self.rounds.folder(number) / f"{view.name}.{kind}.png"
@@ -357,6 +370,7 @@ class Distillation:
                     index[entry["nearest"]],
                     entry["terms"],
                     fresh,
+                    files.get("photo"),
                 )
             )
         with self._timed("taking up views"):
@@ -379,14 +393,18 @@ class Distillation:
 
     def _plain(self) -> Reconstruction:
         """Photos alone: trained as long as the whole with a comparison, else as their part of the run has left it."""
-        photos = self.folder / _PHOTOS
         if not self.settings.compare:
-            return Reconstruction.load(photos, self.scene, self.split.train)
-        folder = self.folder / _PLAIN
-        _fork(photos, folder)
+            return Reconstruction.load(self.folder / _PHOTOS, self.scene, self.split.train)
+        return self._compared(_PLAIN, [])
+
+    def _compared(self, name: str, views: Sequence[PseudoView]) -> Reconstruction:
+        """What the model of photos alone becomes in all further iterations on these views, or on photos without any."""
+        folder = self.folder / name
+        _fork(self.folder / _PHOTOS, folder)
         model = Reconstruction.load(folder, self.scene, self.split.train)
         self._further(model)
-        self._train(model, self.schedule.iterations, "plain, for comparison")
+        model.set_pseudo_views(views, self.schedule.share)
+        self._train(model, self.schedule.iterations, f"{name}, for comparison")
         return model
 
     def _render(self, renders: FinalRenders, model: Reconstruction, variant: str, fixed: str) -> None:
@@ -417,11 +435,12 @@ def _camera(entry: Mapping[str, Any]) -> Camera:
 
 def _sweep(folder: Path) -> None:
     """Remove what a killed process was writing; not in parts of the folder that another command may be writing to."""
+    models = (_PHOTOS, _PLAIN, *COMPARED)
     for stale in [
         *folder.glob(".*.part"),
-        *(path for part in ("rounds", "renders", "path") for path in (folder / part).rglob(".*.part")),
-        *(path for part in (_PHOTOS, _PLAIN) for path in (folder / part).glob(".*.part")),
-        *(folder / _PLAIN / "scene").rglob(".*.part"),
+        *(path for part in ("rounds", "renders", "path", LARGE) for path in (folder / part).rglob(".*.part")),
+        *(path for part in models for path in (folder / part).glob(".*.part")),
+        *(path for part in models for path in (folder / part / "scene").rglob(".*.part")),
         *(folder / "scene").rglob(".*.part"),
     ]:
         stale.unlink() if stale.is_file() else shutil.rmtree(stale)
@@ -433,6 +452,6 @@ def _fork(source: Path, target: Path) -> None:
         return
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    left_out = shutil.ignore_patterns("run.json", "rounds", "renders", "path", _PHOTOS, _PLAIN, ".*")
+    left_out = shutil.ignore_patterns("run.json", "rounds", "renders", "path", LARGE, _PHOTOS, _PLAIN, *COMPARED, ".*")
     shutil.copytree(source, part, ignore=left_out)
     part.rename(target)

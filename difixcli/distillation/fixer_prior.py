@@ -25,6 +25,7 @@ class FixerPrior:
     """
 
     def __init__(self, context: Context) -> None:
+        assert context.fixer is not None
         self._fixer = context.fixer
         self._trust, self._drop_below, self._terms = context.trust, context.drop_below, dict(context.terms)
         self._count = context.fixer.config.views if context.references is None else context.references

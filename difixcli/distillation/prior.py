@@ -20,15 +20,18 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from difixcli.errors import InputError, unknown
+from difixcli.images import Operator
 from difixcli.reference_views import References, ReferenceViews
 from difixcli.scenes.scene import Camera, Scene
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
+    from difixcli.priors.super_resolution.resolver import SuperResolver
     from difixcli.reconstruction import Reconstruction, Render
 
 GROUP = "difixcli.priors"
 FIXER = "fixer"
+SUPER_RESOLUTION = "super-resolution"
 
 _RENDERS_HELD = 4
 
@@ -52,14 +55,16 @@ class Proposal:
     pixel is trusted (None: wholly), `terms` which loss terms count and how much (see `reconstruction.objective`).
     With `fresh`, each training step that draws the view asks the prior's `refresh` for what stands in their place (see
     `Refreshing`).
-    `dropped` says why the view is not trained on at all. `figures` are kept in the round's record, `pictures` (each
-    (H, W) or (H, W, 3) in [0, 1]) beside it.
+    `photo`, with as many times fewer pixels a side as the terms that reduce say, is what these compare with instead of
+    the image. `dropped` says why the view is not trained on at all. `figures` are kept in the round's record,
+    `pictures` (each (H, W) or (H, W, 3) in [0, 1]) beside it.
     """
 
     image: np.ndarray
     weight: np.ndarray | None = None
     terms: Mapping[str, float] = field(default_factory=lambda: {"method": 1.0})
     fresh: bool = False
+    photo: np.ndarray | None = None
     dropped: str | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
     pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -155,11 +160,13 @@ class Refreshing(Prior, Protocol):
 class Context:
     """What a prior is made with: the command's fixer, the scene, and the options that concern every prior.
 
+    `fixer` is None, and `resolver` not, where it is the super-resolution prior that is asked for; `operator` is how the
+    scene's photos were made smaller (see `images.reduced`).
     `references` is how many photos stand beside a view (None: as many as the prior takes); `trust` and `drop_below` say
     what is trained on and `terms` by which loss terms (see `settings.Settings`).
     """
 
-    fixer: Fixer
+    fixer: Fixer | None
     scene: Scene
     device: str
     seed: int
@@ -167,11 +174,13 @@ class Context:
     trust: str
     drop_below: float
     terms: Mapping[str, float]
+    resolver: SuperResolver | None = None
+    operator: Operator = "area"
 
 
 def known_priors() -> list[str]:
-    """Names of the priors that can be used here: the fixer and those of installed packages, sorted."""
-    return sorted({FIXER, *(entry.name for entry in entry_points(group=GROUP))})
+    """Names of the priors that can be used here: ours and those of installed packages, sorted."""
+    return sorted({FIXER, SUPER_RESOLUTION, *(entry.name for entry in entry_points(group=GROUP))})
 
 
 def check_prior(name: str) -> None:
@@ -191,6 +200,10 @@ def make_prior(name: str, context: Context) -> Prior:
         from difixcli.distillation.fixer_prior import FixerPrior
 
         return FixerPrior(context)
+    if name == SUPER_RESOLUTION:
+        from difixcli.distillation.super_resolution_prior import SuperResolutionPrior
+
+        return SuperResolutionPrior(context)
     entry = next(entry for entry in entry_points(group=GROUP) if entry.name == name)
     try:
         made = entry.load()(context)

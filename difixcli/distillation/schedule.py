@@ -65,12 +65,13 @@ def make_schedule(
     kind: str = "progressive",
     step: float | None = None,
     share: float | None = None,
+    whole: bool = False,
 ) -> Schedule:
     """`photos` iterations on photos, 0 where a reconstruction is taken up that has them behind it, then the rounds.
 
     The rounds take `further` iterations together, as many as the training on photos unless told otherwise; what does
     not divide by the number of rounds is left out. Without `rounds` there are `ROUNDS_CPU` of them on the cpu preset,
-    and on the gpu preset one for every 2,000 iterations.
+    and on the gpu preset one for every 2,000 iterations. With `whole` the rounds draw nothing but pseudo-views.
     Raises InputError when there are fewer iterations than rounds, for a share that makes no sense, and what
     `check_schedule` raises.
     """
@@ -84,7 +85,7 @@ def make_schedule(
     every = spent // max(count, 1)
     if count < 1 or every < 1:
         raise InputError(f"{spent} iterations cannot be shared among {count} rounds; ask for more or fewer.")
-    return Schedule(kind, photos, count, every, step, SHARE[preset] if share is None else share)
+    return Schedule(kind, photos, count, every, step, 1.0 if whole else SHARE[preset] if share is None else share)
 
 
 def check_schedule(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from difixcli.distillation.schedule import Schedule
 from difixcli.errors import InputError, unknown
+from difixcli.images import Operator
 
 TRUSTS = ("supported", "all")
 DROP_BELOW = 0.7
@@ -56,6 +57,22 @@ PROFILES = {
 
 
 @dataclass(frozen=True)
+class Enlargement:
+    """What super-resolution is asked for.
+
+    The scene is trained at `upscale` times its photos' size, after these were made `reduce` times smaller by `operator`
+    (see `images.reduced`). `resolver` names the super-resolver, `update` how a diffusing one goes on from a render:
+    `posterior` (3DSR's release) or `paper`.
+    """
+
+    upscale: int
+    reduce: int
+    operator: Operator
+    resolver: str
+    update: str
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything about a distillation but the scene and the fixer.
 
@@ -66,6 +83,7 @@ class Settings:
     trained on. `terms` are the loss terms that count for pseudo-views (see `reconstruction.objective`). Learning rates
     begin the rounds at `raised` of their first values, or where training on photos has left them if that is more.
     `guard` says whether rounds that do harm are taken back. `start` is an existing reconstruction to go on from.
+    `enlargement` is there with the super-resolution prior alone.
     """
 
     method: str
@@ -84,6 +102,7 @@ class Settings:
     raised: float = RAISED
     guard: bool = True
     start: str | None = None
+    enlargement: Enlargement | None = None
 
 
 def find_profile(name: str) -> Profile:

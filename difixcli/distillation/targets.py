@@ -10,6 +10,7 @@ from difixcli.scenes.scene import Camera, Scene, Split
 from difixcli.scenes.trajectories import check_trajectory, make_trajectory
 
 TEST = "test"
+PHOTOS = "photos"
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,17 +25,18 @@ class Target:
 def check_targets(specs: Sequence[str]) -> None:
     """Raises InputError for specs that are wrong whatever the scene."""
     for spec in specs:
-        if spec != TEST:
+        if spec not in (TEST, PHOTOS):
             check_trajectory(spec)
 
 
 def make_targets(scene: Scene, split: Split, specs: Sequence[str]) -> list[Target]:
-    """The targets of `test` (the split's test poses) and of camera paths (see `make_trajectory`).
+    """The targets of `test` (the split's test poses), of `photos` (its training photos' own) and of camera paths (see
+    `make_trajectory`).
 
     Names are unique. Raises InputError for `test` where no photo is held out, and for a path that cannot be made.
     """
     targets = []
-    paths = list(dict.fromkeys(spec for spec in specs if spec != TEST))
+    paths = list(dict.fromkeys(spec for spec in specs if spec not in (TEST, PHOTOS)))
     for spec in dict.fromkeys(specs):
         if spec == TEST:
             if not split.test:
@@ -43,6 +45,9 @@ def make_targets(scene: Scene, split: Split, specs: Sequence[str]) -> list[Targe
                     "path with --targets spiral, orbit or shift:0.1."
                 )
             targets += [Target(scene.file_names[i], scene.frames[i].camera, i) for i in split.test]
+            continue
+        if spec == PHOTOS:
+            targets += [Target(scene.file_names[i], scene.frames[i].camera, i) for i in split.train]
             continue
         path = make_trajectory(scene, split.train, spec)
         name = path.name if len(paths) == 1 else f"{paths.index(spec) + 1}-{path.name}"

@@ -19,7 +19,15 @@ from difixcli.scenes.splits import make_split
 
 TRUTH = "truth"
 MASK = "mask"
-_ORDER = ("plain", "fixed", "distilled", "enhanced")  # the order of a table; other variants come after
+_ORDER = (
+    "plain",
+    "fixed",
+    "low_resolution",
+    "bicubic",
+    "per_image",
+    "distilled",
+    "enhanced",
+)  # the order of a table; other variants come after
 _MOMENT = r"\d{4}-\d\d-\d\d_\d{6}"  # of which difix makes a run's folder unless it is told another
 _CHOICES = frozenset(
     {"method", "preset", "kind", "fixer", "start", "seed", "references", "trust", "targets", "overrides"}

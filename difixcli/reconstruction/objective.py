@@ -13,8 +13,9 @@ A batch of photos has the method's own loss. A pseudo-view says which terms coun
 - `perceptual` or `perceptual:S`: distance between deep features (LPIPS on VGG-16 where its weights are on this machine,
   else st-LPIPS on AlexNet), each layer's map weighted by trust, on a random square with S (by default 0.5) times the
   image's shorter side.
-- `low_resolution:N`: squared error after both images are averaged over blocks of N×N pixels, as 3DSR has it. Inside a
-  block pixels count by their trust, blocks by their mean trust.
+- `low_resolution:N`, or `low_resolution:N:bicubic`: (1 - δ)·L1 + δ·D-SSIM, δ = 0.2, after both images are made N times
+  smaller, as 3DSR has it (`images.reduced`: by area, or bicubic). Where the view brings a low-resolution photo, what is
+  compared with is that. Pixels count by their trust. D-SSIM is left out where fewer than 11 pixels a side are left.
 
 Other packages add theirs with `add_term`. A term is measured on the final colour the model renders. Where rays are
 drawn it counts by its part of the batch's rays, as the method's own mean over rays does; for a term that needs
@@ -33,6 +34,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from difixcli.errors import InputError, unknown
+from difixcli.images import check_operator, reduced
 from difixcli.reconstruction.views import Fresh
 
 METHOD = "method"
@@ -50,6 +52,10 @@ COLOR_OUTPUTS = ("rgb", "rgb_fine")
 SMALLEST_SQUARE = 32
 """Pixels: in smaller squares perceptual networks see little but their padding."""
 
+SSIM_WINDOW = 11
+"""Pixels a side that SSIM's window has, and an image at least."""
+_D_SSIM = 0.2  # δ, splatting's and 3DSR's
+
 Losses = dict[str, Tensor]
 Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -62,13 +68,15 @@ class Term:
     weight (h, w, 1) is the trust in [0, 1]; the gradient flows into the render alone. No trust gives 0, trust 1
     everywhere the plain term. Where `neighbours` is False, the same may be asked of pixels from anywhere: (N, 3) and
     (N, 1). `share` is the side of the square that is looked at as a part of the image's shorter side; 1 is the whole
-    image. Squares begin at, and have sides of, multiples of `block` pixels.
+    image. Squares begin at, and have sides of, multiples of `block` pixels. `reduces` says that target and trust may as
+    well be `block` times smaller than the render.
     """
 
     measure: Measure
     neighbours: bool = True
     share: float = 1.0
     block: int = 1
+    reduces: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +85,8 @@ class Drawn:
 
     `rays` (N,) int64 are the rays' positions in the batch, None where the batch is one whole image. `shape` is (h, w)
     where the rays are a square's pixels, row by row. `place`, two numbers in [0, 1), says where squares are cut out of
-    an image. `fresh` proposes a whole image's target; what is proposed for rays is in their batch already.
+    an image. `fresh` proposes a whole image's target; what is proposed for rays is in their batch already. `photo`, if
+    there is one, is the part of a low-resolution photo that shows the same, (h / n, w / n, 3) uint8.
     """
 
     terms: Mapping[str, float]
@@ -85,6 +94,7 @@ class Drawn:
     shape: tuple[int, int] | None = None
     place: tuple[float, float] = (0.0, 0.0)
     fresh: Fresh | None = None
+    photo: Tensor | None = None
 
 
 def add_term(name: str, make: Callable[[str | None], Term]) -> None:
@@ -211,6 +221,8 @@ def _asked(outputs: dict[str, Any], batch: dict[str, Any]) -> Iterable[tuple[str
                 row, column, side = square([term], color.shape[0], color.shape[1], drawn.place)
                 cut = (slice(row, row + side), slice(column, column + side))
                 render, wanted, trust = color[cut], target[cut], weight[cut]
+            if term.reduces and drawn.photo is not None:
+                wanted = drawn.photo.to(color.device).float() / 255
             with torch.autocast(color.device.type, enabled=False):
                 yield f"pseudo_{name}", factor * counts * term.measure(render, wanted, trust)
 
@@ -281,22 +293,46 @@ def _perceptual_distance(render: Tensor, target: Tensor, weight: Tensor) -> Tens
 
 
 def _low_resolution(parameter: str | None) -> Term:
-    factor = _number(parameter or "")
+    number, _, operator = (parameter or "").partition(":")
+    factor = _number(number)
     if factor != int(factor) or factor < 1:
         given = "low_resolution" if parameter is None else f"low_resolution:{parameter}"
         raise InputError(f"{given} does not say how many pixels are averaged; write for example low_resolution:4.")
     size = int(factor)
+    way = check_operator(operator or "area")
 
     def measure(render: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        def summed(image: Tensor) -> Tensor:  # what the last rows and columns have beyond whole blocks is left out
-            rows, columns = image.shape[0] // size, image.shape[1] // size
-            whole = image[: rows * size, : columns * size]
-            return whole.reshape(rows, size, columns, size, -1).sum(dim=(1, 3))
+        """Of a render (H, W, 3) and a target of that size or `size` times smaller."""
+        rows, columns = (side // size * size for side in render.shape[:2])  # what lies beyond whole blocks is left out
 
-        trust, apart = summed(weight), summed(weight * (render - target))
-        return (apart**2 / trust.clamp_min(1e-6)).mean() / size**2
+        def small(image: Tensor) -> Tensor:
+            return reduced(image[:rows, :columns].movedim(-1, 0)[None], size, way)[0].movedim(0, -1)
 
-    return Term(measure, block=size)
+        shown = small(weight * render + (1 - weight) * render.detach())  # what is not trusted learns nothing
+        if size > 1 and target.shape[0] < render.shape[0]:
+            target = _resized(target, shown.shape[:2])
+            trust = _resized(weight[:rows, :columns], shown.shape[:2])
+            wanted = trust * target + (1 - trust) * shown.detach()
+        else:
+            wanted = small(weight * target + (1 - weight) * render.detach())
+        distance = (1 - _D_SSIM) * (shown - wanted).abs().mean()
+        if min(shown.shape[:2]) < SSIM_WINDOW:
+            return distance
+        return distance + _D_SSIM * (1 - _ssim(shown, wanted))
+
+    return Term(measure, block=size, reduces=True)
+
+
+def _ssim(one: Tensor, other: Tensor) -> Tensor:
+    """Mean SSIM of two images (H, W, C) in [0, 1]."""
+    pair = (image.movedim(-1, 0)[None].float() for image in (one, other))
+    if one.device.type == "cpu":
+        from difixcli.reconstruction.ssim import CpuSsim
+
+        return CpuSsim()(*pair)
+    from pytorch_msssim import ssim
+
+    return ssim(*pair, data_range=1.0)
 
 
 def _number(text: str) -> float:

@@ -94,7 +94,7 @@ class PseudoViewSource:
 
     `method` is the method's configuration, `photos` the datamanager it made for the photos, `ids` the training photo
     (its position among the training photos) each view stands in for. `share` is how much of what is drawn in training
-    is to come from the views, in images or rays. Draws follow from `seed` and step, or from training's own random
+    is to come from the views, in images (1: all) or rays (below 1). Draws follow from `seed` and step, or from training's own random
     numbers. `render` shows a camera at this moment, (H, W, 3) float32, and disturbs nothing. `order` is what `state`
     gave in an earlier process: the same views go on being drawn in the same order, others begin anew.
     """
@@ -130,6 +130,7 @@ class PseudoViewSource:
             if order is not None and order["views"] == self._names:
                 restore_order(self._manager, order)
             self._weights = [_weight(view) for view in self._views]
+            self._photos = [_photo(view) for view in self._views]
             self._flat_weights = torch.cat([weight.flatten() for weight in self._weights])
             sizes = torch.tensor([[view.camera.height, view.camera.width] for view in self._views])
             self._widths = sizes[:, 1]
@@ -169,7 +170,8 @@ class PseudoViewSource:
             def fresh(render: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
                 return _propose(view, render, f"{self._seed}:{step}")
 
-        drawn = Drawn(view.terms, place=(chance.random(), chance.random()), fresh=fresh)
+        place = (chance.random(), chance.random())
+        drawn = Drawn(view.terms, place=place, fresh=fresh, photo=self._photos[position])
         weight = self._weights[position][..., None] / 255
         return camera, {**batch, "image_idx": photo, WEIGHT: weight, DRAWN: [drawn]}
 
@@ -235,6 +237,7 @@ class _OneView:
         self._generator = type(photos.train_ray_generator)(cameras)
         self._images = [None if view.fresh is not None else _image(view.image) for view in views]
         self._weights = [None if view.fresh is not None else _weight(view) for view in views]
+        self._photos = [_photo(view) for view in views]
 
     def draw(self, step: int) -> tuple[Any, dict[str, Any]] | None:
         """Rays and their batch, whose `DRAWN` counts from its first ray; None where no view is due at this step."""
@@ -251,16 +254,20 @@ class _OneView:
             return None
         pixels, drawn = [], []
         for part in range(count):
-            shape = None
+            shape, photo = None, None
             if asked:
                 row, column, side = square(asked, height, width, (chance.random(), chance.random()), self._most)
                 shape = (side, side)
                 rows, columns = torch.meshgrid(torch.arange(side) + row, torch.arange(side) + column, indexing="ij")
                 pixels.append(torch.stack([rows.flatten(), columns.flatten()], dim=1))
+                if (whole := self._photos[number]) is not None:
+                    size_there = height // len(whole)  # pixels of a photo's one; squares begin at multiples of it
+                    top, left, high = (value // size_there for value in (row, column, side))
+                    photo = whole[top : top + high, left : left + high]
             else:
                 flat = torch.tensor([chance.randrange(height * width) for _ in range(size)])
                 pixels.append(torch.stack([flat // width, flat % width], dim=1))
-            drawn.append(Drawn(view.terms, torch.arange(size) + part * size, shape))
+            drawn.append(Drawn(view.terms, torch.arange(size) + part * size, shape, photo=photo))
         y, x = torch.cat(pixels).unbind(dim=1)
         image, weight = self._target(number, step)
         bundle = self._generator(torch.stack([torch.full_like(y, number), y, x], dim=1))
@@ -354,6 +361,11 @@ def _image(path: Path) -> Tensor:
     """(H, W, 3) uint8."""
     with Image.open(path) as image:
         return torch.from_numpy(np.array(image.convert("RGB")))
+
+
+def _photo(view: PseudoView) -> Tensor | None:
+    """(h, w, 3) uint8."""
+    return None if view.photo is None else _image(view.photo)
 
 
 def _weight(view: PseudoView) -> Tensor:

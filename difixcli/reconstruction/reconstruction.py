@@ -29,7 +29,7 @@ from difixcli.reconstruction.configuration import (
     reads_depth,
 )
 from difixcli.reconstruction.dataset import write_dataset
-from difixcli.reconstruction.methods import has_gaussians, is_splat
+from difixcli.reconstruction.methods import draws_images, has_gaussians, is_splat
 from difixcli.reconstruction.objective import check_terms
 from difixcli.reconstruction.presets import SEED_GAUSSIANS
 from difixcli.reconstruction.run_folder import RunFolder
@@ -286,16 +286,18 @@ class Reconstruction:
         Given the same views again right after a `load`, training goes on with them exactly as it would have; that of
         views with `fresh` as far as these propose the same again.
         Raises InputError for an image or weight that is missing or of another size than its camera, an unknown term of
-        the loss or one that a view is too small for, a share that is not in [0, 1), or an index that is none of the
-        scene's frames.
+        the loss or one that a view is too small for, a share that is not in [0, 1) (1 is one, too, of images), or an
+        index that is none of the scene's frames.
         """
-        if not 0 <= share < 1:
+        if not 0 <= share < 1 and not (share == 1 and draws_images(self._trainer.config)):
             raise InputError(f"The share {share} of pseudo-views must be at least 0 and below 1; photos need theirs.")
         for view in views:
             check_terms(view.terms, view.camera.height, view.camera.width)
             for file in (view.image, view.weight):
                 if file is not None:
                     _check_size(file, view.camera)
+            if view.photo is not None:
+                _check_reduced(view.photo, view.camera)
             if not 0 <= view.nearest < len(self._recipe.frames):
                 raise InputError(f"A pseudo-view names frame {view.nearest} of {len(self._recipe.frames)} as nearest.")
         self._trainer.set_pseudo_views(
@@ -396,15 +398,30 @@ class Reconstruction:
         return nearest_cameras(view.camera, photos, 1)[0]
 
 
-def _check_size(file: Path, camera: Camera) -> None:
-    """InputError for an image file that is missing, broken or of another size than its camera."""
+def _size(file: Path) -> tuple[int, int]:
+    """Width and height of an image file; InputError where it is missing or broken."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(file) as image:
-            size = image.size
+            return image.size
     except (OSError, UnidentifiedImageError):
         raise InputError(f"The pseudo-view {file} cannot be read as an image; run distill with --force.") from None
+
+
+def _check_reduced(file: Path, camera: Camera) -> None:
+    """InputError for a low-resolution photo whose size is not its camera's divided by one whole number."""
+    width, height = _size(file)
+    if camera.width % width or camera.height % height or camera.width // width != camera.height // height:
+        raise InputError(
+            f"The photo {file} is {width}×{height}, which is no whole part of its pseudo-view's {camera.width}×"
+            f"{camera.height}."
+        )
+
+
+def _check_size(file: Path, camera: Camera) -> None:
+    """InputError for an image file that is missing, broken or of another size than its camera."""
+    size = _size(file)
     if size != (camera.width, camera.height):
         raise InputError(
             f"The pseudo-view {file} is {size[0]}×{size[1]}, not of its camera's size {camera.width}×{camera.height}."

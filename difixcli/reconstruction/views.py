@@ -45,7 +45,8 @@ class PseudoView:
 
     `terms` are the terms of the loss that count for the view, by name, and how much (see `objective`): `method` is the
     method's own loss. `fresh`, if given, proposes image and weights anew whenever the view is drawn; for that step
-    they stand in place of the files.
+    they stand in place of the files. `photo` is an 8-bit RGB file of what a camera with n times fewer pixels a side has
+    seen there, for terms that compare at its resolution.
     """
 
     camera: Camera
@@ -54,6 +55,7 @@ class PseudoView:
     nearest: int
     terms: Mapping[str, float] = field(default_factory=lambda: {"method": 1.0})
     fresh: Fresh | None = None
+    photo: Path | None = None
 
 
 def as_render(outputs: dict[str, Any], camera: Camera, along_ray: bool, scale: float) -> Render:

@@ -9,6 +9,7 @@ import numpy as np
 
 from difixcli import runs
 from difixcli.errors import InputError
+from difixcli.images import resized
 from difixcli.scenes.image_paths import image_header, read_heif, same_shape
 from difixcli.scenes.lenses import sampling_maps
 from difixcli.scenes.scene import Frame
@@ -71,5 +72,5 @@ def _to_working_size(pixels: np.ndarray, frame: Frame) -> np.ndarray:
         remap: Any = cv2.remap  # its types have no tuple of arrays
         pixels = remap(pixels, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
     if (target.width, target.height) != frame.lens.size:
-        pixels = cv2.resize(pixels, (target.width, target.height), interpolation=cv2.INTER_AREA)
+        pixels = resized(pixels, target.width, target.height, frame.operator)
     return np.ascontiguousarray(np.clip(pixels, 0, 1), dtype=np.float32)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from difixcli.images import Operator
 from difixcli.runs import file_name
 from difixcli.scenes.lenses import Lens
 from difixcli.scenes.tracks import Tracks
@@ -101,7 +102,7 @@ class Frame:
     `name` is unique in its scene (the image's path relative to the scene's folder, POSIX style).
     `camera` is the pinhole camera of the undistorted photo at the scene's working size; `lens` is what the file on
     disk was taken with, at that file's own size: where `turned`, as its EXIF orientation turns it, else as its pixels
-    are stored.
+    are stored. `operator` is how the photo is made smaller (see `images.reduced`).
     """
 
     name: str
@@ -111,6 +112,7 @@ class Frame:
     lens: Lens
     mask_path: Path | None = None
     turned: bool = False
+    operator: Operator = "area"
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,15 @@ begins from. What lies between two calls is in the state alone, so that a stoppe
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from torch import Tensor
+if TYPE_CHECKING:  # importing torch takes long
+    from torch import Tensor
 
-State = dict[str, Tensor]
+UPDATES = ("posterior", "paper")
+"""How a diffusing super-resolver goes on from a render: as 3DSR's release, or as its paper has it."""
+
+State = dict[str, "Tensor"]
 """What a super-resolver knows of one photo between two calls: tensors by name, on the CPU."""
 
 
@@ -20,10 +24,12 @@ class SuperResolver(Protocol):
     """Makes photos larger by `factor`; its networks are frozen.
 
     Photos are (1, 3, h, w), large images and renders (1, 3, h · factor, w · factor), float32 in [0, 1], on `device`.
+    `steps_alone` says whether an image without any scene, too, takes all rounds, each from the last one's estimate.
     """
 
     factor: int
     device: str
+    steps_alone: bool
 
     def begin(self, photo: Tensor, rounds: int, seed: int) -> State:
         """The state before the first of `rounds` estimates; noise follows from `seed` alone."""

@@ -6,12 +6,14 @@ agreement use alike, or a scene would be taught to undo the difference between t
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from torch import Tensor
-from torch.nn import functional
+import numpy as np
 
 from difixcli.errors import InputError, unknown
+
+if TYPE_CHECKING:  # importing torch takes longer than reading a scene
+    from torch import Tensor
 
 Operator = Literal["area", "bicubic"]
 OPERATORS: tuple[Operator, ...] = get_args(Operator)
@@ -24,6 +26,23 @@ def check_operator(name: str) -> Operator:
     return name
 
 
+def resized(pixels: np.ndarray, width: int, height: int, operator: Operator = "area") -> np.ndarray:
+    """Pixels (H, W) or (H, W, C) float32 at another size, smaller as a rule: (height, width) or (height, width, C).
+
+    Where sides divide it is what `reduced` makes of them, but for rounding.
+    """
+    if operator == "area":
+        import cv2
+
+        return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    import torch
+    from torch.nn import functional
+
+    planes = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(pixels))).movedim(-1, 0)[None]
+    small = functional.interpolate(planes, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+    return small[0].movedim(0, -1).numpy().reshape(height, width, *pixels.shape[2:])
+
+
 def reduced(images: Tensor, factor: int, operator: Operator = "area") -> Tensor:
     """Images (B, C, H, W) made smaller by an integer: (B, C, H / factor, W / factor).
 
@@ -31,6 +50,8 @@ def reduced(images: Tensor, factor: int, operator: Operator = "area") -> Tensor:
     release (its values may leave the images' range by a little). Differentiable.
     Raises InputError where a side does not divide by the factor.
     """
+    from torch.nn import functional
+
     height, width = images.shape[-2:]
     if height % factor or width % factor:
         raise InputError(f"An image of {width}×{height} pixels does not divide by {factor}; crop it to multiples.")
@@ -42,6 +63,8 @@ def reduced(images: Tensor, factor: int, operator: Operator = "area") -> Tensor:
 
 def enlarged(images: Tensor, factor: int) -> Tensor:
     """Images (B, C, h, w) made larger by an integer, bicubic: (B, C, h · factor, w · factor). Not clamped."""
+    from torch.nn import functional
+
     height, width = images.shape[-2:]
     size = (height * factor, width * factor)
     return functional.interpolate(images, size=size, mode="bicubic", align_corners=False)

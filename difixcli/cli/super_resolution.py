@@ -1,0 +1,183 @@
+"""`difix distill --prior super-resolution`: a scene larger than its photos."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from difixcli import console
+from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, scene_spec, size_of, split_input
+from difixcli.cli.options import Device, Preset
+from difixcli.cli.outputs import announce
+from difixcli.errors import InputError, unknown
+from difixcli.runs import Run, fingerprint
+
+if TYPE_CHECKING:
+    from difixcli.distillation.settings import Enlargement, Settings
+    from difixcli.priors.super_resolution.resolver import SuperResolver
+
+UPSCALE = 4
+_ROUNDS = 4  # T of the paper
+_SIZE = 240  # pixels, the long side of small photos on a CPU
+_RAYS = 0.8  # share of rays that are the large views'
+
+
+@dataclass(frozen=True)
+class Request:
+    """What of `difix distill`'s options super-resolution heeds, as they were given."""
+
+    scene: str
+    method: str | None
+    split: str | None
+    start: Path | None
+    iterations: int | None
+    further: int | None
+    rounds: int | None
+    share: float | None
+    loss: list[str]
+    from_round: int | None
+    compare: bool
+    size: int | None
+    seed: int
+    preset: Preset
+    device: Device
+    settings: list[str]
+    output: Path | None
+    force: bool
+    as_json: bool
+
+
+def read_enlargement(
+    upscale: int | None, resolver: str | None, reduce: int | None, operator: str | None, update: str | None
+) -> Enlargement:
+    """What was asked for, with defaults in place of what was not. Raises InputError for what there is none of."""
+    from difixcli.distillation.settings import Enlargement
+    from difixcli.images import check_operator
+    from difixcli.priors.super_resolution.resolver import UPDATES
+
+    if update is not None and update not in UPDATES:
+        raise unknown("way to go on from a render", update, UPDATES)
+    return Enlargement(
+        upscale or UPSCALE, reduce or 1, check_operator(operator or "area"), resolver or "bundled", update or UPDATES[0]
+    )
+
+
+def distill_larger(request: Request, enlargement: Enlargement) -> None:
+    """Train, super-resolve, train on what came of it, round by round."""
+    from difixcli.distillation.schedule import make_schedule
+    from difixcli.priors.super_resolution.opening import open_super_resolver, resolver_files
+    from difixcli.scenes import default_split_rule, make_split
+
+    on, sizes = pick_device(request.device, request.preset)
+    size = request.size
+    if size is None and sizes == "cpu":
+        size = _SIZE * enlargement.reduce
+    loaded = open_scene(request.scene, size, "gpu")
+    rule = request.split or default_split_rule(loaded)
+    split = make_split(loaded, rule, need_test=True)
+
+    from difixcli.cli.distill import held, start_files
+    from difixcli.distillation.settings import RAISED, Settings, read_terms
+    from difixcli.distillation.super_resolution import SuperResolution, further_iterations, small_and_large
+    from difixcli.reconstruction import default_iterations, draws_images, known_methods, method_config
+    from difixcli.reconstruction.compilation import compile_ahead
+    from difixcli.reconstruction.objective import check_terms
+
+    small, large = small_and_large(loaded, enlargement)
+    method = request.method or "splatfacto"
+    if request.method is None and request.start is not None and request.start.is_dir():
+        from difixcli.reconstruction.start import method_of
+
+        method = method_of(request.start)
+    if method not in (methods := known_methods()):
+        raise unknown("method", method, methods)
+    images = draws_images(method_config(method))
+    if images and request.share is not None:
+        raise InputError(f"{method} trains on whole images, and here on large ones alone; leave --share out.")
+    terms = read_terms(request.loss) or own_terms(enlargement)
+    camera = large.frames[0].camera
+    check_terms(terms, camera.height, camera.width)
+    steps = request.iterations or default_iterations(method, sizes)
+    begun = start_files(request.start)
+    planned = make_schedule(
+        sizes,
+        0 if request.start is not None else steps,
+        request.further or further_iterations(sizes, steps, request.rounds or _ROUNDS),
+        request.rounds or _ROUNDS,
+        share=None if images else request.share or _RAYS,
+        whole=images,
+    )
+    plan = Settings(
+        method=method,
+        preset=sizes,
+        device=on,
+        schedule=planned,
+        seed=request.seed,
+        compare=request.compare,
+        overrides=request.settings,
+        prior="super-resolution",
+        terms=terms,
+        raised=RAISED,
+        guard=False,
+        start=None if request.start is None else str(request.start.expanduser().absolute()),
+        enlargement=enlargement,
+    )
+    made = SuperResolution(small, large, split, plan)
+    arguments = _arguments(plan, request, rule)
+    files = resolver_files(enlargement.resolver)
+    inputs = {**scene_inputs(loaded), **split_input(loaded, split)}
+    if files:
+        inputs["super-resolver"] = fingerprint(files, content=True)
+    if request.start is not None:
+        inputs["start"] = fingerprint(begun, content=True)
+    folder, run = held(request.output, loaded, method, arguments, inputs, request.force, request.from_round)
+    resolver: SuperResolver | None = None
+    if run is None or not run.done:
+        resolver = open_super_resolver(
+            enlargement.resolver, enlargement.upscale, enlargement.operator, on, update=enlargement.update
+        )
+        reads = [*files_read("bundled", loaded), *files, *begun]
+        run = Run.open(folder, "distill", arguments, inputs, request.force, reads=reads)
+    announce(
+        run,
+        scene=f"{loaded.name}, {len(split.train)} photos train, {len(split.test)} test ({rule})",
+        method=f"{method}, preset {sizes} on {on}, seed {request.seed}",
+        size=f"photos {size_of(small)}" + (f" (reduced by {enlargement.reduce})" if enlargement.reduce > 1 else "")
+        + f", result {size_of(large)}",
+        start=request.start,
+        schedule=f"{planned.photos} iterations on photos, {planned.rounds} rounds of {planned.every} on larger ones",
+        resolver=f"{enlargement.resolver}, {enlargement.upscale} times larger",
+    )  # fmt: skip
+    if enlargement.reduce == 1:
+        console.say("No photo is as large as the result: figures are of renders made as small as the photos.")
+    if resolver is None:
+        results = run.record["results"]
+    else:
+        compile_ahead(method, on, console.say)
+        results = made.resolve(resolver, run, console.progress, console.say)
+        run.finish(results)
+    _tell(run, request, enlargement, f"{loaded.name}, {method}: {len(split.test)} test views", results)
+
+
+def own_terms(enlargement: Enlargement) -> dict[str, float]:
+    """The paper's loss: the method's own against the large image, and the same against the photo, λ = 1."""
+    operator = "" if enlargement.operator == "area" else f":{enlargement.operator}"
+    return {"method": 1.0, f"low_resolution:{enlargement.upscale}{operator}": 1.0}
+
+
+def _arguments(plan: Settings, request: Request, rule: str) -> dict[str, Any]:
+    """What a run is known by."""
+    kept = {**vars(plan), "schedule": vars(plan.schedule), "enlargement": asdict(plan.enlargement)}  # type: ignore[arg-type]
+    for name in ("targets", "references", "trust", "drop_below", "guard"):  # of the fixer's prior
+        del kept[name]
+    return {**kept, "scene": scene_spec(request.scene), "size": request.size, "split": rule}
+
+
+def _tell(run: Run, request: Request, enlargement: Enlargement, title: str, results: dict[str, Any]) -> None:
+    agreement = run.record["agreement"]
+    console.say(f"Training views, made as small as the photos, agree with them to {agreement:.2f} dB.")
+    console.say(f"Pictures: {run.folder / ('renders' if enlargement.reduce > 1 else 'large')}")
+    console.say(f"For a report: difix eval {run.folder}")
+    found = {"results": results, "agreement": agreement, "output": str(run.folder)}
+    console.finish(found, request.as_json, console.figures_table(title, results))

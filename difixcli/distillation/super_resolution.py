@@ -1,0 +1,227 @@
+"""Distillation that makes a scene larger than its photos: 3DSR (Chen et al., ICCV 2025, arXiv 2508.04090).
+
+A model is trained on the photos at their own size. Its views are then the photos' own, `upscale` times larger: in each
+round the super-resolver proposes every one of them, and training sees nothing else (each proposal, and the photo at its
+own size). What a run's folder holds beside what any has:
+
+    low_resolution/, bicubic/, per_image/    with a comparison: the model of photos alone trained on as long, on the
+                                             photos, on bicubic enlargements, on each photo super-resolved by itself
+    renders/{low_resolution,bicubic,per_image,distilled,enhanced}/*.png   the test views, of the truth's size
+    large/VARIANT/*.png                      the same, large, where the truth is no larger than the photos
+
+Without a comparison `low_resolution` is the model of photos alone as their part of the run has left it. `enhanced` is
+`distilled` with every render super-resolved once from its own reduction.
+"""
+
+from __future__ import annotations
+
+import gc
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from difixcli.distillation.distill import COMPARED, LARGE, Distillation, Say
+from difixcli.distillation.prior import Context
+from difixcli.distillation.settings import Enlargement, Settings
+from difixcli.distillation.super_resolution_prior import as_pixels, as_planes
+from difixcli.distillation.targets import PHOTOS
+from difixcli.errors import InputError
+from difixcli.evaluation.metrics import psnr
+from difixcli.images import enlarged, reduced
+from difixcli.reconstruction import PseudoView, Reconstruction, is_splat, method_config
+from difixcli.reconstruction.presets import most_gaussians
+from difixcli.runs import Progress, Run, write_image
+from difixcli.scenes import load_mask, load_photo
+from difixcli.scenes.scene import Frame, Scene, Split
+
+if TYPE_CHECKING:
+    from difixcli.priors.super_resolution.resolver import SuperResolver
+
+LOW_RESOLUTION, BICUBIC, PER_IMAGE = COMPARED
+
+
+def small_and_large(scene: Scene, enlargement: Enlargement) -> tuple[Scene, Scene]:
+    """The scene whose photos are `reduce` times smaller, and the one that is `upscale` times larger than that.
+
+    Sides that do not divide lose their rest: photos are resampled by less than a pixel of the small one.
+    Raises InputError where the large photos would be larger than what was reduced (there is no truth of that size), and
+    where nothing is left of the small ones.
+    """
+    up, down = enlargement.upscale, enlargement.reduce
+    if 1 < down < up:
+        raise InputError(
+            f"--reduce {down} leaves no photo that is {up} times larger to measure against; use --reduce {up} or more, "
+            "or leave it out."
+        )
+    small, large = [], []
+    for frame in scene.frames:
+        width, height = frame.camera.width // down, frame.camera.height // down
+        if min(width, height) < _SMALLEST:
+            raise InputError(
+                f"{frame.name} would have {width}×{height} pixels after --reduce {down}; at least {_SMALLEST} a side "
+                "are needed. Use a larger --size."
+            )
+        small.append(_resized(frame, width, height, enlargement))
+        large.append(_resized(frame, width * up, height * up, enlargement))
+    return replace(scene, frames=small), replace(scene, frames=large)
+
+
+def further_iterations(preset: str, photos: int, rounds: int) -> int:
+    """Iterations of all rounds, unless told otherwise: in each a sixth of those on photos, as the paper's 5,000 of
+    30,000. On a CPU, where a large image takes ten times as long, no more than a few hundred.
+    """
+    each = max(1, photos // 6)
+    return rounds * (min(each, _MOST_A_ROUND_CPU) if preset == "cpu" else each)
+
+
+def _own_overrides(settings: Settings, pixels: int) -> list[str]:
+    """What a splat method is told before anything that was asked for: Gaussians that are as opaque from near as from
+    afar, and as many of them as images of so many pixels take.
+    """
+    if settings.start is not None or not is_splat(method_config(settings.method)):
+        return []
+    return ["pipeline.model.rasterize_mode=antialiased", f"max_gaussians={most_gaussians(settings.preset, pixels)}"]
+
+
+_SMALLEST = 16
+_MOST_A_ROUND_CPU = 500
+
+
+def _resized(frame: Frame, width: int, height: int, enlargement: Enlargement) -> Frame:
+    return replace(frame, camera=frame.camera.resized(width, height), operator=enlargement.operator)
+
+
+class SuperResolution(Distillation):
+    """A run of 3DSR on a scene of small photos; `large` has the same frames at the size of the result.
+
+    Making one checks what was asked and writes nothing.
+    """
+
+    def __init__(self, small: Scene, large: Scene, split: Split, settings: Settings) -> None:
+        assert settings.enlargement is not None
+        pixels = sum(large.frames[i].camera.width * large.frames[i].camera.height for i in split.train)
+        overrides = [*_own_overrides(settings, pixels), *settings.overrides]
+        super().__init__(large, split, replace(settings, targets=(PHOTOS,), overrides=overrides))
+        self.scene, self.large, self.enlargement = small, large, settings.enlargement
+
+    def resolve(self, resolver: SuperResolver, run: Run, progress: Progress, say: Say) -> dict[str, dict[str, Any]]:
+        """Run, or go on with, it; return the figures of each variant on the test views."""
+        self._begin(run, progress, say)
+        self.resolver = resolver
+        model = self._update(self._photos())
+        self._run.save(agreement=self._agreement(model))
+        self._write(model, "distilled", enhanced=True)
+        del model
+        for name, made in self._others():
+            self._write(made, name)
+            del made
+            gc.collect()  # the parts of a model hold on to each other
+        return self._figures()
+
+    def _context(self) -> Context:
+        settings = self.settings
+        return Context(
+            None,
+            self.scene,
+            settings.device,
+            settings.seed,
+            settings.references,
+            settings.trust,
+            settings.drop_below,
+            settings.terms,
+            self.resolver,
+            self.enlargement.operator,
+        )
+
+    def _others(self) -> Iterator[tuple[str, Reconstruction]]:
+        """What the result is compared with, one after the other."""
+        gc.collect()
+        if not self.settings.compare:
+            yield LOW_RESOLUTION, Reconstruction.load(self.folder / "photos", self.scene, self.split.train)
+            return
+        yield LOW_RESOLUTION, self._compared(LOW_RESOLUTION, [])
+        for name in (BICUBIC, PER_IMAGE):
+            yield name, self._compared(name, self._fixed_views(name))
+
+    def _fixed_views(self, name: str) -> list[PseudoView]:
+        """Every training photo made large by itself, with the same terms of the loss; the pictures are written once."""
+        views = []
+        for target in self.targets:
+            assert target.frame is not None
+            files = {kind: self.folder / LARGE / f"{name}_training" / f"{target.name}.{kind}.png" for kind in _KINDS}
+            frame = self.scene.frames[target.frame]
+            mask = load_mask(frame)
+            if not files["photo"].exists():  # which is written last
+                photo = as_planes(load_photo(frame), self.resolver.device)
+                with torch.no_grad():
+                    made = enlarged(photo, self.resolver.factor) if name == BICUBIC else self._alone(photo, target.name)
+                if mask is not None:
+                    ones = np.ones((self.resolver.factor,) * 2, bool)
+                    write_image(files["confidence"], np.kron(mask, ones).astype(np.float32))
+                write_image(files["target"], as_pixels(made))
+                write_image(files["photo"], load_photo(frame))
+            weight = None if mask is None else files["confidence"]
+            terms = self.settings.terms
+            view = PseudoView(target.camera, files["target"], weight, target.frame, terms, photo=files["photo"])
+            views.append(view)
+        return views
+
+    def _alone(self, photo: torch.Tensor, name: str) -> torch.Tensor:
+        """A photo (1, 3, h, w) super-resolved by itself: every step goes on from the last one's own estimate."""
+        resolver, rounds = self.resolver, self.schedule.rounds
+        state = resolver.begin(photo, rounds, self._seed_of(name))
+        estimate, state = resolver.estimate(photo, state)
+        for _ in range(rounds - 1 if resolver.steps_alone else 0):
+            estimate, state = resolver.estimate(photo, resolver.advance(photo, state, estimate))
+        return estimate
+
+    def _seed_of(self, name: str) -> int:
+        return self.settings.seed ^ zlib.crc32(name.encode())
+
+    # Pictures and figures
+
+    def _write(self, model: Reconstruction, variant: str, enhanced: bool = False) -> None:
+        """The test views of a model as `variant`, and with `enhanced` each super-resolved from its own reduction."""
+        factor = self.resolver.factor
+        for_truth = self.large if self.enlargement.reduce > 1 else self.scene
+        with self._timed("final renders"), self._progress(f"renders, {variant}", len(self.split.test)) as update:
+            for done, i in enumerate(self.split.test, start=1):
+                name, frame = f"{self.scene.file_names[i]}.png", for_truth.frames[i]
+                write_image(self.folder / "renders" / "truth" / name, load_photo(frame))
+                if (mask := load_mask(frame)) is not None:
+                    write_image(self.folder / "renders" / "mask" / name, mask.astype(np.float32))
+                render = as_planes(model.render(self.large.frames[i].camera).color, self.resolver.device)
+                self._keep(variant, name, render)
+                if enhanced:
+                    with torch.no_grad():
+                        photo = reduced(render, factor, self.enlargement.operator).clamp(0, 1)
+                        # the first of two moves: a diffusing resolver begins in the middle, from the render
+                        state = self.resolver.begin(photo, 3, self._seed_of(name))
+                        state = self.resolver.advance(photo, state, render)
+                        self._keep("enhanced", name, self.resolver.estimate(photo, state)[0])
+                update(done)
+
+    def _keep(self, variant: str, name: str, image: torch.Tensor) -> None:
+        if self.enlargement.reduce > 1:
+            write_image(self.folder / "renders" / variant / name, as_pixels(image))
+            return
+        write_image(self.folder / LARGE / variant / name, as_pixels(image))
+        small = reduced(image, self.resolver.factor, self.enlargement.operator)
+        write_image(self.folder / "renders" / variant / name, as_pixels(small))
+
+    def _agreement(self, model: Reconstruction) -> float:
+        """Mean PSNR in dB of the training views' reduced renders against the photos."""
+        found = []
+        for i in self.split.train:
+            render = as_planes(model.render(self.large.frames[i].camera).color, "cpu")
+            small = as_pixels(reduced(render, self.resolver.factor, self.enlargement.operator))
+            frame = self.scene.frames[i]
+            found.append(psnr(small, load_photo(frame), load_mask(frame)))
+        return float(np.mean(found))
+
+
+_KINDS = ("confidence", "target", "photo")

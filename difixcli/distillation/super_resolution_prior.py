@@ -1,0 +1,78 @@
+"""3DSR's proposals: each photo at a denoising step of a super-resolver, after the scene has had its say."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from difixcli.distillation.prior import Context, Proposal, Round, View
+from difixcli.evaluation.metrics import psnr
+from difixcli.images import enlarged, reduced
+from difixcli.priors.super_resolution.resolver import State
+from difixcli.scenes import load_mask, load_photo
+
+
+class SuperResolutionPrior:
+    """Chen et al., ICCV 2025 (arXiv 2508.04090), for the super-resolver of the context.
+
+    The views are the training photos' own, larger. In the first round each photo's state begins; in every later one
+    the scene's render takes the place of the super-resolver's last estimate in it. What is trained on is the estimate
+    at the state's step, and what keeps the scene honest the photo itself, at its own size.
+    """
+
+    def __init__(self, context: Context) -> None:
+        assert context.resolver is not None
+        self._resolver, self._scene = context.resolver, context.scene
+        self._operator, self._seed, self._terms = context.operator, context.seed, dict(context.terms)
+        self._states: dict[str, State] = {}
+
+    def propose(self, shown: Round) -> Iterator[Proposal | None]:
+        for view in shown.views:
+            yield self._propose(shown, view)
+
+    def state(self) -> dict[str, Any]:
+        return {"states": {name: dict(state) for name, state in self._states.items()}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._states = {name: dict(one) for name, one in state["states"].items()}
+
+    @torch.no_grad()
+    def _propose(self, shown: Round, view: View) -> Proposal:
+        resolver, frame = self._resolver, self._scene.frames[view.nearest]
+        pixels = load_photo(frame)
+        photo = as_planes(pixels, resolver.device)
+        render = as_planes(shown.render(view).color, resolver.device)
+        if shown.number == 1:
+            state = resolver.begin(photo, shown.rounds, self._seed ^ zlib.crc32(view.name.encode()))
+        else:
+            state = resolver.advance(photo, self._states[view.name], render)
+        estimate, self._states[view.name] = resolver.estimate(photo, state)
+        image = as_pixels(estimate)
+        small = reduced(render, resolver.factor, self._operator)
+        mask = load_mask(frame)
+        figures = {
+            "low_resolution_psnr": psnr(as_pixels(small), pixels, mask),
+            "change": float((estimate - render).abs().mean()),
+            "detail": float((estimate - enlarged(photo, resolver.factor)).abs().mean()),
+        }
+        weight = None
+        if mask is not None:
+            weight = np.kron(mask, np.ones((resolver.factor, resolver.factor), bool)).astype(np.float32)
+        return Proposal(
+            image, weight, self._terms, photo=pixels, figures=figures, pictures={"render": as_pixels(render)}
+        )
+
+
+def as_planes(pixels: np.ndarray, device: str) -> Tensor:
+    """Pixels (H, W, 3) as a batch of one image (1, 3, H, W) float32."""
+    return torch.from_numpy(np.array(pixels, dtype=np.float32)).movedim(-1, 0)[None].to(device)
+
+
+def as_pixels(planes: Tensor) -> np.ndarray:
+    """A batch of one image as pixels (H, W, 3) float32 in [0, 1]."""
+    return planes[0].movedim(0, -1).clamp(0, 1).float().cpu().numpy()
