@@ -80,7 +80,7 @@ def load_network(name_or_path: str | Path) -> FixerNetwork:
         return _load_folder(path, known_views.get(path.resolve().name, 1))
     if path.suffix == ".pkl":
         return _load_trainer_file(path)
-    if _looks_like_hub_name(str(name_or_path)):
+    if looks_like_hub_name(str(name_or_path)):
         name = str(name_or_path)
         return _load_folder(_download(name), HUB_NAMES.get(name, 1))
     known = ["bundled", *HUB_NAMES]
@@ -149,7 +149,8 @@ def merge_adapters(network: FixerNetwork) -> FixerNetwork:
     return merged
 
 
-def _looks_like_hub_name(name: str) -> bool:
+def looks_like_hub_name(name: str) -> bool:
+    """Whether a name that is no path here has the form OWNER/NAME."""
     parts = name.split("/")
     return len(parts) == 2 and all(parts) and not name.startswith((".", "~", "/")) and not Path(parts[0]).exists()
 
@@ -180,7 +181,7 @@ def _load_published(folder: Path, views: int) -> FixerNetwork:
     unet_file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     config, tensors = _published_vae(folder, views)
     tensors |= {f"unet.{name}": value for name, value in _read_tensors(unet_file).items()}
-    tensors["prompt"] = _prompt_embedding(folder)
+    tensors["prompt"] = prompt_embedding(folder, PROMPT)
     config = dataclasses.replace(config, prompt_tokens=tensors["prompt"].shape[0])
     if not config.lora_rank:  # plain SD-Turbo: the release's way to begin, new adapters and skips that start at nothing
         return _with_new_adapters(config, tensors, vae_file)
@@ -237,7 +238,7 @@ def _load_trainer_file(path: Path) -> FixerNetwork:
     tensors |= {f"vae.{name}": value for name, value in vae.items()}
     tensors |= {f"unet.{name}": value for name, value in unet.items()}
     del unet, vae
-    tensors["prompt"] = _prompt_embedding(base)
+    tensors["prompt"] = prompt_embedding(base, PROMPT)
     tokens = tensors["prompt"].shape[0]
     config = dataclasses.replace(
         config, lora_rank=rank, lora_targets=targets, prompt_tokens=tokens, licence=NVIDIA_LICENCE
@@ -320,8 +321,11 @@ def _noise_schedule(folder: Path) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def _prompt_embedding(folder: Path) -> Tensor:
-    """(L, D) last hidden state of the folder's text encoder for the constant prompt."""
+def prompt_embedding(folder: Path, prompt: str) -> Tensor:
+    """(L, D) last hidden state, for a prompt, of the text encoder of a folder in diffusers' layout.
+
+    Raises InputError where the folder has none that can be read.
+    """
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging
 
@@ -342,7 +346,7 @@ def _prompt_embedding(folder: Path) -> Tensor:
         if bars:
             logging.enable_progress_bar()
     tokens = tokenizer(
-        PROMPT, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     )
     return encoder(tokens.input_ids).last_hidden_state[0]
 

@@ -1,0 +1,158 @@
+"""Finds the super-resolver that a name means, and says what is wrong with one that cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from difixcli.errors import InputError, out_of_memory, unknown
+from difixcli.fixer.weights import looks_like_hub_name
+from difixcli.priors.super_resolution.latent_diffusion import LatentDiffusion, load_upscaler
+from difixcli.priors.super_resolution.operators import Operator
+from difixcli.priors.super_resolution.resolver import SuperResolver
+from difixcli.priors.super_resolution.schedule import UPDATES, Update
+from difixcli.priors.super_resolution.single_step import SingleStep
+from difixcli.torchvision_cure import cure
+
+X4_UPSCALER = "stabilityai/stable-diffusion-x4-upscaler"
+# What spandrel's library reads without running what a file says; .pt may be a program.
+SUFFIXES = (".pth", ".ckpt", ".safetensors")
+_HUB_FILES = [
+    "model_index.json",
+    "*/config.json",
+    "*/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+    "tokenizer/*",
+    "*scheduler/scheduler_config.json",
+]
+
+
+def open_super_resolver(
+    name: str, factor: int, operator: Operator, device: str, *, update: Update = "posterior"
+) -> SuperResolver:
+    """The super-resolver that a name means, on a device, its weights frozen.
+
+    `bundled`; a file of a network that the library spandrel knows (ESRGAN, SwinIR, HAT, …); a folder of ours, or of a
+    latent upscaler in diffusers' layout; a latent upscaler's name on the Hugging Face hub, from its cache or the
+    network. `operator` made the photos smaller; `update` is the latent upscaler's (see `LatentDiffusion`).
+    Raises InputError for what is none of these, is damaged, or makes images of another size than `factor` times the
+    photos'.
+    """
+    if update not in UPDATES:
+        raise unknown("update", update, UPDATES)
+    path = Path(name).expanduser()
+    if name == "bundled" or (path / "config.json").is_file():
+        return _own(name if name == "bundled" else str(path), factor, operator, device)
+    if path.is_file():
+        return _file(path, factor, operator, device)
+    if path.is_dir():
+        if not (path / "unet").is_dir():
+            raise InputError(
+                f"{path} is not a super-resolver: it has neither config.json with model.safetensors nor the folders "
+                "unet and vae of a latent upscaler."
+            )
+        return _latent(path, name, factor, operator, device, update)
+    if looks_like_hub_name(name) and path.suffix.lower() not in (*SUFFIXES, ".pt"):
+        return _latent(_download(name), name, factor, operator, device, update)
+    beside = [p.name for p in path.parent.iterdir() if p.suffix in SUFFIXES] if path.parent.is_dir() else []
+    raise unknown(
+        "super-resolver",
+        name,
+        ["bundled", X4_UPSCALER, *beside],
+        "Give bundled, a file that spandrel reads (.pth, .safetensors), the folder of a super-resolver or a name on "
+        "the Hugging Face hub.",
+    )
+
+
+def _own(name: str, factor: int, operator: Operator, device: str) -> SuperResolver:
+    from difixcli.priors.super_resolution.network import SuperResolutionNetwork
+
+    network = SuperResolutionNetwork.from_pretrained(name)
+    _check_factor(name, network.factor, factor)
+    network.eval().requires_grad_(False).to(device)
+    return SingleStep(network, factor, operator, device, takes_renders=True)
+
+
+def _file(path: Path, factor: int, operator: Operator, device: str) -> SuperResolver:
+    """A network that spandrel knows, in half precision on a GPU where it bears that."""
+    cure()  # spandrel imports torchvision
+    from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError, canonicalize_state_dict
+
+    tensors = _tensors(path)
+    try:
+        model = ModelLoader().load_from_state_dict(canonicalize_state_dict(tensors))
+    except UnsupportedModelError as error:
+        raise InputError(
+            f"{path} holds no network that spandrel knows; give one of ESRGAN, SwinIR, HAT or another of its kinds."
+        ) from error
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is damaged or not whole ({reason}); fetch it again.") from error
+    kind = model.architecture.name
+    if not isinstance(model, ImageModelDescriptor) or model.purpose != "SR" or model.scale == 1:
+        does = "is for faces alone" if model.purpose == "FaceSR" else "makes no image larger"
+        raise InputError(f"{path} holds a network ({kind}) that {does}; give a super-resolver, such as bundled.")
+    if (model.input_channels, model.output_channels) != (3, 3):
+        raise InputError(f"{path} holds a network ({kind}) for images that are not RGB; give one for colour photos.")
+    _check_factor(str(path), model.scale, factor)
+    dtype = torch.float16 if torch.device(device).type == "cuda" and model.supports_half else torch.float32
+    model.to(device, dtype).eval()
+    model.model.requires_grad_(False)
+
+    def network(photos: Tensor, renders: Tensor | None) -> Tensor:
+        return model(photos.to(dtype)).float()
+
+    return SingleStep(network, factor, operator, device, takes_renders=False)
+
+
+def _tensors(path: Path) -> dict:
+    """What a file of weights holds; nothing in it is run."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path} is not a file of weights that is read here; give a {', '.join(SUFFIXES)} file.")
+    try:
+        if path.suffix.lower() == ".safetensors":
+            return load_file(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged or not whole ({error}); fetch it again.") from error
+    except Exception as error:  # torch raises many kinds for a damaged file, some without a word
+        if out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+        raise InputError(f"{path} does not hold tensors alone, or is damaged ({reason}).") from error
+    if not isinstance(tensors, dict):
+        raise InputError(f"{path} holds no network's weights; give the file of a super-resolver.")
+    return tensors
+
+
+def _latent(folder: Path, name: str, factor: int, operator: Operator, device: str, update: Update) -> SuperResolver:
+    upscaler = load_upscaler(folder)
+    _check_factor(name, upscaler.factor, factor)
+    return LatentDiffusion(upscaler, operator, device, update=update)
+
+
+def _download(name: str) -> Path:
+    """A hub repository's files, from the cache or the network."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the hub's client raises errors of several libraries for a missing network
+        raise InputError(
+            f"The super-resolver '{name}' is neither in the Hugging Face cache nor reachable on the hub: check the "
+            f"name and the network, or give bundled, a file or a local folder ({type(error).__name__})."
+        ) from error
+
+
+def _check_factor(name: str, own: int, wanted: int) -> None:
+    if own != wanted:
+        raise InputError(
+            f"The super-resolver {name} makes images {own} times larger, not {wanted}; ask for {own}, or give another."
+        )
