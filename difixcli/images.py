@@ -77,3 +77,15 @@ def agreeing(images: Tensor, photos: Tensor, factor: int, operator: Operator = "
     for _ in range(rounds):
         images = images + enlarged(photos - reduced(images, factor, operator), factor)
     return images.clamp(0, 1)
+
+
+def as_planes(pixels: np.ndarray, device: str = "cpu") -> Tensor:
+    """Pixels (H, W, C) as a batch of one image (1, C, H, W), float32, of its own memory."""
+    import torch
+
+    return torch.from_numpy(np.array(pixels, dtype=np.float32)).movedim(-1, 0)[None].to(device)
+
+
+def as_pixels(planes: Tensor) -> np.ndarray:
+    """A batch of one image (1, C, H, W) as pixels (H, W, C), float32 in [0, 1]."""
+    return planes[0].movedim(0, -1).clamp(0, 1).float().cpu().numpy()

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from difixcli.errors import InputError
+from difixcli.images import Operator, agreeing, enlarged, reduced
 from difixcli.priors.super_resolution import latent_diffusion, tiles
 from difixcli.priors.super_resolution.latent_diffusion import LatentDiffusion, Upscaler, load_upscaler
 from difixcli.priors.super_resolution.opening import open_super_resolver
-from difixcli.priors.super_resolution.operators import Operator, agreeing, enlarged, reduced
 from difixcli.priors.super_resolution.resolver import State, SuperResolver
 from difixcli.priors.super_resolution.schedule import (
     estimates,

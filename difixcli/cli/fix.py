@@ -57,6 +57,14 @@ def fix(
     fill_unseen: Annotated[
         bool, typer.Option("--fill-unseen", help="Invent what is transparent, from noise (raw references only).")
     ] = False,
+    upscale: Annotated[
+        int | None,
+        typer.Option(help="Make the images so many times larger instead (default 4 with --sr).", min=2),
+    ] = None,
+    sr: Annotated[
+        str | None,
+        typer.Option(help="With --upscale, what does it: bundled, a file that spandrel reads, a folder, a hub name."),
+    ] = None,
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Also write NAME.confidence.png; takes twice as long.")
     ] = False,
@@ -74,7 +82,7 @@ def fix(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Clean images, with clean photos of the same scene beside them."""
+    """Clean images, with clean photos of the same scene beside them; or make them larger."""
     from difixcli.enhancement.fix import FixOptions, fix_images
     from difixcli.enhancement.images import has_alpha, listed_images
     from difixcli.enhancement.references import ReferencePhotos, check_references
@@ -96,6 +104,18 @@ def fix(
                 "image or a folder of images too, or leave that out."
             )
         console.finish({"exported": _export(fixer, export, merge_lora, dtype, force)}, as_json)
+        return
+    if upscale is not None or sr is not None:
+        of_fixes = {
+            **{"--reference": reference, "--scene": scene, "--references": references, "--resize": resize},
+            **{"--tile": tile, "--fill-unseen": fill_unseen, "--confidence": confidence, "--export": export},
+            **{"--compile": compiled, "--fixer": fixer != "bundled", "--dtype": dtype is not Precision.auto},
+        }
+        if given := [option for option, value in of_fixes.items() if value]:
+            raise InputError(f"{given[0]} belongs to fixing, not to --upscale; leave one of them out.")
+        from difixcli.cli.super_resolution import enlarge
+
+        enlarge(source, upscale, sr, size, seed, device, output, force, as_json)
         return
     if scene is not None and reference:
         raise InputError("--scene and --reference both choose the photos; leave one of them out.")

@@ -1,4 +1,4 @@
-"""`difix distill --prior super-resolution`: a scene larger than its photos."""
+"""`difix distill --prior super-resolution`: a scene larger than its photos; `difix fix --upscale`: larger images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from difixcli import console
 from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, scene_spec, size_of, split_input
 from difixcli.cli.options import Device, Preset
-from difixcli.cli.outputs import announce
+from difixcli.cli.outputs import announce, folder_beside
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, fingerprint
 
@@ -54,19 +54,21 @@ def read_enlargement(
     """What was asked for, with defaults in place of what was not. Raises InputError for what there is none of."""
     from difixcli.distillation.settings import Enlargement
     from difixcli.images import check_operator
-    from difixcli.priors.super_resolution.resolver import UPDATES
+    from difixcli.priors.super_resolution.schedule import UPDATES
 
-    if update is not None and update not in UPDATES:
-        raise unknown("way to go on from a render", update, UPDATES)
+    chosen = update or UPDATES[0]
+    if chosen not in UPDATES:
+        raise unknown("way to go on from a render", chosen, UPDATES)
     return Enlargement(
-        upscale or UPSCALE, reduce or 1, check_operator(operator or "area"), resolver or "bundled", update or UPDATES[0]
+        upscale or UPSCALE, reduce or 1, check_operator(operator or "area"), resolver or "bundled", chosen
     )
 
 
 def distill_larger(request: Request, enlargement: Enlargement) -> None:
     """Train, super-resolve, train on what came of it, round by round."""
     from difixcli.distillation.schedule import make_schedule
-    from difixcli.priors.super_resolution.opening import open_super_resolver, resolver_files
+    from difixcli.priors.super_resolution.files import resolver_files
+    from difixcli.priors.super_resolution.opening import open_super_resolver
     from difixcli.scenes import default_split_rule, make_split
 
     on, sizes = pick_device(request.device, request.preset)
@@ -135,7 +137,11 @@ def distill_larger(request: Request, enlargement: Enlargement) -> None:
     resolver: SuperResolver | None = None
     if run is None or not run.done:
         resolver = open_super_resolver(
-            enlargement.resolver, enlargement.upscale, enlargement.operator, on, update=enlargement.update
+            enlargement.resolver,
+            enlargement.upscale,
+            enlargement.operator,
+            on,
+            update=enlargement.update,
         )
         reads = [*files_read("bundled", loaded), *files, *begun]
         run = Run.open(folder, "distill", arguments, inputs, request.force, reads=reads)
@@ -181,3 +187,43 @@ def _tell(run: Run, request: Request, enlargement: Enlargement, title: str, resu
     console.say(f"For a report: difix eval {run.folder}")
     found = {"results": results, "agreement": agreement, "output": str(run.folder)}
     console.finish(found, request.as_json, console.figures_table(title, results))
+
+
+def enlarge(
+    source: Path,
+    upscale: int | None,
+    name: str | None,
+    size: int | None,
+    seed: int,
+    device: Device,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Make images larger, each by itself."""
+    from difixcli.enhancement.enlarge import enlarge_images
+    from difixcli.enhancement.images import listed_images
+    from difixcli.priors.super_resolution.files import resolver_files
+    from difixcli.scenes.unposed import is_video
+
+    if is_video(source):
+        raise InputError(f"{source} is a video; make its frames images first.")
+    folder = output or folder_beside(source, "large")
+    files = list(listed_images(source, folder, size))
+    name = name or "bundled"
+    factor = upscale or UPSCALE
+    on, _ = pick_device(device)
+
+    from difixcli.priors.super_resolution.opening import open_super_resolver
+
+    resolver = open_super_resolver(name, factor, "area", on)
+    weights = resolver_files(name)
+    arguments = {"source": source.absolute(), "upscale": factor, "sr": name, "size": size, "seed": seed}
+    inputs = {"source": fingerprint(files, content=True), "super-resolver": fingerprint(weights, content=True)}
+    run = Run.open(folder, "fix", arguments, inputs, force, reads=[source, *weights])
+    announce(run, resolver=f"{name}, {factor} times larger", device=on)
+    results = enlarge_images(files, run.folder, resolver, seed, size, console.progress)
+    run.finish(results)
+    pace = results["seconds_per_frame"]
+    console.say(f"Images in {run.folder}: {results['frames']}" + (f", {pace:.2f} s each" if pace else ""))
+    console.finish({"results": results, "output": str(run.folder)}, as_json)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from difixcli.distillation.schedule import Schedule
 from difixcli.errors import InputError, unknown
 from difixcli.images import Operator
+
+if TYPE_CHECKING:  # it imports torch
+    from difixcli.priors.super_resolution.schedule import Update
 
 TRUSTS = ("supported", "all")
 DROP_BELOW = 0.7
@@ -69,7 +73,7 @@ class Enlargement:
     reduce: int
     operator: Operator
     resolver: str
-    update: str
+    update: Update
 
 
 @dataclass(frozen=True)

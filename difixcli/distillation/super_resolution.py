@@ -27,11 +27,11 @@ import torch
 from difixcli.distillation.distill import COMPARED, LARGE, Distillation, Say
 from difixcli.distillation.prior import Context
 from difixcli.distillation.settings import Enlargement, Settings
-from difixcli.distillation.super_resolution_prior import as_pixels, as_planes
 from difixcli.distillation.targets import PHOTOS
 from difixcli.errors import InputError
 from difixcli.evaluation.metrics import psnr
-from difixcli.images import enlarged, reduced
+from difixcli.images import as_pixels, as_planes, enlarged, reduced
+from difixcli.priors.super_resolution.resolver import by_itself
 from difixcli.reconstruction import PseudoView, Reconstruction, is_splat, method_config
 from difixcli.reconstruction.presets import most_gaussians
 from difixcli.runs import Progress, Run, write_image
@@ -158,7 +158,10 @@ class SuperResolution(Distillation):
             if not files["photo"].exists():  # which is written last
                 photo = as_planes(load_photo(frame), self.resolver.device)
                 with torch.no_grad():
-                    made = enlarged(photo, self.resolver.factor) if name == BICUBIC else self._alone(photo, target.name)
+                    if name == BICUBIC:
+                        made = enlarged(photo, self.resolver.factor)
+                    else:
+                        made = by_itself(self.resolver, photo, self.schedule.rounds, self._seed_of(target.name))
                 if mask is not None:
                     ones = np.ones((self.resolver.factor,) * 2, bool)
                     write_image(files["confidence"], np.kron(mask, ones).astype(np.float32))
@@ -169,15 +172,6 @@ class SuperResolution(Distillation):
             view = PseudoView(target.camera, files["target"], weight, target.frame, terms, photo=files["photo"])
             views.append(view)
         return views
-
-    def _alone(self, photo: torch.Tensor, name: str) -> torch.Tensor:
-        """A photo (1, 3, h, w) super-resolved by itself: every step goes on from the last one's own estimate."""
-        resolver, rounds = self.resolver, self.schedule.rounds
-        state = resolver.begin(photo, rounds, self._seed_of(name))
-        estimate, state = resolver.estimate(photo, state)
-        for _ in range(rounds - 1 if resolver.steps_alone else 0):
-            estimate, state = resolver.estimate(photo, resolver.advance(photo, state, estimate))
-        return estimate
 
     def _seed_of(self, name: str) -> int:
         return self.settings.seed ^ zlib.crc32(name.encode())
@@ -200,7 +194,7 @@ class SuperResolution(Distillation):
                     with torch.no_grad():
                         photo = reduced(render, factor, self.enlargement.operator).clamp(0, 1)
                         # the first of two moves: a diffusing resolver begins in the middle, from the render
-                        state = self.resolver.begin(photo, 3, self._seed_of(name))
+                        _, state = self.resolver.estimate(photo, self.resolver.begin(photo, 3, self._seed_of(name)))
                         state = self.resolver.advance(photo, state, render)
                         self._keep("enhanced", name, self.resolver.estimate(photo, state)[0])
                 update(done)

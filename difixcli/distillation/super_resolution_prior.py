@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from difixcli.distillation.prior import Context, Proposal, Round, View
 from difixcli.evaluation.metrics import psnr
-from difixcli.images import enlarged, reduced
+from difixcli.images import as_pixels, as_planes, enlarged, reduced
 from difixcli.priors.super_resolution.resolver import State
 from difixcli.scenes import load_mask, load_photo
 
@@ -66,13 +65,3 @@ class SuperResolutionPrior:
         return Proposal(
             image, weight, self._terms, photo=pixels, figures=figures, pictures={"render": as_pixels(render)}
         )
-
-
-def as_planes(pixels: np.ndarray, device: str) -> Tensor:
-    """Pixels (H, W, 3) as a batch of one image (1, 3, H, W) float32."""
-    return torch.from_numpy(np.array(pixels, dtype=np.float32)).movedim(-1, 0)[None].to(device)
-
-
-def as_pixels(planes: Tensor) -> np.ndarray:
-    """A batch of one image as pixels (H, W, 3) float32 in [0, 1]."""
-    return planes[0].movedim(0, -1).clamp(0, 1).float().cpu().numpy()

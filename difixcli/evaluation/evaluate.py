@@ -19,7 +19,7 @@ from difixcli.errors import InputError
 from difixcli.evaluation.consistency import SMALLEST, EpipolarPair, WarpedPair, tsed, warped_difference
 from difixcli.evaluation.metrics import METRICS, best_unsharp, default_metrics, how_made, metrics_against, summary
 from difixcli.evaluation.pictures import image_files, image_size
-from difixcli.evaluation.protocols import OWN, Protocol, check_split
+from difixcli.evaluation.protocols import OWN, Protocol, check_enlargement, check_split
 from difixcli.evaluation.run_folders import TRUTH, RunFolder, row_names
 from difixcli.runs import Progress, read_image
 from difixcli.scenes.loading import natural_order
@@ -226,6 +226,7 @@ def _evaluate_scene(
     if plan.protocol.rule is not None:
         for run in runs:
             check_split(plan.protocol, *run.scene_and_split, str(run.folder))
+            check_enlargement(plan.protocol, run.arguments.get("enlargement"), str(run.folder))
     first = runs[0]
     masks = [first.masks] if first.masks.is_dir() else []
     masks += [plan.masks] if plan.masks is not None else []

@@ -6,8 +6,9 @@ so that two numbers of one protocol may stand in one table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,8 @@ _DL3DV_SIDE = 960  # DL3DV's 960P release
 @dataclass(frozen=True)
 class Protocol:
     """How images are measured.
+
+    `enlargement` says what a run of super-resolution was asked for, as its record has it, or is None.
 
     `split` says which views train and which are measured; `rule` makes it for a scene, given the split that the run
     was made with, or is None where the run's own stands. `views` says which of the measured views count; none is ever
@@ -36,6 +39,7 @@ class Protocol:
     long_side: int | None = None
     visibility: bool = False
     by_camera: bool = False
+    enlargement: Mapping[str, int | str] | None = None
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """The (width, height) at which an image of that size is measured."""
@@ -97,13 +101,19 @@ DL3DV = Protocol(
     lambda scene, held: "clusters", long_side=_DL3DV_SIDE,
 )  # fmt: skip
 RDS = Protocol("rds", "one camera of a rig trains", "all of its other cameras", _one_camera, by_camera=True)
+_SUPER_RESOLUTION = Protocol(
+    "", "every eighth photo is measured, the others train", "all of them", lambda scene, held: "test-every:8",
+    enlargement={"upscale": 4, "reduce": 8, "operator": "bicubic"},
+)  # fmt: skip
+LLFF_SR = replace(_SUPER_RESOLUTION, name="llff-sr")
+MIP360_SR = replace(_SUPER_RESOLUTION, name="mip360-sr")
 SPARSE = Protocol("sparse", "every N-th view trains", "all others")
 
-_NAMES = ("nerfbusters", "dl3dv", "rds", "sparse:N")
+_NAMES = ("nerfbusters", "dl3dv", "rds", "llff-sr", "mip360-sr", "sparse:N")
 
 
 def parse_protocol(text: str) -> Protocol:
-    """The protocol of a name: `nerfbusters`, `dl3dv`, `rds` or `sparse:N`.
+    """The protocol of a name: `nerfbusters`, `dl3dv`, `rds`, `llff-sr`, `mip360-sr` or `sparse:N`.
 
     - `nerfbusters` (Warburg et al., ICCV 2023): two paths (see `default_split_rule`), the first trains; only pixels of
       the second that a training photo sees too count; size as rendered.
@@ -111,12 +121,14 @@ def parse_protocol(text: str) -> Protocol:
       at most 960 pixels, the size of DL3DV's 960P release.
     - `rds` (driving rigs in Difix3D+): one camera trains, the others are measured, together and camera by camera; size
       as rendered.
+    - `llff-sr`, `mip360-sr` (3DSR, ICCV 2025): photos made 8 times smaller (bicubic), results 4 times larger than that;
+      every eighth photo is measured at the result's size.
     - `sparse:N`: every N-th view trains, all others are measured; size as rendered.
 
     None crops; in all of them what a photo's own mask leaves out does not count. InputError for any other name.
     """
     name, _, argument = text.strip().partition(":")
-    fixed = {protocol.name: protocol for protocol in (NERFBUSTERS, DL3DV, RDS)}
+    fixed = {protocol.name: protocol for protocol in (NERFBUSTERS, DL3DV, RDS, LLFF_SR, MIP360_SR)}
     if name in fixed and not argument:
         return fixed[name]
     if name == SPARSE.name:
@@ -149,6 +161,24 @@ def check_split(protocol: Protocol, scene: Scene, held: Split, where: str) -> No
             f"{where} was made with the split {held.rule}, which is not that of the protocol {protocol.name} "
             f"({wanted.rule}): {differences[0]}. Train it with --split {wanted.rule}."
         )
+
+
+def check_enlargement(protocol: Protocol, held: Mapping[str, Any] | None, where: str) -> None:
+    """InputError, naming the difference, when a run was asked for another super-resolution than the protocol's.
+
+    `held` is what the run's record says of it, `where` what to call the run.
+    """
+    if protocol.enlargement is None:
+        return
+    options = {"upscale": "--upscale", "reduce": "--reduce", "operator": "--downscale"}
+    for key, wanted in protocol.enlargement.items():
+        if held is None or held.get(key) != wanted:
+            found = "none" if held is None else f"{options[key]} {held.get(key)}"
+            line = " ".join(f"{options[name]} {value}" for name, value in protocol.enlargement.items())
+            raise InputError(
+                f"{where} was made with {found}, which is not the protocol {protocol.name}'s; distill it with "
+                f"--prior super-resolution {line}."
+            )
 
 
 def _some(scene: Scene, frames: Sequence[int]) -> str:

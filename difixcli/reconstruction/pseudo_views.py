@@ -94,9 +94,10 @@ class PseudoViewSource:
 
     `method` is the method's configuration, `photos` the datamanager it made for the photos, `ids` the training photo
     (its position among the training photos) each view stands in for. `share` is how much of what is drawn in training
-    is to come from the views, in images (1: all) or rays (below 1). Draws follow from `seed` and step, or from training's own random
-    numbers. `render` shows a camera at this moment, (H, W, 3) float32, and disturbs nothing. `order` is what `state`
-    gave in an earlier process: the same views go on being drawn in the same order, others begin anew.
+    is to come from the views, in images (1: all) or rays (below 1). Draws follow from `seed` and step, or from
+    training's own random numbers. `render` shows a camera at this moment, (H, W, 3) float32, and disturbs nothing.
+    `order` is what `state` gave in an earlier process: the same views go on being drawn in the same order, others begin
+    anew.
     """
 
     def __init__(

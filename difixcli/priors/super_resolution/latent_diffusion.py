@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from difixcli.errors import InputError, out_of_memory
 from difixcli.fixer.weights import prompt_embedding
-from difixcli.priors.super_resolution.operators import Operator, agreeing, enlarged
+from difixcli.images import Operator, agreeing, enlarged
 from difixcli.priors.super_resolution.resolver import State
 from difixcli.priors.super_resolution.schedule import (
     PREDICTIONS,
@@ -131,7 +131,7 @@ class LatentDiffusion:
         eta: float = 1.0,
         noise_level: int = NOISE_LEVEL,
     ) -> None:
-        self.factor, self.device = upscaler.factor, device
+        self.factor, self.device, self.steps_alone = upscaler.factor, device, True
         self._upscaler, self._operator, self._update, self._eta = upscaler, operator, update, eta
         if not 0 <= noise_level < len(upscaler.photo_alphas):
             raise ValueError(f"noise levels go from 0 to {len(upscaler.photo_alphas) - 1}, not {noise_level}")

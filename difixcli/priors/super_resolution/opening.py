@@ -9,8 +9,8 @@ from torch import Tensor
 
 from difixcli.errors import InputError, out_of_memory, unknown
 from difixcli.fixer.weights import looks_like_hub_name
+from difixcli.images import Operator
 from difixcli.priors.super_resolution.latent_diffusion import LatentDiffusion, load_upscaler
-from difixcli.priors.super_resolution.operators import Operator
 from difixcli.priors.super_resolution.resolver import SuperResolver
 from difixcli.priors.super_resolution.schedule import UPDATES, Update
 from difixcli.priors.super_resolution.single_step import SingleStep

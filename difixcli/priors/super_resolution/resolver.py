@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:  # importing torch takes long
     from torch import Tensor
 
-UPDATES = ("posterior", "paper")
-"""How a diffusing super-resolver goes on from a render: as 3DSR's release, or as its paper has it."""
-
 State = dict[str, "Tensor"]
 """What a super-resolver knows of one photo between two calls: tensors by name, on the CPU."""
 
@@ -39,3 +36,14 @@ class SuperResolver(Protocol):
 
     def advance(self, photo: Tensor, state: State, render: Tensor) -> State:
         """The state at the next step, which has taken up the scene's render of the photo's place."""
+
+
+def by_itself(resolver: SuperResolver, photo: Tensor, rounds: int, seed: int) -> Tensor:
+    """A photo (1, 3, h, w) made larger without any scene: (1, 3, h · factor, w · factor) in [0, 1].
+
+    Of a super-resolver of several steps each goes on from the last one's own estimate.
+    """
+    image, state = resolver.estimate(photo, resolver.begin(photo, rounds, seed))
+    for _ in range(rounds - 1 if resolver.steps_alone else 0):
+        image, state = resolver.estimate(photo, resolver.advance(photo, state, image))
+    return image

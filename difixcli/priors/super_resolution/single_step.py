@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from difixcli.errors import InputError
-from difixcli.priors.super_resolution.operators import Operator, agreeing
+from difixcli.images import Operator, agreeing
 from difixcli.priors.super_resolution.resolver import State
 from difixcli.priors.super_resolution.tiles import Tile, blended, cut, trapezoid
 
@@ -41,7 +41,7 @@ class SingleStep:
     ) -> None:
         if tile % _MULTIPLE or tile <= OVERLAP:
             raise ValueError(f"tiles have a multiple of {_MULTIPLE} pixels and more than {OVERLAP}, not {tile}")
-        self.factor, self.device = factor, device
+        self.factor, self.device, self.steps_alone = factor, device, False
         self._network, self._operator, self._takes_renders, self._tile = network, operator, takes_renders, tile
 
     def begin(self, photo: Tensor, rounds: int, seed: int) -> State:

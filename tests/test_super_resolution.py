@@ -1,0 +1,186 @@
+"""Scenes larger than their photos: whole runs at toy size, what they are compared with, images by themselves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import difix, refused, told
+
+from difixcli.distillation.settings import Enlargement
+from difixcli.distillation.super_resolution import small_and_large
+from difixcli.errors import InputError
+from difixcli.images import as_pixels, as_planes, enlarged, reduced, resized
+from difixcli.priors.super_resolution.network import SuperResolutionConfig, SuperResolutionNetwork
+from difixcli.runs import read_image, write_image
+from difixcli.scenes import load_photo, load_scene
+
+TOY = ("--prior", "super-resolution", "--upscale", "2", "--iterations", "40", "--rounds", "2", "--further", "20")
+TOY += ("--set", "max_gaussians=400", "--json")
+ROWS = ["low_resolution", "bicubic", "per_image", "distilled", "enhanced"]
+
+
+@pytest.fixture(scope="session")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from difixcli.scenes.sample import cached_sample
+
+    folder = tmp_path_factory.mktemp("scene") / "room"
+    shutil.copytree(cached_sample("room"), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of random weights whose images are not the bicubic ones, with and without a render."""
+    torch.manual_seed(0)
+    made = SuperResolutionNetwork(SuperResolutionConfig(factor=2, channels=8, blocks=1))
+    for layer in (made.tail, made.gate):
+        torch.nn.init.normal_(layer.weight, std=0.02)
+    return made.save_pretrained(tmp_path_factory.mktemp("network") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def compared(room: Path, network: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("compared") / "run"
+    line = ["distill", room, *TOY, "--sr", network, "--reduce", "2", "--size", "96", "--compare"]
+    return folder, told(difix(*line, "-o", folder))
+
+
+def test_the_rows_are_the_papers_at_the_truths_size(compared: tuple[Path, dict], room: Path) -> None:
+    folder, said = compared
+    assert set(said["results"]) == set(ROWS)
+    assert all(np.isfinite(list(figures.values())).all() for figures in said["results"].values())
+    truth = load_scene(str(room), 96)
+    by_name = {f"{name}.png": frame for name, frame in zip(truth.file_names, truth.frames, strict=True)}
+    for path in (folder / "renders" / "truth").glob("*.png"):
+        shown = load_photo(by_name[path.name])
+        assert np.abs(read_image(path) - shown).max() < 0.6 / 255
+        for row in ROWS:
+            assert read_image(folder / "renders" / row / path.name).shape == shown.shape
+    # five rows are five different things
+    one = sorted((folder / "renders" / "truth").glob("*.png"))[0].name
+    assert len({(folder / "renders" / row / one).read_bytes() for row in ROWS}) == 5
+
+
+def test_rounds_are_made_from_small_photos_and_agree_with_them(compared: tuple[Path, dict]) -> None:
+    folder, said = compared
+    for number in ("01", "02"):
+        record = json.loads((folder / "rounds" / number / "round.json").read_text())
+        assert record["share"] == 1 and not record["kept"] and not record["dropped"]
+        for view in record["views"]:
+            assert view["terms"] == {"method": 1.0, "low_resolution:2": 1.0}
+            target, photo, render = (
+                as_planes(read_image(folder / "rounds" / view["files"][kind])) for kind in ("target", "photo", "render")
+            )
+            assert max(photo.shape) == 48 and max(target.shape) == 96
+            assert (reduced(target, 2) - photo).abs().mean() < 2 / 255  # two roundings, and clipped colours
+            assert (target - enlarged(photo, 2)).abs().max() > 4 / 255
+            assert (target - render).abs().max() > 4 / 255
+    assert 10 < said["agreement"] < 40
+
+
+def test_the_scene_has_its_say_in_the_second_round(compared: tuple[Path, dict], network: Path) -> None:
+    """The second round's targets are the network's of photo and render; the first round's of the photo alone."""
+    from difixcli.priors.super_resolution.opening import open_super_resolver
+
+    folder, _ = compared
+    resolver = open_super_resolver(str(network), 2, "area", "cpu")
+    for number, moved in (("01", False), ("02", True)):
+        view = json.loads((folder / "rounds" / number / "round.json").read_text())["views"][3]
+        files = {kind: folder / "rounds" / file for kind, file in view["files"].items()}
+        photo, render = as_planes(read_image(files["photo"])), as_planes(read_image(files["render"]))
+        state = resolver.begin(photo, 2, 0)
+        with torch.no_grad():
+            if moved:
+                state = resolver.advance(photo, state, render)
+            image, _ = resolver.estimate(photo, state)
+        # of eight-bit files, where the run had all digits
+        assert np.abs(as_pixels(image) - read_image(files["target"])).mean() < 1 / 255
+
+
+def test_going_back_a_round_gives_the_same_figures(compared: tuple[Path, dict], room: Path, network: Path) -> None:
+    """What the super-resolver knew of each photo comes back from the checkpoint."""
+    folder, said = compared
+    line = ["distill", room, *TOY, "--sr", network, "--reduce", "2", "--size", "96", "--compare", "-o", folder]
+    assert told(difix(*line))["results"] == said["results"]  # it is done
+    again = told(difix(*line, "--from-round", "2"))
+    assert again["results"] == said["results"] and again["agreement"] == said["agreement"]
+
+
+def test_without_reduction_figures_are_at_the_photos_size(room: Path, network: Path, tmp_path: Path) -> None:
+    line = ["distill", room, *TOY, "--sr", network, "--size", "48", "--downscale", "bicubic", "-o", tmp_path / "run"]
+    result = difix(*line)
+    said = told(result)
+    assert set(said["results"]) == {"low_resolution", "distilled", "enhanced"}
+    assert "No photo is as large as the result" in result.stderr
+    for row in said["results"]:
+        for path in (tmp_path / "run" / "renders" / row).glob("*.png"):
+            large = read_image(tmp_path / "run" / "large" / row / path.name)
+            small = read_image(path)
+            assert max(small.shape) == 48 and max(large.shape) == 96
+            assert np.abs(resized(large, small.shape[1], small.shape[0], "bicubic") - small).max() < 3 / 255
+    assert "low_resolution:2:bicubic" in (tmp_path / "run" / "rounds" / "01" / "round.json").read_text()
+    assert told(difix("eval", tmp_path / "run", "--json"))["results"].keys() == said["results"].keys()
+
+
+def test_radiance_fields_learn_large_views_beside_photos(room: Path, network: Path, tmp_path: Path) -> None:
+    line = [*TOY[:-3], "--json", "--method", "nerfacto", "--sr", network, "--reduce", "2", "--size", "96"]
+    said = told(difix("distill", room, *line, "-o", tmp_path / "run"))
+    assert set(said["results"]) == {"low_resolution", "distilled", "enhanced"}
+    assert json.loads((tmp_path / "run" / "rounds" / "01" / "round.json").read_text())["share"] == 0.8
+
+
+def test_sizes_divide_and_small_ones_are_refused(room: Path) -> None:
+    scene = load_scene(str(room), 97)
+    small, large = small_and_large(scene, Enlargement(2, 3, "area", "bundled", "posterior"))
+    for before, one, two in zip(scene.frames, small.frames, large.frames, strict=True):
+        assert (one.camera.width, one.camera.height) == (before.camera.width // 3, before.camera.height // 3)
+        assert (two.camera.width, two.camera.height) == (2 * one.camera.width, 2 * one.camera.height)
+        # the same view: a ray through a corner is the same
+        assert two.camera.plane(np.array(0.0), np.array(0.0)) == pytest.approx(
+            one.camera.plane(np.array(0.0), np.array(0.0))
+        )
+    with pytest.raises(InputError, match="--reduce 2 leaves no photo"):
+        small_and_large(scene, Enlargement(4, 2, "area", "bundled", "posterior"))
+    with pytest.raises(InputError, match="larger --size"):
+        small_and_large(scene, Enlargement(4, 8, "area", "bundled", "posterior"))
+
+
+def test_lines_that_make_no_sense(room: Path, network: Path, tmp_path: Path) -> None:
+    line = ["distill", room, *TOY, "--sr", network, "--size", "48", "-o", tmp_path / "run"]
+    refused(difix(*line[:2], "--upscale", "4"), "--upscale", "--prior super-resolution")
+    refused(difix(*line, "--targets", "spiral"), "--targets", "leave it out")
+    refused(difix(*line, "--downscale", "lanczos"), "lanczos", "bicubic")
+    refused(difix(*line, "--sr-update", "papper"), "papper", "paper")
+    refused(difix(*line, "--sr", tmp_path / "none.pth"), "none.pth")
+    refused(difix(*line, "--share", "0.5"), "--share")
+    refused(difix(*line, "--upscale", "3"), "2 times larger, not 3")
+    refused(difix(*line, "--split", "all"), "all", "test")
+    refused(difix(*line, "--loss", "low_resolution:64=1"), "needs 64 pixels")
+    refused(difix(*line, "--upscale", "1"), "--upscale")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_images_are_made_larger_each_by_itself(photos: list[Path], network: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, path in enumerate(photos[:2]):
+        write_image(folder / f"{i}.png", resized(read_image(path)[..., :3], 40, 30))
+    line = ["fix", folder, "--upscale", "2", "--sr", network, "--json"]
+    said = told(difix(*line))
+    output = Path(said["output"])
+    assert output == tmp_path / "photos_large" and said["results"]["frames"] == 2
+    for i in range(2):
+        large, photo = (as_planes(read_image(place / f"{i}.png")) for place in (output, folder))
+        assert large.shape[-2:] == (60, 80)
+        assert (reduced(large, 2) - photo).abs().mean() < 1 / 255
+    (output / "1.png").unlink()
+    assert told(difix(*line))["results"]["kept"] == 1
+    refused(difix(*line, "--confidence"), "--confidence", "--upscale")
+    refused(difix("fix", folder, "--upscale", "4", "--sr", network), "2 times larger, not 4")
+    (folder / "2.png").write_bytes(b"no image")
+    refused(difix(*line, "--force"), "2.png")
