@@ -481,6 +481,10 @@ def test_the_noise_of_a_move_follows_from_seed_and_move(upscaler: Upscaler) -> N
 def test_the_papers_update_keeps_the_networks_noise(upscaler: Upscaler) -> None:
     photo = picture(16, 16)
     resolver = LatentDiffusion(upscaler, "area", "cpu", update="paper", eta=0.0)
+    with pytest.raises(ValueError, match="eta goes from 0 to 1"):
+        LatentDiffusion(upscaler, "area", "cpu", update="paper", eta=1.5)
+    with pytest.raises(ValueError, match="noise levels go from 0 to 999"):
+        LatentDiffusion(upscaler, "area", "cpu", noise_level=1000)
     state = resolver.begin(photo, 4, 0)
     with pytest.raises(ValueError, match="noise that an estimate found"):
         resolver.advance(photo, state, picture(64, 64))
@@ -557,12 +561,34 @@ def test_resolvers_leave_nothing_on_the_wrong_device(small: Small) -> None:
 # what is opened
 
 
-def esrgan(blocks: int = 1, channels: int = 4, scale: int = 4) -> nn.Module:
+def esrgan(blocks: int = 1, channels: int = 4, scale: int = 4, colors: int = 3) -> nn.Module:
     """ESRGAN at a small width, with random weights."""
     from spandrel.architectures.ESRGAN import ESRGAN
 
     torch.manual_seed(1)
-    return ESRGAN(num_filters=channels, num_blocks=blocks, scale=scale)
+    return ESRGAN(in_nc=colors, out_nc=colors, num_filters=channels, num_blocks=blocks, scale=scale)
+
+
+def swin_ir() -> nn.Module:
+    from spandrel.architectures.SwinIR import SwinIR
+
+    torch.manual_seed(1)
+    options: dict[str, Any] = {"depths": [2], "num_heads": [2], "embed_dim": 8, "window_size": 8, "mlp_ratio": 2}
+    return SwinIR(upscale=4, upsampler="pixelshuffledirect", **options)
+
+
+def hat() -> nn.Module:
+    from spandrel.architectures.HAT import HAT
+
+    torch.manual_seed(1)
+    return HAT(upscale=4, depths=(2,), num_heads=(2,), embed_dim=16, window_size=16, squeeze_factor=8, num_feat=64)
+
+
+def compact() -> nn.Module:
+    from spandrel.architectures.Compact import Compact
+
+    torch.manual_seed(1)
+    return Compact(num_feat=8, num_conv=2, upscale=4)
 
 
 def opened(path: Path | str, factor: int = 4) -> SuperResolver:
@@ -570,10 +596,11 @@ def opened(path: Path | str, factor: int = 4) -> SuperResolver:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_file_that_spandrel_reads(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("make", [esrgan, swin_ir, hat, compact])
+def test_a_file_that_spandrel_reads(tmp_path: Path, make: Callable[[], nn.Module], suffix: str) -> None:
     from safetensors.torch import save_file
 
-    network, photo, path = esrgan(), picture(12, 18), tmp_path / f"x4{suffix}"
+    network, photo, path = make().eval(), picture(16, 32), tmp_path / f"x4{suffix}"
     if suffix == ".pth":
         torch.save({"params_ema": network.state_dict()}, path)
     else:
@@ -583,6 +610,8 @@ def test_a_file_that_spandrel_reads(tmp_path: Path, suffix: str) -> None:
     made = network(photo).clamp(0, 1).detach()
     assert torch.allclose(state["made"].float(), made, atol=1e-3)
     assert torch.allclose(image, agreeing(made, photo, 4), atol=1e-3)
+    odd = picture(9, 21)
+    assert resolver.estimate(odd, resolver.begin(odd, 2, 0))[0].shape == (1, 3, 36, 84)
 
 
 def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
@@ -624,6 +653,7 @@ def wrong_files(folder: Path) -> list[tuple[Path | str, str]]:
     return [
         (saved("x2.safetensors", esrgan(scale=2).state_dict()), "2 times larger, not 4"),
         (saved("denoiser.safetensors", layers), "makes no image larger"),
+        (saved("gray.safetensors", esrgan(colors=1).state_dict()), "not RGB"),
         (saved("other.safetensors", {"a": torch.zeros(1)}), "no network that spandrel knows"),
         (saved("parts.safetensors", parts), "damaged or not whole"),
         (folder / "damaged.safetensors", "damaged or not whole"),
@@ -651,8 +681,10 @@ def test_what_cannot_be_opened_says_so(tmp_path: Path) -> None:
 def test_a_name_that_the_hub_cannot_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match="neither in the Hugging Face cache nor reachable"):
+    with pytest.raises(InputError, match="neither in the Hugging Face cache nor reachable on the hub:"):
         opened("stabilityai/stable-diffusion-x4-upscaler")
+    with pytest.raises(InputError, match="did you mean stabilityai/stable-diffusion-x4-upscaler"):
+        opened("stabilityai/stable-difusion-x4-upscaler")
 
 
 def test_the_bundled_super_resolver() -> None:
@@ -699,8 +731,10 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_folder_in_diffusers_layout(published: Path, upscaler: Upscaler) -> None:
+def test_a_folder_in_diffusers_layout(published: Path, upscaler: Upscaler, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
     resolver, photo = opened(published), picture(16, 16)
+    assert capfd.readouterr() == ("", "")
     assert isinstance(resolver, LatentDiffusion)
     read = load_upscaler(published)
     assert read.prompt.shape == (8, 16) and not torch.equal(read.prompt, load_upscaler(published, "sharp").prompt)

@@ -31,7 +31,6 @@ from difixcli.priors.super_resolution.schedule import (
 )
 from difixcli.priors.super_resolution.tiles import Tile, blended, cut, gaussian
 from difixcli.priors.super_resolution.wavelet import with_colors_of
-from difixcli.runs import read_json
 from difixcli.torchvision_cure import cure
 
 NOISE_LEVEL = 20  # of the noise put on the photo; what diffusers' pipeline has by default
@@ -77,10 +76,6 @@ def load_upscaler(folder: Path, prompt: str = "") -> Upscaler:
                 f"{folder} has no folder {part}: it is not a latent upscaler; give one in the layout of "
                 "stabilityai/stable-diffusion-x4-upscaler."
             )
-    path = folder / "scheduler" / "scheduler_config.json"
-    prediction = read_json(path).get("prediction_type", "epsilon")
-    if prediction not in PREDICTIONS:
-        raise InputError(f"{path} says prediction_type={prediction!r}; upscalers predict {' or '.join(PREDICTIONS)}.")
 
     def read(kind: Any, part: str, **options: Any) -> Any:
         try:
@@ -91,6 +86,12 @@ def load_upscaler(folder: Path, prompt: str = "") -> Upscaler:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{folder / part} cannot be read ({reason}); fetch it again.") from error
 
+    schedule, photo_schedule = read(DDPMScheduler, "scheduler"), read(DDPMScheduler, "low_res_scheduler")
+    prediction = schedule.config.prediction_type
+    if prediction not in PREDICTIONS:
+        raise InputError(
+            f"{folder / 'scheduler'} says prediction_type={prediction!r}; upscalers predict {' or '.join(PREDICTIONS)}."
+        )
     tensors = {"use_safetensors": True, "torch_dtype": torch.float32}
     unet, vae = read(UNet2DConditionModel, "unet", **tensors), read(AutoencoderKL, "vae", **tensors)
     wanted = vae.config.latent_channels + 3
@@ -103,14 +104,15 @@ def load_upscaler(folder: Path, prompt: str = "") -> Upscaler:
         unet=unet.eval().requires_grad_(False),
         vae=vae.eval().requires_grad_(False),
         prompt=prompt_embedding(folder, prompt),
-        alphas=read(DDPMScheduler, "scheduler").alphas_cumprod.double(),
-        photo_alphas=read(DDPMScheduler, "low_res_scheduler").alphas_cumprod.double(),
+        alphas=schedule.alphas_cumprod.double(),
+        photo_alphas=photo_schedule.alphas_cumprod.double(),
         prediction=prediction,
     )
 
 
 class LatentDiffusion:
-    """A super-resolver of as many denoising steps as there are rounds; see `SuperResolver`.
+    """A super-resolver of as many denoising steps as there are rounds; see `SuperResolver`. It takes the upscaler over,
+    to its device and precision.
 
     Per photo it keeps `latents` x_t (1, C, h, w), `round` from 1, `rounds`, `seed` and, for the paper's update, the
     network's `noise` ε̂ (1, C, h, w). Sides are padded for the U-Net. The U-Net sees tiles of the size it was trained
@@ -118,7 +120,7 @@ class LatentDiffusion:
     Networks are in half precision on a GPU, a VAE only if its configuration allows it.
 
     `update`: "posterior", the release's sample of DDPM's posterior given the render, or "paper", which keeps the
-    network's noise, with σ `eta` times DDPM's.
+    network's noise, with σ `eta` (0 to 1) times DDPM's.
     """
 
     def __init__(
@@ -133,6 +135,8 @@ class LatentDiffusion:
     ) -> None:
         self.factor, self.device, self.steps_alone = upscaler.factor, device, True
         self._upscaler, self._operator, self._update, self._eta = upscaler, operator, update, eta
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta goes from 0 to 1, not {eta}")
         if not 0 <= noise_level < len(upscaler.photo_alphas):
             raise ValueError(f"noise levels go from 0 to {len(upscaler.photo_alphas) - 1}, not {noise_level}")
         self._noise_level = noise_level

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from difixcli.errors import InputError, out_of_memory, unknown
+from difixcli.errors import InputError, near, out_of_memory, unknown
 from difixcli.fixer.weights import looks_like_hub_name
 from difixcli.images import Operator
 from difixcli.priors.super_resolution.latent_diffusion import LatentDiffusion, load_upscaler
@@ -145,9 +145,12 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except Exception as error:  # the hub's client raises errors of several libraries for a missing network
+        close = near(name, [X4_UPSCALER]) if name != X4_UPSCALER else []
+        suggestion = f" (did you mean {close[0]}?)" if close else ""
         raise InputError(
-            f"The super-resolver '{name}' is neither in the Hugging Face cache nor reachable on the hub: check the "
-            f"name and the network, or give bundled, a file or a local folder ({type(error).__name__})."
+            f"The super-resolver '{name}' is neither in the Hugging Face cache nor reachable on the hub{suggestion}: "
+            "check the name and the network, or give bundled, a file or a local folder "
+            f"({type(error).__name__})."
         ) from error
 
 

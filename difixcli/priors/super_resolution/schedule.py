@@ -65,9 +65,9 @@ def paper_move(
 ) -> Tensor:
     """The paper's move: √ᾱ'·ẍ₀ + √(1 − ᾱ' − σ²)·ε̂ + σ·ε, σ = η times the posterior's.
 
-    ẍ₀ is of the render, ε̂ the network's own noise (`predicted`), ε standard normal; DDIM's step (Song et al. 2021)
-    where ẍ₀ is the network's estimate.
+    ẍ₀ is of the render, ε̂ the network's own noise (`predicted`), ε standard normal, η in [0, 1]; DDIM's step (Song et
+    al. 2021) where ẍ₀ is the network's estimate.
     """
     sigma = eta * posterior_weights(alpha, following)[2]
-    along = math.sqrt(max(1 - following - sigma**2, 0.0))
+    along = math.sqrt(max(1 - following - sigma**2, 0.0))  # rounding may take it below
     return math.sqrt(following) * clean + along * predicted + sigma * noise
