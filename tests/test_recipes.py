@@ -127,12 +127,12 @@ def test_toy_size_needs_no_weights_and_no_gpu(scenes: Path, tmp_path: Path, monk
             )
 
 
-def _toy_scene(folder: Path, frames: int, name: Callable[[int], str]) -> Path:
-    """Some photos of the sample room under other names, of 48 pixels, each known by `name`."""
+def _toy_scene(folder: Path, frames: int, name: Callable[[int], str], size: int = 48) -> Path:
+    """Some photos of the sample room under other names, of `size` pixels, each known by `name`."""
     from difixcli.runs import write_image
     from difixcli.scenes import load_photo, load_scene
 
-    scene = load_scene("sample:room", 48)
+    scene = load_scene("sample:room", size)
     entries = []
     for i in range(frames):
         frame = scene.frames[i * len(scene.frames) // frames]
@@ -170,6 +170,40 @@ def test_published_experiments_run_to_their_end(
         table = json.loads((tmp_path / "out" / f"{method}-seed-0" / "eval.json").read_text())
         for variant in ("plain", "fixed", "distilled", "enhanced"):
             assert table["results"][variant]["psnr"] > 5
+
+
+def test_the_super_resolution_experiment(scenes: Path, tmp_path: Path) -> None:
+    """The paper's lengths, sizes and operator, and one table of all scenes."""
+    recipe = RECIPES / "super_resolution" / "run.sh"
+    read = [_understood(line) for line in _printed(recipe, "llff-sr", scenes, tmp_path / "out")]
+    distilled = [options for command, options in read if command == "distill"]
+    assert len(distilled) == 2
+    for options in distilled:
+        assert (options["iterations"], options["rounds"], options["further"]) == (30_000, 4, 20_000)
+        assert (options["reduce"], options["upscale"], options["downscale"]) == (8, 4, "bicubic")
+        assert options["prior"] == "super-resolution" and options["compare"] and options["split"] == "test-every:8"
+    (table,) = (options for command, options in read if command == "eval")
+    assert [str(run) for run in table["prediction"]] == [str(options["output"]) for options in distilled]
+    assert table["protocol"] == "llff-sr"
+    made = subprocess.run(["sh", str(recipe), "llff-sr", str(tmp_path / "none")], capture_output=True, text=True)
+    assert made.returncode == 2 and "none holds no folders" in made.stderr
+
+
+def test_the_super_resolution_experiment_runs_to_its_end(tmp_path: Path) -> None:
+    """Its own lines, at toy size, from photos to the table of its protocol."""
+    _toy_scene(tmp_path / "scenes" / "a", 9, lambda i: f"images/{i:05d}.png", 256)
+    environment = {**os.environ, "SMOKE": "1", "PYTHONPATH": str(RECIPES.parent), "METRICS": "psnr"}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    line = ["sh", RECIPES / "super_resolution" / "run.sh", "llff-sr", tmp_path / "scenes", tmp_path / "out"]
+    made = subprocess.run(list(map(str, line)), env=environment, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr[-2000:]
+    table = json.loads((tmp_path / "out" / "llff-sr" / "eval.json").read_text())
+    for variant in ("low_resolution", "bicubic", "per_image", "distilled", "enhanced"):
+        assert table["results"][variant]["psnr"] > 5
+    run = tmp_path / "out" / "a-0"
+    other = ["difix", "eval", run, "--protocol", "sparse:2", "--metrics", "psnr"]
+    refused = subprocess.run(list(map(str, other)), env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
 
 
 def _recipe(folder: str, name: str) -> ModuleType:

@@ -111,6 +111,18 @@ def test_going_back_a_round_gives_the_same_figures(compared: tuple[Path, dict], 
     assert again["results"] == said["results"] and again["agreement"] == said["agreement"]
 
 
+def test_a_run_is_enhanced_by_its_super_resolver(compared: tuple[Path, dict], tmp_path: Path) -> None:
+    """Along a path too, large, and without a look at the photos that were reduced."""
+    folder, _ = compared
+    said = told(difix("enhance", folder, "-o", tmp_path / "test", "--json"))
+    for path in (folder / "renders" / "enhanced").glob("*.png"):
+        assert np.abs(read_image(path) - read_image(tmp_path / "test" / path.name)).max() < 1.5 / 255
+    assert said["results"]["frames"] == len(list((folder / "renders" / "enhanced").glob("*.png")))
+    told(difix("enhance", folder, "--trajectory", "spiral:3", "-o", tmp_path / "path", "--json"))
+    assert max(read_image(tmp_path / "path" / "frame_00001.png").shape) == 96
+    refused(difix("enhance", folder, "--fixer", "tiny"), "leave --fixer out")
+
+
 def test_without_reduction_figures_are_at_the_photos_size(room: Path, network: Path, tmp_path: Path) -> None:
     line = ["distill", room, *TOY, "--sr", network, "--size", "48", "--downscale", "bicubic", "-o", tmp_path / "run"]
     result = difix(*line)
@@ -128,7 +140,8 @@ def test_without_reduction_figures_are_at_the_photos_size(room: Path, network: P
 
 
 def test_radiance_fields_learn_large_views_beside_photos(room: Path, network: Path, tmp_path: Path) -> None:
-    line = [*TOY[:-3], "--json", "--method", "nerfacto", "--sr", network, "--reduce", "2", "--size", "96"]
+    line = ["--prior", "super-resolution", "--upscale", "2", "--iterations", "12", "--rounds", "2", "--further", "4"]
+    line += ["--split", "every:4", "--method", "nerfacto", "--sr", network, "--reduce", "2", "--size", "64", "--json"]
     said = told(difix("distill", room, *line, "-o", tmp_path / "run"))
     assert set(said["results"]) == {"low_resolution", "distilled", "enhanced"}
     assert json.loads((tmp_path / "run" / "rounds" / "01" / "round.json").read_text())["share"] == 0.8
@@ -160,7 +173,7 @@ def test_lines_that_make_no_sense(room: Path, network: Path, tmp_path: Path) -> 
     refused(difix(*line, "--share", "0.5"), "--share")
     refused(difix(*line, "--upscale", "3"), "2 times larger, not 3")
     refused(difix(*line, "--split", "all"), "all", "test")
-    refused(difix(*line, "--loss", "low_resolution:64=1"), "needs 64 pixels")
+    refused(difix(*line, "--loss", "low_resolution:80=1"), "needs 80 pixels")
     refused(difix(*line, "--upscale", "1"), "--upscale")
     assert not (tmp_path / "run" / "run.json").exists()
 

@@ -140,7 +140,8 @@ def _enhance_run(
     as_json: bool,
 ) -> None:
     """Render a distilled run along its test views or a camera path and fix every frame with its photos."""
-    from difixcli.enhancement.runs import enhance_run, path_fingerprint, views
+    from difixcli.cli.super_resolution import large_scene, resolver_cleaner
+    from difixcli.enhancement.runs import by_fixer, enhance_run, path_fingerprint, views
     from difixcli.reconstruction import latest_checkpoint
     from difixcli.scenes import make_split, make_trajectory
     from difixcli.scenes.trajectories import path_world_note
@@ -153,6 +154,8 @@ def _enhance_run(
     held = record["arguments"]
     on, _ = pick_device(device)
     scene = open_scene(held["scene"], held["size"], held["preset"])
+    if "enlargement" in held:
+        scene = large_scene(scene, held["enlargement"])
     if trajectory is None and "test" not in (aims := held.get("targets", ["test"])):
         trajectory = aims[0]  # the views that the run was made for
     split = make_split(scene, held["split"], need_test=trajectory is None)
@@ -160,17 +163,24 @@ def _enhance_run(
     if trajectory is not None and (note := path_world_note(trajectory)):
         console.say(note)
     cameras = views(scene, split, path, film)[1]
-    network = open_fixer(fixer, on)
+    asked = held.get("enlargement")
+    if asked is not None:
+        if fixer != "bundled":
+            raise InputError(f"{source} is larger than its photos: its super-resolver enhances it; leave --fixer out.")
+        cleaner, read_by_it = resolver_cleaner(asked, on, held["seed"])
+    else:
+        references, trust = held.get("references"), held.get("trust", "supported")
+        cleaner = by_fixer(open_fixer(fixer, on), scene, split, references, trust)
+        read_by_it = fixer_input(fixer)
     # a run that has trained on since makes other frames
     checkpoint = latest_checkpoint(source)
-    inputs = {**scene_inputs(scene), "checkpoint": fingerprint([checkpoint], content=True), **fixer_input(fixer)}
+    inputs = {**scene_inputs(scene), "checkpoint": fingerprint([checkpoint], content=True), **read_by_it}
     inputs["views"] = path_fingerprint(cameras)
     # not the run's folder itself: its part that is written to by default is not read
     reads = [checkpoint, source / "run.json", source / "scene", *files_read(fixer, scene)]
     # videos are made anew of the same frames
     arguments = {"source": source.absolute(), "fixer": fixer, "trajectory": trajectory, "steady": film.steady}
-    references, trust = held.get("references"), held.get("trust", "supported")
-    arguments |= {"references": references, "trust": trust}
+    arguments |= {"references": held.get("references"), "trust": held.get("trust"), "enlargement": asked}
     part = "-".join(["enhanced", *([path.name] if path else []), *(["steady"] if film.steady else [])])
     run = Run.open(output or source / part, "enhance", arguments, inputs, force, reads=reads)
     announce(run, scene=scene.name, trajectory=f"{trajectory}, {len(path.cameras)} frames" if path else "test views")
@@ -179,15 +189,13 @@ def _enhance_run(
     results = enhance_run(
         source,
         run.folder,
-        network,
+        cleaner,
         scene,
         split,
         console.progress,
         path,
         film,
         where,
-        references,
-        trust,
     )
     run.finish(results)
     _finish_frames(results, run.folder, as_json)

@@ -15,7 +15,9 @@ from difixcli.runs import Run, fingerprint
 
 if TYPE_CHECKING:
     from difixcli.distillation.settings import Enlargement, Settings
+    from difixcli.enhancement.runs import Cleaner
     from difixcli.priors.super_resolution.resolver import SuperResolver
+    from difixcli.scenes.scene import Scene
 
 UPSCALE = 4
 _ROUNDS = 4  # T of the paper
@@ -126,7 +128,7 @@ def distill_larger(request: Request, enlargement: Enlargement) -> None:
         enlargement=enlargement,
     )
     made = SuperResolution(small, large, split, plan)
-    arguments = _arguments(plan, request, rule)
+    arguments = _arguments(plan, request, size, rule)
     files = resolver_files(enlargement.resolver)
     inputs = {**scene_inputs(loaded), **split_input(loaded, split)}
     if files:
@@ -172,12 +174,12 @@ def own_terms(enlargement: Enlargement) -> dict[str, float]:
     return {"method": 1.0, f"low_resolution:{enlargement.upscale}{operator}": 1.0}
 
 
-def _arguments(plan: Settings, request: Request, rule: str) -> dict[str, Any]:
+def _arguments(plan: Settings, request: Request, size: int | None, rule: str) -> dict[str, Any]:
     """What a run is known by."""
     kept = {**vars(plan), "schedule": vars(plan.schedule), "enlargement": asdict(plan.enlargement)}  # type: ignore[arg-type]
     for name in ("targets", "references", "trust", "drop_below", "guard"):  # of the fixer's prior
         del kept[name]
-    return {**kept, "scene": scene_spec(request.scene), "size": request.size, "split": rule}
+    return {**kept, "scene": scene_spec(request.scene), "size": size, "split": rule}
 
 
 def _tell(run: Run, request: Request, enlargement: Enlargement, title: str, results: dict[str, Any]) -> None:
@@ -187,6 +189,26 @@ def _tell(run: Run, request: Request, enlargement: Enlargement, title: str, resu
     console.say(f"For a report: difix eval {run.folder}")
     found = {"results": results, "agreement": agreement, "output": str(run.folder)}
     console.finish(found, request.as_json, console.figures_table(title, results))
+
+
+def large_scene(scene: Scene, asked: dict[str, Any]) -> Scene:
+    """A scene at the size of a run's result; `asked` is the enlargement that the run's record has."""
+    from difixcli.distillation.settings import Enlargement
+    from difixcli.distillation.super_resolution import small_and_large
+
+    return small_and_large(scene, Enlargement(**asked))[1]
+
+
+def resolver_cleaner(asked: dict[str, Any], device: str, seed: int) -> tuple[Cleaner, dict[str, str]]:
+    """What enhances the frames of a run of super-resolution, and the fingerprint of what it does that by."""
+    from difixcli.enhancement.runs import by_resolver
+    from difixcli.priors.super_resolution.files import resolver_files
+    from difixcli.priors.super_resolution.opening import open_super_resolver
+
+    name, operator = asked["resolver"], asked["operator"]
+    resolver = open_super_resolver(name, asked["upscale"], operator, device, update=asked["update"])
+    found = fingerprint(resolver_files(name), content=True)
+    return by_resolver(resolver, operator, seed), {"super-resolver": found}
 
 
 def enlarge(

@@ -244,18 +244,14 @@ class Distillation:
         record = rounds.record(number)
         assert record is not None
         record["accepted"] = True
-        said = "not judged"
+        said = "not judged by photos"
         if guard is not None:
             with self._timed("guard"):
                 verdict = guard.judge(model)
             record |= {"guard": asdict(verdict), "accepted": not verdict.harmful}
             said = _said(verdict)
         rounds.write(number, record)
-        self._say(
-            f"{label}: {len(record['views'])} views, {record['kept']} as they were, mean confidence "
-            f"{record['mean_confidence']:.2f}, {record['dropped']} dropped; {said}"
-            + ("" if record["accepted"] else ": taken back, it goes on without these")
-        )
+        self._say(f"{label}: {self._told(record)}; {said}" + _taken_back(record))
 
     def _proposed(
         self, model: Reconstruction, photos_only: Reconstruction, prior: Prior, number: int, label: str
@@ -376,6 +372,13 @@ class Distillation:
         with self._timed("taking up views"):
             model.set_pseudo_views(views, record["share"])
 
+    def _told(self, record: dict[str, Any]) -> str:
+        """A round's views in words."""
+        return (
+            f"{len(record['views'])} views, {record['kept']} as they were, mean confidence "
+            f"{record['mean_confidence']:.2f}, {record['dropped']} dropped"
+        )
+
     def _summary(self) -> dict[str, Any]:
         """What the rounds came to, for run.json."""
         records, rejected = self.rounds.records(), self.rounds.rejected()
@@ -425,6 +428,10 @@ def _said(verdict: Verdict) -> str:
         return "no photo sees the targets, so nothing judges it"
     spread = f" ± {verdict.error:.2f}" if verdict.views > 1 else ""
     return f"agreement with photos {verdict.gain:+.2f}{spread} dB over {verdict.views} views"
+
+
+def _taken_back(record: Mapping[str, Any]) -> str:
+    return "" if record["accepted"] else ": taken back, it goes on without these"
 
 
 def _camera(entry: Mapping[str, Any]) -> Camera:

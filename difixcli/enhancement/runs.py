@@ -6,7 +6,7 @@ Once more on final renders: that is the second half of Difix3D+.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,8 @@ from difixcli.enhancement.sequence import (
 )
 from difixcli.errors import InputError
 from difixcli.evidence import enhanced
-from difixcli.reconstruction import Reconstruction
+from difixcli.images import Operator, as_pixels, as_planes
+from difixcli.reconstruction import Reconstruction, Render
 from difixcli.reference_views import ReferenceViews, fix_render
 from difixcli.runs import Progress, read_image, write_image
 from difixcli.scenes import Camera, Trajectory
@@ -32,33 +33,67 @@ from difixcli.scenes.scene import Scene, Split
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
+    from difixcli.priors.super_resolution.resolver import SuperResolver
 
 RENDERS = "renders"
 """The folder, in an enhanced run's, of the frames as they were before the fix."""
+Clean = Callable[[Camera, Render], np.ndarray]
+"""From a camera and its render to the clean frame, (H, W, 3) float32 in [0, 1]."""
+Cleaner = Callable[[Reconstruction], Clean]
 _TEST_FPS = 8.0  # test views lie far apart
+
+
+def by_fixer(fixer: Fixer, scene: Scene, split: Split, references: int | None, trust: str) -> Cleaner:
+    """Fixes renders with the nearest training photos by pose beside them, aligned through the run's depth.
+
+    There are `references` of them, or as many as the fixer takes. With the trust `supported` a fix leaves alone what no
+    evidence says is wrong (`evidence.enhanced`); with `all` it is taken as it is.
+    """
+    count = fixer.config.views if references is None else references
+    supported = trust == "supported"
+
+    def cleaner(reconstruction: Reconstruction) -> Clean:
+        beside_all = ReferenceViews(scene, split.train, reconstruction, count)
+
+        def clean(camera: Camera, render: Render) -> np.ndarray:
+            beside = beside_all.beside(camera, render, align=supported or fixer.config.references == "aligned")
+            return (enhanced if supported else fix_render)(fixer, render, beside)
+
+        return clean
+
+    return cleaner
+
+
+def by_resolver(resolver: SuperResolver, operator: Operator, seed: int) -> Cleaner:
+    """Super-resolves large renders once, each from its own reduction."""
+    import torch
+
+    from difixcli.priors.super_resolution.resolver import from_render
+
+    @torch.no_grad()
+    def clean(camera: Camera, render: Render) -> np.ndarray:
+        return as_pixels(from_render(resolver, as_planes(render.color, resolver.device), operator, seed))
+
+    return lambda reconstruction: clean
 
 
 def enhance_run(
     source: Path,
     output: Path,
-    fixer: Fixer,
+    cleaner: Cleaner,
     scene: Scene,
     split: Split,
     progress: Progress,
     trajectory: Trajectory | None = None,
     film: Film | None = None,
     device: str | None = None,
-    references: int | None = None,
-    trust: str = "supported",
 ) -> dict[str, Any]:
-    """Render the run in `source`, fix every frame and write `output`/NAME.png, renders/NAME.png and the videos.
+    """Render the run in `source`, clean every frame and write `output`/NAME.png, renders/NAME.png and the videos.
 
-    References are the nearest training photos by pose, aligned through the run's depth: `references` of them, or as
-    many as the fixer takes. With the trust `supported` a fix leaves alone what no evidence says is wrong
-    (`evidence.enhanced`); with `all` it is taken as it is.
-    The frames are the test views under their photos' names, or frame_00001 onwards of a trajectory. `device` is where
-    to render, by default where the run was trained. Frames that are there are kept: `output` must be new or belong to
-    the run's present checkpoint, this trajectory and this choice of `film.steady`.
+    `cleaner` makes what cleans of the run's reconstruction: `by_fixer` or `by_resolver`. The frames are the test views
+    under their photos' names, or frame_00001 onwards of a trajectory. `device` is where to render, by default where the
+    run was trained. Frames that are there are kept: `output` must be new or belong to the run's present checkpoint,
+    this trajectory and this choice of `film.steady`.
 
     Returns {"frames", "kept", "seconds_per_frame", "output"} and what `make_film` returns; there is no video where the
     views have several sizes, and no steadiness of test views, which do not follow each other. Raises InputError when
@@ -69,9 +104,7 @@ def enhance_run(
     names, cameras = views(scene, split, trajectory, film)
     same_size = _of_one_size(cameras)
     reconstruction = Reconstruction.load(source, scene, split.train, device)
-    count = fixer.config.views if references is None else references
-    beside_all = ReferenceViews(scene, split.train, reconstruction, count)
-    supported = trust == "supported"
+    clean = cleaner(reconstruction)
 
     # a frame is rendered once for its picture and its fix
     rendered = lru_cache(1)(reconstruction.render)
@@ -84,9 +117,7 @@ def enhance_run(
 
     def fixed(camera: Camera) -> np.ndarray:
         # not from the picture on disk: depth, opacity and what 8 bits lose belong to it
-        render = rendered(camera)
-        beside = beside_all.beside(camera, render, align=supported or fixer.config.references == "aligned")
-        return (enhanced if supported else fix_render)(fixer, render, beside)
+        return clean(camera, rendered(camera))
 
     def shots() -> Iterator[Shot]:
         for name, camera in zip(names, cameras, strict=True):

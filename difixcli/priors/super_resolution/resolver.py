@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from difixcli.images import Operator, reduced
+
 if TYPE_CHECKING:  # importing torch takes long
     from torch import Tensor
 
@@ -36,6 +38,16 @@ class SuperResolver(Protocol):
 
     def advance(self, photo: Tensor, state: State, render: Tensor) -> State:
         """The state at the next step, which has taken up the scene's render of the photo's place."""
+
+
+def from_render(resolver: SuperResolver, render: Tensor, operator: Operator, seed: int) -> Tensor:
+    """A scene's large render (1, 3, H, W) super-resolved once from its own reduction, which the result agrees with.
+
+    Of a super-resolver of several steps it begins in the middle of them, from the render.
+    """
+    photo = reduced(render, resolver.factor, operator).clamp(0, 1)
+    _, state = resolver.estimate(photo, resolver.begin(photo, 3, seed))
+    return resolver.estimate(photo, resolver.advance(photo, state, render))[0]
 
 
 def by_itself(resolver: SuperResolver, photo: Tensor, rounds: int, seed: int) -> Tensor:
