@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from commands import difix, refused, told
+from test_masks import masked_scene
 
 from difixcli.distillation.settings import Enlargement
 from difixcli.distillation.super_resolution import small_and_large
@@ -163,6 +164,18 @@ def test_sizes_divide_and_small_ones_are_refused(room: Path) -> None:
         small_and_large(scene, Enlargement(4, 8, "area", "bundled", "posterior"))
 
 
+def test_what_a_mask_leaves_out_is_not_learned_at_any_size(network: Path, tmp_path: Path) -> None:
+    """The red half is masked: no large view trusts it, and the figures do not count it."""
+    masked_scene(tmp_path / "scene", np.zeros((0, 3)))
+    line = ["distill", tmp_path / "scene", *TOY, "--sr", network, "--reduce", "2", "--size", "64", "--compare"]
+    said = told(difix(*line, "--split", "every:2", "-o", tmp_path / "run"))
+    for view in json.loads((tmp_path / "run" / "rounds" / "01" / "round.json").read_text())["views"]:
+        trust = read_image(tmp_path / "run" / "rounds" / view["files"]["confidence"])[..., 0]
+        assert trust.shape == (48, 64) and not trust[:, :32].any() and trust[:, 34:].all()
+    shown = read_image(next((tmp_path / "run" / "renders" / "distilled").glob("*.png")))
+    assert shown[:, :32, 0].mean() < 0.2 and said["results"]["distilled"]["psnr"] > 12
+
+
 def test_lines_that_make_no_sense(room: Path, network: Path, tmp_path: Path) -> None:
     line = ["distill", room, *TOY, "--sr", network, "--size", "48", "-o", tmp_path / "run"]
     refused(difix(*line[:2], "--upscale", "4"), "--upscale", "--prior super-resolution")
@@ -174,7 +187,7 @@ def test_lines_that_make_no_sense(room: Path, network: Path, tmp_path: Path) -> 
     refused(difix(*line, "--upscale", "3"), "2 times larger, not 3")
     refused(difix(*line, "--split", "all"), "all", "test")
     refused(difix(*line, "--loss", "low_resolution:80=1"), "needs 80 pixels")
-    refused(difix(*line, "--upscale", "1"), "--upscale")
+    assert difix(*line, "--upscale", "1").exit_code == 2
     assert not (tmp_path / "run" / "run.json").exists()
 
 

@@ -27,6 +27,7 @@ import torch
 from difixcli.distillation.distill import COMPARED, LARGE, Distillation, Say
 from difixcli.distillation.prior import Context
 from difixcli.distillation.settings import Enlargement, Settings
+from difixcli.distillation.super_resolution_prior import IDENTICAL
 from difixcli.distillation.targets import PHOTOS
 from difixcli.errors import InputError
 from difixcli.evaluation.metrics import psnr
@@ -218,7 +219,7 @@ class SuperResolution(Distillation):
             render = as_planes(model.render(self.large.frames[i].camera).color, "cpu")
             small = as_pixels(reduced(render, self.resolver.factor, self.enlargement.operator))
             frame = self.scene.frames[i]
-            found.append(psnr(small, load_photo(frame), load_mask(frame)))
+            found.append(min(psnr(small, load_photo(frame), load_mask(frame)), IDENTICAL))
         return float(np.mean(found))
 
 

@@ -15,6 +15,9 @@ from difixcli.images import as_pixels, as_planes, enlarged, reduced
 from difixcli.priors.super_resolution.resolver import State
 from difixcli.scenes import load_mask, load_photo
 
+IDENTICAL = 100.0
+"""dB that stand for the infinite PSNR of identical images, so that there is a mean."""
+
 
 class SuperResolutionPrior:
     """Chen et al., ICCV 2025 (arXiv 2508.04090), for the super-resolver of the context.
@@ -55,7 +58,7 @@ class SuperResolutionPrior:
         small = reduced(render, resolver.factor, self._operator)
         mask = load_mask(frame)
         figures = {
-            "low_resolution_psnr": psnr(as_pixels(small), pixels, mask),
+            "low_resolution_psnr": min(psnr(as_pixels(small), pixels, mask), IDENTICAL),
             "change": float((estimate - render).abs().mean()),
             "detail": float((estimate - enlarged(photo, resolver.factor)).abs().mean()),
         }
