@@ -387,8 +387,6 @@ def test_diffusers_pipeline_computes_the_same(
     start = resolver.begin(photo, rounds, seed)
     end = plain_sampling(resolver, photo, start)["latents"]
 
-    purposes = iter([("photo", 0), *(("move", i) for i in range(1, 9))])
-
     def drawn(shape: Any, **_: Any) -> Tensor:
         return latent_diffusion._noise(torch.Size(shape), seed, *next(purposes))
 
@@ -408,18 +406,22 @@ def test_diffusers_pipeline_computes_the_same(
         scheduler=scheduler,
     )
     pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(
-        image=photo,
-        num_inference_steps=rounds,
-        guidance_scale=1.0,
-        eta=eta,
-        latents=start["latents"],
-        prompt_embeds=own.prompt[None],
-        output_type="pt",
-    ).images
+    made = {}
+    for output in ("latent", "pt"):
+        purposes = iter([("photo", 0), *(("move", i) for i in range(1, 9))])
+        made[output] = pipeline(
+            image=photo,
+            num_inference_steps=rounds,
+            guidance_scale=1.0,
+            eta=eta,
+            latents=start["latents"],
+            prompt_embeds=own.prompt[None],
+            output_type=output,
+        ).images
     assert scheduler.timesteps.tolist() == spaced_timesteps(rounds, len(own.alphas))
-    assert (images - resolver.decode(end).clamp(0, 1)).abs().max() < 1e-4
-    assert images.std() > 0.01
+    assert (made["latent"] - end).abs().max() < 1e-4
+    assert (made["pt"] - resolver.decode(end).clamp(0, 1)).abs().max() < 1e-4
+    assert end.std() > 0.2 and made["pt"].std() > 0.01
 
 
 def test_it_starts_from_the_noised_enlargement(upscaler: Upscaler) -> None:
@@ -540,22 +542,41 @@ def test_tiles_of_a_denoiser_that_sees_single_values_leave_no_trace() -> None:
     assert torch.allclose(LatentDiffusion(upscaler, "area", "cpu").denoised(photo, state)[0], expected, atol=1e-5)
 
 
-def test_resolvers_leave_nothing_on_the_wrong_device(small: Small) -> None:
+def test_resolvers_leave_nothing_on_the_wrong_device(small: Small, tmp_path: Path) -> None:
+    """On a GPU, networks whose makers say so compute in half precision, and states stay single."""
     photo, render = picture(16, 16), picture(64, 64, 1)
-    with pretend_cuda():
-        network = small.to("cuda")
-        resolvers: list[SuperResolver] = [
-            SingleStep(network, 4, "area", "cuda", takes_renders=takes) for takes in (True, False)
-        ]
-        resolvers += [LatentDiffusion(small_upscaler(), "area", "cuda", update=u) for u in ("posterior", "paper")]  # type: ignore[arg-type]
-        for resolver in resolvers:
-            on_device = photo.to("cuda")
-            state = resolver.begin(on_device, 2, 0)
-            image, state = resolver.estimate(on_device, state)
-            assert image.device.type == "cuda" and image.dtype == torch.float32
-            state = resolver.advance(on_device, state, render.to("cuda"))
-            assert resolver.estimate(on_device, state)[0].shape == (1, 3, 64, 64)
-            assert all(value.device.type == "cpu" for value in state.values())
+    torch.save(esrgan().state_dict(), tmp_path / "x4.pth")
+    used: set[torch.dtype] = set()
+
+    def record(module: nn.Module, arguments: Any) -> None:
+        if isinstance(module, nn.Conv2d):
+            used.add(arguments[0].dtype)
+
+    hook = nn.modules.module.register_module_forward_pre_hook(record)
+    try:
+        with pretend_cuda():
+            network = small.to("cuda")
+            half, single = torch.float16, torch.float32
+            resolvers: list[tuple[SuperResolver, set[torch.dtype]]] = [
+                (SingleStep(network, 4, "area", "cuda", takes_renders=True), {single}),
+                (SingleStep(network, 4, "area", "cuda", takes_renders=False), {single}),
+                (open_super_resolver(str(tmp_path / "x4.pth"), 4, "area", "cuda"), {half}),
+                # the U-Net in half, the VAE as it says that half precision overflows
+                (LatentDiffusion(small_upscaler(), "area", "cuda", update="posterior"), {half, single}),
+                (LatentDiffusion(small_upscaler(), "area", "cuda", update="paper"), {half, single}),
+            ]
+            for resolver, expected in resolvers:
+                used.clear()
+                on_device = photo.to("cuda")
+                state = resolver.begin(on_device, 2, 0)
+                image, state = resolver.estimate(on_device, state)
+                assert image.device.type == "cuda" and image.dtype == torch.float32
+                state = resolver.advance(on_device, state, render.to("cuda"))
+                assert resolver.estimate(on_device, state)[0].shape == (1, 3, 64, 64)
+                assert all(value.device.type == "cpu" for value in state.values())
+                assert used == expected
+    finally:
+        hook.remove()
 
 
 # what is opened
@@ -701,6 +722,7 @@ def test_the_bundled_super_resolver() -> None:
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small latent upscaler in diffusers' layout."""
     from diffusers import DDIMScheduler, DDPMScheduler
+    from safetensors.torch import load_file, save_file
     from transformers import CLIPTextConfig, CLIPTextModel
 
     folder = tmp_path_factory.mktemp("upscaler")
@@ -708,6 +730,16 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     upscaler.unet.save_pretrained(folder / "unet")
     upscaler.vae.save_pretrained(folder / "vae")
     DDIMScheduler(**SCHEDULE, prediction_type="v_prediction").save_pretrained(folder / "scheduler")
+    path = folder / "scheduler" / "scheduler_config.json"  # as published: other schedulers' entries were left in it
+    path.write_text(json.dumps({**json.loads(path.read_text()), "skip_prk_steps": True, "trained_betas": None}))
+    # as published: the names that attention had in older releases
+    path, held = folder / "vae" / "diffusion_pytorch_model.safetensors", {}
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for name, value in load_file(path).items():
+        own = next((new for new in names if f"attentions.0.{new}." in name), "")
+        held[name.replace(own, names[own]) if own else name] = value
+    assert any("proj_attn" in name for name in held)
+    save_file(held, path, metadata={"format": "pt"})
     DDPMScheduler(**SCHEDULE).save_pretrained(folder / "low_res_scheduler")
     clip = CLIPTextConfig(
         vocab_size=260,
@@ -746,6 +778,9 @@ def test_a_folder_in_diffusers_layout(published: Path, upscaler: Upscaler, capfd
 
 
 def test_damaged_folders_say_so(published: Path, tmp_path: Path) -> None:
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import load_file, save_file
+
     def damaged(name: str, change: Callable[[Path], object], message: str) -> None:
         folder = tmp_path / name
         shutil.copytree(published, folder)
@@ -764,6 +799,16 @@ def test_damaged_folders_say_so(published: Path, tmp_path: Path) -> None:
         lambda f: configure(f, "scheduler/scheduler_config.json", prediction_type="sample"),
         "upscalers predict epsilon or v_prediction",
     )
+
+    def without(folder: Path, tensor: str) -> None:
+        path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+        held = load_file(path)
+        del held[tensor]
+        save_file(held, path, metadata={"format": "pt"})
+
+    damaged("lacking", lambda f: without(f, "conv_in.weight"), "lacks 1 tensors .such as conv_in.weight.")
+    plain = UNet2DConditionModel(**{**SMALL_UNET, "in_channels": 4})
+    damaged("plain", lambda f: plain.save_pretrained(f / "unet"), "another kind of diffusion model")
     damaged("d", lambda f: configure(f, "vae/config.json", latent_channels=8), "cannot be read")
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from difixcli.errors import InputError, out_of_memory
 from difixcli.fixer.weights import prompt_embedding
 from difixcli.images import Operator, agreeing, enlarged
-from difixcli.priors.super_resolution.resolver import State
+from difixcli.priors.super_resolution.resolver import State, check_render
 from difixcli.priors.super_resolution.schedule import (
     PREDICTIONS,
     Prediction,
@@ -92,8 +92,15 @@ def load_upscaler(folder: Path, prompt: str = "") -> Upscaler:
         raise InputError(
             f"{folder / 'scheduler'} says prediction_type={prediction!r}; upscalers predict {' or '.join(PREDICTIONS)}."
         )
-    tensors = {"use_safetensors": True, "torch_dtype": torch.float32}
-    unet, vae = read(UNet2DConditionModel, "unet", **tensors), read(AutoencoderKL, "vae", **tensors)
+
+    def network(kind: Any, part: str) -> Any:
+        options = {"use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
+        model, found = read(kind, part, **options)
+        if missing := sorted(found["missing_keys"]):  # diffusers would leave them random
+            raise InputError(f"{folder / part} lacks {len(missing)} tensors (such as {missing[0]}); fetch it again.")
+        return model.eval().requires_grad_(False)
+
+    unet, vae = network(UNet2DConditionModel, "unet"), network(AutoencoderKL, "vae")
     wanted = vae.config.latent_channels + 3
     if unet.config.in_channels != wanted:
         raise InputError(
@@ -101,8 +108,8 @@ def load_upscaler(folder: Path, prompt: str = "") -> Upscaler:
             "(noisy latents and the photo); this is another kind of diffusion model."
         )
     return Upscaler(
-        unet=unet.eval().requires_grad_(False),
-        vae=vae.eval().requires_grad_(False),
+        unet=unet,
+        vae=vae,
         prompt=prompt_embedding(folder, prompt),
         alphas=schedule.alphas_cumprod.double(),
         photo_alphas=photo_schedule.alphas_cumprod.double(),
@@ -140,10 +147,14 @@ class LatentDiffusion:
         if not 0 <= noise_level < len(upscaler.photo_alphas):
             raise ValueError(f"noise levels go from 0 to {len(upscaler.photo_alphas) - 1}, not {noise_level}")
         self._noise_level = noise_level
-        half = torch.device(device).type == "cuda"
-        self._dtype = torch.float16 if half else torch.float32
-        upscaler.unet.to(device, self._dtype)
-        upscaler.vae.to(device, torch.float32 if upscaler.vae.config.force_upcast else self._dtype)
+        upscaler.unet.to(device)
+        upscaler.vae.to(device)
+        self._dtype = torch.float32
+        if torch.device(device).type == "cuda":
+            self._dtype = torch.float16
+            upscaler.unet.half()
+            if not upscaler.vae.config.force_upcast:
+                upscaler.vae.half()
         tile = VAE_TILE.get(torch.device(device).type, VAE_TILE["cpu"])
         upscaler.vae.enable_tiling()
         upscaler.vae.tile_sample_min_size, upscaler.vae.tile_latent_min_size = tile, tile // self.factor
@@ -172,9 +183,7 @@ class LatentDiffusion:
 
     def advance(self, photo: Tensor, state: State, render: Tensor) -> State:
         """The next, less noisy latents, made with the render's; after the last round they are the render's own."""
-        height, width = (side * self.factor for side in photo.shape[-2:])
-        if render.shape[-2:] != (height, width):
-            raise ValueError(f"a render of this photo has {width}×{height} pixels, not {tuple(render.shape[:1:-1])}")
+        check_render(photo, render, self.factor)
         return self.moved(state, self.encode(render))
 
     @torch.no_grad()

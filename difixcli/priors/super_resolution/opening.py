@@ -157,5 +157,5 @@ def _download(name: str) -> Path:
 def _check_factor(name: str, own: int, wanted: int) -> None:
     if own != wanted:
         raise InputError(
-            f"The super-resolver {name} makes images {own} times larger, not {wanted}; ask for {own}, or give another."
+            f"The super-resolver {name} makes images {own} times larger, not {wanted}; ask for that, or name another."
         )

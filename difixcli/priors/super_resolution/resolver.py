@@ -59,3 +59,10 @@ def by_itself(resolver: SuperResolver, photo: Tensor, rounds: int, seed: int) ->
     for _ in range(rounds - 1 if resolver.steps_alone else 0):
         image, state = resolver.estimate(photo, resolver.advance(photo, state, image))
     return image
+
+
+def check_render(photo: Tensor, render: Tensor, factor: int) -> None:
+    """Raises ValueError for a render (1, 3, H, W) that has not `factor` times the pixels of the photo's sides."""
+    height, width = (side * factor for side in photo.shape[-2:])
+    if render.shape[-2:] != (height, width):
+        raise ValueError(f"a render of this photo has {width}×{height} pixels, not {tuple(render.shape[:1:-1])}")

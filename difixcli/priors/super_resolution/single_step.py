@@ -14,7 +14,7 @@ from torch import Tensor
 
 from difixcli.errors import InputError
 from difixcli.images import Operator, agreeing
-from difixcli.priors.super_resolution.resolver import State
+from difixcli.priors.super_resolution.resolver import State, check_render
 from difixcli.priors.super_resolution.tiles import Tile, blended, cut, trapezoid
 
 Network = Callable[[Tensor, Tensor | None], Tensor]
@@ -65,9 +65,7 @@ class SingleStep:
 
     def advance(self, photo: Tensor, state: State, render: Tensor) -> State:
         """The next round, with the `render`."""
-        height, width = (side * self.factor for side in photo.shape[-2:])
-        if render.shape[-2:] != (height, width):
-            raise ValueError(f"a render of this photo has {width}×{height} pixels, not {tuple(render.shape[:1:-1])}")
+        check_render(photo, render, self.factor)
         return {**state, "round": state["round"] + 1, "render": _kept(render)}
 
     def _share(self, state: State) -> float:
