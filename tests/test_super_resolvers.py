@@ -448,6 +448,8 @@ def test_a_loop_of_latent_diffusion(upscaler: Upscaler, update: Any) -> None:
         image, found = resolver.estimate(photo, state)
         again, _ = resolver.estimate(photo, through_a_file(state))
         assert image.shape == (1, 3, 68, 52) and torch.equal(image, again)
+        decoded = resolver.decode(resolver.denoised(photo, state)[0])[..., :68, :52]
+        assert torch.equal(image, agreeing(with_colors_of(decoded, enlarged(photo, 4)), photo, 4))
         assert image.min() >= 0 and image.max() <= 1
         assert -10 * torch.log10(functional.mse_loss(reduced(image, 4), photo)) > 35
         render = (image * 0.9 + 0.05).detach()
