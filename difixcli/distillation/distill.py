@@ -50,7 +50,12 @@ _SAVE_EVERY = 500  # iterations a killed run loses at most
 _PHOTOS = "photos"  # folder of the model that photos alone have taught
 _PLAIN = "plain"
 LARGE = "large"  # folder of large renders where there is no truth of their size
-COMPARED = ("low_resolution", "bicubic", "per_image")  # folders of what super-resolution is compared with
+COMPARED = (
+    "low_resolution",
+    "supersampled",
+    "bicubic",
+    "per_image",
+)  # folders of what super-resolution is compared with
 
 
 class Distillation:

@@ -4,10 +4,11 @@ A model is trained on the photos at their own size. Its views are then the photo
 round the super-resolver proposes every one of them, and training sees nothing else (each proposal, and the photo at its
 own size). What a run's folder holds beside what any has:
 
-    low_resolution/, bicubic/, per_image/    with a comparison: the model of photos alone trained on as long, on the
-                                             photos, on bicubic enlargements, on each photo super-resolved by itself
-    renders/{low_resolution,bicubic,per_image,distilled,enhanced}/*.png   the test views, of the truth's size
-    large/VARIANT/*.png                      the same, large, where the truth is no larger than the photos
+    low_resolution/, supersampled/, bicubic/, per_image/   with a comparison: the model of photos alone trained on as
+                          long on the photos, on large views compared with the photos alone, on bicubic enlargements
+                          beside the photos, and on each photo super-resolved by itself beside it
+    renders/VARIANT/*.png the test views, of the truth's size: those, `distilled` and `enhanced`
+    large/VARIANT/*.png   the same, large, where the truth is no larger than the photos
 
 Without a comparison `low_resolution` is the model of photos alone as their part of the run has left it. `enhanced` is
 `distilled` with every render super-resolved once from its own reduction.
@@ -27,7 +28,7 @@ import torch
 from difixcli.distillation.distill import COMPARED, LARGE, Distillation, Say
 from difixcli.distillation.prior import Context
 from difixcli.distillation.settings import Enlargement, Settings
-from difixcli.distillation.super_resolution_prior import IDENTICAL
+from difixcli.distillation.super_resolution_prior import IDENTICAL, photos_alone
 from difixcli.distillation.targets import PHOTOS
 from difixcli.errors import InputError
 from difixcli.evaluation.metrics import psnr
@@ -42,7 +43,7 @@ from difixcli.scenes.scene import Frame, Scene, Split
 if TYPE_CHECKING:
     from difixcli.priors.super_resolution.resolver import SuperResolver
 
-LOW_RESOLUTION, BICUBIC, PER_IMAGE = COMPARED
+LOW_RESOLUTION, SUPERSAMPLED, BICUBIC, PER_IMAGE = COMPARED
 
 
 def small_and_large(scene: Scene, enlargement: Enlargement) -> tuple[Scene, Scene]:
@@ -153,11 +154,16 @@ class SuperResolution(Distillation):
             yield LOW_RESOLUTION, Reconstruction.load(self.folder / "photos", self.scene, self.split.train)
             return
         yield LOW_RESOLUTION, self._compared(LOW_RESOLUTION, [])
-        for name in (BICUBIC, PER_IMAGE):
-            yield name, self._compared(name, self._fixed_views(name))
+        for name in (SUPERSAMPLED, BICUBIC, PER_IMAGE):
+            if name != SUPERSAMPLED or photos_alone(self.settings.terms):
+                yield name, self._compared(name, self._fixed_views(name))
 
     def _fixed_views(self, name: str) -> list[PseudoView]:
-        """Every training photo made large by itself, with the same terms of the loss; the pictures are written once."""
+        """Every training photo made large by itself, with the same terms of the loss; the pictures are written once.
+
+        For `supersampled` only the terms count that compare with the photo.
+        """
+        terms = photos_alone(self.settings.terms) if name == SUPERSAMPLED else self.settings.terms
         views = []
         for target in self.targets:
             assert target.frame is not None
@@ -167,7 +173,7 @@ class SuperResolution(Distillation):
             if not files["photo"].exists():  # which is written last
                 photo = as_planes(load_photo(frame), self.resolver.device)
                 with torch.no_grad():
-                    if name == BICUBIC:
+                    if name != PER_IMAGE:
                         made = enlarged(photo, self.resolver.factor)
                     else:
                         made = by_itself(self.resolver, photo, self.schedule.rounds, self._seed_of(target.name))
@@ -177,7 +183,6 @@ class SuperResolution(Distillation):
                 write_image(files["target"], as_pixels(made))
                 write_image(files["photo"], load_photo(frame))
             weight = None if mask is None else files["confidence"]
-            terms = self.settings.terms
             view = PseudoView(target.camera, files["target"], weight, target.frame, terms, photo=files["photo"])
             views.append(view)
         return views

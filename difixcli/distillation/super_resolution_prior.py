@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,18 @@ IDENTICAL = 100.0
 """dB that stand for the infinite PSNR of identical images, so that there is a mean."""
 
 
+def photos_alone(terms: Mapping[str, float]) -> dict[str, float]:
+    """Of the loss terms of large views those that compare with the small photo, none of what is proposed."""
+    return {name: weight for name, weight in terms.items() if name.startswith("low_resolution:")}
+
+
 class SuperResolutionPrior:
     """Chen et al., ICCV 2025 (arXiv 2508.04090), for the super-resolver of the context.
 
     The views are the training photos' own, larger. In the first round each photo's state begins; in every later one
     the scene's render takes the place of the super-resolver's last estimate in it. What is trained on is the estimate
-    at the state's step, and what keeps the scene honest the photo itself, at its own size.
+    at the state's step, and what keeps the scene honest the photo itself, at its own size. A super-resolver that looks
+    at renders waits for one that is worth it: in the first round the large views are compared with the photos alone.
     """
 
     def __init__(self, context: Context) -> None:
@@ -49,11 +55,16 @@ class SuperResolutionPrior:
         pixels = load_photo(frame)
         photo = as_planes(pixels, resolver.device)
         render = as_planes(shown.render(view).color, resolver.device)
+        terms = self._terms
         if shown.number == 1:
             state = resolver.begin(photo, shown.rounds, self._seed ^ zlib.crc32(view.name.encode()))
         else:
             state = resolver.advance(photo, self._states[view.name], render)
-        estimate, self._states[view.name] = resolver.estimate(photo, state)
+        if shown.number == 1 and shown.rounds > 1 and resolver.takes_renders and (alone := photos_alone(terms)):
+            terms, estimate = alone, enlarged(photo, resolver.factor)
+            self._states[view.name] = state
+        else:
+            estimate, self._states[view.name] = resolver.estimate(photo, state)
         image = as_pixels(estimate)
         small = reduced(render, resolver.factor, self._operator)
         mask = load_mask(frame)
@@ -65,6 +76,4 @@ class SuperResolutionPrior:
         weight = None
         if mask is not None:
             weight = np.kron(mask, np.ones((resolver.factor, resolver.factor), bool)).astype(np.float32)
-        return Proposal(
-            image, weight, self._terms, photo=pixels, figures=figures, pictures={"render": as_pixels(render)}
-        )
+        return Proposal(image, weight, terms, photo=pixels, figures=figures, pictures={"render": as_pixels(render)})

@@ -23,6 +23,7 @@ _ORDER = (
     "plain",
     "fixed",
     "low_resolution",
+    "supersampled",
     "bicubic",
     "per_image",
     "distilled",

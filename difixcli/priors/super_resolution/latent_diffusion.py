@@ -140,7 +140,7 @@ class LatentDiffusion:
         eta: float = 1.0,
         noise_level: int = NOISE_LEVEL,
     ) -> None:
-        self.factor, self.device, self.steps_alone = upscaler.factor, device, True
+        self.factor, self.device, self.steps_alone, self.takes_renders = upscaler.factor, device, True, False
         self._upscaler, self._operator, self._update, self._eta = upscaler, operator, update, eta
         if not 0 <= eta <= 1:
             raise ValueError(f"eta goes from 0 to 1, not {eta}")

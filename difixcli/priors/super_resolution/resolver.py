@@ -23,12 +23,14 @@ class SuperResolver(Protocol):
     """Makes photos larger by `factor`; its networks are frozen.
 
     Photos are (1, 3, h, w), large images and renders (1, 3, h · factor, w · factor), float32 in [0, 1], on `device`.
-    `steps_alone` says whether an image without any scene, too, takes all rounds, each from the last one's estimate.
+    `steps_alone` says whether an image without any scene, too, takes all rounds, each from the last one's estimate;
+    `takes_renders` whether an estimate looks at the last render itself, so that it is worth waiting for the first.
     """
 
     factor: int
     device: str
     steps_alone: bool
+    takes_renders: bool
 
     def begin(self, photo: Tensor, rounds: int, seed: int) -> State:
         """The state before the first of `rounds` estimates; noise follows from `seed` alone."""

@@ -41,8 +41,8 @@ class SingleStep:
     ) -> None:
         if tile % _MULTIPLE or tile <= OVERLAP:
             raise ValueError(f"tiles have a multiple of {_MULTIPLE} pixels and more than {OVERLAP}, not {tile}")
-        self.factor, self.device, self.steps_alone = factor, device, False
-        self._network, self._operator, self._takes_renders, self._tile = network, operator, takes_renders, tile
+        self.factor, self.device, self.steps_alone, self.takes_renders = factor, device, False, takes_renders
+        self._network, self._operator, self._tile = network, operator, tile
 
     def begin(self, photo: Tensor, rounds: int, seed: int) -> State:
         """`round`, from 1, and `rounds`."""
@@ -53,7 +53,7 @@ class SingleStep:
         """The network's image, which agrees with the photo; a network that takes no render is asked once (`made`)."""
         share = self._share(state)
         render = state["render"].to(photo) if "render" in state else None
-        if self._takes_renders:
+        if self.takes_renders:
             return agreeing(self._enlarged(photo, render), photo, self.factor, self._operator), state
         if "made" not in state:
             made = self._enlarged(photo, None).clamp(0, 1)
