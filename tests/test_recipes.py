@@ -290,3 +290,26 @@ def test_the_bench_for_gpus_runs_on_any_device(
     for row in rows:
         assert float(row[3]) >= float(row[4]) > 0 and row[6] == "nan"
         assert float(row[7]) < 0.02
+
+
+def test_the_super_resolver_is_trained_again(arc: Path, photos: list[Path], tmp_path: Path) -> None:
+    """The recipe's commands are understood, and at toy size it ends in weights that load and the card's table."""
+    from difixcli.priors.super_resolution.network import SuperResolutionNetwork
+
+    (tmp_path / "photos").mkdir()
+    for photo in photos[:3]:
+        shutil.copy(photo, tmp_path / "photos")
+    places = {"PHOTOS": tmp_path / "photos", "SCENES": arc, "HELD_OUT": arc, "OUTPUT": tmp_path / "out"}
+    environment = {**os.environ, **{name: str(place) for name, place in places.items()}}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    environment["PYTHONPATH"] = str(RECIPES.parent)
+    line = ["sh", str(RECIPES / "super_resolution" / "bundled.sh")]
+    shown = subprocess.run(line, env={**environment, "DRY_RUN": "1"}, capture_output=True, text=True, check=True)
+    name, options = _understood(shown.stdout.splitlines()[0])
+    assert name == "finetune" and options["pairs"] == [str(arc)] and options["base"] == "scratch"
+    assert options["task"].value == "super-resolution" and not (tmp_path / "out").exists()
+    made = subprocess.run(line, env={**environment, "SMOKE": "1"}, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr[-2000:]
+    rows = [row.split(" | ")[0] for row in made.stdout.splitlines() if row.startswith("| ")]
+    assert rows == ["| PSNR / SSIM / st-LPIPS (VGG)", "| 1 photos", "| arc"]
+    assert SuperResolutionNetwork.from_pretrained(tmp_path / "out" / "bundled").factor == 4

@@ -1,35 +1,53 @@
-"""`difix finetune`: a fixer trained on pairs."""
+"""`difix finetune`: a fixer trained on pairs, a super-resolver on photos."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from difixcli import console
-from difixcli.cli.inputs import files_read, fixer_input, pick_device
+from difixcli.cli.inputs import files_read, fixer_input, pick_device, scene_inputs, scene_spec
 from difixcli.cli.options import RUNNING, Device, DeviceOption, ForceOption, JsonOption, OutputOption, SeedOption
 from difixcli.cli.outputs import announce
 from difixcli.errors import InputError
 from difixcli.runs import Run, file_name, fingerprint
 
+if TYPE_CHECKING:
+    from difixcli.scenes import Scene
+
 WHAT = "What is trained"
 STEPS = "Steps"
+# options that mean nothing to a super-resolver
+_OF_FIXERS = ("stream", "train", "lora_rank", "gram_weight", "accumulate", "dtype", "gradient_checkpointing")
+
+
+class Task(str, Enum):
+    fixer = "fixer"
+    super_resolution = "super-resolution"
 
 
 @console.handled
 def finetune(
     pairs: Annotated[
         list[str] | None,
-        typer.Argument(help="Folders made by difix curate, data.json files, or addresses of tars (streamed)."),
+        typer.Argument(
+            help="Folders made by difix curate, data.json files, or addresses of tars (streamed); "
+            "for super-resolution, scenes."
+        ),
     ] = None,
+    task: Annotated[Task, typer.Option(help="fixer, or super-resolution, which learns from photos.")] = Task.fixer,
     base: Annotated[
-        str, typer.Option(help="tiny, small or medium from scratch, or a fixer to go on from.")
+        str,
+        typer.Option(
+            help="tiny, small or medium from scratch (for super-resolution, scratch), or the weights to go on from."
+        ),
     ] = "bundled",
-    photos: Annotated[Path | None, typer.Option(help="Folder of any photos, to make synthetic pairs from.")] = None,
+    photos: Annotated[Path | None, typer.Option(help="Folder of any photos, to make samples from.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Read tars one after another, for very large sets.")] = False,
     train: Annotated[
         str | None, typer.Option(help="What trains: all, unet, decoder or skips.", rich_help_panel=WHAT)
@@ -45,7 +63,8 @@ def finetune(
         float | None, typer.Option(help="Weight of the Gram loss.", min=0, rich_help_panel=WHAT)
     ] = None,
     iterations: Annotated[
-        int | None, typer.Option(help="Training steps (default 10000).", min=1, rich_help_panel=STEPS)
+        int | None,
+        typer.Option(help="Training steps (default 10000; super-resolution 3000).", min=1, rich_help_panel=STEPS),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Samples a step and process.", min=1, rich_help_panel=STEPS)] = None,
     accumulate: Annotated[
@@ -82,19 +101,18 @@ def finetune(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a fixer on pairs; on several GPUs and machines with accelerate launch -m difixcli finetune …"""
-    from difixcli.training import TrainingOptions, processes
-    from difixcli.training import finetune as train_fixer
-    from difixcli.training.options import FREE, parsed_options
-    from difixcli.training.pairs import pair_files
-    from difixcli.training.streaming import is_remote
+    """Train a fixer on pairs, or a super-resolver on photos.
+
+    Fixers train on several GPUs and machines with accelerate launch -m difixcli finetune …
+    """
+    from difixcli.training.options import SuperResolutionOptions, TrainingOptions, parsed_options
 
     if not pairs and photos is None:
-        raise InputError("Nothing to train on; name folders made by difix curate, or --photos.")
+        what = "folders made by difix curate" if task is Task.fixer else "scenes"
+        raise InputError(f"Nothing to train on; name {what}, or --photos.")
     if photos is not None and not photos.is_dir():
         raise InputError(f"There is no folder {photos}; --photos wants a folder of JPEG or PNG photos.")
     on, _ = pick_device(device)
-    sources = [pair if is_remote(pair) else str(Path(pair).expanduser().absolute()) for pair in pairs or []]
     options: dict[str, Any] = {
         "iterations": iterations,
         "batch": batch,
@@ -111,17 +129,45 @@ def finetune(
         "dtype": dtype,
         "gradient_checkpointing": gradient_checkpointing,
     }
-    other = parsed_options(settings or [])
+    if task is Task.super_resolution:
+        given = options | {"stream": stream or None}
+        for name in _OF_FIXERS:
+            if given[name] is not None:
+                raise InputError(f"--{name.replace('_', '-')} is for fixers; leave it out with --task {task.value}.")
+    other = parsed_options(settings or [], TrainingOptions if task is Task.fixer else SuperResolutionOptions)
     for name in other:
         if name in options or name == "seed":
             raise InputError(f"{name} has an option of its own; write --{name.replace('_', '-')} instead of --set.")
     chosen = {name: value for name, value in options.items() if value is not None} | other | {"seed": seed}
+    if task is Task.fixer:
+        _train_fixer(pairs or [], base, photos, stream, on, chosen, output, force, as_json)
+    else:
+        _train_super_resolver(pairs or [], base, photos, on, chosen, output, force, as_json)
+
+
+def _train_fixer(
+    pairs: list[str],
+    base: str,
+    photos: Path | None,
+    stream: bool,
+    on: str,
+    chosen: Mapping[str, Any],
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    from difixcli.training import TrainingOptions, processes
+    from difixcli.training import finetune as train_fixer
+    from difixcli.training.options import FREE
+    from difixcli.training.pairs import pair_files
+    from difixcli.training.streaming import is_remote
+
+    sources = [pair if is_remote(pair) else str(Path(pair).expanduser().absolute()) for pair in pairs]
     arguments = {"pairs": sources, "base": base, "photos": photos, "stream": stream}
     arguments |= {name: value for name, value in chosen.items() if name not in FREE}
     local = [Path(source) for source in sources if not is_remote(source)]
     inputs = {str(source): fingerprint(pair_files(source)) for source in local} | fixer_input(base, "base")
-    if photos is not None:
-        inputs["photos"] = fingerprint([path for path in photos.rglob("*") if path.is_file()])
+    inputs |= _photos_input(photos)
     names = [source.name if source.is_dir() else source.parent.name for source in local[:3]]
     folder = output or Path("outputs") / "fixers" / "-".join([file_name(base), *(names or ["photos"])])
     reads = [*local, *([photos] if photos else []), *files_read(base)]
@@ -156,6 +202,89 @@ def finetune(
         tables.append(console.figures_table(f"validation, best of step {results['best_step']}", results["validation"]))
     console.say(f"Use it with --fixer {run.folder}")
     console.finish({"results": results, "output": str(run.folder)}, as_json, *tables)
+
+
+def _train_super_resolver(
+    scenes: list[str],
+    base: str,
+    photos: Path | None,
+    on: str,
+    chosen: Mapping[str, Any],
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    from difixcli.priors.super_resolution.network import local_files
+    from difixcli.training import SuperResolutionOptions, processes, train_super_resolver
+    from difixcli.training.options import SUPER_RESOLUTION_FREE
+
+    if processes.join(on).num_processes > 1:
+        raise InputError("Super-resolvers train in one process; leave accelerate launch out.")
+    loaded = [_training_scene(scene) for scene in scenes]
+    arguments: dict[str, Any] = {"task": Task.super_resolution.value, "base": base, "photos": photos}
+    arguments["scenes"] = [scene_spec(scene) for scene in scenes]
+    arguments |= {name: value for name, value in chosen.items() if name not in SUPER_RESOLUTION_FREE}
+    held = local_files(base)
+    inputs = scene_inputs(*loaded) | _photos_input(photos)
+    if held:
+        inputs["base"] = fingerprint(held, content=True)
+    names = [scene.name for scene in loaded[:3]] or ["photos"]
+    folder = output or Path("outputs") / "super-resolvers" / "-".join([file_name(base), *names])
+    frames = [frame.image_path for scene in loaded for frame in scene.frames]
+    run = Run.open(folder, "finetune", arguments, inputs, force, reads=[*held, *frames, *([photos] if photos else [])])
+    announce(run, base=base, scenes=[scene.name for scene in loaded], photos=photos, device=on)
+    total = chosen.get("iterations", SuperResolutionOptions().iterations)
+    with console.progress("train", total) as update:
+        results = train_super_resolver(
+            loaded,
+            base,
+            run.folder,
+            photos=photos,
+            device=on,
+            progress=update,
+            report=_super_resolution_news,
+            **chosen,
+        )
+    run.finish(results)
+    title = f"validation, best of step {results['best_step']}"
+    console.say(f"The weights are in {run.folder}")
+    shown = {"results": results, "output": str(run.folder)}
+    console.finish(shown, as_json, console.figures_table(title, results["validation"]))
+
+
+def _training_scene(spec: str) -> Scene:
+    """A scene with its photos at full size, whose poses do not matter."""
+    from difixcli.scenes import load_scene
+
+    scene = load_scene(spec)
+    for warning in scene.warnings:
+        console.warn(warning)
+    return scene
+
+
+def _photos_input(photos: Path | None) -> dict[str, str]:
+    """The fingerprint of a folder of photos."""
+    return {} if photos is None else {"photos": fingerprint([path for path in photos.rglob("*") if path.is_file()])}
+
+
+def _super_resolution_news(record: Mapping[str, Any]) -> None:
+    """What of a super-resolver's log is worth a line at the terminal."""
+    if record["event"] == "start":
+        counts, options = record["photos"], record["options"]
+        loss = options["perceptual"] if options["perceptual_weight"] else "no perceptual loss"
+        console.say(
+            f"{counts['folder']} photos of the folder, {counts['scenes']} of scenes, {counts['test']} for validation; "
+            f"x{record['factor']}; crops of {options['crop']} pixels; l1 and {loss}"
+        )
+        if record["dropped"]:
+            name, why = next(iter(record["dropped"].items()))
+            console.warn(f"{len(record['dropped'])} cannot be used; log.jsonl says why. {name}: {why}")
+    elif record["event"] == "validation":
+        parts = [
+            f"{name} PSNR {record[f'{row}_psnr']:.2f}, st-LPIPS {record[f'{row}_st_lpips']:.4f}"
+            for row, name in (("alone", "photo alone"), ("beside_render", "beside a render"))
+        ]
+        console.say(f"step {record['step']}: {'; '.join(parts)}" + (", best" if record["best"] else ""))
 
 
 def _training_news(record: Mapping[str, Any]) -> None:

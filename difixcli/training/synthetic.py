@@ -56,7 +56,7 @@ class PhotoPairs:
         self._kept: dict[Path, np.ndarray] = {}
         self._free = cache_mib * 2**20
         for i, path in enumerate(files):
-            if reason := _unusable(path):
+            if reason := unusable(path):
                 self.dropped[str(path)] = reason
             elif i % holdout == holdout - 1:
                 self.test.append(path)
@@ -82,7 +82,7 @@ class PhotoPairs:
         """(H, W, 3) uint8; InputError when it cannot be read."""
         if path in self._kept:
             return self._kept[path]
-        photo = _to_bytes(_shrunk(read_image(path, upright=True)))
+        photo = to_bytes(shrunk(read_image(path, upright=True)))
         if photo.nbytes <= self._free:
             self._kept[path] = photo
             self._free -= photo.nbytes
@@ -99,7 +99,7 @@ class PhotoPairs:
         raise InputError(f"No photo can be read any more (the last: {path}); restore the folder of photos.")
 
 
-def _unusable(path: Path) -> str:
+def unusable(path: Path) -> str:
     """Why a photo cannot be used, as far as its header says; empty when it can."""
     try:
         with Image.open(path) as opened:
@@ -117,13 +117,13 @@ def synthesise(photo: np.ndarray, other: np.ndarray, size: int, views: int, rng:
     clean = _crop(photo, size, rng)
     foreign = _crop(other, size, rng)
     severity = rng.beta(1.2, 2.0)
-    spoiled = _regions(size, rng, share=rng.uniform(0.1, 0.9))
+    spoiled = regions(size, rng, share=rng.uniform(0.1, 0.9))
     render, opacity, misplaced = _degrade(clean, foreign, severity, spoiled, rng)
     references = np.empty((views, size, size, 3), np.float32)
     visibility = np.empty((views, size, size), np.float32)
     # Photos are reprojected through the render's own depth, so they are wrong together where that is wrong: most
     # where the render is bad, and with the grain of single splats.
-    roughness = np.maximum(_regions(size, rng, share=rng.uniform(0.1, 0.9)), rng.uniform(0.05, 0.6)) + misplaced
+    roughness = np.maximum(regions(size, rng, share=rng.uniform(0.1, 0.9)), rng.uniform(0.05, 0.6)) + misplaced
     depth_error = roughness * _grain(size, rng)
     looseness = min(abs(rng.normal(0, 1.6)), 4.0)
     for v in range(views):
@@ -139,36 +139,36 @@ def _degrade(
     image = clean
     wrong: np.ndarray = np.zeros((size, size), np.float32)
     if rng.random() < 0.6:  # content in the wrong place: geometry slightly off
-        shift = _flow(size, rng, amplitude=severity * rng.uniform(0.5, 4), cells=int(rng.integers(3, 9)))
-        image = _warped(image, spoiled[..., None] * shift)
+        shift = smooth_flow(size, rng, amplitude=severity * rng.uniform(0.5, 4), cells=int(rng.integers(3, 9)))
+        image = warped(image, spoiled[..., None] * shift)
     if rng.random() < 0.7:
         sigma = 0.4 + severity * rng.uniform(0, 2.5)
-        image = _mix(image, cv2.GaussianBlur(image, (0, 0), sigma), np.maximum(spoiled, rng.uniform(0, 0.5)))
+        image = mixed(image, cv2.GaussianBlur(image, (0, 0), sigma), np.maximum(spoiled, rng.uniform(0, 0.5)))
     elif rng.random() < 0.3:
         factor = rng.uniform(1.5, 2 + 3 * severity)
         small = cv2.resize(image, (max(int(size / factor), 8),) * 2, interpolation=cv2.INTER_AREA)
-        image = _mix(image, cv2.resize(small, (size, size), interpolation=cv2.INTER_LINEAR), spoiled)
+        image = mixed(image, cv2.resize(small, (size, size), interpolation=cv2.INTER_LINEAR), spoiled)
     if rng.random() < 0.4:  # ghost: two views disagree about the depth
         offset = rng.uniform(2, 12) * _direction(rng)
-        ghost = _warped(image, np.broadcast_to(offset.astype(np.float32), (size, size, 2)))
-        where = _regions(size, rng, share=rng.uniform(0.1, 0.5)) * rng.uniform(0.2, 0.6) * severity
-        image = _mix(image, ghost, where)
+        ghost = warped(image, np.broadcast_to(offset.astype(np.float32), (size, size, 2)))
+        where = regions(size, rng, share=rng.uniform(0.1, 0.5)) * rng.uniform(0.2, 0.6) * severity
+        image = mixed(image, ghost, where)
         wrong = np.maximum(wrong, where)
     opacity: np.ndarray = np.ones((size, size), np.float32)
     if rng.random() < 0.85:  # the region as a too small number of Gaussians shows it
-        image, cover = _rebuilt_from_splats(image, severity, spoiled, rng)
+        image, cover = rebuilt_from_splats(image, severity, spoiled, rng)
         wrong = np.maximum(wrong, 0.3 * cover)
-    image, struck = _needles_and_floaters(image, foreign, severity, rng)
+    image, struck = needles_and_floaters(image, foreign, severity, rng)
     wrong = np.maximum(wrong, struck)
     if rng.random() < 0.3:
-        hole: np.ndarray = _regions(size, rng, share=rng.uniform(0.02, 0.25)) * rng.uniform(0.3, 1.0)
+        hole: np.ndarray = regions(size, rng, share=rng.uniform(0.02, 0.25)) * rng.uniform(0.3, 1.0)
         ragged: np.ndarray = np.clip(hole + hole * rng.normal(0, 0.3, (size, size)).astype(np.float32), 0, 1)
         hole = cv2.GaussianBlur(ragged, (0, 0), rng.uniform(0.5, 2))
         background = np.zeros(3) if rng.random() < 0.6 else rng.uniform(0, 1, 3)
-        image = _mix(image, np.broadcast_to(background.astype(np.float32), image.shape), hole)
+        image = mixed(image, np.broadcast_to(background.astype(np.float32), image.shape), hole)
         opacity = opacity * (1 - hole)
         wrong = np.maximum(wrong, hole)
-    image = _exposed(image, rng, strength=0.01 + 0.05 * severity, local=0.06 * severity)
+    image = exposed(image, rng, strength=0.01 + 0.05 * severity, local=0.06 * severity)
     if rng.random() < 0.3:
         image = image + rng.normal(0, rng.uniform(0, 0.02), image.shape).astype(np.float32)
     opacity = np.clip(opacity - abs(rng.normal(0, 0.01)), 0, 1)
@@ -193,27 +193,27 @@ def _reference(
     along = (baseline * _direction(rng)).astype(np.float32)
     residue = depth_error[..., None] * along
     # what registration leaves or adds: sub-pixel nearly everywhere, a few pixels here and there
-    residue = residue + _flow(size, rng, amplitude=abs(rng.normal(0, 0.4)), cells=int(rng.integers(2, 12)))
+    residue = residue + smooth_flow(size, rng, amplitude=abs(rng.normal(0, 0.4)), cells=int(rng.integers(2, 12)))
     if rng.random() < 0.5:
-        slip = _regions(size, rng, share=rng.uniform(0.03, 0.3))[..., None]
-        residue = residue + slip * _flow(size, rng, amplitude=rng.uniform(1, 8), cells=4)
-    image = _warped(clean, residue.astype(np.float32))
+        slip = regions(size, rng, share=rng.uniform(0.03, 0.3))[..., None]
+        residue = residue + slip * smooth_flow(size, rng, amplitude=rng.uniform(1, 8), cells=4)
+    image = warped(clean, residue.astype(np.float32))
     sharpness = rng.uniform(0, 0.9)
     if sharpness > 0.3:  # reprojection interpolates, and a far photo has fewer pixels for the same surface
         image = cv2.GaussianBlur(image, (0, 0), sharpness)
     if rng.random() < 0.5:  # claims to be visible, but another surface is seen
-        lie = _regions(size, rng, share=rng.uniform(0.02, 0.15))
+        lie = regions(size, rng, share=rng.uniform(0.02, 0.15))
         if rng.random() < 0.5:
             content = foreign
         else:
-            content = _warped(
+            content = warped(
                 clean, np.broadcast_to((rng.uniform(6, 40) * _direction(rng)).astype(np.float32), residue.shape)
             )
-        image = _mix(image, content, lie)
-    image = np.clip(_exposed(image, rng, strength=abs(rng.normal(0, 0.05)), local=abs(rng.normal(0, 0.03))), 0, 1)
+        image = mixed(image, content, lie)
+    image = np.clip(exposed(image, rng, strength=abs(rng.normal(0, 0.05)), local=abs(rng.normal(0, 0.03))), 0, 1)
     seen: np.ndarray = np.ones((size, size), np.float32)
     if rng.random() < 0.6:
-        seen = seen * (1 - _regions(size, rng, share=rng.uniform(0.02, 0.6)))
+        seen = seen * (1 - regions(size, rng, share=rng.uniform(0.02, 0.6)))
     if rng.random() < 0.35:  # the photo ends inside the view
         seen = seen * _half_plane(size, rng)
     # believed where the two rendered depths agree: the photo's own is as wrong as the render's, in other places
@@ -226,7 +226,7 @@ def _reference(
     return image * (seen > 0)[..., None], seen  # alignment leaves black where the photo shows nothing
 
 
-def _rebuilt_from_splats(
+def rebuilt_from_splats(
     image: np.ndarray, severity: float, where: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw structure-aligned Gaussians coloured from the image over it; returns the image and how much is covered."""
@@ -248,7 +248,7 @@ def _rebuilt_from_splats(
     return _drawn(image, splats, color)
 
 
-def _needles_and_floaters(
+def needles_and_floaters(
     image: np.ndarray, foreign: np.ndarray, severity: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Long thin Gaussians and semi-transparent blobs; returns the image and where they lie."""
@@ -347,7 +347,7 @@ def _crop(photo: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     return cv2.resize(np.ascontiguousarray(crop), (size, size), interpolation=method).astype(np.float32) / 255
 
 
-def _regions(size: int, rng: np.random.Generator, share: float) -> np.ndarray:
+def regions(size: int, rng: np.random.Generator, share: float) -> np.ndarray:
     """A random mask of blobs (size, size) in [0, 1] with edges of random softness, covering about `share`."""
     cells = int(rng.integers(3, 10))
     noise = cv2.resize(rng.normal(size=(cells, cells)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
@@ -355,7 +355,7 @@ def _regions(size: int, rng: np.random.Generator, share: float) -> np.ndarray:
     return np.clip((noise - level) * rng.uniform(1.5, 12) + 0.5, 0, 1).astype(np.float32)
 
 
-def _flow(size: int, rng: np.random.Generator, amplitude: float, cells: int) -> np.ndarray:
+def smooth_flow(size: int, rng: np.random.Generator, amplitude: float, cells: int) -> np.ndarray:
     """A smooth displacement field (size, size, 2) in pixels whose typical length is `amplitude`."""
     grid = rng.normal(size=(cells, cells, 2)).astype(np.float32) + rng.normal(size=2).astype(np.float32) * 0.5
     return cv2.resize(grid * np.float32(0.7 * amplitude), (size, size), interpolation=cv2.INTER_CUBIC)
@@ -372,14 +372,14 @@ def _grain(size: int, rng: np.random.Generator) -> np.ndarray:
     return np.float32(1.3 * share) * parts[0] + np.float32(1.3 * (1 - share)) * parts[1]
 
 
-def _warped(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
+def warped(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
     """image[y + flow_y, x + flow_x], bilinear, mirrored at the borders."""
     size = image.shape[0]
     y, x = np.mgrid[:size, :size].astype(np.float32)
     return cv2.remap(image, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
 
 
-def _exposed(image: np.ndarray, rng: np.random.Generator, strength: float, local: float) -> np.ndarray:
+def exposed(image: np.ndarray, rng: np.random.Generator, strength: float, local: float) -> np.ndarray:
     """Another exposure and white balance, drifting over the image by `local`."""
     gain = np.exp(rng.normal(0, strength) + rng.normal(0, 0.4 * strength, 3))
     bias = rng.normal(0, 0.3 * strength, 3)
@@ -399,16 +399,16 @@ def _direction(rng: np.random.Generator) -> np.ndarray:
     return np.array([np.cos(angle), np.sin(angle)])
 
 
-def _mix(a: np.ndarray, b: np.ndarray, weight: np.ndarray | float) -> np.ndarray:
+def mixed(a: np.ndarray, b: np.ndarray, weight: np.ndarray | float) -> np.ndarray:
     w = np.asarray(weight, np.float32)
     return a + (b - a) * (w[..., None] if w.ndim == 2 else w)
 
 
-def _shrunk(photo: np.ndarray) -> np.ndarray:
+def shrunk(photo: np.ndarray) -> np.ndarray:
     """The photo with a long side of at most 1024 pixels, which is more than any crop shows."""
     scale = _LONGEST / max(photo.shape[:2])
     return photo if scale >= 1 else cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
-def _to_bytes(image: np.ndarray) -> np.ndarray:
+def to_bytes(image: np.ndarray) -> np.ndarray:
     return (image * 255 + 0.5).astype(np.uint8)

@@ -1,0 +1,380 @@
+"""Training the bundled super-resolver's network on photos, or another of its kind.
+
+As with a fixer, what happens at a step is a function of the step, the seed and the weights, so a run that was stopped
+at any moment goes on from its last checkpoint as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from difixcli.errors import InputError
+from difixcli.evaluation.metrics import best_unsharp, evaluate_images, image_metrics, summary
+from difixcli.images import agreeing, enlarged
+from difixcli.priors.super_resolution.network import SuperResolutionConfig, SuperResolutionNetwork
+from difixcli.runs import atomic, make_folder, write_json
+from difixcli.scenes import Scene
+from difixcli.training.batches import Batch
+from difixcli.training.finetune import gain
+from difixcli.training.journal import Journal, picture
+from difixcli.training.losses import FixerLoss
+from difixcli.training.options import SUPER_RESOLUTION_FREE, SuperResolutionOptions, learning_rate, with_options
+from difixcli.training.super_resolution_samples import (
+    LargePhotos,
+    SuperResolutionBatch,
+    SuperResolutionBatches,
+    validation_batches,
+)
+
+SCRATCH = "scratch"
+_SHAPE = ("factor", "channels", "blocks")  # options of new networks
+_SAVE_AFTER = 60.0  # seconds of training that a stopped run loses at most
+
+
+def train_super_resolver(
+    scenes: Sequence[Scene],
+    base: str | Path,
+    output: Path,
+    *,
+    photos: Path | None = None,
+    device: str = "cpu",
+    progress: Callable[[int], None] | None = None,
+    report: Callable[[Mapping[str, Any]], None] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train a super-resolver and write it to `output`, which `SuperResolutionNetwork.from_pretrained` loads.
+
+    The folder holds the best weights by validation on photos that are kept from training, `log.jsonl`,
+    `tensorboard/`, `validation/STEP.png` (bicubic, answer to the photo alone, truth, simulated render, answer to the
+    photo beside it) and `checkpoints/last.pt`. Called again with the same arguments it goes on from that checkpoint,
+    exactly.
+
+    Args:
+        scenes: whose photos are trained on at the size they were loaded with.
+        base: `scratch` for random weights, or what `SuperResolutionNetwork.from_pretrained` takes.
+        photos: a folder of any photos.
+        progress: called with the number of steps done.
+        report: called with every record written to the log.
+        options: fields of `SuperResolutionOptions`.
+
+    Returns:
+        `steps`, `best_step`, `stopped_early`, `seconds`, `loss` (mean over the last 100 steps), `perceptual`,
+        `parameters`, `photos` (numbers of `folder`, `scenes`, `test`, `dropped`), `dropped` (reasons by photo), and
+        `validation`: mean `psnr`, `ssim`, `st_lpips` of `bicubic`, `unsharp` (of bicubic), `render` (simulated),
+        `alone` and `beside_render`.
+
+    Raises InputError for photos, options or bases that cannot be used, a loss that is no number, and a checkpoint
+    that cannot be read or written; the last one is kept.
+    """
+    chosen = with_options(SuperResolutionOptions(), options, device)
+    if options.get("photo_share") is not None and (photos is None or not scenes):
+        raise InputError("The training option photo_share is the share of --photos beside scenes; name both.")
+    network = _network(base, chosen, options)
+    if chosen.crop % network.factor:
+        raise InputError(f"Crops of {chosen.crop} pixels do not divide by the factor {network.factor}; change --crop.")
+    training = _Training(network, chosen, output, device, report)
+    try:
+        training.load_data(scenes, photos, str(base))
+        return training.run(progress)
+    finally:
+        training.journal.close()
+
+
+class _Training:
+    """The state of one training run."""
+
+    def __init__(
+        self,
+        network: SuperResolutionNetwork,
+        options: SuperResolutionOptions,
+        output: Path,
+        device: str,
+        report: Callable[[Mapping[str, Any]], None] | None,
+    ) -> None:
+        self.network, self.options, self.output, self.device = network.to(device), options, make_folder(output), device
+        self.checkpoint = make_folder(output / "checkpoints") / "last.pt"
+        self.journal = Journal(output, report)
+        self.weights = list(self.network.parameters())
+        self.optimiser = torch.optim.AdamW(
+            self.weights, lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=options.weight_decay
+        )
+        self.average = [w.detach().clone() for w in self.weights] if options.ema else None
+        self.loss = FixerLoss(
+            "l1", options.perceptual, options.perceptual_weight, 0.0, window=options.window, device=device
+        )
+        self.step = self.saved_step = 0
+        self.seconds = 0.0
+        self.losses: list[float] = []
+        self.waited = 0  # validations in a row without a better one
+        self.baselines: dict[str, dict[str, float]] | None = None
+        self.best: dict[str, Any] | None = None
+
+    def load_data(self, scenes: Sequence[Scene], photos: Path | None, base: str) -> None:
+        """Find the photos, and take up a checkpoint."""
+        options = self.options
+        for leftover in self.output.rglob(".*.part"):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
+        self.photos = LargePhotos(photos, scenes, options.crop, options.cache_mib / max(options.workers, 1))
+        held_out = self.photos.test[: options.validation_photos]
+        self.validation = validation_batches(self.photos, held_out, self.network.factor)
+        self.counts = {
+            "folder": len(self.photos.files),
+            "scenes": len(self.photos.frames),
+            "test": len(self.validation),
+            "dropped": len(self.photos.dropped),
+        }
+        # what a checkpoint must agree with to be gone on from; where the folders lie does not matter
+        identity = {
+            "base": base,
+            "options": {name: value for name, value in asdict(options).items() if name not in SUPER_RESOLUTION_FREE},
+            "photos": self.photos.names(),
+        }
+        self.identity = json.dumps(identity, sort_keys=True)
+        if self.checkpoint.is_file():
+            self._resume()
+        else:
+            self.journal.begin()
+            about = {"photos": self.counts, "dropped": self.photos.dropped, "options": asdict(options)}
+            self.journal({"event": "start", "factor": self.network.factor, **about})
+        batches = SuperResolutionBatches(self.photos, options, self.network.factor)
+        self.loader = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=range(self.step, len(batches)),
+            num_workers=options.workers,
+            pin_memory=self.device.startswith("cuda"),
+        )
+
+    def run(self, progress: Callable[[int], None] | None) -> dict[str, Any]:
+        options = self.options
+        if self.baselines is None:
+            self.baselines = baselines(self.validation, self.network.factor, self.device)
+            self.journal({"event": "baselines", **self.baselines})
+        started = time.monotonic()
+        batches = iter(self.loader)
+        while self.step < options.iterations and not self._stopped_early():
+            self._train(next(batches))
+            self.step += 1
+            last = self.step == options.iterations
+            if self.step % options.validate_every == 0 or last:
+                self._validate()
+            pause = time.monotonic() - started
+            if last or self.step % options.checkpoint_every == 0 or self._stopped_early() or pause > _SAVE_AFTER:
+                self.seconds, started = self.seconds + pause, time.monotonic()
+                self._save()
+            if progress is not None:
+                progress(self.step)
+        assert self.best is not None
+        results = {
+            "steps": self.step,
+            "best_step": self.best["step"],
+            "stopped_early": self.step < options.iterations,
+            "seconds": round(self.seconds, 1),
+            "loss": float(np.mean(self.losses)) if self.losses else math.nan,
+            "perceptual": options.perceptual if options.perceptual_weight else "none",
+            "parameters": sum(weight.numel() for weight in self.weights),
+            "photos": self.counts,
+            "dropped": self.photos.dropped,
+            "validation": {**self.baselines, **self.best["figures"]},
+        }
+        write_json(self.output / "training.json", {"options": asdict(options), "results": results})
+        return results
+
+    def _train(self, drawn: SuperResolutionBatch) -> None:
+        """One step: the network, agreement with the photo, loss, clipped update, average."""
+        options = self.options
+        rate = learning_rate(self.step, options)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        photos, targets, renders, shown, own = (tensor.to(self.device) for tensor in drawn[:5])
+        self.network.train()
+        renders = self._with_own(photos, renders, own, drawn)
+        output = self._agreeing(self.network(photos, renders, shown), photos, drawn)
+        loss, parts = self.loss(output, targets, self.step)
+        loss.backward()
+        norm = float(torch.nn.utils.clip_grad_norm_(self.weights, options.clip))
+        value = float(loss.detach())
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise InputError(
+                f"The loss or gradient at step {self.step} is not a number ({self._kept()}); lower the learning rate "
+                f"({options.learning_rate:g}) and start in another output folder."
+            )
+        self.optimiser.step()
+        if self.average is not None:
+            decay = min(options.ema, (1 + self.step) / (10 + self.step))  # it must forget the first steps
+            with torch.no_grad():
+                torch._foreach_lerp_(self.average, [w.detach() for w in self.weights], 1 - decay)
+        self.losses = [*self.losses[-99:], value]
+        if self.step % options.log_every == 0:
+            terms = {name: float(part) for name, part in parts.items()}
+            mean = float(np.mean(self.losses))
+            told = {"loss": value, **terms, "mean_loss": mean, "gradient": norm, "rate": rate}
+            self.journal({"event": "step", "step": self.step, **told})
+
+    @torch.no_grad()
+    def _with_own(self, photos: Tensor, renders: Tensor, own: Tensor, drawn: SuperResolutionBatch) -> Tensor:
+        """The renders, some of them mixed with the network's answer to the photo alone."""
+        chosen = torch.nonzero(own)[:, 0]
+        if not len(chosen):
+            return renders
+        answers = self._agreeing(self.network(photos[chosen]), photos[chosen], drawn)
+        renders = renders.clone()
+        renders[chosen] = torch.lerp(renders[chosen], answers, own[chosen][:, None, None, None])
+        return renders
+
+    def _agreeing(self, images: Tensor, photos: Tensor, drawn: SuperResolutionBatch) -> Tensor:
+        return agreeing(images, photos, self.network.factor, drawn.operator, self.options.agree_rounds)
+
+    def _validate(self) -> None:
+        """Figures of the averaged weights, as they are served, on the photos kept for it; keep them if they are best.
+
+        With and without a render count alike.
+        """
+        assert self.baselines is not None
+        with self._averaged():
+            answers = [served(self.network, batch, self.device) for batch in self.validation]
+            figures = {}
+            for i, name in enumerate(("alone", "beside_render")):
+                pairs = zip(answers, self.validation, strict=True)
+                rows = [image_metrics(pair[i], picture(b.targets), None, self.device) for pair, b in pairs]
+                figures[name] = summary(rows)[0]
+            score = float(np.mean([gain(one, self.baselines["bicubic"]) for one in figures.values()]))
+            better = self.best is None or score > self.best["score"]
+            self.waited = 0 if better else self.waited + 1
+            if better:
+                self.best = {"step": self.step, "score": score, "figures": figures}
+                self._write_weights()
+        told = {f"{name}_{key}": value for name, row in figures.items() for key, value in row.items()}
+        self.journal({"event": "validation", "step": self.step, **told, "gain": score, "best": better})
+        shown = [self._pictured(batch, pair) for batch, pair in zip(self.validation, answers, strict=True)]
+        self.journal.images(self.step, shown, [alone for alone, _ in answers])
+
+    def _pictured(self, batch: SuperResolutionBatch, answers: tuple[np.ndarray, np.ndarray]) -> Batch:
+        """A validation in the journal's columns."""
+        beside = torch.from_numpy(answers[1]).permute(2, 0, 1)[None]
+        columns = torch.stack([batch.renders, beside], dim=1)
+        bicubic = enlarged(batch.photos, self.network.factor).clamp(0, 1)
+        return Batch(bicubic, batch.targets, columns, None, torch.ones_like(bicubic[:, :1]))
+
+    def _stopped_early(self) -> bool:
+        return bool(self.options.patience) and self.waited >= self.options.patience
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The network with its averaged weights, for as long as the block lasts."""
+        if self.average is None:
+            yield
+            return
+        current = [w.detach().clone() for w in self.weights]
+        with torch.no_grad():
+            torch._foreach_copy_([w.detach() for w in self.weights], self.average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_([w.detach() for w in self.weights], current)
+
+    def _save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        state = {
+            "identity": self.identity,
+            "step": self.step,
+            "seconds": self.seconds,
+            "weights": [w.detach() for w in self.weights],
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+            "losses": self.losses,
+            "waited": self.waited,
+            "baselines": self.baselines,
+            "best": self.best,
+        }
+        try:
+            with atomic(self.checkpoint) as temporary:
+                torch.save(state, temporary)
+        except (OSError, RuntimeError) as error:  # torch hides the system's error in one of its own
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(
+                f"The checkpoint of step {self.step} cannot be written ({reason}; {self._kept()}); "
+                "make room on the disk and run the same line again."
+            ) from error
+        self.saved_step = self.step
+
+    def _kept(self) -> str:
+        if not self.saved_step:
+            return "no checkpoint was written yet"
+        return f"the checkpoint of step {self.saved_step} is kept in {self.checkpoint}"
+
+    def _write_weights(self) -> None:
+        try:
+            self.network.save_pretrained(self.output)
+        except InputError as error:
+            raise InputError(f"Training stopped at step {self.step} ({self._kept()}): {error}") from error
+
+    def _resume(self) -> None:
+        try:
+            state: dict[str, Any] = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            if not {"identity", "weights", "best"} <= state.keys():
+                raise ValueError("it lacks entries")
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise InputError(f"{self.checkpoint} is damaged; remove {self.output} and start again.") from error
+        if state["identity"] != self.identity:
+            raise InputError(
+                f"{self.output} holds a training with other photos, base or options; choose another output folder."
+            )
+        self.step = self.saved_step = state["step"]
+        self.seconds, self.losses, self.waited = state["seconds"], state["losses"], state["waited"]
+        self.baselines, self.best = state["baselines"], state["best"]
+        with torch.no_grad():
+            torch._foreach_copy_([w.detach() for w in self.weights], state["weights"])
+            if self.average is not None:
+                torch._foreach_copy_(self.average, state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.journal.go_on(self.step)
+
+
+def _network(base: str | Path, options: SuperResolutionOptions, given: Mapping[str, Any]) -> SuperResolutionNetwork:
+    """A network with random weights, or with those the name stands for, on the CPU."""
+    if str(base) != SCRATCH:
+        if shape := [name for name in _SHAPE if given.get(name) is not None]:
+            raise InputError(f"The training option {shape[0]} is the base's own; it is for --base {SCRATCH} alone.")
+        return SuperResolutionNetwork.from_pretrained(base)
+    config = SuperResolutionConfig(options.factor, options.channels, options.blocks)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        return SuperResolutionNetwork(config)
+
+
+@torch.no_grad()
+def served(network: SuperResolutionNetwork, batch: SuperResolutionBatch, device: str) -> tuple[np.ndarray, np.ndarray]:
+    """What is served for the photo alone and beside its render, each (H, W, 3)."""
+    network.eval()
+    photos, renders = batch.photos.to(device), batch.renders.to(device)
+    made = (network(photos), network(photos, renders))
+    alone, beside = (picture(agreeing(one, photos, network.factor, batch.operator)) for one in made)
+    return alone, beside
+
+
+def baselines(validation: Sequence[SuperResolutionBatch], factor: int, device: str) -> dict[str, dict[str, float]]:
+    """Figures of bicubic enlargement, of the best unsharp mask of it, and of the simulated renders."""
+    truths = [picture(batch.targets) for batch in validation]
+    bicubic = [picture(enlarged(batch.photos, factor).clamp(0, 1)) for batch in validation]
+    sharpened = best_unsharp(((b, t, None) for b, t in zip(bicubic, truths, strict=True)), device=device)
+    renders = [picture(batch.renders) for batch in validation]
+    return {
+        "bicubic": evaluate_images(bicubic, truths, device=device)["mean"],
+        "unsharp": dict(sharpened.figures),
+        "render": evaluate_images(renders, truths, device=device)["mean"],
+    }
