@@ -19,7 +19,7 @@ _AT_LEAST_ONE = (
 )  # fmt: skip
 FREE = ("batch", "accumulate", "workers", "gradient_checkpointing", "cache_mib")
 """Options that change how a step is computed, but not what: a training may go on with others."""
-SUPER_RESOLUTION_FREE = ("workers", "cache_mib")
+SUPER_RESOLUTION_FREE = ("cache_mib",)
 """The same of a super-resolver's training."""
 
 _SHARES = (
@@ -164,10 +164,8 @@ class SuperResolutionOptions:
     """Stop after so many validations in a row without a better one; 0 never."""
     checkpoint_every: int = 500
     log_every: int = 50
-    workers: int = 0
-    """Processes that prepare batches."""
     cache_mib: int = 512
-    """Memory for decoded photos of the folder, in all workers together."""
+    """Memory for decoded photos of the folder."""
     seed: int = 0
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from difixcli.errors import InputError
 from difixcli.evaluation.metrics import best_unsharp, evaluate_images, image_metrics, summary
@@ -126,7 +125,7 @@ class _Training:
         options = self.options
         for leftover in self.output.rglob(".*.part"):  # of a process that was killed
             leftover.unlink(missing_ok=True)
-        self.photos = LargePhotos(photos, scenes, options.crop, options.cache_mib / max(options.workers, 1))
+        self.photos = LargePhotos(photos, scenes, options.crop, options.cache_mib)
         held_out = self.photos.test[: options.validation_photos]
         self.validation = validation_batches(self.photos, held_out, self.network.factor)
         self.counts = {
@@ -148,14 +147,7 @@ class _Training:
             self.journal.begin()
             about = {"photos": self.counts, "dropped": self.photos.dropped, "options": asdict(options)}
             self.journal({"event": "start", "factor": self.network.factor, **about})
-        batches = SuperResolutionBatches(self.photos, options, self.network.factor)
-        self.loader = DataLoader(
-            batches,
-            batch_size=None,
-            sampler=range(self.step, len(batches)),
-            num_workers=options.workers,
-            pin_memory=self.device.startswith("cuda"),
-        )
+        self.batches = SuperResolutionBatches(self.photos, options, self.network.factor)
 
     def run(self, progress: Callable[[int], None] | None) -> dict[str, Any]:
         options = self.options
@@ -163,9 +155,8 @@ class _Training:
             self.baselines = baselines(self.validation, self.network.factor, self.device)
             self.journal({"event": "baselines", **self.baselines})
         started = time.monotonic()
-        batches = iter(self.loader)
         while self.step < options.iterations and not self._stopped_early():
-            self._train(next(batches))
+            self._train(self.batches[self.step])
             self.step += 1
             last = self.step == options.iterations
             if self.step % options.validate_every == 0 or last:

@@ -10,7 +10,6 @@ own answer to the photo alone, since that is what the scene was trained on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,6 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from difixcli.errors import InputError
 from difixcli.images import Operator, agreeing, enlarged, reduced
@@ -136,40 +134,26 @@ class LargePhotos:
         return bool(reason)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What a step is made of: a function of the options, the step and the seed."""
-
-    options: SuperResolutionOptions
-    factor: int
-
-    def rng(self, purpose: int, number: int) -> np.random.Generator:
-        return np.random.default_rng((self.options.seed, purpose, number))
-
-    def operator(self, step: int) -> Operator:
-        bicubic = self.rng(_OPERATOR, step).random() < self.options.bicubic_share
-        return "bicubic" if bicubic else "area"
-
-
-class SuperResolutionBatches(Dataset[SuperResolutionBatch]):
-    """Every step's batch."""
+class SuperResolutionBatches:
+    """Every step's batch: a function of the photos, the options (their seed among them) and the step."""
 
     def __init__(self, photos: LargePhotos, options: SuperResolutionOptions, factor: int) -> None:
-        self.photos, self.plan = photos, _Plan(options, factor)
-
-    def __len__(self) -> int:
-        return self.plan.options.iterations
+        self.photos, self.options, self.factor = photos, options, factor
 
     def __getitem__(self, step: int) -> SuperResolutionBatch:
-        options, operator = self.plan.options, self.plan.operator(step)
+        options = self.options
+        operator: Operator = "bicubic" if self._rng(_OPERATOR, step).random() < options.bicubic_share else "area"
         samples = []
         for position in range(step * options.batch, (step + 1) * options.batch):
-            rng = self.plan.rng(_SAMPLE, position)
+            rng = self._rng(_SAMPLE, position)
             truth = _augmented(_crop(self.photos.draw(options.photo_share, rng), options.crop, rng), rng)
             foreign = _crop(self.photos.draw(options.photo_share, rng), options.crop, rng)
             beside = bool(rng.random() < options.render_share)
-            samples.append(_sample(truth, foreign, self.plan.factor, operator, beside, rng))
+            samples.append(_sample(truth, foreign, self.factor, operator, beside, rng))
         return _stacked(samples, operator)
+
+    def _rng(self, purpose: int, number: int) -> np.random.Generator:
+        return np.random.default_rng((self.options.seed, purpose, number))
 
 
 def validation_batches(
