@@ -37,7 +37,7 @@ def finetune(
         list[str] | None,
         typer.Argument(
             help="Folders made by difix curate, data.json files, or addresses of tars (streamed); "
-            "for super-resolution, scenes."
+            "for super-resolution, scenes, and runs of difix distill --prior super-resolution --reduce N."
         ),
     ] = None,
     task: Annotated[Task, typer.Option(help="fixer, or super-resolution, which learns from photos.")] = Task.fixer,
@@ -217,15 +217,18 @@ def _train_super_resolver(
     from difixcli.priors.super_resolution.network import local_files
     from difixcli.training import SuperResolutionOptions, processes, train_super_resolver
     from difixcli.training.options import SUPER_RESOLUTION_FREE
+    from difixcli.training.super_resolution_runs import is_super_resolution_run, run_files
 
     if processes.join(on).num_processes > 1:
         raise InputError("Super-resolvers train in one process; leave accelerate launch out.")
-    loaded = [_training_scene(scene) for scene in scenes]
+    runs = [Path(spec).expanduser().absolute() for spec in scenes if is_super_resolution_run(Path(spec).expanduser())]
+    loaded = [_training_scene(scene) for scene in scenes if Path(scene).expanduser().absolute() not in runs]
     arguments: dict[str, Any] = {"task": Task.super_resolution.value, "base": base, "photos": photos}
     arguments["scenes"] = [scene_spec(scene) for scene in scenes]
     arguments |= {name: value for name, value in chosen.items() if name not in SUPER_RESOLUTION_FREE}
     held = local_files(base)
     inputs = scene_inputs(*loaded) | _photos_input(photos)
+    inputs |= {f"run {folder}": fingerprint(run_files(folder)) for folder in runs}
     if held:
         inputs["base"] = fingerprint(held, content=True)
     names = [scene.name for scene in loaded[:3]] or ["photos"]
@@ -240,6 +243,7 @@ def _train_super_resolver(
             base,
             run.folder,
             photos=photos,
+            runs=runs,
             device=on,
             progress=update,
             report=_super_resolution_news,
@@ -273,7 +277,8 @@ def _super_resolution_news(record: Mapping[str, Any]) -> None:
         counts, options = record["photos"], record["options"]
         loss = options["perceptual"] if options["perceptual_weight"] else "no perceptual loss"
         console.say(
-            f"{counts['folder']} photos of the folder, {counts['scenes']} of scenes, {counts['test']} for validation; "
+            f"{counts['folder']} photos of the folder, {counts['scenes']} of scenes, {counts['views']} views of runs, "
+            f"{counts['test']} for validation; "
             f"x{record['factor']}; crops of {options['crop']} pixels; l1 and {loss}"
         )
         if record["dropped"]:

@@ -156,6 +156,8 @@ class SuperResolutionOptions:
     """Share of the samples from the folder of photos, where there are scenes beside it."""
     render_share: float = 0.5
     """Share of the samples beside a simulated render."""
+    run_share: float = 0.6
+    """Share of the samples that are views of super-resolution's runs, where there are some; a fifth without render."""
     bicubic_share: float = 0.15
     """Share of the steps whose photos are made small by `bicubic`; the others' by `area`."""
     validate_every: int = 500

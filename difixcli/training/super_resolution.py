@@ -30,11 +30,13 @@ from difixcli.training.finetune import gain
 from difixcli.training.journal import Journal, picture
 from difixcli.training.losses import FixerLoss
 from difixcli.training.options import SUPER_RESOLUTION_FREE, SuperResolutionOptions, learning_rate, with_options
+from difixcli.training.super_resolution_runs import scene_views
 from difixcli.training.super_resolution_samples import (
     LargePhotos,
     SuperResolutionBatch,
     SuperResolutionBatches,
     validation_batches,
+    view_batches,
 )
 
 SCRATCH = "scratch"
@@ -48,6 +50,7 @@ def train_super_resolver(
     output: Path,
     *,
     photos: Path | None = None,
+    runs: Sequence[Path] = (),
     device: str = "cpu",
     progress: Callable[[int], None] | None = None,
     report: Callable[[Mapping[str, Any]], None] | None = None,
@@ -64,6 +67,8 @@ def train_super_resolver(
         scenes: whose photos are trained on at the size they were loaded with.
         base: `scratch` for random weights, or what `SuperResolutionNetwork.from_pretrained` takes.
         photos: a folder of any photos.
+        runs: folders of super-resolution's runs, whose renders are trained on beside simulated ones; of several the
+            last is kept for validation, in place of photos.
         progress: called with the number of steps done.
         report: called with every record written to the log.
         options: fields of `SuperResolutionOptions`.
@@ -85,7 +90,7 @@ def train_super_resolver(
         raise InputError(f"Crops of {chosen.crop} pixels do not divide by the factor {network.factor}; change --crop.")
     training = _Training(network, chosen, output, device, report)
     try:
-        training.load_data(scenes, photos, str(base))
+        training.load_data(scenes, photos, [Path(run) for run in runs], str(base))
         return training.run(progress)
     finally:
         training.journal.close()
@@ -120,17 +125,28 @@ class _Training:
         self.baselines: dict[str, dict[str, float]] | None = None
         self.best: dict[str, Any] | None = None
 
-    def load_data(self, scenes: Sequence[Scene], photos: Path | None, base: str) -> None:
+    def load_data(self, scenes: Sequence[Scene], photos: Path | None, runs: Sequence[Path], base: str) -> None:
         """Find the photos, and take up a checkpoint."""
         options = self.options
         for leftover in self.output.rglob(".*.part"):  # of a process that was killed
             leftover.unlink(missing_ok=True)
         self.photos = LargePhotos(photos, scenes, options.crop, options.cache_mib)
         held_out = self.photos.test[: options.validation_photos]
-        self.validation = validation_batches(self.photos, held_out, self.network.factor)
+        factor = self.network.factor
+        views = [scene_views(run, factor) for run in runs]
+        if len(runs) > 1:
+            self.validation = view_batches(views.pop()[: options.validation_photos], factor)
+        else:
+            self.validation = validation_batches(self.photos, held_out, factor)
+        drawn = [view for of_run in views for view in of_run]
+        for view in drawn:
+            if min(view.truth.shape[:2]) < options.crop:
+                height, width = view.truth.shape[:2]
+                raise InputError(f"A run's views of {width}×{height} pixels are smaller than the crop {options.crop}.")
         self.counts = {
             "folder": len(self.photos.files),
             "scenes": len(self.photos.frames),
+            "views": len(drawn),
             "test": len(self.validation),
             "dropped": len(self.photos.dropped),
         }
@@ -139,6 +155,7 @@ class _Training:
             "base": base,
             "options": {name: value for name, value in asdict(options).items() if name not in SUPER_RESOLUTION_FREE},
             "photos": self.photos.names(),
+            "runs": [run.name for run in runs],
         }
         self.identity = json.dumps(identity, sort_keys=True)
         if self.checkpoint.is_file():
@@ -147,7 +164,7 @@ class _Training:
             self.journal.begin()
             about = {"photos": self.counts, "dropped": self.photos.dropped, "options": asdict(options)}
             self.journal({"event": "start", "factor": self.network.factor, **about})
-        self.batches = SuperResolutionBatches(self.photos, options, self.network.factor)
+        self.batches = SuperResolutionBatches(self.photos, options, factor, drawn)
 
     def run(self, progress: Callable[[int], None] | None) -> dict[str, Any]:
         options = self.options

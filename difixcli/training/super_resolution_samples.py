@@ -9,7 +9,7 @@ own answer to the photo alone, since that is what the scene was trained on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from difixcli.runs import IMAGE_SUFFIXES, read_image
 from difixcli.scenes import Frame, Scene, load_photo
 from difixcli.training.augmentation import augmented
 from difixcli.training.options import SuperResolutionOptions
+from difixcli.training.super_resolution_runs import SceneView, view_crop
 from difixcli.training.synthetic import (
     Sample,
     exposed,
@@ -43,6 +44,7 @@ _HELD_OUT_EVERY = 75  # photos of a folder, of which one is never trained on
 _SAMPLE, _OPERATOR, _VALIDATION = 1, 2, 3
 # shares of the simulated renders
 _PERFECT, _ELSEWHERE, _OWN = 0.06, 0.08, 0.25
+_SHOWN = 0.8  # of runs' views beside their render
 
 
 class _LargeSample(NamedTuple):
@@ -137,8 +139,10 @@ class LargePhotos:
 class SuperResolutionBatches:
     """Every step's batch: a function of the photos, the options (their seed among them) and the step."""
 
-    def __init__(self, photos: LargePhotos, options: SuperResolutionOptions, factor: int) -> None:
-        self.photos, self.options, self.factor = photos, options, factor
+    def __init__(
+        self, photos: LargePhotos, options: SuperResolutionOptions, factor: int, views: Sequence[SceneView] = ()
+    ) -> None:
+        self.photos, self.options, self.factor, self.views = photos, options, factor, views
 
     def __getitem__(self, step: int) -> SuperResolutionBatch:
         options = self.options
@@ -146,6 +150,9 @@ class SuperResolutionBatches:
         samples = []
         for position in range(step * options.batch, (step + 1) * options.batch):
             rng = self._rng(_SAMPLE, position)
+            if self.views and operator == "area" and rng.random() < options.run_share:
+                samples.append(_of_view(view_crop(self.views, options.crop, self.factor, rng), rng.random() < _SHOWN))
+                continue
             truth = _augmented(_crop(self.photos.draw(options.photo_share, rng), options.crop, rng), rng)
             foreign = _crop(self.photos.draw(options.photo_share, rng), options.crop, rng)
             beside = bool(rng.random() < options.render_share)
@@ -167,6 +174,19 @@ def validation_batches(
         foreign = cv2.resize(foreign, truth.shape[1::-1], interpolation=cv2.INTER_AREA)
         rng = np.random.default_rng((_VALIDATION, i))
         batches.append(_stacked([_sample(truth, foreign, factor, "area", True, rng, fair=True)], "area"))
+    return batches
+
+
+def view_batches(views: Sequence[SceneView], factor: int, side: int = 512) -> list[SuperResolutionBatch]:
+    """The middle of each view of a run, `side` pixels at most, beside what the scene shows there; batches of one."""
+    batches = []
+    for view in views:
+        crop = {
+            "photo": _as_float(_middle(view.photo, 1, side // factor)),
+            "truth": _as_float(_middle(view.truth, factor, side)),
+            "render": _as_float(_middle(view.render, factor, side)),
+        }
+        batches.append(_stacked([_of_view(crop, True)], "area"))
     return batches
 
 
@@ -232,6 +252,11 @@ def _sample(
         render = agreeing(render, photo, factor, operator, rounds=1)
     own = rng.uniform(0.3, 1) if not fair and rng.random() < _OWN else 0.0
     return _LargeSample(photo[0], target[0], render[0], 1.0, own)
+
+
+def _of_view(crop: Mapping[str, np.ndarray], shown: bool) -> _LargeSample:
+    photo, truth, render = (_planar(crop[name])[0] for name in ("photo", "truth", "render"))
+    return _LargeSample(photo, truth, render if shown else torch.zeros_like(render), float(shown), 0.0)
 
 
 def _smeared(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,99 @@
+"""What scenes really show: renders of super-resolution's runs, beside the photos that were reduced for them.
+
+A run of `difix distill --prior super-resolution --reduce N` knows three pictures of every training view: the photo as
+it was, what is left of it after the reduction, and what the scene showed there before its last proposals. In the second
+of two rounds that is a scene that has learned from small photos alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from difixcli.distillation.settings import Enlargement
+from difixcli.distillation.super_resolution import small_and_large
+from difixcli.errors import InputError
+from difixcli.runs import read_image, read_json
+from difixcli.scenes import load_photo, load_scene
+
+
+@dataclass(frozen=True, eq=False)
+class SceneView:
+    """A training view of a run: photo (h, w, 3), render and truth (h · factor, w · factor, 3), uint8."""
+
+    photo: np.ndarray
+    render: np.ndarray
+    truth: np.ndarray
+
+
+def is_super_resolution_run(folder: Path) -> bool:
+    """Whether a folder is a run of `difix distill --prior super-resolution`."""
+    record = folder / "run.json"
+    held = read_json(record) if record.is_file() else None
+    return isinstance(held, dict) and bool((held.get("arguments") or {}).get("enlargement"))
+
+
+def run_files(folder: Path) -> list[Path]:
+    """The files of a run that say what it shows, sorted."""
+    last = _last_round(folder)
+    return [folder / "run.json", *sorted(last.glob("*.render.png")), *sorted(last.glob("*.photo.png"))]
+
+
+def scene_views(folder: Path, factor: int) -> list[SceneView]:
+    """All training views of a run, as they were before its last round, in the order of the round's record.
+
+    Raises InputError for a run that is not done, whose photos were not reduced as often as it is large (it has no
+    truth of its size) or were reduced bicubically, that makes scenes larger by another factor, and for photos that
+    are not there any more.
+    """
+    record = read_json(folder / "run.json")
+    asked = record["arguments"]["enlargement"]
+    enlargement = Enlargement(**asked)
+    if record.get("state") != "done":
+        raise InputError(f"The run {folder} is not done; finish it before training on what it shows.")
+    if enlargement.upscale != factor or enlargement.operator != "area" or enlargement.reduce < enlargement.upscale:
+        raise InputError(
+            f"The run {folder} cannot be trained on: its photos must be reduced by area and {factor} times at least, "
+            f"and it {factor} times larger; distill it with --upscale {factor} --reduce {factor}."
+        )
+    scene = load_scene(record["arguments"]["scene"], record["arguments"]["size"])
+    large = {frame.name: frame for frame in small_and_large(scene, enlargement)[1].frames}
+    views = []
+    for entry in read_json(_last_round(folder) / "round.json")["views"]:
+        files = {kind: folder / "rounds" / entry["files"][kind] for kind in ("photo", "render")}
+        truth = _bytes(load_photo(large[entry["frame"]]))
+        views.append(SceneView(_bytes(read_image(files["photo"])), _bytes(read_image(files["render"])), truth))
+    return views
+
+
+def view_crop(views: Sequence[SceneView], size: int, factor: int, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
+    """A random square of a random view, turned and mirrored: `photo` (s, s, 3), `render` and `truth` (size, size, 3).
+
+    float32 in [0, 1]; s = size / factor.
+    """
+    view = views[int(rng.integers(len(views)))]
+    side = size // factor
+    top, left = (int(rng.integers(length - side + 1)) for length in view.photo.shape[:2])
+    turns, mirrored = int(rng.integers(4)), bool(rng.random() < 0.5)
+
+    def cut(pixels: np.ndarray, scale: int) -> np.ndarray:
+        part = pixels[top * scale : (top + side) * scale, left * scale : (left + side) * scale]
+        part = np.rot90(part[:, ::-1] if mirrored else part, turns)
+        return np.ascontiguousarray(part, dtype=np.float32) / 255
+
+    return {"photo": cut(view.photo, 1), "render": cut(view.render, factor), "truth": cut(view.truth, factor)}
+
+
+def _last_round(folder: Path) -> Path:
+    rounds: list[Any] = sorted(path.parent for path in (folder / "rounds").glob("[0-9][0-9]/round.json"))
+    if not rounds:
+        raise InputError(f"The run {folder} has no rounds whose renders could be trained on; finish it first.")
+    return rounds[-1]
+
+
+def _bytes(pixels: np.ndarray) -> np.ndarray:
+    return (np.clip(pixels[..., :3], 0, 1) * 255 + 0.5).astype(np.uint8)
