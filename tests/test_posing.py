@@ -22,14 +22,16 @@ from difixcli.errors import InputError
 from difixcli.posing import pose, pose_inputs
 from difixcli.posing.features import DEFAULT_FOCAL, pairs_to_match
 from difixcli.posing.mapping import Model, best, keep_largest_part, parts
-from difixcli.posing.photos import lens_groups, read_photo
+from difixcli.posing.photos import lens_groups, prepare, read_photo
 from difixcli.posing.video import STEP, frames_apart
 from difixcli.runs import Run, read_image
 from difixcli.scenes import Camera, load_scene
 from difixcli.scenes.colmap import read_colmap
+from difixcli.scenes.image_paths import read_heif
 from difixcli.scenes.nerfstudio_format import read_transforms
 from difixcli.scenes.sample import cached_sample
 from difixcli.scenes.scene import Frame
+from difixcli.scenes.unposed import left_out, photos_in
 
 COUNT = 12
 SPACED, TURNED, MASKED = 2, 4, 6
@@ -234,6 +236,58 @@ def test_what_cannot_be_posed_is_refused(tmp_path: Path) -> None:
     refused(difix("pose", broken), "broken.mp4")
     (flat / "5.png").write_bytes(b"no picture")
     refused(difix("pose", flat, "--output", tmp_path / "out3"), "5.png")
+
+
+HEIC = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic"
+
+
+@pytest.mark.parametrize("inner", ["", "images"])
+@pytest.mark.parametrize("suffix", ["CR2", "dng", "NEF"])
+def test_a_folder_of_raw_photos_is_told_what_they_are(tmp_path: Path, suffix: str, inner: str) -> None:
+    photos = tmp_path / "photos"
+    (photos / inner).mkdir(parents=True)
+    for i in range(4):
+        (photos / inner / f"{i}.{suffix}").write_bytes(b"II*\0")
+    words = (str(photos / inner), suffix.upper(), "(4)", "convert the photos to JPEG.")
+    refused(difix("pose", photos), *words)
+    refused(difix("distill", photos, "--preset", "cpu"), *words)
+    assert not list(tmp_path.glob("*-posed"))
+
+
+@pytest.mark.skipif(read_heif(), reason="pillow-heif reads it")
+def test_a_folder_of_heic_photos_is_told_what_they_are(tmp_path: Path) -> None:
+    for i in range(4):
+        (tmp_path / f"{i}.HEIC").write_bytes(HEIC)
+    words = ("holds only HEIC photos (4)", "convert the photos to JPEG, or pip install pillow-heif")
+    refused(difix("pose", tmp_path), *words)
+    with pytest.raises(InputError, match="holds only HEIC photos"):
+        load_scene(tmp_path)
+    for i in range(4):
+        (tmp_path / f"{i}.HEIC").rename(tmp_path / f"{i}.jpg")
+    refused(difix("pose", tmp_path), "0.jpg is HEIC", "pip install pillow-heif")
+
+
+def test_photos_that_cannot_be_decoded_are_left_out_and_counted(tmp_path: Path) -> None:
+    for i in range(4):
+        Image.new("RGB", (120, 90), (90 + i, 80, 70)).save(tmp_path / f"{i}.jpg")
+    (tmp_path / "0.DNG").write_bytes(b"II*\0")  # the same shot as 0.jpg
+    assert left_out(tmp_path) is None
+    for name in ("4.nef", "5.NEF", ".6.nef"):
+        (tmp_path / name).write_bytes(b"MM\0*")
+    result = difix("pose", tmp_path, "--output", tmp_path.parent / f"{tmp_path.name}-out")
+    assert "Warning: 2 of 6 photos in" in result.stderr and "NEF (raw) cannot be decoded" in result.stderr
+    refused(result, "0 of the 4")
+
+
+@pytest.mark.skipif(not read_heif(), reason="pillow-heif is not installed")
+def test_heic_photos_are_read(tmp_path: Path) -> None:
+    true = _true_frames()[0].image_path
+    Image.open(true).save(tmp_path / "a.HEIC", quality=95)
+    assert photos_in(tmp_path) == [tmp_path / "a.HEIC"]
+    photo = read_photo(tmp_path / "a.HEIC")
+    prepare([photo], tmp_path / "upright", tmp_path / "masks", lambda done: None)
+    assert photo.copied and photo.size == (320, 240)
+    assert np.abs(read_image(tmp_path / "upright" / photo.name) - read_image(true)).mean() < 0.02
 
 
 def test_photos_of_one_lens_share_a_camera(tmp_path: Path) -> None:

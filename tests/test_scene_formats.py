@@ -510,7 +510,15 @@ def test_heic_is_named(tmp_path: Path, name: str) -> None:
     write(tmp_path, [name], [])
     (tmp_path / "images").mkdir()
     (tmp_path / name).write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic")
-    with refused(name, "HEIC", "convert the photos to JPEG"):
+    with refused(name, "HEIC", "convert the photos to JPEG", "pip install pillow-heif"):
+        load_scene(tmp_path)
+
+
+def test_raw_photos_of_a_scene_are_named(tmp_path: Path) -> None:
+    """PIL would read the thumbnail."""
+    write(tmp_path, ["images/0.NEF"], ["images/0.tif"])
+    (tmp_path / "images/0.tif").rename(tmp_path / "images/0.NEF")
+    with refused("0.NEF is NEF", "convert the photos to JPEG"):
         load_scene(tmp_path)
 
 

@@ -40,16 +40,18 @@ def posed(source: Path, folder: Path, frames: int = FRAMES, seed: int = 0, force
     from difixcli.posing import pose as find_poses
     from difixcli.posing import pose_inputs
     from difixcli.posing.pose import check_source
-    from difixcli.scenes.unposed import is_video, photo_folder
+    from difixcli.scenes.unposed import is_video, left_out, photo_folder
 
     source = source.expanduser().absolute()
+    if (photos := photo_folder(source)) is not None and (line := left_out(photos)):
+        console.warn(line)
     inputs = pose_inputs(source)
     check_source(source)
     arguments: dict[str, Any] = {"source": source, "seed": seed}
     if is_video(source):
         arguments["frames"] = frames
     # photos that are read in place must not lie where the scene is going to be
-    reads = [source if is_video(source) else photo_folder(source) or source]
+    reads = [photos or source]
     if folder.expanduser().resolve() in (reads[0].resolve(), source.resolve()):
         raise InputError(f"{folder} holds the photos themselves; choose another --output.")
     run = Run.open(folder, "pose", arguments, inputs, force, reads=reads)

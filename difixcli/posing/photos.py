@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from difixcli.errors import InputError
 from difixcli.runs import atomic
+from difixcli.scenes.image_paths import read_heif, undecoded
 
 MASKS = "masks"
 FULL_FRAME = 43.2666
@@ -42,6 +43,7 @@ class Photo:
 
 def read_photo(path: Path) -> Photo:
     """What the header of a photo says; InputError when it cannot be read."""
+    read_heif()
     try:
         with Image.open(path) as image:
             exif = image.getexif()
@@ -50,7 +52,8 @@ def read_photo(path: Path) -> Photo:
             plain = _AS_THEY_ARE.get(image.format or "") == image.mode and "transparency" not in image.info
             width, height = image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"The photo {path} cannot be read ({error}); restore it or remove it.") from None
+        lost = InputError(f"The photo {path} cannot be read ({error}); restore it or remove it.")
+        raise undecoded(path) or lost from None
     turned = orientation not in (0, 1)
     if orientation in (5, 6, 7, 8):
         width, height = height, width

@@ -17,7 +17,7 @@ from difixcli.posing.photos import Photo, lens_groups, prepare, read_photo
 from difixcli.posing.video import choose_frames, write_frames
 from difixcli.posing.writing import write_scene
 from difixcli.runs import Progress, Run, fingerprint, read_json, write_json
-from difixcli.scenes.unposed import is_unposed, is_video, photo_folder, photos_in
+from difixcli.scenes.unposed import check_formats, is_unposed, is_video, photo_folder, photos_in
 
 FEW_FEATURES = 100
 """A photo with fewer is blurred or shows nothing that could be told apart."""
@@ -42,6 +42,7 @@ def pose_inputs(source: Path) -> dict[str, str]:
         return {"video": fingerprint([source], content=True)}
     folder = photo_folder(source)
     if folder is None:
+        check_formats(source)
         what = "is neither a folder nor a video" if source.is_file() else "holds no photos"
         raise InputError(f"{source} {what}; name a folder of photos, or a video file.")
     photos = photos_in(folder)

@@ -6,17 +6,22 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, features
 
 from difixcli.errors import InputError
 from difixcli.runs import IMAGE_SUFFIXES
 
-PHOTO_SUFFIXES = IMAGE_SUFFIXES | {".avif", ".heic", ".heif"}
+# Of formats that PIL reads only with a library that it may lack.
+_LIBRARY_FORMATS = {".avif": "AVIF", ".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC"}
+_LIBRARIES = {"AVIF": "pip install --upgrade pillow", "HEIC": "pip install pillow-heif"}
+# Of cameras' raw files: of some of them PIL reads the thumbnail.
+_RAW_SUFFIXES = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"})
+PHOTO_SUFFIXES = IMAGE_SUFFIXES | frozenset(_LIBRARY_FORMATS)
 PHOTO_FOLDERS = ("images", "images_raw", "rgb", "input")
 """Where photos lie that a file names without a folder, or with one of another machine."""
 MASK_FOLDERS = ("masks", "mask")
@@ -43,16 +48,40 @@ class ImageHeader:
 def image_header(path: Path) -> ImageHeader:
     """Reads an image's header alone. InputError if it is no image, or of a format that cannot be decoded here."""
     read_heif()
+    if path.suffix.lower() in _RAW_SUFFIXES and (error := undecoded(path)):
+        raise error
     try:
         with Image.open(path) as image:
             transparent = "A" in image.getbands() or "transparency" in image.info
             return ImageHeader(*image.size, transparent)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        if (kind := _undecoded(path)) is not None:
-            raise InputError(
-                f"The image {path} is {kind}, which cannot be decoded here; convert the photos to JPEG or PNG."
-            ) from None
-        raise InputError(f"The image {path} cannot be read; replace it or remove its frame.") from None
+        lost = InputError(f"The image {path} cannot be read; replace it or remove its frame.")
+        raise undecoded(path) or lost from None
+
+
+def undecoded(path: Path) -> InputError | None:
+    """The error for a photo of a format that cannot be decoded here, as its first bytes or its name say; None for any
+    other file."""
+    kind = _brand(path)
+    kind = undecoded_format(path) if kind is None else None if _is_decoded(kind) else kind
+    if kind is None:
+        return None
+    return InputError(f"The image {path} is {kind}, which cannot be decoded here; {format_cure([kind])}.")
+
+
+def undecoded_format(path: Path) -> str | None:
+    """The format of a photo that cannot be decoded here, by its name alone; None for any other file."""
+    suffix = path.suffix.lower()
+    if suffix in _RAW_SUFFIXES:
+        return f"{suffix[1:].upper()} (raw)"
+    kind = _LIBRARY_FORMATS.get(suffix)
+    return None if kind is None or _is_decoded(kind) else kind
+
+
+def format_cure(formats: Iterable[str]) -> str:
+    """What to do about photos of formats that cannot be decoded here, as the second half of a sentence."""
+    lines = [f"{_LIBRARIES[kind]} to read {kind}" for kind in sorted(set(formats)) if kind in _LIBRARIES]
+    return ", or ".join(["convert the photos to JPEG", *lines])
 
 
 def lies_on_its_side(path: Path) -> bool:
@@ -248,16 +277,15 @@ def _stem(name: str) -> str:
     return name[: -len(suffix)] if suffix.lower() in PHOTO_SUFFIXES else name
 
 
-def _undecoded(path: Path) -> str | None:
+def _brand(path: Path) -> str | None:
     """The name of a format that PIL reads only with its library, by the file's first bytes."""
     try:
         with path.open("rb") as file:
             head = file.read(12)
     except OSError:
         return None
-    kind = _BRANDS.get(head[8:12]) if head[4:8] == b"ftyp" else None
-    if kind == "HEIC":
-        return None if read_heif() else kind
-    from PIL import features
+    return _BRANDS.get(head[8:12]) if head[4:8] == b"ftyp" else None
 
-    return kind if kind is not None and not features.check("avif") else None
+
+def _is_decoded(kind: str) -> bool:
+    return read_heif() if kind == "HEIC" else bool(features.check("avif"))

@@ -19,7 +19,7 @@ from difixcli.scenes.nerfstudio_format import HALVES, read_split_transforms, rea
 from difixcli.scenes.poses import apply_similarity, normalisation, transform_points
 from difixcli.scenes.scene import Camera, Frame, Scene, Split
 from difixcli.scenes.source import Source, SourceFrame
-from difixcli.scenes.unposed import is_unposed, is_video, posed_already
+from difixcli.scenes.unposed import check_formats, is_unposed, is_video, posed_already
 
 SAMPLE_PREFIX = "sample:"
 TRANSFORMS = "transforms.json"
@@ -145,6 +145,7 @@ def _read_source(root: Path) -> Source:
             return read_split_transforms(halves)
     if find_model(root) is not None:
         return read_colmap(root)
+    check_formats(root)
     raise InputError(
         f"{root.absolute()} holds no scene: there is neither a transforms.json (or transforms_train.json) nor "
         f"a COLMAP model in {', '.join(MODEL_FOLDERS)}."

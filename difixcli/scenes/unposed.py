@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
-from difixcli.runs import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_json
+from difixcli.errors import InputError
+from difixcli.runs import VIDEO_SUFFIXES, read_json
+from difixcli.scenes.image_paths import PHOTO_SUFFIXES, format_cure, undecoded_format
 
 PHOTO_FOLDERS = (".", "images", "input")
 """Where photos lie in a folder that is named: in itself, or in one of these."""
@@ -16,13 +19,7 @@ def is_video(path: Path) -> bool:
 
 def photo_folder(root: Path) -> Path | None:
     """The folder that holds the photos of `root`, or None where there are none."""
-    if not root.is_dir():
-        return None
-    for name in PHOTO_FOLDERS:
-        folder = root / name
-        if folder.is_dir() and any(_is_photo(path) for path in folder.iterdir()):
-            return folder
-    return None
+    return next((folder for folder in _places(root) if any(_is_photo(path) for path in folder.iterdir())), None)
 
 
 def photos_in(folder: Path) -> list[Path]:
@@ -30,6 +27,32 @@ def photos_in(folder: Path) -> list[Path]:
     from difixcli.scenes.loading import natural_order
 
     return sorted((path for path in folder.iterdir() if _is_photo(path)), key=lambda path: natural_order(path.name))
+
+
+def left_out(folder: Path) -> str | None:
+    """What to say of the photos directly in a folder whose format cannot be decoded here; None where there are none.
+
+    A raw file beside the JPEG of the same shot is no photo of its own.
+    """
+    formats, others = _undecoded_formats(folder)
+    if not formats:
+        return None
+    count = formats.total()
+    return (
+        f"{count} of {count + others} photos in {folder} are left out, because {_listed(formats)} cannot be decoded "
+        f"here; {format_cure(formats)}."
+    )
+
+
+def check_formats(root: Path) -> None:
+    """Raises InputError for a folder without photos to read, but with some whose format cannot be decoded here."""
+    for folder in _places(root):
+        formats, _ = _undecoded_formats(folder)
+        if formats:
+            raise InputError(
+                f"{folder} holds only {_listed(formats)} photos ({formats.total()}), which cannot be decoded here; "
+                f"{format_cure(formats)}."
+            )
 
 
 def is_unposed(root: Path) -> bool:
@@ -57,5 +80,26 @@ def posed_already(root: Path) -> Path | None:
     return record.parent if done else None
 
 
+def _places(root: Path) -> list[Path]:
+    return [folder for name in PHOTO_FOLDERS if (folder := root / name).is_dir()]
+
+
 def _is_photo(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    known = path.suffix.lower() in PHOTO_SUFFIXES and undecoded_format(path) is None
+    return known and not path.name.startswith(".")
+
+
+def _undecoded_formats(folder: Path) -> tuple[Counter[str], int]:
+    """How many photos directly in a folder there are of each format that cannot be decoded here, and how many others.
+
+    Those beside another photo of the same stem do not count.
+    """
+    files = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    stems = [path.stem.lower() for path in files if _is_photo(path)]
+    known = set(stems)
+    lost = {path.stem.lower(): kind for path in sorted(files) if (kind := undecoded_format(path)) is not None}
+    return Counter(kind for stem, kind in lost.items() if stem not in known), len(stems)
+
+
+def _listed(formats: Counter[str]) -> str:
+    return " and ".join(sorted(formats))
