@@ -27,11 +27,11 @@ from difixcli.posing.video import STEP, frames_apart
 from difixcli.runs import Run, read_image
 from difixcli.scenes import Camera, load_scene
 from difixcli.scenes.colmap import read_colmap
-from difixcli.scenes.image_paths import read_heif
+from difixcli.scenes.image_paths import PHOTO_FOLDERS, read_heif
 from difixcli.scenes.nerfstudio_format import read_transforms
 from difixcli.scenes.sample import cached_sample
 from difixcli.scenes.scene import Frame
-from difixcli.scenes.unposed import left_out, photos_in
+from difixcli.scenes.unposed import is_unposed, left_out, photo_folder, photos_in
 
 COUNT = 12
 SPACED, TURNED, MASKED = 2, 4, 6
@@ -236,6 +236,17 @@ def test_what_cannot_be_posed_is_refused(tmp_path: Path) -> None:
     refused(difix("pose", broken), "broken.mp4")
     (flat / "5.png").write_bytes(b"no picture")
     refused(difix("pose", flat, "--output", tmp_path / "out3"), "5.png")
+
+
+@pytest.mark.parametrize("inner", ["", *PHOTO_FOLDERS])
+def test_photos_lie_in_their_folder_or_where_tools_keep_them(tmp_path: Path, inner: str) -> None:
+    (tmp_path / inner).mkdir(exist_ok=True)
+    Image.new("RGB", (120, 90)).save(tmp_path / inner / "0.jpg")
+    assert photo_folder(tmp_path) == tmp_path / inner and is_unposed(tmp_path)
+    (tmp_path / "sub").mkdir()
+    Image.new("RGB", (120, 90)).save(tmp_path / "sub" / "1.jpg")
+    (tmp_path / inner / "0.jpg").unlink()
+    assert photo_folder(tmp_path) is None
 
 
 HEIC = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic"

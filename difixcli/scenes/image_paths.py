@@ -23,7 +23,7 @@ _LIBRARIES = {"AVIF": "pip install --upgrade pillow", "HEIC": "pip install pillo
 _RAW_SUFFIXES = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"})
 PHOTO_SUFFIXES = IMAGE_SUFFIXES | frozenset(_LIBRARY_FORMATS)
 PHOTO_FOLDERS = ("images", "images_raw", "rgb", "input")
-"""Where photos lie that a file names without a folder, or with one of another machine."""
+"""Where a scene's photos lie that no file names, or names without a folder, or with one of another machine."""
 MASK_FOLDERS = ("masks", "mask")
 
 _ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap width and height

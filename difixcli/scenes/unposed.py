@@ -7,10 +7,7 @@ from pathlib import Path
 
 from difixcli.errors import InputError
 from difixcli.runs import VIDEO_SUFFIXES, read_json
-from difixcli.scenes.image_paths import PHOTO_SUFFIXES, format_cure, undecoded_format
-
-PHOTO_FOLDERS = (".", "images", "input")
-"""Where photos lie in a folder that is named: in itself, or in one of these."""
+from difixcli.scenes.image_paths import PHOTO_FOLDERS, PHOTO_SUFFIXES, format_cure, undecoded_format
 
 
 def is_video(path: Path) -> bool:
@@ -18,7 +15,7 @@ def is_video(path: Path) -> bool:
 
 
 def photo_folder(root: Path) -> Path | None:
-    """The folder that holds the photos of `root`, or None where there are none."""
+    """The folder that holds the photos of `root`: itself or one of `PHOTO_FOLDERS` in it; None where there are none."""
     return next((folder for folder in _places(root) if any(_is_photo(path) for path in folder.iterdir())), None)
 
 
@@ -81,7 +78,7 @@ def posed_already(root: Path) -> Path | None:
 
 
 def _places(root: Path) -> list[Path]:
-    return [folder for name in PHOTO_FOLDERS if (folder := root / name).is_dir()]
+    return [folder for name in (".", *PHOTO_FOLDERS) if (folder := root / name).is_dir()]
 
 
 def _is_photo(path: Path) -> bool:
