@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -73,6 +74,22 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_imports_run_one_way() -> None:
+    """From the commands to their rooms, from those to scenes, the fixer and runs; no command's room needs another's."""
+    root = ROOT / "difixcli"
+    needs: dict[str, set[str]] = {}
+    for path in root.rglob("*.py"):
+        room = path.relative_to(root).parts[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("difixcli."):
+                needs.setdefault(room, set()).add(str(node.module).split(".")[1])
+    commands = {"cli", "posing", "curation", "training", "distillation", "enhancement"}
+    low = {"errors", "runs", "torchvision_cure"}
+    assert needs["scenes"] <= low | {"scenes"} and needs["fixer"] <= low | {"fixer"}
+    for room in set(needs) - {"cli", "__main__.py", "console.py"}:
+        assert not needs[room] & (commands - {room}), room
 
 
 def test_help_lists_the_six_commands() -> None:

@@ -23,10 +23,10 @@ from difixcli.enhancement.sequence import (
     fix_frames,
     make_film,
 )
-from difixcli.enhancement.video import read_video
 from difixcli.errors import InputError
 from difixcli.runs import Progress
 from difixcli.scenes.unposed import is_video
+from difixcli.video import read_video
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
@@ -159,7 +159,7 @@ def _open(source: Path, output: Path, size: int | None, film: Film | None) -> _O
 
 def _video_frames(source: Path, size: int | None) -> Iterator[_Frame]:
     for number, frame in enumerate(read_video(source).frames, start=1):
-        yield f"frame_{number:05d}", partial(Picture, shrunk(frame, size))
+        yield f"frame_{number:05d}", partial(Picture, shrunk(frame.astype(np.float32) / 255, size))
 
 
 def _counts(names: Sequence[str]) -> bool:

@@ -1,12 +1,9 @@
-"""Videos in and out, one frame in memory at a time; FFmpeg comes with the package imageio-ffmpeg."""
+"""Videos that are made, one frame in memory at a time; FFmpeg comes with the package imageio-ffmpeg."""
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import tempfile
-from collections.abc import Generator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -17,46 +14,6 @@ from difixcli.runs import atomic
 
 _SWEEP = 6.0  # seconds in which a split screen's divider goes to and fro
 _LINE = 1 / 400  # of the width: half the divider's
-
-
-@dataclass(frozen=True)
-class Video:
-    """A video file being read: frames a second, about how many frames, and the frames one by one.
-
-    The frames are (H, W, 3) float32 RGB in [0, 1]; they can be taken once.
-    """
-
-    fps: float
-    length: int
-    frames: Generator[np.ndarray, None, None]
-
-
-def read_video(path: Path) -> Video:
-    """Open a video; InputError, here or at the broken frame, when it cannot be read."""
-    import imageio_ffmpeg
-
-    # of a phone's video, which FFmpeg turns upright, it says that the frames lie otherwise than in the file
-    logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
-    reader = imageio_ffmpeg.read_frames(str(path))
-    try:
-        facts = next(reader)
-    except (OSError, RuntimeError, StopIteration) as error:
-        raise _unreadable(path) from error
-    width, height = facts["size"]
-    if not (width and height and facts["fps"] > 0):
-        reader.close()
-        raise _unreadable(path)  # sound alone, or a header without a picture
-
-    def frames() -> Generator[np.ndarray, None, None]:
-        try:
-            for data in reader:
-                yield np.frombuffer(data, np.uint8).reshape(height, width, 3).astype(np.float32) / 255
-        except (OSError, RuntimeError) as error:
-            raise _unreadable(path) from error
-        finally:
-            reader.close()
-
-    return Video(float(facts["fps"]), max(round(facts["duration"] * facts["fps"]), 1), frames())
 
 
 class VideoWriter:
@@ -161,7 +118,3 @@ def split_screen(before: np.ndarray, after: np.ndarray, seconds: float) -> np.nd
     picture = np.where((x < at)[None, :, None], before, after)
     picture[:, np.abs(x - at) <= max(0.5, width * _LINE)] = 1
     return picture
-
-
-def _unreadable(path: Path) -> InputError:
-    return InputError(f"{path} cannot be read as a video; restore it, or give a folder of its frames.")

@@ -115,14 +115,9 @@ def _files(source: Path, work: Path, frames: int, progress: Progress, say: Calla
         folder = photo_folder(source)
         assert folder is not None  # pose_inputs has looked
         return photos_in(folder)
-    from difixcli.enhancement.video import read_video
-
     listed = work / "frames.json"
     if not listed.is_file():
-        video = read_video(source)
-        video.frames.close()
-        with progress("Looking for sharp frames", video.length) as done:
-            write_json(listed, choose_frames(source, frames, say, done))
+        write_json(listed, choose_frames(source, frames, say, progress))
     numbers = read_json(listed)
     with progress("Writing frames", len(numbers)) as done:
         return write_frames(source, numbers, work / "frames", done)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from difixcli.errors import InputError
-from difixcli.runs import write_image
+from difixcli.runs import Progress, write_image
+from difixcli.video import read_video
 
 STEP = 0.05
 """Median motion from one chosen frame to the next, as a share of the width, where the count allows it."""
@@ -18,9 +19,10 @@ FEWEST = 24
 """A video that moves little still gives as many frames, if it has them."""
 
 _WIDTH = 480  # at which motion and sharpness are measured
+_EVERY_FRAME = ("-fps_mode", "passthrough")  # as stored, once: none repeated or dropped to keep a rate
 
 
-def choose_frames(path: Path, count: int, say: Callable[[str], None], done: Callable[[int], None]) -> list[int]:
+def choose_frames(path: Path, count: int, say: Callable[[str], None], progress: Progress) -> list[int]:
     """Numbers (from 0) of at most `count` frames of a video: equally far apart by motion, each the sharpest near its
     place.
 
@@ -32,12 +34,15 @@ def choose_frames(path: Path, count: int, say: Callable[[str], None], done: Call
     sharpness: list[float] = []
     travelled = [0.0]
     before: np.ndarray | None = None
-    for grey in _small_frames(path):
-        sharpness.append(float(cv2.Laplacian(grey, cv2.CV_32F, ksize=3).var()))
-        if before is not None:
-            travelled.append(travelled[-1] + _motion(before, grey) / grey.shape[1])
-        before = grey
-        done(len(sharpness))
+    video = read_video(path, (*_EVERY_FRAME, "-vf", f"scale={_WIDTH}:-2"))
+    with progress("Looking for sharp frames", video.length) as done:
+        for frame in video.frames:
+            grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+            sharpness.append(float(cv2.Laplacian(grey, cv2.CV_32F, ksize=3).var()))
+            if before is not None:
+                travelled.append(travelled[-1] + _motion(before, grey) / grey.shape[1])
+            before = grey
+            done(len(sharpness))
     if not sharpness:
         raise InputError(f"{path} has no frames that can be read; restore it, or give a folder of photos.")
     if travelled[-1] < STEP:
@@ -80,7 +85,7 @@ def write_frames(path: Path, numbers: list[int], folder: Path, done: Callable[[i
     if all(file.is_file() for file in files):
         return files
     wanted = dict(zip(numbers, files, strict=True))
-    for number, frame in enumerate(_frames(path, [])):
+    for number, frame in enumerate(read_video(path, _EVERY_FRAME).frames):
         file = wanted.pop(number, None)
         if file is not None:
             write_image(file, frame.astype(np.float32) / 255)
@@ -90,36 +95,6 @@ def write_frames(path: Path, numbers: list[int], folder: Path, done: Callable[[i
     if wanted:
         raise InputError(f"{path} changed while it was being read; run the same line again.")
     return files
-
-
-def _small_frames(path: Path) -> Iterator[np.ndarray]:
-    """(H, W) uint8 grey of every frame, small."""
-    import cv2
-
-    for frame in _frames(path, ["-vf", f"scale={_WIDTH}:-2"]):
-        yield cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-
-
-def _frames(path: Path, output: list[str]) -> Iterator[np.ndarray]:
-    """(H, W, 3) uint8 of every frame, upright, through FFmpeg with these options on its output."""
-    import logging
-
-    import imageio_ffmpeg
-
-    logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
-    # every stored frame once: no frame repeated or dropped to keep a rate
-    reader = imageio_ffmpeg.read_frames(str(path), output_params=["-fps_mode", "passthrough", *output])
-    try:
-        facts = next(reader)
-        width, height = facts["size"]
-        if not (width and height):
-            raise RuntimeError("it has no picture")
-        for data in reader:
-            yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
-    except (OSError, RuntimeError, StopIteration) as error:
-        raise InputError(f"{path} cannot be read as a video; restore it, or give a folder of its frames.") from error
-    finally:
-        reader.close()
 
 
 def _motion(before: np.ndarray, after: np.ndarray) -> float:
