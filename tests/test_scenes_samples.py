@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pycolmap
 import pytest
 
 from difixcli.errors import InputError
@@ -138,6 +139,35 @@ def test_room_points_lie_on_what_the_photos_show(room: Scene) -> None:
     seen = (local[:, 2] < 0) & (column >= 0) & (column < 320) & (row >= 0) & (row < 240)
     difference = np.abs(photo[row[seen], column[seen]] - room.colors[seen] / 255).mean(axis=1)
     assert np.median(difference) < 0.12
+
+
+def test_the_samples_say_which_photos_saw_their_points(room: Scene, tmp_path: Path) -> None:
+    assert room.tracks is not None
+    split = make_split(room, default_split_rule(room))
+    known = room.known_to(split.train)
+    assert 0.98 * len(room.points) < len(known.points) < len(room.points)
+    one_side = [i for i in split.train if room.frames[i].camera.position[0] > 0]
+    assert len(room.known_to(one_side).points) < 0.9 * len(room.points)
+    # what they say they saw, they show
+    for number in (split.train[0], split.test[0]):
+        saw = room.tracks.counts([number]) == 1
+        x, y, depth = room.frames[number].camera.project(room.points[saw])
+        assert saw.sum() > 300 and (depth > 0).all()
+        pixels = load_photo(room.frames[number])[y.astype(int), x.astype(int)]
+        assert np.median(np.abs(pixels - room.colors[saw] / 255).mean(axis=1)) < 0.1
+    # the model is one that COLMAP reads, of the same scene
+    model = pycolmap.Reconstruction(str(room.root / "colmap/sparse/0"))
+    assert model.num_points3D() == len(room.points) and model.num_reg_images() == len(room.frames)
+    for point in list(model.points3D.values())[:50]:
+        for element in point.track.elements:
+            image = model.images[element.image_id]
+            seen = image.points2D[element.point2D_idx].xy
+            assert np.abs(image.project_point(point.xyz) - seen).max() < 0.01
+    shutil.copytree(room.root, tmp_path / "colmap", ignore=shutil.ignore_patterns("transforms.json"))
+    again = load_scene(tmp_path / "colmap")
+    for frame, other in zip(room.frames, again.frames, strict=True):
+        np.testing.assert_allclose(frame.camera.camera_to_world, other.camera.camera_to_world, atol=1e-9)
+        np.testing.assert_allclose(frame.camera.intrinsics, other.camera.intrinsics)
 
 
 def test_the_same_seed_gives_the_same_bytes(room: Scene, tmp_path: Path) -> None:

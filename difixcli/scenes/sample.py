@@ -17,6 +17,7 @@ from PIL import Image
 
 from difixcli.errors import InputError, unknown
 from difixcli.scenes import paint
+from difixcli.scenes.colmap_writing import write_model
 from difixcli.scenes.nerfstudio_format import write_transforms
 from difixcli.scenes.ply import write_points
 from difixcli.scenes.poses import look_at
@@ -29,12 +30,23 @@ try:
 except ImportError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
-WRITERS = ("sample.py", "raycast.py", "paint.py", "poses.py", "scene.py", "nerfstudio_format.py", "ply.py")
+WRITERS = (
+    "sample.py",
+    "raycast.py",
+    "paint.py",
+    "poses.py",
+    "scene.py",
+    "nerfstudio_format.py",
+    "colmap_writing.py",
+    "ply.py",
+)
 """The modules that decide what a sample scene's files hold; the cache's folders are named after them."""
 
 SEED_POINTS = 4000
 SEED_NOISE = 0.003
 """Standard deviation of the seed points' error, as a share of their depth: about what structure from motion has."""
+SEEN_WITHIN = 0.02
+"""A photo saw a seed point that lies as deep as what it shows there, to this share of the depth."""
 
 CAR_COLORS = (
     (0.72, 0.73, 0.75),
@@ -62,8 +74,9 @@ def write_sample(name: str, folder: str | Path, seed: int = 0) -> None:
     """Writes the sample scene `room` or `street` into a folder, made if missing.
 
     It holds `images/`, `transforms.json` (PINHOLE, OpenGL camera-to-world in metres, marked metric), `points.ply`
-    (seed points near true surfaces) and `split.json`. The same seed gives the same bytes. transforms.json comes last,
-    so a folder that has one is whole. Raises InputError for an unknown name or a folder that cannot be written.
+    (seed points near true surfaces), the same as a COLMAP model in `colmap/sparse/0`, which says which photos saw the
+    points, and `split.json`. The same seed gives the same bytes. transforms.json comes last, so a folder that has one
+    is whole. Raises InputError for an unknown name or a folder that cannot be written.
     """
     check_sample(name)
     folder = Path(folder).expanduser()
@@ -164,10 +177,23 @@ def _write(world: World, views: Sequence[View], folder: Path, rng: np.random.Gen
             error = SEED_NOISE * depth.ravel()[chosen, None] * rng.standard_normal((chosen.size, 3))
             points.append(surface.reshape(-1, 3)[chosen] + error)
             colors.append(image.reshape(-1, 3)[chosen])
-    write_points(folder / "points.ply", np.concatenate(points), np.concatenate(colors))
+    cloud, colored = np.concatenate(points), np.concatenate(colors)
+    write_points(folder / "points.ply", cloud, colored)
+    images = [(f"{view.name}.png", view.camera) for view in views]
+    visible = [_sees(view.camera, depth, cloud) for view, (_, depth, _) in zip(views, pictures, strict=True)]
+    write_model(folder / "colmap" / "sparse" / "0", images, cloud, colored, np.stack(visible))
     (folder / SPLIT_FILE).write_text(json.dumps(split, indent=1) + "\n", encoding="utf-8")
     # last: where it stands the scene is whole
     write_transforms(folder / "transforms.json", frames, metric=True, ply_file_path="points.ply")
+
+
+def _sees(camera: Camera, depth: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """(N,) bool: which of the points (N, 3) a camera's picture, with z-depth (H, W), shows."""
+    x, y, z = camera.project(points)
+    inside = (z > 0) & (x >= 0) & (x < camera.width) & (y >= 0) & (y < camera.height)
+    shown = depth[y[inside].astype(int), x[inside].astype(int)]
+    inside[inside] = np.abs(shown - z[inside]) <= SEEN_WITHIN * z[inside]
+    return inside
 
 
 def _camera(pose: np.ndarray, width: int, height: int, field_of_view: float) -> Camera:
