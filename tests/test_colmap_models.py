@@ -20,6 +20,7 @@ from difixcli.reconstruction.seeding import seed_gaussians
 from difixcli.scenes import load_scene, scene_fingerprint
 from difixcli.scenes.colmap_files import (
     CAMERA_MODELS,
+    count_points,
     read_cameras,
     read_images,
     read_model_points,
@@ -238,6 +239,27 @@ def test_models_without_points_load(tmp_path: Path, text: bool) -> None:
     photographed(tmp_path / "images", names(3))
     scene = load_scene(tmp_path)
     assert len(scene.frames) == 3 and len(scene.points) == 0 and said(scene, "no seed points")
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_a_model_may_have_its_points_as_ply(tmp_path: Path, text: bool) -> None:
+    """As seed points whose tracks are not known; where COLMAP's own file is there, that one counts."""
+    made = mapped(names(4))
+    model = written(made, tmp_path / "sparse/0", text)
+    photographed(tmp_path / "images", names(4))
+    whole = load_scene(tmp_path)
+    given = {name: np.full(len(made.points3D), 30 + i, "u1") for i, name in enumerate(("red", "green", "blue"))}
+    write_points(model / "points3D.ply", positions(made), np.stack(list(given.values()), axis=1))
+    assert whole.tracks is not None and scene_fingerprint(load_scene(tmp_path)) == scene_fingerprint(whole)
+    (model / f"points3D.{'txt' if text else 'bin'}").unlink()
+    scene = load_scene(tmp_path)
+    np.testing.assert_allclose(scene.points, whole.points, atol=1e-5)
+    assert (scene.colors == [30, 31, 32]).all() and scene.tracks is None
+    assert said(scene, "points3D.ply", "does not say which photos saw them") and len(scene.warnings) == 1
+    assert count_points(model) == len(made.points3D)
+    (model / "points3D.ply").write_bytes(b"ply\nformat ascii 1.0\nelement vertex 3\n")
+    with pytest.raises(InputError, match=r"points3D.ply cannot be read as a PLY point cloud"):
+        load_scene(tmp_path)
 
 
 def test_names_with_backslashes_are_folders(tmp_path: Path) -> None:

@@ -132,7 +132,8 @@ def read_colmap(root: Path) -> Source:
                 lens=_lens(chosen.cameras[image.camera_id], f"{name} in {model}"),
             )
         )
-    points, colors, tracks, lost = _points(model, {image.id: place for place, image in enumerate(chosen.images)})
+    numbers = {image.id: place for place, image in enumerate(chosen.images)}
+    points, colors, tracks, lost = _points(model, numbers, warnings)
     if lost:
         warnings.append(f"{lost} seed points of {model.relative_to(root).as_posix()} are not finite and left out")
     return Source(path=model, frames=frames, points=points, colors=colors, tracks=tracks, warnings=warnings)
@@ -195,10 +196,12 @@ def _matching_frames(images: dict[int, str], names: Sequence[str]) -> dict[int, 
     return found
 
 
-def _points(model: Path, numbers: dict[int, int]) -> tuple[np.ndarray, np.ndarray, Tracks | None, int]:
+def _points(
+    model: Path, numbers: dict[int, int], warnings: list[str] | None = None
+) -> tuple[np.ndarray, np.ndarray, Tracks | None, int]:
     """A model's finite points, their colours, which frames (`numbers` by image id) saw them, and how many are not
     finite. None for the tracks where no point has any."""
-    read = read_model_points(model)
+    read = read_model_points(model, warnings)
     tracks = None
     if len(read.seen):
         ids, places = np.unique(read.image_ids, return_inverse=True)

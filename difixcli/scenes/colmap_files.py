@@ -18,6 +18,7 @@ import numpy as np
 
 from difixcli.errors import InputError
 from difixcli.scenes.lenses import parameter_count
+from difixcli.scenes.ply import count_vertices, read_points
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,18 @@ def read_images(folder: Path) -> list[ModelImage]:
     return _binary_images(path) if suffix == ".bin" else _text_images(path)
 
 
-def read_model_points(folder: Path) -> ModelPoints:
-    """The points; none where the model has no file of them. Raises InputError as `read_cameras` does."""
+def read_model_points(folder: Path, warnings: list[str] | None = None) -> ModelPoints:
+    """The points; none where the model has no file of them. Raises InputError as `read_cameras` does.
+
+    Where there is only a `points3D.ply`, as some tools leave it, its points are taken, which nobody is known to have
+    seen. `warnings` is given a line that says so, and those of `ply.read_points`.
+    """
     path = _points_file(folder)
+    if path is not None and path.suffix == ".ply":
+        notes: list[str] = [] if warnings is None else warnings
+        points, colors = read_points(path, notes)
+        notes.append("the model's points are in points3D.ply alone, which does not say which photos saw them")
+        return ModelPoints(points, colors, np.zeros(0, np.int64), np.zeros(0, np.int64))
     if path is None:
         rows: list[_Point] = []
     else:
@@ -134,6 +144,8 @@ def count_points(folder: Path) -> int:
         with path.open("rb") as file:
             head = file.read(8)
         return int.from_bytes(head, "little") if len(head) == 8 else 0
+    if path.suffix == ".ply":
+        return count_vertices(path)
     return sum(1 for _ in _lines(path))
 
 
@@ -151,7 +163,7 @@ def _suffix(folder: Path) -> str:
 
 def _points_file(folder: Path) -> Path | None:
     suffix = _suffix(folder)
-    for candidate in (suffix, *{".bin", ".txt"} - {suffix}):
+    for candidate in (suffix, *{".bin", ".txt"} - {suffix}, ".ply"):
         if (folder / f"points3D{candidate}").is_file():
             return folder / f"points3D{candidate}"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ GREY = 128
 """The colour of points whose file has none."""
 
 _COLOR_NAMES = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"))
+_HEADER_LINES = 200  # more than any has
 _HARMONICS = ("f_dc_0", "f_dc_1", "f_dc_2")
 _FIRST_HARMONIC = 0.28209479177387814  # 1 / (2 √π)
 
@@ -52,6 +54,18 @@ def read_points(path: Path, warnings: list[str] | None = None) -> tuple[np.ndarr
     if lost := int((~finite).sum()):
         notes.append(f"{lost} of {len(points)} seed points in {path.name} are not finite and left out")
     return points[finite], colors[finite]
+
+
+def count_vertices(path: Path) -> int:
+    """How many vertices a PLY file says it has, by its header alone; 0 where that does not say it."""
+    with path.open("rb") as file:
+        for line in islice(file, _HEADER_LINES):
+            words = line.split()
+            if words[:2] == [b"element", b"vertex"] and len(words) == 3 and words[2].isdigit():
+                return int(words[2])
+            if words == [b"end_header"]:
+                break
+    return 0
 
 
 def _to_bytes(values: np.ndarray) -> float:
