@@ -36,6 +36,7 @@ from difixcli.errors import InputError
 from difixcli.reconstruction import Reconstruction, Render
 from difixcli.reference_views import References
 from difixcli.scenes import load_scene
+from difixcli.scenes.sample import cached_sample
 from difixcli.scenes.scene import Camera, Frame, Scene
 from difixcli.scenes.trajectories import shift_distance, shift_path, shift_sideways
 
@@ -266,6 +267,17 @@ def test_sparse_renders_what_it_did_not_see(curated: Callable[[str], Path]) -> N
     for group in by_rule.values():
         targets = {entry["target_image"] for entry in group}
         assert not targets & {path for entry in group for path in entry["ref_images"]}
+
+
+def test_which_seed_points_are_used_is_said(three: list[Path], tmp_path: Path) -> None:
+    line = ["curate", tmp_path / "a", "--split", "every:2", "--split", "every:4", *QUICK, "--keep", "failed"]
+    shutil.copytree(three[0], tmp_path / "a")
+    said = difix(*line, "-o", tmp_path / "unknown").stderr
+    assert said.count("a: The scene does not say which photos saw its seed points") == 1
+    shutil.copytree(cached_sample("street") / "colmap", tmp_path / "a" / "colmap")
+    said = difix(*line, "-o", tmp_path / "known").stderr
+    told = [line for line in said.splitlines() if "seed points were seen by two training photos" in line]
+    assert len(told) == 2 and all(line.startswith("a: ") and "of 4,000" in line for line in told), said
 
 
 def test_cycle_keeps_the_models_of_both_stages(curated: Callable[[str], Path], rig: Path) -> None:

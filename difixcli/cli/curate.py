@@ -164,7 +164,7 @@ def curate(
     )
     compile_ahead(method, on, console.say)
     curated = make_pairs(
-        chosen, lambda spec: open_scene(spec, size, sizes), recipe, run, test_scene or [], console.progress
+        chosen, lambda spec: open_scene(spec, size, sizes), recipe, run, test_scene or [], console.progress, console.say
     )
     run.finish(curated.results())
     if part is not None:

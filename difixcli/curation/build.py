@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from difixcli.errors import InputError
@@ -19,8 +19,9 @@ from difixcli.scenes.scene import Scene
 class Build:
     """Trains one scene's reconstructions in `folder`, a run folder for each name.
 
-    `iterations` is the length of the method's whole schedule. `seconds` adds up what setting up and training took in
-    this process.
+    `iterations` is the length of the method's whole schedule. `say` is given what a new reconstruction has to say of
+    itself (its `notes` and `warnings`), each line once. `seconds` adds up what setting up and training took in this
+    process.
     """
 
     folder: Path
@@ -31,7 +32,9 @@ class Build:
     overrides: Sequence[str]
     seed: int
     progress: Progress
+    say: Callable[[str], None]
     seconds: float = 0.0
+    _said: set[str] = field(default_factory=set)
 
     def __call__(self, scene: Scene, train: Sequence[int], name: str, iterations: int | None = None) -> Reconstruction:
         """The reconstruction `name` from the frames `train`, trained for `iterations` of the schedule (None: all).
@@ -58,6 +61,7 @@ class Build:
                 overrides=self.overrides,
                 seed=self.seed,
             )
+            self._tell(scene, reconstruction)
         if reconstruction.step < target:
             left = target - reconstruction.step
             with self.progress(f"{scene.name}: reconstruct {name}", left) as update:
@@ -66,6 +70,12 @@ class Build:
             reconstruction.go_back()
         self.seconds += time.monotonic() - begun
         return reconstruction
+
+    def _tell(self, scene: Scene, made: Reconstruction) -> None:
+        for line in (*made.notes, *(f"Warning: {warning}" for warning in made.warnings)):
+            if line not in self._said:
+                self._said.add(line)
+                self.say(f"{scene.name}: {line}")
 
 
 def _taken_up(folder: Path, scene: Scene, train: Sequence[int], target: int) -> Reconstruction | None:

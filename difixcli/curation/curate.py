@@ -139,12 +139,14 @@ def curate(
     run: Run,
     test_scenes: Sequence[str],
     progress: Progress,
+    say: Callable[[str], None],
 ) -> Curated:
     """Make the pairs of all scenes (by name, with what `load` takes) into the run's folder.
 
     Finished stages (a split, a shift or a stop of a scene) are kept when the run is resumed, and so are trained
     reconstructions; what was cut off is made anew. A scene that fails does not stop the others. `test_scenes` are
-    names or patterns of the scenes whose pairs are all for testing.
+    names or patterns of the scenes whose pairs are all for testing. `say` is given a line of each scene's
+    reconstructions: which of its seed points they begin from, and what looks mistaken.
 
     A shard of a run writes no manifest, because its neighbours may still be at work: `merge` does. Raises OSError when
     nothing more can be written, and InputError for a damaged record.
@@ -152,7 +154,7 @@ def curate(
     failed: dict[str, Failure] = {}
     for name, spec in scenes.items():
         try:
-            _scene(load(spec), recipe, run, any(fnmatchcase(name, one) for one in test_scenes), progress)
+            _scene(load(spec), recipe, run, any(fnmatchcase(name, one) for one in test_scenes), progress, say)
         except InputError as error:
             failed[name] = Failure(str(error))
         except Exception as error:
@@ -222,7 +224,7 @@ def plan(scene: Scene, recipe: Recipe, home: Path) -> list[Stage]:
     return stages
 
 
-def _scene(scene: Scene, recipe: Recipe, run: Run, test: bool, progress: Progress) -> None:
+def _scene(scene: Scene, recipe: Recipe, run: Run, test: bool, progress: Progress, say: Callable[[str], None]) -> None:
     """All stages of one scene, and its record."""
     home = run.folder / file_name(scene.name)
     stages = plan(scene, recipe, home)
@@ -249,6 +251,7 @@ def _scene(scene: Scene, recipe: Recipe, run: Run, test: bool, progress: Progres
         overrides=recipe.overrides,
         seed=recipe.seed,
         progress=progress,
+        say=say,
     )
     todo = [stage for stage in stages if not stage_stands(home / stage.name, stage.split)]
     for stage in todo:
