@@ -150,6 +150,12 @@ def test_bad_images_for_fix_and_eval(tmp_path: Path, tiny_fixer: Path) -> None:
         Image.new("RGB", (size, 40)).save(tmp_path / folder / name)
     refused(difix("eval", tmp_path / "a", tmp_path / "b"), "2")
     refused(difix("eval", tmp_path / "a", tmp_path / "c"), "44")
+    (tmp_path / "walk.mp4").write_bytes(b"")
+    refused(difix("eval", tmp_path / "walk.mp4", tmp_path / "a"), "walk.mp4 is a video", "its frames")
+    refused(difix("eval", tmp_path / "a"), "is no run", "the true ones")
+    refused(difix("curate", tmp_path / "o"), "does not exist")
+    (tmp_path / "o").mkdir()
+    refused(difix("curate", tmp_path / "o"), "no photos to pose")
 
 
 def test_curate_writes_pairs_that_the_release_could_read(room: Path, tmp_path: Path) -> None:

@@ -547,7 +547,7 @@ def test_a_run_along_a_viewers_path(run: Path, tiny_fixer: Path, tmp_path: Path)
 
 def test_what_a_source_cannot_give_is_refused(run: Path, tiny_fixer: Path, frames: Path, tmp_path: Path) -> None:
     given = ("--fixer", tiny_fixer, "--output", tmp_path / "out")
-    refused(difix("enhance", frames, *given, "--trajectory", "spiral"), "no run of difix distill")
+    refused(difix("enhance", frames, *given, "--trajectory", "spiral"), "no run of difix distill", "name a run")
     refused(difix("enhance", frames, *given, "--references", "2"), "--reference")
     refused(difix("enhance", frames / "frame_8.png", *given, "--steady"), "one image")
     refused(difix("enhance", run, *given, "--references", "2"), "--references")

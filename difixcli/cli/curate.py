@@ -31,6 +31,7 @@ from difixcli.runs import Run, check_folder, file_name
 
 if TYPE_CHECKING:
     from difixcli.curation.curate import Curated
+    from difixcli.scenes.scene import Scene
 
 
 @console.handled
@@ -134,8 +135,11 @@ def curate(
     folder = output or Path("outputs") / "pairs" / f"{joined}-{strategy}-{method}"
     if method not in (methods := known_methods()):
         raise unknown("method", method, methods)
-    if len(named) == 1:  # a lone scene that does not fit leaves nothing behind
-        plan(open_scene(next(iter(named.values())), size, sizes), recipe, folder)
+    lone: dict[str, Scene] = {}
+    if len(named) == 1:  # one that does not fit leaves nothing behind
+        spec = next(iter(named.values()))
+        lone[spec] = open_scene(spec, size, sizes)
+        plan(lone[spec], recipe, folder)
     arguments = {
         **vars(recipe),
         "size": size,
@@ -164,7 +168,13 @@ def curate(
     )
     compile_ahead(method, on, console.say)
     curated = make_pairs(
-        chosen, lambda spec: open_scene(spec, size, sizes), recipe, run, test_scene or [], console.progress, console.say
+        chosen,
+        lambda spec: lone.get(spec) or open_scene(spec, size, sizes),
+        recipe,
+        run,
+        test_scene or [],
+        console.progress,
+        console.say,
     )
     run.finish(curated.results())
     if part is not None:

@@ -83,7 +83,10 @@ def enhance(
         _enhance_run(source, trajectory, film, fixer, device, output, force, as_json)
         return
     if trajectory is not None:
-        raise InputError(f"{source} is no run of difix distill, so there is nothing to render; leave out --trajectory.")
+        raise InputError(
+            f"{source} is no run of difix distill, so there is nothing to render along a path; name a run, or leave "
+            "out --trajectory."
+        )
     if references is not None and not reference:
         raise InputError("--references says how many photos count; name them with --reference.")
     _enhance_images(source, reference, references, film, fixer, size, device, output, force, as_json)

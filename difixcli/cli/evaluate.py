@@ -49,6 +49,7 @@ def evaluate(
     from difixcli.evaluation.report import write_report
     from difixcli.evaluation.run_folders import is_run
     from difixcli.evaluation.tables import write_table
+    from difixcli.scenes.unposed import is_video
 
     for path in [*prediction, *([masks] if masks else [])]:
         if not path.exists():
@@ -59,6 +60,8 @@ def evaluate(
     if inception is not None and "fid" not in (keys or ()):
         raise InputError("--inception is of FID alone, which is measured where --metrics names fid.")
     way = OWN if protocol is None else parse_protocol(protocol)
+    if films := [path for path in prediction if is_video(path)]:
+        raise InputError(f"{films[0]} is a video; difix eval takes images: name the folder of its frames.")
     runs = [is_run(path) for path in prediction]
     if not all(runs) and (any(runs) or len(prediction) != 2):
         raise InputError(

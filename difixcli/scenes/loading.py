@@ -148,7 +148,7 @@ def _read_source(root: Path) -> Source:
     check_formats(root)
     raise InputError(
         f"{root.absolute()} holds no scene: there is neither a transforms.json (or transforms_train.json) nor "
-        f"a COLMAP model in {', '.join(MODEL_FOLDERS)}."
+        f"a COLMAP model in {', '.join(MODEL_FOLDERS)}, and there are no photos to pose; name another folder."
     )
 
 
