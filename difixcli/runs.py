@@ -131,10 +131,15 @@ class Run:
         """The run in the folder if it is this very one, finished or not; nothing is written."""
         folder = folder.expanduser().absolute()
         held = _own_record(folder, shard)
-        wanted = {"command": command, "arguments": _as_json(arguments), "inputs": dict(inputs)}
-        if held is None or any(held.get(key) != value for key, value in wanted.items()):
+        if held is None or not _asks_for(held, command, arguments) or held.get("inputs") != dict(inputs):
             return None
         return cls(folder, held, True, shard)
+
+    @staticmethod
+    def asked_for(folder: Path, command: str, arguments: Mapping[str, Any]) -> bool:
+        """Whether the folder holds a run of this command with these arguments, whatever became of its inputs."""
+        held = _own_record(folder)
+        return held is not None and _asks_for(held, command, arguments)
 
     @classmethod
     def _begun(cls, folder: Path, record: dict[str, Any], shard: tuple[int, int] | None) -> Run:
@@ -219,6 +224,10 @@ def find_run(parent: Path, command: str, arguments: Mapping[str, Any], inputs: M
         if run is not None:
             return run.folder
     return None
+
+
+def _asks_for(record: Mapping[str, Any], command: str, arguments: Mapping[str, Any]) -> bool:
+    return record.get("command") == command and record.get("arguments") == _as_json(arguments)
 
 
 def _as_json(arguments: Mapping[str, Any]) -> Any:

@@ -545,6 +545,36 @@ def test_a_run_along_a_viewers_path(run: Path, tiny_fixer: Path, tmp_path: Path)
     refused(difix(*line), "equirectangular")
 
 
+def test_lines_that_differ_have_folders_that_differ(frames: Path, photos: list[Path], tiny_fixer: Path) -> None:
+    plain = ("enhance", frames, "--fixer", tiny_fixer, "--json")
+    beside = frames.with_name("renders_enhanced")
+    wanted = [
+        (plain, beside, 0),
+        ((*plain, "--reference", photos[0]), beside.with_name("renders_enhanced-2"), 0),
+        ((*plain, "--steady"), beside.with_name("renders_enhanced-3"), 0),
+        (plain, beside, 3),
+        ((*plain, "--reference", photos[0]), beside.with_name("renders_enhanced-2"), 3),
+    ]
+    for line, folder, kept in wanted:
+        result = difix(*line)
+        said = done(result)
+        assert (said["output"], said["kept"]) == (str(folder), kept)
+        before, after = (said["steadiness"][which] for which in ("input", "output"))
+        assert f"{before:.4f} before the fixes" in result.stderr
+        assert ("less steady." if after > before else "steadier.") in result.stderr
+    # of changed images they are not kept, and the folder is not another's to replace
+    (frames / "frame_9.png").write_bytes((frames / "frame_8.png").read_bytes())
+    refused(difix(*plain, "--reference", photos[0]), "renders_enhanced-2 already holds another run")
+    done(difix(*plain, "--reference", photos[0], "--force"))
+    assert (beside / "frame_9.png").is_file()
+
+
+def test_folders_that_hold_the_images_are_named(run: Path, tiny_fixer: Path) -> None:
+    refused(
+        difix("enhance", run / "renders", "--fixer", tiny_fixer), "no image", "in it that do:", "distilled", "plain"
+    )
+
+
 def test_what_a_source_cannot_give_is_refused(run: Path, tiny_fixer: Path, frames: Path, tmp_path: Path) -> None:
     given = ("--fixer", tiny_fixer, "--output", tmp_path / "out")
     refused(difix("enhance", frames, *given, "--trajectory", "spiral"), "no run of difix distill", "name a run")

@@ -30,7 +30,7 @@ from difixcli.cli.options import (
     ReferencesOption,
     SizeOption,
 )
-from difixcli.cli.outputs import announce, folder_beside
+from difixcli.cli.outputs import announce, beside_others, folder_beside
 from difixcli.errors import InputError
 from difixcli.runs import Run, fingerprint, read_json
 
@@ -111,18 +111,20 @@ def _enhance_images(
     if not source.exists():
         raise InputError(f"There is no image, folder or video {source}; check its name.")
     on, _ = pick_device(device)
-    network = open_fixer(fixer, on)
     photos = [photo for path in reference or [] for photo in photos_of(path)]
-    count = photo_count(references, network)
     folder = output or folder_beside(source, "enhanced")
     for warning in check_images(source, folder, photos, size, film):
         console.warn(warning)
+    network = open_fixer(fixer, on)
+    count = photo_count(references, network)
     arguments = {"source": source.absolute(), "references": photos, "fixer": fixer, "size": size}
     arguments |= {"steady": film.steady, "count": count}  # videos are made anew of the same frames
     files = [source] if source.is_file() else image_files(source)
     # by content: renders made anew often have the names and sizes of those before
     inputs = {"source": fingerprint(files, content=True), "references": fingerprint(photos, content=True)}
     inputs |= fixer_input(fixer)
+    if output is None:
+        folder = beside_others(folder, "enhance", arguments)
     run = Run.open(folder, "enhance", arguments, inputs, force, reads=[source, *photos, *files_read(fixer)])
     announce(run, references=photos_told(photos, count))
     results = enhance_images(source, run.folder, network, photos, size, film, count, console.progress)
@@ -185,7 +187,8 @@ def _enhance_run(
     arguments = {"source": source.absolute(), "fixer": fixer, "trajectory": trajectory, "steady": film.steady}
     arguments |= {"references": held.get("references"), "trust": held.get("trust"), "enlargement": asked}
     part = "-".join(["enhanced", *([path.name] if path else []), *(["steady"] if film.steady else [])])
-    run = Run.open(output or source / part, "enhance", arguments, inputs, force, reads=reads)
+    folder = output or beside_others(source / part, "enhance", arguments)
+    run = Run.open(folder, "enhance", arguments, inputs, force, reads=reads)
     announce(run, scene=scene.name, trajectory=f"{trajectory}, {len(path.cameras)} frames" if path else "test views")
     # where it was trained, unless that is not here or another place is asked for
     where = None if device is Device.auto and on == "cuda" else on
@@ -212,5 +215,10 @@ def _finish_frames(results: dict[str, Any], folder: Path, as_json: bool) -> None
         if results[name]:
             console.say(f"{results[name]}: {results['fps']:g} frames a second")
     if steadiness := results["steadiness"]:
-        console.say(f"Warped difference of frames: {steadiness['input']:.4f} before, {steadiness['output']:.4f} after")
+        before, after = (round(steadiness[which], 4) for which in ("input", "output"))
+        verdict = "steadier" if after < before else "as steady" if after == before else "less steady"
+        console.say(
+            f"Difference of each frame from the one before it, moved along (0: perfectly steady): {before:.4f} before "
+            f"the fixes, {after:.4f} after: {verdict}."
+        )
     console.finish({"results": results, "output": str(folder)}, as_json)

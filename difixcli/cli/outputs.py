@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,16 @@ def folder_beside(source: Path, what: str) -> Path:
         return source.with_name(f"{source.stem}_{what}")
     part = source.relative_to(runs[-1]).with_suffix("")
     return runs[-1].with_name(f"{'-'.join([runs[-1].name, *part.parts])}_{what}")
+
+
+def beside_others(folder: Path, command: str, arguments: Mapping[str, Any]) -> Path:
+    """Where a command writes by default: into the folder, or where that holds a run of another command or of other
+    arguments, into the first of FOLDER-2, FOLDER-3 and so on that does not."""
+    path, number = folder, 1
+    while _is_record(path / "run.json") and not Run.asked_for(path, command, arguments):
+        number += 1
+        path = folder.with_name(f"{folder.name}-{number}")
+    return path
 
 
 def _is_record(path: Path) -> bool:

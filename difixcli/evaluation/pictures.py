@@ -18,18 +18,26 @@ _LABEL = 22  # pixels of a line of labels
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images directly in a folder, sorted by name; InputError when it is missing or has none.
+    """The images directly in a folder, sorted by name; InputError when it is missing or has none, naming the folders in
+    it that have some.
 
     The confidence NAME.confidence.png that `difix fix` writes beside NAME.png belongs to it and is no image of its own.
     """
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}; name one that holds images.")
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    found = _images(folder)
     beside = {f"{path.stem}{CONFIDENCE}" for path in found if path.suffix == ".png"}
     found = [path for path in found if path.name not in beside]
     if not found:
-        raise InputError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); name another folder.")
+        folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+        inside = [path.name for path in folders if _images(path)]
+        cure = f"name one of those in it that do: {', '.join(inside)}" if inside else "name another folder"
+        raise InputError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); {cure}.")
     return found
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
 
 
 def image_size(path: Path) -> tuple[int, int]:
