@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from difixcli.fixer.alignment import align_references, register_references
+from difixcli.fixer.alignment import MOST_SAMPLES, _flow, _sample_photo, _steps, align_references, register_references
 
 H, W, FOCAL = 96, 144, 120.0
 
@@ -78,8 +78,11 @@ def test_a_wall_seen_from_elsewhere_lands_on_the_wall(reference: torch.Tensor, r
     color, aligned, visibility = aligned_wall(register, reference)
     seen = visibility > 0.9
     assert seen.float().mean() > 0.6
-    # what remains is interpolation of the pattern, and a fraction of a pixel that flow moves it
-    assert (aligned - color).abs()[:, seen].max() < (0.03 if register else 0.01)
+    # what remains is interpolation of the pattern; in the outermost three rows flow may move it a tenth of a pixel
+    # (with repeated borders it would not, but real renders' borders lost half a dB by that)
+    error = (aligned - color).abs().amax(0) * seen
+    assert error[3:-3, 3:-3].max() < 0.01
+    assert error.max() < (0.03 if register else 0.01)
 
 
 def test_a_reference_of_twice_the_size_is_averaged_and_stays_in_place() -> None:
@@ -234,3 +237,64 @@ def test_a_finer_photo_of_the_same_view_is_averaged_exactly(times: int) -> None:
         register=False,
     )
     assert (aligned[0, 0] - wanted).abs()[:, 2:-2, 2:-2].max() < 1e-3
+
+
+def affine_grid(matrix: torch.Tensor, size: tuple[int, int], photo: tuple[int, int]) -> torch.Tensor:
+    """(H, W, 2) normalised positions in the middle of a photo, `matrix` (2, 2) of its pixels apart."""
+    rows, columns = (torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in size)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    places = torch.stack([x, y], -1) @ matrix.double().T
+    return (places * 2 / torch.tensor([photo[1], photo[0]], dtype=torch.float64)).float()
+
+
+def turned(angle: float, across: float, down: float) -> torch.Tensor:
+    c, s = math.cos(angle), math.sin(angle)
+    return torch.tensor([[c, -s], [s, c]]) @ torch.diag(torch.tensor([float(across), float(down)]))
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.4, 2.0])
+@pytest.mark.parametrize(("across", "down"), [(0.5, 0.5), (1.0, 1.0), (2.0, 2.0), (1.0, 3.0), (5.0, 5.0), (9.0, 4.0)])
+def test_a_ramp_stays_a_ramp_however_photos_are_scaled_and_turned(angle: float, across: float, down: float) -> None:
+    """The mean over any pixel of what rises evenly is its value at the pixel's centre."""
+    size, photo = (12, 16), (200, 240)
+    grid = affine_grid(turned(angle, across, down), size, photo)
+    y, x = torch.meshgrid(torch.arange(200) + 0.5, torch.arange(240) + 0.5, indexing="ij")
+    ramp = torch.stack([x / 240, y / 200, 1 - (x + y) / 440])
+    u, v = (grid[..., 0] + 1) / 2, (grid[..., 1] + 1) / 2
+    wanted = torch.stack([u, v, 1 - (240 * u + 200 * v) / 440])
+    found = _sample_photo(ramp, grid, torch.ones(size))
+    pixel = max(across, down, 1.0) / 200  # what the ramp rises by in a pixel
+    assert (found - wanted).abs().max() < 0.06 * pixel  # bicubic kernels move what they sample by up to a twentieth
+
+
+@pytest.mark.parametrize("times", [1, 2, MOST_SAMPLES, 2 * MOST_SAMPLES, 6 * MOST_SAMPLES])
+def test_no_pixel_of_a_finer_photo_is_passed_over(times: int) -> None:
+    """Detail finer than the grid is averaged away, whatever its phase; what is coarser than that is kept."""
+    size, photo = (12, 16), (12 * times, 16 * times)
+    grid = affine_grid(turned(0.0, times, times), size, photo)
+    y, x = torch.meshgrid(torch.arange(photo[0]), torch.arange(photo[1]), indexing="ij")
+    if times > 1:
+        fine = ((x + y) % 2).float().expand(3, -1, -1)
+        assert (_sample_photo(fine, grid, torch.ones(size)) - 0.5).abs().max() < 0.06  # the mean of 3 × 3 is 5 / 9
+    coarse = (0.5 + 0.4 * torch.sin((x + 0.5) / times * 0.3)).expand(3, -1, -1)
+    wanted = 0.5 + 0.4 * torch.sin((torch.arange(16) + 0.5) * 0.3)
+    assert (_sample_photo(coarse, grid, torch.ones(size)) - wanted)[:, 2:-2, 2:-2].abs().max() < 0.02
+
+
+def test_a_torn_grid_takes_the_smaller_step() -> None:
+    """At a depth edge no pixel's kernel reaches across, and what a photo shows between is not mixed in."""
+    places = torch.tensor([0.0, 1, 2, 3, 20, 21, 22]) * 0.02
+    grid = torch.stack([places.expand(5, 7), torch.zeros(5, 7)], -1)
+    torch.testing.assert_close(_steps(grid, 1)[..., 0], torch.full((5, 7), 0.02))
+    assert not _steps(grid, 0).any() and not _steps(grid[:1], 0).any()
+    photo = torch.zeros(3, 100, 100)
+    photo[:, :, 56:] = 1  # the near side ends at 0.06, that is column 53; the far one begins at 0.4, column 70
+    found = _sample_photo(photo, grid, torch.ones(5, 7))
+    assert found[..., :4].max() < 1e-6 and found[..., 4:].min() > 1 - 1e-6
+
+
+def test_flow_is_right_to_a_fraction_of_a_pixel() -> None:
+    y, x = torch.meshgrid(torch.arange(H) / 20, torch.arange(W) / 20, indexing="ij")
+    images = [(255 * pattern(x + shift / 20, y).mean(0)).round().to(torch.uint8).numpy() for shift in (0.0, 0.5)]
+    error = (torch.from_numpy(_flow(images[1], images[0])) - torch.tensor([0.5, 0.0])).norm(dim=-1)
+    assert error.median() < 0.03 and error[5:-5, 5:-5].max() < 0.1

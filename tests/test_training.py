@@ -12,20 +12,23 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import takewhile
+from itertools import permutations, takewhile
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from commands import difix, done, refused
 from PIL import Image
+from safetensors.torch import load_file
 from test_fixer_inference import raw_network
 from torch.utils.data import DataLoader
 
 from difixcli.errors import InputError
 from difixcli.fixer import Fixer, new_small_fixer
 from difixcli.training import TrainingOptions, finetune
+from difixcli.training.augmentation import improved, misled
 from difixcli.training.batches import Plan, TrainingBatches
 from difixcli.training.finetune import _Training
 from difixcli.training.losses import GRAM_WEIGHTS, FixerLoss, gram_distance
@@ -33,7 +36,7 @@ from difixcli.training.options import learning_rate, parsed_options, with_option
 from difixcli.training.pairs import PairStore, inspect_pairs, read_manifests
 from difixcli.training.parts import with_rank
 from difixcli.training.streaming import Lane, StreamedBatches
-from difixcli.training.synthetic import PhotoPairs, synthesise
+from difixcli.training.synthetic import PhotoPairs, Sample, synthesise
 
 FAST = {"batch": 2, "crop": 32, "window": 32, "checkpoint_every": 1000, "validate_every": 1000, "log_every": 1}
 
@@ -328,6 +331,102 @@ def test_references_of_another_tone_show_the_same_things(pairs: Path) -> None:
                 order = target[channel].argsort()
                 assert bool((reference[channel][order].diff() >= -1e-6).all())
     assert 8 <= changed <= 32  # of 40 samples, half
+
+
+def numbered_sample(side: int = 20, views: int = 2) -> Sample:
+    """A sample of noise, whose references' red and green say which pixel they are, as does their visibility."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:side, :side].astype(np.float32) / side
+    view = np.stack([rows, columns, np.zeros_like(rows)], axis=-1)
+    references = np.stack([view + np.float32([0, 0, v / views]) for v in range(views)])
+    visibility = (references[..., 0] + references[..., 1] / side).astype(np.float32)
+    images = rng.random((2, side, side, 3), np.float32)
+    return Sample(images[0], images[1], references, visibility, rng.random((side, side), np.float32))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_improved_renders_lie_between_render_and_photo(share: float) -> None:
+    """In half of them nothing is left of what is wrong, in the others at most 60 %, the same part everywhere."""
+    sample = numbered_sample()
+    wrong = sample.render - sample.target
+    left = []
+    for seed in range(400):
+        found = improved(sample, share, np.random.default_rng(seed))
+        part = float((found.render - sample.target).ravel() @ wrong.ravel() / (wrong.ravel() @ wrong.ravel()))
+        np.testing.assert_allclose(found.render, sample.target + part * wrong, atol=1e-6)
+        assert all(a is b for a, b in zip(found[1:], sample[1:], strict=True)) and found.render.dtype == np.float32
+        if found.render is not sample.render:
+            left.append(part)
+    assert abs(len(left) / 400 - share) <= 0.06
+    if left:
+        partly = [part for part in left if part > 1e-6]
+        assert max(left) <= 0.6 and 0.35 < len(partly) / len(left) < 0.65 and 0.2 < np.mean(partly) < 0.4
+
+
+def test_misleading_references_are_another_place_of_the_same_photos() -> None:
+    """They are turned around and moved by at least a quarter, all alike, and what they claim to see with them."""
+    sample, side, others = numbered_sample(), 20, 0
+    for seed in range(60):
+        found = misled(sample, 1.0, np.random.default_rng(seed))
+        assert found.render is sample.render and found.target is sample.target and found.opacity is sample.opacity
+        before, after = (np.sort(x.references.reshape(-1, 3), axis=None) for x in (sample, found))
+        np.testing.assert_array_equal(before, after)
+        # visibility says where every pixel comes from
+        row, column = np.divmod(np.rint(found.visibility * side * side).astype(int), side)
+        shift = [(place[:, 0, 0] + 1) % side for place in (row, column)]
+        assert (np.concatenate(shift) >= side // 4).all() and (np.concatenate(shift) < side - side // 4).all()
+        for place, axis in ((row, 1), (column, 2)):  # to the left of each pixel stands its right neighbour
+            assert (np.diff(place, axis=axis) % side == side - 1).all()
+            assert (place == place[:1]).all()
+        source = sample.references[np.arange(2)[:, None, None], row, column]
+        orders = [o for o in permutations(range(3)) if np.array_equal(source[..., o], found.references)]
+        assert len(orders) == 1  # the same change of colours everywhere
+        others += orders[0] != (0, 1, 2)
+    assert 15 <= others <= 35  # of half of the samples one in six orders is the old one
+
+
+def test_few_samples_are_misled_and_none_without_references() -> None:
+    sample = numbered_sample()
+    changed = sum(misled(sample, 0.2, np.random.default_rng(seed)) is not sample for seed in range(400))
+    assert 55 <= changed <= 105
+    alone = sample._replace(references=sample.references[:0], visibility=sample.visibility[:0])
+    assert misled(alone, 1.0, np.random.default_rng(0)) is alone
+
+
+def test_what_a_second_pass_changes_is_a_term_of_every_fourth_step(pairs: Path, tmp_path: Path) -> None:
+    options = {**FAST, "perceptual_weight": 0.0, "iterations": 9, "learning_rate": 0.0, "ema": 0.0, "signs_every": 1000}
+    for weight in (0.0, 2.0):
+        finetune([pairs], "tiny", tmp_path / f"{weight}", idempotence_weight=weight, **options)
+    records = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("0.0", "2.0")
+    ]
+    without, with_it = ([r for r in log if r["event"] == "step"] for log in records)
+    assert [r["step"] for r in with_it if "again" in r] == [0, 4, 8] and not any("again" in r for r in without)
+    for one, other in zip(without, with_it, strict=True):  # the weights stay what they are
+        assert other["loss"] == pytest.approx(one["loss"] + other.get("again", 0), rel=1e-5)
+
+    chosen = with_options(TrainingOptions.for_small(), {**options, "idempotence_weight": 2.0}, "cpu")
+    training = _Training(new_small_fixer("tiny"), chosen, tmp_path / "one", "cpu", None)
+    training.load_data([str(pairs)], None, False, "tiny")
+    batch = next(iter(training.loader)).batch
+    beside = (batch.references, batch.opacity, batch.visibility)
+    network = new_small_fixer("tiny").network.train()
+    training.network.train()
+    output = network(batch.images, *beside)
+    for factor in (1, 3):  # of three times the output some is beyond [0, 1]
+        first = (factor * output).detach().clamp(0, 1)
+        changed = training._changed_again(factor * output, batch, None)
+        torch.testing.assert_close(changed, (network(first, *beside) - first).abs().mean())
+        assert changed > 1e-3
+        if factor == 1:
+            assert with_it[0]["again"] == pytest.approx(2 * changed.item(), rel=1e-4)
+    training.journal.close()
+    # the second pass learns to keep the first one's output; the first does not learn to be kept
+    assert torch.autograd.grad(changed, output, retain_graph=True, allow_unused=True)[0] is None
+    changed.backward()
+    assert all(bool(w.grad.isfinite().all()) for w in training.weights if w.grad is not None)
+    assert any(bool(w.grad.any()) for w in training.weights if w.grad is not None)
 
 
 def test_small_images_make_small_crops_and_few_smaller_ones_are_left_out(pairs: Path, tmp_path: Path) -> None:
@@ -825,14 +924,47 @@ def test_processes_agree_about_lanes_and_signs(tars: Path, tmp_path: Path) -> No
     training.journal.close()
 
 
-def test_the_bundled_recipe_asks_for_options_that_exist() -> None:
+def bundled_recipe() -> ModuleType:
     path = Path(__file__).parents[1] / "recipes" / "bundled_fixer" / "train.py"
     spec = importlib.util.spec_from_file_location("train", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    asked = []
+    return module
+
+
+def test_the_bundled_recipe_asks_for_options_that_exist() -> None:
+    module, asked = bundled_recipe(), []
     for name, _, _, options in module.stages(Path("out")):
         chosen = with_options(TrainingOptions.for_small(), {**module.COMMON, **options}, "cpu")
-        asked.append((name, chosen.iterations, chosen.crop, chosen.photo_share))
-    assert asked[0] == ("synthetic", 500, 96, 0.5) and asked[-1] == ("real-d", 1600, 112, 0.1)
+        asked.append((name, chosen.iterations, chosen.crop, chosen.photo_share, chosen.improved_share))
+    assert asked[0] == ("synthetic", 500, 96, 0.5, 0) and asked[-2] == ("real-d", 1600, 112, 0.1, 0)
+    assert asked[-1] == ("strong", 1400, 112, 0.1, 0.25)
+
+
+def test_the_bundled_recipe_runs_to_its_end_and_mixes(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own stages, on pairs of a toy's size and a step each; the weights lie between those of the last two."""
+    module = bundled_recipe()
+    made, output = module.stages, tmp_path / "out"
+    for i in range(3):
+        save(tmp_path / "photos" / f"{i}.png", texture(i, 64, 80))
+    for manifest in {path for _, _, manifests, _ in made(output) for path in manifests}:
+        shutil.copytree(pairs, manifest.parent)
+    short = {"iterations": 1, "crop": 32, "window": 32, "warm_up": 1, "validation_pairs": 1}
+    monkeypatch.setattr(module, "stages", lambda out: tuple((n, b, p, {**o, **short}) for n, b, p, o in made(out)))
+    module.main(tmp_path / "photos", output)
+    one, other, bundled = (load_file(output / n / "model.safetensors") for n in ("real-d", "strong", "bundled"))
+    share, apart = module.STRONG_SHARE, 0.0
+    assert 0 < share < 1 and one.keys() == other.keys() == bundled.keys()
+    for name, weight in bundled.items():
+        assert weight.dtype == torch.float16
+        between = (1 - share) * one[name].float() + share * other[name].float()
+        torch.testing.assert_close(weight.float(), between, rtol=1e-3, atol=1e-6)
+        apart = max(apart, float((one[name] - other[name]).abs().max()))
+    assert apart > 1e-5
+    fixer, half = Fixer.from_pretrained(output / "bundled"), Fixer.from_pretrained(output / "strong")
+    assert fixer.config == half.config
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert fixer(image).shape == image.shape

@@ -47,10 +47,11 @@ def align_references(
 ) -> tuple[Tensor, Tensor]:
     """The references as they look from the render's camera, and where that is believable.
 
-    Every pixel of the render is unprojected with its depth, projected into each reference and the photo sampled
-    there, reduced first if its pixels are finer than the render's. A pixel is visible where the projection falls inside
-    the photo, in front of its camera, and either the reference's rendered depth (if given) agrees within a soft
-    relative tolerance or the photo's colour there agrees with the render's.
+    Every pixel of the render is unprojected with its depth and projected into each reference. The photo is sampled
+    there once, at its full size: the mean over what the pixel covers, whose extent is the step to where its neighbours
+    are projected (of photos more than `MOST_SAMPLES` times as fine, blocks are averaged first). A pixel is visible
+    where the projection falls inside the photo, in front of its camera, and either the reference's rendered depth (if
+    given) agrees within a soft relative tolerance or the photo's colour there agrees with the render's.
 
     With `register`, dense optical flow then moves each reference onto the render by a few pixels, only where that
     makes them agree better. And where flow alone, from the render to the photo and back (see `register_references`), is

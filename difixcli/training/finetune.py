@@ -141,7 +141,6 @@ class _Training:
             options.gram_start,
             options.window,
             str(self.accelerator.device),
-            options.detail_weight,
         )
         self.step = self.saved_step = 0
         self.seconds = 0.0
@@ -306,7 +305,7 @@ class _Training:
             last = number == options.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 output = self.model(batch.images, batch.references, batch.opacity, batch.visibility, noise)
-                loss, parts = self.loss(output, batch.targets, self.step, batch.images)
+                loss, parts = self.loss(output, batch.targets, self.step)
                 if options.idempotence_weight > 0 and self.step % _AGAIN_EVERY == 0:
                     parts["again"] = options.idempotence_weight * self._changed_again(output, batch, noise)
                     loss = loss + parts["again"]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difixcli.errors import InputError
@@ -29,24 +28,6 @@ def gram_distance(features: Sequence[Tensor], others: Sequence[Tensor]) -> Tenso
         size = one[0].numel()
         total = total + weight / size * (_gram(one) - _gram(other)).square().mean(dim=(1, 2))
     return total
-
-
-def lost_detail(output: Tensor, target: Tensor, render: Tensor) -> Tensor:
-    """How much of the fine detail that render and target both have is missing in the output; images (B, 3, H, W).
-
-    Detail is the local standard deviation of what is finer than about two pixels, the mean of the three channels. A
-    blend of pictures that lie a fraction of a pixel apart keeps a low pixel distance and loses this.
-    """
-    with torch.no_grad():
-        wanted = torch.minimum(_detail(target), _detail(render.float()))
-    return (wanted - _detail(output)).clamp(min=0).mean()
-
-
-def _detail(images: Tensor) -> Tensor:
-    """(B, 1, H, W) local standard deviation of fine detail."""
-    fine = images - F.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
-    power = F.avg_pool2d(fine.square().mean(1, keepdim=True), 7, 1, 3, count_include_pad=False)
-    return (power + 1e-6).sqrt()  # its slope at zero is infinite
 
 
 def _gram(features: Tensor) -> Tensor:
@@ -73,7 +54,6 @@ class FixerLoss(nn.Module):
         gram_start: the first step with the Gram term; the release switches it on after 2,000.
         window: the perceptual and Gram terms see one random window of this many pixels a step (0: everything); the
             release does so with 400 pixels. They cost many times what a small fixer costs itself.
-        detail_weight: factor of `lost_detail`.
     """
 
     def __init__(
@@ -85,14 +65,13 @@ class FixerLoss(nn.Module):
         gram_start: int = 2000,
         window: int = 0,
         device: str = "cpu",
-        detail_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if pixel not in ("l1", "l2"):
             raise InputError(f"There is no pixel loss {pixel!r}; use l1 or l2.")
         self.pixel, self.perceptual = pixel, perceptual
         self.perceptual_weight, self.gram_weight, self.gram_start = perceptual_weight, gram_weight, gram_start
-        self.window, self.detail_weight = window, detail_weight
+        self.window = window
         # in a tuple, so that the shared networks are no part of this module's parameters
         self._networks = (
             _perceptual_network(perceptual, device) if perceptual_weight > 0 else None,
@@ -100,17 +79,10 @@ class FixerLoss(nn.Module):
             shared_network("st_lpips", "vgg", device) if gram_weight > 0 else None,
         )
 
-    def forward(
-        self, output: Tensor, target: Tensor, step: int, render: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch (B, 3, H, W) in [0, 1] at a training step, and its terms by name (weights included).
-
-        `render` (B, 3, H, W) is what the output was made from; without it there is no term for lost detail.
-        """
+    def forward(self, output: Tensor, target: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch (B, 3, H, W) in [0, 1] at a training step, and its terms by name (weights included)."""
         difference = output.float() - target
         parts = {"pixel": difference.abs().mean() if self.pixel == "l1" else difference.square().mean()}
-        if self.detail_weight > 0 and render is not None:
-            parts["detail"] = self.detail_weight * lost_detail(output.float(), target, render)
         distance, vgg = self._networks
         output, target = self._cut(output.float(), target, step)
         if distance is not None:

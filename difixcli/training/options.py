@@ -74,8 +74,6 @@ class TrainingOptions:
     """Share of the samples whose render is moved towards its photo, half of these all the way: to be left alone."""
     misled_share: float = 0.0
     """Share of the samples beside references that show something else."""
-    detail_weight: float = 0.0
-    """Factor of a term against detail that both render and photo have and the output lost."""
     idempotence_weight: float = 0.0
     """Factor of a term, in every fourth step, for what a second pass changes of the output."""
     validate_every: int = 500
@@ -120,7 +118,6 @@ class TrainingOptions:
             reference_tone=0.15,
             improved_share=0.2,
             misled_share=0.05,
-            detail_weight=0.5,
             idempotence_weight=1.0,
             workers=4 if device.startswith("cuda") else 0,
         )

@@ -22,4 +22,13 @@ for scene in $HELD_OUT; do held="$held --test-scene $(basename "$scene")"; done
 difix curate $HELD_OUT $held --method splatfacto --iterations 500 --split every:4 --seed 3 -o "$OUTPUT/pairs-held-out"
 difix curate $HELD_OUT $held --method nerfacto --iterations 700 --split every:4 -o "$OUTPUT/pairs-held-out-nerf"
 
+# renders of well-trained models: from the photos of the training and of the held-out views, early and at the end
+difix curate $SCENES --strategy underfit --split every:4 --iterations 3000 --stop 27% --stop 99.9% --keep perfect --size 240 \
+    -o "$OUTPUT/pairs-strong-splats"
+difix curate $SCENES --strategy underfit --method nerfacto --split every:3 --iterations 1000 --stop 70% --stop 99.9% --size 240 \
+    -o "$OUTPUT/pairs-strong-nerf"
+keep="--keep perfect --keep failed --keep blurred"
+difix curate $HELD_OUT $held --split test-every:8 --split every:4 --iterations 3000 --size 240 $keep -o "$OUTPUT/pairs-held-out-strong"
+difix curate $HELD_OUT $held --method nerfacto --split every:4 --iterations 1000 --size 240 $keep -o "$OUTPUT/pairs-held-out-strong-nerf"
+
 python "$(dirname "$0")/train.py" "$PHOTOS" "$OUTPUT"

@@ -1,4 +1,6 @@
-"""The five stages of the bundled fixer's training; each goes on from where it was stopped."""
+"""The stages of the bundled fixer's training; each goes on from where it was stopped. What is bundled lies between the
+last two: see `mixed`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,11 @@ import torch
 from difixcli.fixer import Fixer
 from difixcli.training import finetune
 
-COMMON = {"crop": 112, "window": 56, "validation_pairs": 9, "learning_rate": 3e-4}
+# the last stage alone has renders moved towards their photos, references that mislead, and the second pass's term
+COMMON = {"crop": 112, "window": 56, "validation_pairs": 9, "learning_rate": 3e-4, "improved_share": 0.0,
+          "misled_share": 0.0, "idempotence_weight": 0.0}  # fmt: skip
+STRONG_SHARE = 0.5
+"""How much of the bundled weights is of the stage on well-trained renders; the rest is of the one before it."""
 
 
 def stages(output: Path) -> tuple[tuple[str, str | Path, list[Path], dict[str, Any]], ...]:
@@ -20,6 +26,8 @@ def stages(output: Path) -> tuple[tuple[str, str | Path, list[Path], dict[str, A
     pairs = [output / name / "data.json" for name in ("pairs-350", "pairs-900", "pairs-nerf")]
     wider = [output / "pairs-wider" / "data.json"]
     held_out_nerf = output / "pairs-held-out-nerf" / "data.json"
+    strong = [output / f"pairs-{name}" / "data.json" for name in ("strong-splats", "strong-nerf")]
+    held_out_strong = [output / f"pairs-held-out-{name}" / "data.json" for name in ("strong", "strong-nerf")]
     return (
         ("synthetic", "tiny", [], {"iterations": 500, "crop": 96, "window": 48, "learning_rate": 4e-4,
                                    "perceptual_weight": 0.1}),
@@ -33,7 +41,24 @@ def stages(output: Path) -> tuple[tuple[str, str | Path, list[Path], dict[str, A
         ("real-d", output / "real-c", [*pairs, *wider, held_out, held_out_nerf],
          {"iterations": 1600, "learning_rate": 2.5e-4, "warm_up": 30, "photo_share": 0.1, "perceptual_weight": 0.12,
           "ema": 0.995, "validate_every": 400, "validation_pairs": 17}),
+        ("strong", output / "real-d", [*strong, *held_out_strong],
+         {"iterations": 1400, "window": 72, "warm_up": 50, "photo_share": 0.1, "perceptual_weight": 0.5, "ema": 0.998,
+          "improved_share": 0.25, "misled_share": 0.05, "idempotence_weight": 1.0, "validate_every": 350,
+          "validation_pairs": 24}),
     )  # fmt: skip
+
+
+def mixed(one: Fixer, other: Fixer, share: float) -> Fixer:
+    """The other fixer with weights (1 - share) · one + share · other, of two that training made of the same one.
+
+    WiSE-FT (Wortsman et al., CVPR 2022): between weights and what fine-tuning makes of them there are some that keep
+    much of what either does well; here one mends bad renders and the other leaves good ones alone.
+    """
+    theirs = other.network.state_dict()
+    weights = {name: torch.lerp(value.float(), theirs[name].float(), share)
+               for name, value in one.network.state_dict().items()}  # fmt: skip
+    other.network.load_state_dict(weights)
+    return other
 
 
 def main(photos: Path, output: Path) -> None:
@@ -41,7 +66,8 @@ def main(photos: Path, output: Path) -> None:
     for name, base, manifests, options in stages(output):
         results = finetune(manifests, base, output / name, photos=photos, **{**COMMON, **options})
         print(name, results["validation"])
-    fixer = Fixer.from_pretrained(output / "real-d")
+    last, strong = (Fixer.from_pretrained(output / name) for name in ("real-d", "strong"))
+    fixer = mixed(last, strong, STRONG_SHARE)
     fixer.network.half()
     fixer.save_pretrained(output / "bundled")
 
