@@ -16,7 +16,7 @@ from difixcli.training import finetune
 # the last stage alone has renders moved towards their photos, references that mislead, and the second pass's term
 COMMON = {"crop": 112, "window": 56, "validation_pairs": 9, "learning_rate": 3e-4, "improved_share": 0.0,
           "misled_share": 0.0, "idempotence_weight": 0.0}  # fmt: skip
-STRONG_SHARE = 0.5
+STRONG_SHARE = 0.7
 """How much of the bundled weights is of the stage on well-trained renders; the rest is of the one before it."""
 
 
