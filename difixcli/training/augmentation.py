@@ -40,8 +40,9 @@ def improved(sample: Sample, share: float, rng: np.random.Generator) -> Sample:
 def misled(sample: Sample, share: float, rng: np.random.Generator) -> Sample:
     """With probability `share` the sample beside references that show something else, while visibility says they fit.
 
-    Their pixels come from elsewhere in the same photos: turned around, moved by at least a quarter of the crop, and
-    half of the time in other colours. Photos of something else must be found out by what they show.
+    Their pixels come from elsewhere in the same photos: turned around, then moved by at least a quarter of the crop
+    (round its border), and half of the time with their channels permuted. Photos of something else must be found out by
+    what they show.
     """
     if rng.random() >= share or not len(sample.references):
         return sample
