@@ -19,6 +19,8 @@ from difixcli.images import as_pixels, as_planes, enlarged, reduced, resized
 from difixcli.priors.super_resolution.network import SuperResolutionConfig, SuperResolutionNetwork
 from difixcli.runs import read_image, write_image
 from difixcli.scenes import load_photo, load_scene
+from difixcli.training import train_super_resolver
+from difixcli.training.super_resolution_runs import scene_views, view_crop
 
 TOY = ("--prior", "super-resolution", "--upscale", "2", "--iterations", "40", "--rounds", "2", "--further", "20")
 TOY += ("--set", "max_gaussians=400", "--json")
@@ -123,6 +125,39 @@ def test_a_run_is_enhanced_by_its_super_resolver(compared: tuple[Path, dict], tm
     told(difix("enhance", folder, "--trajectory", "spiral:3", "-o", tmp_path / "path", "--json"))
     assert max(read_image(tmp_path / "path" / "frame_00001.png").shape) == 96
     refused(difix("enhance", folder, "--fixer", "tiny"), "leave --fixer out")
+
+
+def test_super_resolvers_train_on_what_a_run_shows(
+    compared: tuple[Path, dict], photos: list[Path], tmp_path: Path
+) -> None:
+    """Photo, truth and render of a view belong together, cut and turned alike; the last of several runs validates."""
+    folder, _ = compared
+    views = scene_views(folder, 2)
+    entries = json.loads((folder / "rounds" / "02" / "round.json").read_text())["views"]
+    assert len(views) == len(entries)
+    shown = read_image(folder / "rounds" / entries[0]["files"]["render"])
+    assert np.abs(views[0].render / 255 - shown).max() < 0.6 / 255
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        crop = view_crop(views, 32, 2, rng)
+        assert crop["photo"].shape == (16, 16, 3) and crop["render"].shape == crop["truth"].shape == (32, 32, 3)
+        assert np.abs(as_pixels(reduced(as_planes(crop["truth"]), 2)) - crop["photo"]).mean() < 1.5 / 255
+    other = shutil.copytree(folder, tmp_path / "other")
+    options = {"factor": 2, "channels": 8, "blocks": 1, "batch": 2, "crop": 32, "perceptual_weight": 0.0}
+    source = tmp_path / "photos"
+    source.mkdir()
+    for path in photos[:3]:
+        shutil.copy(path, source)
+    made = train_super_resolver(
+        [], "scratch", tmp_path / "out", photos=source, runs=[folder, other], iterations=2, **options
+    )
+    assert made["photos"]["views"] == len(views) and made["photos"]["test"] == min(len(views), 20)
+    line = ["finetune", folder, "--task", "super-resolution", "--base", "scratch", "--photos", source, "--crop", 32]
+    line += ["--iterations", 1, "--set", "factor=2", "--set", "channels=8", "--set", "blocks=1", "--device", "cpu"]
+    assert told(difix(*line, "-o", tmp_path / "by-command", "--json"))["results"]["photos"]["views"] == len(views)
+    refused(
+        difix(*line, "--set", "factor=4", "-o", tmp_path / "four"), "cannot be trained on", "--upscale 4 --reduce 4"
+    )
 
 
 def test_without_reduction_figures_are_at_the_photos_size(room: Path, network: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_loss_falls_and_the_result_loads(folder: Path, tmp_path: Path) -> None:
     assert set(validation) == {"bicubic", "unsharp", "render", "alone", "beside_render"}
     assert validation["alone"]["psnr"] > validation["bicubic"]["psnr"]
     assert validation["beside_render"]["psnr"] > validation["alone"]["psnr"]
-    assert results["photos"] == {"folder": 3, "scenes": 0, "test": 1, "dropped": 0}
+    assert results["photos"] == {"folder": 3, "scenes": 0, "views": 0, "test": 1, "dropped": 0}
     assert network(torch.rand(1, 3, 10, 12)).shape == (1, 3, 40, 48)
     grid = np.asarray(Image.open(output / "validation" / "0000060.png"))
     assert grid.shape == (72, 80 * 5, 3)  # bicubic, alone, truth, render, beside it
@@ -188,7 +188,13 @@ def test_the_command_trains_and_goes_on(folder: Path, arc: Path, tmp_path: Path)
     line = ["finetune", arc, "--task", "super-resolution", "--photos", folder, "--base", "scratch", *COMMAND]
     line += ["--device", "cpu", "-o", tmp_path / "out", "--json"]
     results = done(difix(*line, "--iterations", 2))
-    assert results["steps"] == 2 and results["photos"] == {"folder": 3, "scenes": 11, "test": 1, "dropped": 0}
+    assert results["steps"] == 2 and results["photos"] == {
+        "folder": 3,
+        "scenes": 11,
+        "views": 0,
+        "test": 1,
+        "dropped": 0,
+    }
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["state"] == "done" and record["arguments"]["task"] == "super-resolution"
     assert set(record["inputs"]) == {"photos", "scene arc"}
