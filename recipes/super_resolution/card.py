@@ -27,8 +27,8 @@ def main(line: Sequence[str] | None = None) -> None:
     parser.add_argument("output", type=Path, help="where the weights go, in half precision")
     parser.add_argument("--photos", type=Path, help="the folder that was trained on; every 75th of it was not")
     parser.add_argument("--scenes", nargs="*", default=[], help="scenes that were not trained on")
-    parser.add_argument("--count", type=int, default=4, help="photos of a scene, evenly spaced")
-    parser.add_argument("--side", type=int, default=384, help="pixels of the photos' middle that is measured")
+    parser.add_argument("--count", type=int, default=3, help="photos of a scene, evenly spaced")
+    parser.add_argument("--side", type=int, default=320, help="pixels of the photos' middle that is measured")
     given = parser.parse_args(line)
     torch.set_num_threads(1)  # on two cores a second thread only spins
     SuperResolutionNetwork.from_pretrained(given.trained).half().save_pretrained(given.output)
