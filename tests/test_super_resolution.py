@@ -76,7 +76,7 @@ def test_rounds_are_made_from_small_photos_and_agree_with_them(compared: tuple[P
         assert record["share"] == 1 and not record["kept"] and not record["dropped"]
         for view in record["views"]:
             # the first round waits for a render that is worth a look
-            assert view["terms"] == {"low_resolution:2": 1.0, **({"method": 1.0} if number == "02" else {})}
+            assert view["terms"] == {"low_resolution:2": 1.0, **({"method": 0.25} if number == "02" else {})}
             target, photo, render = (
                 as_planes(read_image(folder / "rounds" / view["files"][kind])) for kind in ("target", "photo", "render")
             )

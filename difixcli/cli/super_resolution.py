@@ -169,9 +169,11 @@ def distill_larger(request: Request, enlargement: Enlargement) -> None:
 
 
 def own_terms(enlargement: Enlargement) -> dict[str, float]:
-    """The paper's loss: the method's own against the large image, and the same against the photo, λ = 1."""
+    """The paper's loss, the method's own against the large image and the same against the photo, with other weights: its
+    λ = 1 takes from the detail that many photos together know (recipes/bench/RESULTS.md).
+    """
     operator = "" if enlargement.operator == "area" else f":{enlargement.operator}"
-    return {"method": 1.0, f"low_resolution:{enlargement.upscale}{operator}": 1.0}
+    return {"method": 0.25, f"low_resolution:{enlargement.upscale}{operator}": 1.0}
 
 
 def _arguments(plan: Settings, request: Request, size: int | None, rule: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ SCENES=$2
 OUTPUT=${3:-outputs/super-resolution}
 check_scenes "$SCENES"
 LARGER="--prior super-resolution --reduce 8 --upscale 4 --downscale bicubic --sr-update ${UPDATE:-posterior}"
+# the paper's weights, λ = 1
+LARGER="$LARGER --loss method=1 --loss low_resolution:4:bicubic=1"
 if [ -n "${SMOKE:-}" ]; then
   LARGER="$LARGER --sr ${SR:-bundled} --preset cpu --device cpu --size 256"
   LENGTH="--iterations 40 --rounds 2 --further 10"
