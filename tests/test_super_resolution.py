@@ -12,10 +12,9 @@ import torch
 from commands import difix, refused, told
 from test_masks import masked_scene
 
-from difixcli.distillation.settings import Enlargement
-from difixcli.distillation.super_resolution import small_and_large
 from difixcli.errors import InputError
 from difixcli.images import as_pixels, as_planes, enlarged, reduced, resized
+from difixcli.priors.super_resolution.enlargement import Enlargement, small_and_large
 from difixcli.priors.super_resolution.network import SuperResolutionConfig, SuperResolutionNetwork
 from difixcli.runs import read_image, write_image
 from difixcli.scenes import load_photo, load_scene

@@ -14,8 +14,9 @@ from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, fingerprint
 
 if TYPE_CHECKING:
-    from difixcli.distillation.settings import Enlargement, Settings
+    from difixcli.distillation.settings import Settings
     from difixcli.enhancement.runs import Cleaner
+    from difixcli.priors.super_resolution.enlargement import Enlargement
     from difixcli.priors.super_resolution.resolver import SuperResolver
     from difixcli.scenes.scene import Scene
 
@@ -54,8 +55,8 @@ def read_enlargement(
     upscale: int | None, resolver: str | None, reduce: int | None, operator: str | None, update: str | None
 ) -> Enlargement:
     """What was asked for, with defaults in place of what was not. Raises InputError for what there is none of."""
-    from difixcli.distillation.settings import Enlargement
     from difixcli.images import check_operator
+    from difixcli.priors.super_resolution.enlargement import Enlargement
     from difixcli.priors.super_resolution.schedule import UPDATES
 
     chosen = update or UPDATES[0]
@@ -83,7 +84,8 @@ def distill_larger(request: Request, enlargement: Enlargement) -> None:
 
     from difixcli.cli.distill import held, start_files
     from difixcli.distillation.settings import RAISED, Settings, read_terms
-    from difixcli.distillation.super_resolution import SuperResolution, further_iterations, small_and_large
+    from difixcli.distillation.super_resolution import SuperResolution, further_iterations
+    from difixcli.priors.super_resolution.enlargement import small_and_large
     from difixcli.reconstruction import default_iterations, draws_images, known_methods, method_config
     from difixcli.reconstruction.compilation import compile_ahead
     from difixcli.reconstruction.objective import check_terms
@@ -169,8 +171,9 @@ def distill_larger(request: Request, enlargement: Enlargement) -> None:
 
 
 def own_terms(enlargement: Enlargement) -> dict[str, float]:
-    """The paper's loss, the method's own against the large image and the same against the photo, with other weights: its
-    λ = 1 takes from the detail that many photos together know (recipes/bench/RESULTS.md).
+    """The paper's loss, the method's own against the large image and the same against the photo, with other weights.
+
+    Its λ = 1 takes from the detail that many photos together know (recipes/bench/RESULTS.md).
     """
     operator = "" if enlargement.operator == "area" else f":{enlargement.operator}"
     return {"method": 0.25, f"low_resolution:{enlargement.upscale}{operator}": 1.0}
@@ -195,8 +198,7 @@ def _tell(run: Run, request: Request, enlargement: Enlargement, title: str, resu
 
 def large_scene(scene: Scene, asked: dict[str, Any]) -> Scene:
     """A scene at the size of a run's result; `asked` is the enlargement that the run's record has."""
-    from difixcli.distillation.settings import Enlargement
-    from difixcli.distillation.super_resolution import small_and_large
+    from difixcli.priors.super_resolution.enlargement import Enlargement, small_and_large
 
     return small_and_large(scene, Enlargement(**asked))[1]
 

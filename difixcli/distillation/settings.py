@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from difixcli.distillation.schedule import Schedule
 from difixcli.errors import InputError, unknown
-from difixcli.images import Operator
-
-if TYPE_CHECKING:  # it imports torch
-    from difixcli.priors.super_resolution.schedule import Update
+from difixcli.priors.super_resolution.enlargement import Enlargement
 
 TRUSTS = ("supported", "all")
 DROP_BELOW = 0.7
@@ -58,22 +54,6 @@ PROFILES = {
         raised=0.0,
     ),
 }
-
-
-@dataclass(frozen=True)
-class Enlargement:
-    """What super-resolution is asked for.
-
-    The scene is trained at `upscale` times its photos' size, after these were made `reduce` times smaller by `operator`
-    (see `images.reduced`). `resolver` names the super-resolver, `update` how a diffusing one goes on from a render:
-    `posterior` (3DSR's release) or `paper`.
-    """
-
-    upscale: int
-    reduce: int
-    operator: Operator
-    resolver: str
-    update: Update
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,9 @@ import torch
 
 from difixcli.distillation.distill import COMPARED, LARGE, Distillation, Say
 from difixcli.distillation.prior import Context
-from difixcli.distillation.settings import Enlargement, Settings
+from difixcli.distillation.settings import Settings
 from difixcli.distillation.super_resolution_prior import IDENTICAL, photos_alone
 from difixcli.distillation.targets import PHOTOS
-from difixcli.errors import InputError
 from difixcli.evaluation.metrics import psnr
 from difixcli.images import as_pixels, as_planes, enlarged, reduced
 from difixcli.priors.super_resolution.resolver import by_itself, from_render
@@ -38,38 +37,12 @@ from difixcli.reconstruction import PseudoView, Reconstruction, is_splat, method
 from difixcli.reconstruction.presets import most_gaussians
 from difixcli.runs import Progress, Run, write_image
 from difixcli.scenes import load_mask, load_photo
-from difixcli.scenes.scene import Frame, Scene, Split
+from difixcli.scenes.scene import Scene, Split
 
 if TYPE_CHECKING:
     from difixcli.priors.super_resolution.resolver import SuperResolver
 
 LOW_RESOLUTION, SUPERSAMPLED, BICUBIC, PER_IMAGE = COMPARED
-
-
-def small_and_large(scene: Scene, enlargement: Enlargement) -> tuple[Scene, Scene]:
-    """The scene whose photos are `reduce` times smaller, and the one that is `upscale` times larger than that.
-
-    Sides that do not divide lose their rest: photos are resampled by less than a pixel of the small one.
-    Raises InputError where the large photos would be larger than what was reduced (there is no truth of that size), and
-    where nothing is left of the small ones.
-    """
-    up, down = enlargement.upscale, enlargement.reduce
-    if 1 < down < up:
-        raise InputError(
-            f"--reduce {down} leaves no photo that is {up} times larger to measure against; use --reduce {up} or more, "
-            "or leave it out."
-        )
-    small, large = [], []
-    for frame in scene.frames:
-        width, height = frame.camera.width // down, frame.camera.height // down
-        if min(width, height) < _SMALLEST:
-            raise InputError(
-                f"{frame.name} would have {width}×{height} pixels after --reduce {down}; at least {_SMALLEST} a side "
-                "are needed. Use a larger --size."
-            )
-        small.append(_resized(frame, width, height, enlargement))
-        large.append(_resized(frame, width * up, height * up, enlargement))
-    return replace(scene, frames=small), replace(scene, frames=large)
 
 
 def further_iterations(preset: str, photos: int, rounds: int) -> int:
@@ -89,12 +62,7 @@ def _own_overrides(settings: Settings, pixels: int) -> list[str]:
     return ["pipeline.model.rasterize_mode=antialiased", f"max_gaussians={most_gaussians(settings.preset, pixels)}"]
 
 
-_SMALLEST = 16
 _MOST_A_ROUND_CPU = 500
-
-
-def _resized(frame: Frame, width: int, height: int, enlargement: Enlargement) -> Frame:
-    return replace(frame, camera=frame.camera.resized(width, height), operator=enlargement.operator)
 
 
 class SuperResolution(Distillation):

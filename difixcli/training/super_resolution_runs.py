@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from difixcli.distillation.settings import Enlargement
-from difixcli.distillation.super_resolution import small_and_large
 from difixcli.errors import InputError
+from difixcli.priors.super_resolution.enlargement import Enlargement, small_and_large
 from difixcli.runs import read_image, read_json
 from difixcli.scenes import load_photo, load_scene
 
