@@ -148,6 +148,18 @@ def test_a_low_resolution_photo_stands_in_for_the_reduced_target() -> None:
     torch.testing.assert_close(loss, expected)
 
 
+def test_a_photo_that_its_terms_do_not_meet_is_refused(scene: Scene, tmp_path: Path) -> None:
+    made = create(scene, tmp_path / "run", "splatfacto")
+    view = view_of(scene, tmp_path)
+    view = replace(view, camera=view.camera.resized(64, 48))
+    write_image(view.image, np.zeros((48, 64, 3), np.float32))
+    for name, (height, width), message in (("half", (24, 32), "2 times smaller"), ("odd", (12, 32), "no whole part")):
+        write_image(tmp_path / f"{name}.png", np.zeros((height, width, 3), np.float32))
+        asked = replace(view, photo=tmp_path / f"{name}.png", terms={"low_resolution:4": 1.0})
+        with pytest.raises(InputError, match=message):
+            made.set_pseudo_views([asked], share=1.0)
+
+
 def test_the_perceptual_term_is_the_networks_distance_and_lowers_it() -> None:
     render, target, weight = (values.float() for values in pictures(48, 40))
     measure, network = find_term("perceptual").measure, shared_network("st_lpips", "vgg")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from commands import difix, refused, told
 from test_masks import masked_scene
+from test_super_resolvers import published  # noqa: F401
 
 from difixcli.errors import InputError
 from difixcli.images import as_pixels, as_planes, enlarged, reduced, resized
@@ -19,7 +20,8 @@ from difixcli.priors.super_resolution.network import SuperResolutionConfig, Supe
 from difixcli.runs import read_image, write_image
 from difixcli.scenes import load_photo, load_scene
 from difixcli.training import train_super_resolver
-from difixcli.training.super_resolution_runs import scene_views, view_crop
+from difixcli.training.super_resolution_runs import SceneView, scene_views, view_crop
+from difixcli.training.super_resolution_samples import view_batches
 
 TOY = ("--prior", "super-resolution", "--upscale", "2", "--iterations", "40", "--rounds", "2", "--further", "20")
 TOY += ("--set", "max_gaussians=400", "--json")
@@ -114,6 +116,26 @@ def test_going_back_a_round_gives_the_same_figures(compared: tuple[Path, dict], 
     assert again["results"] == said["results"] and again["agreement"] == said["agreement"]
 
 
+def test_a_diffusing_super_resolver_goes_on_from_its_latents(
+    room: Path,
+    published: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Rounds of the paper's update; what was not denoised yet comes back from the checkpoint, bit for bit."""
+    line = ["distill", room, "--prior", "super-resolution", "--sr", published, "--sr-update", "paper", "--reduce", "4"]
+    line += ["--size", "96", "--iterations", "20", "--rounds", "3", "--further", "6", "--split", "every:8"]
+    line += ["--set", "max_gaussians=400", "--json", "-o", tmp_path / "run"]
+    said = told(difix(*line))
+    targets = {path.name: path.read_bytes() for path in (tmp_path / "run" / "rounds" / "03").glob("*.target.png")}
+    assert len(targets) == 4
+    again = told(difix(*line, "--from-round", "3"))
+    assert again["results"] == said["results"]
+    for name, pixels in targets.items():
+        assert (tmp_path / "run" / "rounds" / "03" / name).read_bytes() == pixels
+        first = (tmp_path / "run" / "rounds" / "01" / name).read_bytes()
+        assert first != pixels
+
+
 def test_a_run_is_enhanced_by_its_super_resolver(compared: tuple[Path, dict], tmp_path: Path) -> None:
     """Along a path too, large, and without a look at the photos that were reduced."""
     folder, _ = compared
@@ -141,6 +163,11 @@ def test_super_resolvers_train_on_what_a_run_shows(
         crop = view_crop(views, 32, 2, rng)
         assert crop["photo"].shape == (16, 16, 3) and crop["render"].shape == crop["truth"].shape == (32, 32, 3)
         assert np.abs(as_pixels(reduced(as_planes(crop["truth"]), 2)) - crop["photo"]).mean() < 1.5 / 255
+    # also where the middle of an odd side would lie between pixels
+    odd = [SceneView(view.photo[:35], view.render[:70], view.truth[:70]) for view in views[:2]]
+    for batch in view_batches(odd, 2, 48):
+        assert batch.photos.shape[-2:] == (24, 24)
+        assert (reduced(batch.targets, 2) - batch.photos).abs().mean() < 1.5 / 255
     other = shutil.copytree(folder, tmp_path / "other")
     options = {"factor": 2, "channels": 8, "blocks": 1, "batch": 2, "crop": 32, "perceptual_weight": 0.0}
     source = tmp_path / "photos"
@@ -183,6 +210,16 @@ def test_radiance_fields_learn_large_views_beside_photos(room: Path, network: Pa
     assert json.loads((tmp_path / "run" / "rounds" / "01" / "round.json").read_text())["share"] == 0.8
 
 
+def test_a_scene_of_all_photos_is_made_without_figures(room: Path, network: Path, tmp_path: Path) -> None:
+    line = ["distill", room, *TOY, "--sr", network, "--size", "48", "--split", "all", "-o", tmp_path / "run"]
+    result = difix(*line)
+    assert told(result)["results"] == {} and "nothing is measured" in result.stderr
+    assert "enhance" in result.stderr
+    said = told(difix("enhance", tmp_path / "run", "--trajectory", "spiral:3", "-o", tmp_path / "path", "--json"))
+    assert said["results"]["frames"] == 3
+    assert max(read_image(tmp_path / "path" / "frame_00001.png").shape) == 96
+
+
 def test_sizes_divide_and_small_ones_are_refused(room: Path) -> None:
     scene = load_scene(str(room), 97)
     small, large = small_and_large(scene, Enlargement(2, 3, "area", "bundled", "posterior"))
@@ -220,8 +257,12 @@ def test_lines_that_make_no_sense(room: Path, network: Path, tmp_path: Path) -> 
     refused(difix(*line, "--sr", tmp_path / "none.pth"), "none.pth")
     refused(difix(*line, "--share", "0.5"), "--share")
     refused(difix(*line, "--upscale", "3"), "2 times larger, not 3")
-    refused(difix(*line, "--split", "all"), "all", "test")
-    refused(difix(*line, "--loss", "low_resolution:80=1"), "needs 80 pixels")
+    refused(difix(*line, "--split", "all", "--compare"), "all", "--compare")
+    refused(difix(*line, "--loss", "low_resolution:80=1"), "otherwise than the photos", "low_resolution:2")
+    refused(difix(*line, "--loss", "low_resolution:2=1", "--downscale", "bicubic"), "low_resolution:2:bicubic")
+    refused(difix(*line, "--rounds", "0"), "cannot be shared among 0 rounds")
+    refused(difix(*line, "--sr-update", "paper"), "--sr-update", "one step")
+    refused(difix(*line, "--start", network), "--further")
     assert difix(*line, "--upscale", "1").exit_code == 2
     assert not (tmp_path / "run" / "run.json").exists()
 

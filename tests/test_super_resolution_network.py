@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from difixcli.errors import InputError
 from difixcli.evaluation.metrics import psnr
 from difixcli.images import agreeing, enlarged, reduced
+from difixcli.priors.super_resolution.files import BUNDLED, resolver_files
 from difixcli.priors.super_resolution.network import (
-    BUNDLED,
     SuperResolutionConfig,
     SuperResolutionNetwork,
-    local_files,
 )
 from difixcli.runs import read_image
 
@@ -80,7 +79,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     loaded = SuperResolutionNetwork.from_pretrained(folder)
     assert loaded.config == SMALL and not loaded.training and loaded.factor == 4
     assert torch.equal(loaded(photos, renders), network(photos, renders))
-    assert [path.name for path in local_files(folder)] == ["config.json", "model.safetensors"]
+    assert [path.name for path in resolver_files(folder)] == ["config.json", "model.safetensors"]
     network.half().save_pretrained(folder)
     half = SuperResolutionNetwork.from_pretrained(folder)
     assert all(weight.dtype == torch.float32 for weight in half.parameters())

@@ -281,8 +281,8 @@ def test_a_network_that_takes_renders_gets_them(small: Small) -> None:
     state = resolver.advance(photo, state, render)
     image, again = resolver.estimate(photo, state)
     assert torch.allclose(image, agreeing(small(photo, render), photo, 4, "bicubic"), atol=2e-3)
-    # stopped between estimate and advance, or before the estimate: the same
-    assert torch.equal(resolver.estimate(photo, through_a_file(again))[0], image)
+    assert "render" not in again  # of every photo a large image in every checkpoint
+    # stopped before the estimate: the same
     assert torch.equal(resolver.estimate(photo, through_a_file(state))[0], image)
     with pytest.raises(ValueError, match="112×80"):
         resolver.advance(photo, state, picture(40, 56))

@@ -75,12 +75,17 @@ def distill(
     ] = "progressive",
     further: Annotated[
         int | None,
-        typer.Option(help="Iterations of all rounds together; as many as on photos.", min=1, rich_help_panel=ROUNDS),
+        typer.Option(
+            help="Iterations of all rounds together; as many as on photos (super-resolution: a sixth a round).",
+            min=1,
+            rich_help_panel=ROUNDS,
+        ),
     ] = None,
     rounds: Annotated[
         int | None,
         typer.Option(
-            help="How often views are proposed anew; 3 on a CPU, one per 2,000 iterations on a GPU.",
+            help="How often views are proposed anew; 3 on a CPU, one per 2,000 iterations on a GPU "
+            "(super-resolution: 4).",
             rich_help_panel=ROUNDS,
         ),
     ] = None,
@@ -101,7 +106,8 @@ def distill(
     share: Annotated[
         float | None,
         typer.Option(
-            help="Share of what the rounds train on that is pseudo-views; 0.5 on a CPU, 0.4 on a GPU.",
+            help="Share of what the rounds train on that is pseudo-views; 0.2 on a CPU, 0.4 on a GPU "
+            "(super-resolution: 0.8 of rays, all of images).",
             rich_help_panel=ROUNDS,
         ),
     ] = None,
@@ -135,7 +141,7 @@ def distill(
         list[str] | None,
         typer.Option(
             help="A loss term of pseudo-views and its weight: method=1 (default), l2=1, perceptual=0.1, "
-            "low_resolution:4=1; repeatable.",
+            "low_resolution:4=1; repeatable. Super-resolution: method=0.25 and low_resolution:4=1.",
             rich_help_panel=ROUNDS,
         ),
     ] = None,
@@ -237,7 +243,7 @@ def distill(
             raise InputError(f"{said[0]} says nothing to the prior {prior}, whose views are the photos'; leave it out.")
         request = Request(
             scene, method, split, start, iterations, further, rounds, share, loss or [], from_round, compare, size,
-            seed, preset, device, settings or [], output, force, as_json,
+            seed, preset, device, settings or [], output, force, as_json, sr_update is not None,
         )  # fmt: skip
         distill_larger(request, read_enlargement(upscale, sr, reduce, downscale, sr_update))
         return

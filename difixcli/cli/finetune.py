@@ -214,7 +214,7 @@ def _train_super_resolver(
     force: bool,
     as_json: bool,
 ) -> None:
-    from difixcli.priors.super_resolution.network import local_files
+    from difixcli.priors.super_resolution.files import resolver_files
     from difixcli.training import SuperResolutionOptions, processes, train_super_resolver
     from difixcli.training.options import SUPER_RESOLUTION_FREE
     from difixcli.training.super_resolution_runs import is_super_resolution_run, run_files
@@ -226,7 +226,7 @@ def _train_super_resolver(
     arguments: dict[str, Any] = {"task": Task.super_resolution.value, "base": base, "photos": photos}
     arguments["scenes"] = [scene_spec(scene) for scene in scenes]
     arguments |= {name: value for name, value in chosen.items() if name not in SUPER_RESOLUTION_FREE}
-    held = local_files(base)
+    held = resolver_files(base)
     inputs = scene_inputs(*loaded) | _photos_input(photos)
     inputs |= {f"run {folder}": fingerprint(run_files(folder)) for folder in runs}
     if held:
@@ -234,7 +234,9 @@ def _train_super_resolver(
     names = [scene.name for scene in loaded[:3]] or ["photos"]
     folder = output or Path("outputs") / "super-resolvers" / "-".join([file_name(base), *names])
     frames = [frame.image_path for scene in loaded for frame in scene.frames]
-    run = Run.open(folder, "finetune", arguments, inputs, force, reads=[*held, *frames, *([photos] if photos else [])])
+    run = Run.open(
+        folder, "finetune", arguments, inputs, force, reads=[*held, *frames, *runs, *([photos] if photos else [])]
+    )
     announce(run, base=base, scenes=[scene.name for scene in loaded], photos=photos, device=on)
     total = chosen.get("iterations", SuperResolutionOptions().iterations)
     with console.progress("train", total) as update:

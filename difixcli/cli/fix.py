@@ -35,7 +35,7 @@ from difixcli.cli.options import (
     SeedOption,
     SizeOption,
 )
-from difixcli.cli.outputs import announce, folder_beside
+from difixcli.cli.outputs import announce, beside_others, folder_beside
 from difixcli.errors import InputError
 from difixcli.runs import Run, fingerprint
 
@@ -96,6 +96,7 @@ def fix(
         of_images = {
             **{"--reference": reference, "--scene": scene, "--references": references, "--size": size},
             **{"--resize": resize, "--tile": tile, "--fill-unseen": fill_unseen, "--confidence": confidence},
+            **{"--upscale": upscale, "--sr": sr},
             **{"--compile": compiled, "--seed": seed, "--device": device is not Device.auto, "--output": output},
         }
         if given := [option for option, value in of_images.items() if value]:
@@ -154,6 +155,8 @@ def fix(
     inputs = {"source": fingerprint(files, content=True), "references": fingerprint(photos, content=True)}
     inputs |= fixer_input(fixer) | ({} if posed is None else scene_inputs(posed))
     reads = [source, *photos, *files_read(fixer, *([] if posed is None else [posed]))]
+    if output is None:
+        folder = beside_others(folder, "fix", arguments)
     run = Run.open(folder, "fix", arguments, inputs, force, reads=reads)
     announce(run, references=photos_told(photos, count), scene=posed and f"{posed.name}, nearest {count} photos")
     exported = None if export is None else _export(fixer, export, merge_lora, dtype, force, told=True)

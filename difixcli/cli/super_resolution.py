@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from difixcli import console
 from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, scene_spec, size_of, split_input
 from difixcli.cli.options import Device, Preset
-from difixcli.cli.outputs import announce, folder_beside
+from difixcli.cli.outputs import announce, beside_others, folder_beside
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, fingerprint
 
@@ -49,6 +50,7 @@ class Request:
     output: Path | None
     force: bool
     as_json: bool
+    update_asked: bool
 
 
 def read_enlargement(
@@ -59,12 +61,13 @@ def read_enlargement(
     from difixcli.priors.super_resolution.enlargement import Enlargement
     from difixcli.priors.super_resolution.schedule import UPDATES
 
+    name = resolver or "bundled"
+    if name != "bundled" and (path := Path(name).expanduser()).exists():
+        name = str(path.absolute())  # the run is enhanced from anywhere
     chosen = update or UPDATES[0]
     if chosen not in UPDATES:
         raise unknown("way to go on from a render", chosen, UPDATES)
-    return Enlargement(
-        upscale or UPSCALE, reduce or 1, check_operator(operator or "area"), resolver or "bundled", chosen
-    )
+    return Enlargement(upscale or UPSCALE, reduce or 1, check_operator(operator or "area"), name, chosen)
 
 
 def distill_larger(request: Request, enlargement: Enlargement) -> None:
@@ -74,13 +77,20 @@ def distill_larger(request: Request, enlargement: Enlargement) -> None:
     from difixcli.priors.super_resolution.opening import open_super_resolver
     from difixcli.scenes import default_split_rule, make_split
 
+    if request.start is not None and request.iterations is not None:
+        raise InputError("With --start training on photos is done; say with --further how long the rounds are.")
+    if request.start is not None and enlargement.reduce > 1:
+        raise InputError("--start has seen the photos before --reduce would make them smaller; leave one of them out.")
+    rounds = _ROUNDS if request.rounds is None else request.rounds
     on, sizes = pick_device(request.device, request.preset)
     size = request.size
     if size is None and sizes == "cpu":
         size = _SIZE * enlargement.reduce
     loaded = open_scene(request.scene, size, "gpu")
     rule = request.split or default_split_rule(loaded)
-    split = make_split(loaded, rule, need_test=True)
+    split = make_split(loaded, rule, need_test=False)
+    if request.compare and not split.test:
+        raise InputError(f"The split {rule!r} holds out no photo to compare by; leave --compare out.")
 
     from difixcli.cli.distill import held, start_files
     from difixcli.distillation.settings import RAISED, Settings, read_terms
@@ -102,15 +112,16 @@ def distill_larger(request: Request, enlargement: Enlargement) -> None:
     if images and request.share is not None:
         raise InputError(f"{method} trains on whole images, and here on large ones alone; leave --share out.")
     terms = read_terms(request.loss) or own_terms(enlargement)
-    camera = large.frames[0].camera
+    _check_reduction(terms, enlargement)
+    camera = min((frame.camera for frame in large.frames), key=lambda one: min(one.width, one.height))
     check_terms(terms, camera.height, camera.width)
     steps = request.iterations or default_iterations(method, sizes)
     begun = start_files(request.start)
     planned = make_schedule(
         sizes,
         0 if request.start is not None else steps,
-        request.further or further_iterations(sizes, steps, request.rounds or _ROUNDS),
-        request.rounds or _ROUNDS,
+        further_iterations(sizes, steps, rounds) if request.further is None else request.further,
+        rounds,
         share=None if images else request.share or _RAYS,
         whole=images,
     )
@@ -147,6 +158,8 @@ def distill_larger(request: Request, enlargement: Enlargement) -> None:
             on,
             update=enlargement.update,
         )
+        if request.update_asked and not resolver.steps_alone:
+            raise InputError(f"--sr-update says nothing to {enlargement.resolver}, which has one step; leave it out.")
         reads = [*files_read("bundled", loaded), *files, *begun]
         run = Run.open(folder, "distill", arguments, inputs, request.force, reads=reads)
     announce(
@@ -159,7 +172,9 @@ def distill_larger(request: Request, enlargement: Enlargement) -> None:
         schedule=f"{planned.photos} iterations on photos, {planned.rounds} rounds of {planned.every} on larger ones",
         resolver=f"{enlargement.resolver}, {enlargement.upscale} times larger",
     )  # fmt: skip
-    if enlargement.reduce == 1:
+    if not split.test:
+        console.say("No photo is held out, so nothing is measured; --split holds some out.")
+    elif enlargement.reduce == 1:
         console.say("No photo is as large as the result: figures are of renders made as small as the photos.")
     if resolver is None:
         results = run.record["results"]
@@ -179,6 +194,15 @@ def own_terms(enlargement: Enlargement) -> dict[str, float]:
     return {"method": 0.25, f"low_resolution:{enlargement.upscale}{operator}": 1.0}
 
 
+def _check_reduction(terms: Mapping[str, float], enlargement: Enlargement) -> None:
+    """InputError for a term that makes images smaller in another way than the photos were."""
+    own = f"low_resolution:{enlargement.upscale}"
+    fitting = [f"{own}:{enlargement.operator}", *([own] if enlargement.operator == "area" else [])]
+    for name in terms:
+        if name.partition(":")[0] == "low_resolution" and name not in fitting:
+            raise InputError(f"--loss {name} makes images smaller otherwise than the photos were; write {fitting[-1]}.")
+
+
 def _arguments(plan: Settings, request: Request, size: int | None, rule: str) -> dict[str, Any]:
     """What a run is known by."""
     kept = {**vars(plan), "schedule": vars(plan.schedule), "enlargement": asdict(plan.enlargement)}  # type: ignore[arg-type]
@@ -190,10 +214,13 @@ def _arguments(plan: Settings, request: Request, size: int | None, rule: str) ->
 def _tell(run: Run, request: Request, enlargement: Enlargement, title: str, results: dict[str, Any]) -> None:
     agreement = run.record["agreement"]
     console.say(f"Training views, made as small as the photos, agree with them to {agreement:.2f} dB.")
-    console.say(f"Pictures: {run.folder / ('renders' if enlargement.reduce > 1 else 'large')}")
-    console.say(f"For a report: difix eval {run.folder}")
+    if results:
+        console.say(f"Pictures: {run.folder / ('renders' if enlargement.reduce > 1 else 'large')}")
+        console.say(f"For a report: difix eval {run.folder}")
+    else:
+        console.say(f"For pictures: difix enhance {run.folder} --trajectory spiral")
     found = {"results": results, "agreement": agreement, "output": str(run.folder)}
-    console.finish(found, request.as_json, console.figures_table(title, results))
+    console.finish(found, request.as_json, *([console.figures_table(title, results)] if results else []))
 
 
 def large_scene(scene: Scene, asked: dict[str, Any]) -> Scene:
@@ -246,6 +273,8 @@ def enlarge(
     weights = resolver_files(name)
     arguments = {"source": source.absolute(), "upscale": factor, "sr": name, "size": size, "seed": seed}
     inputs = {"source": fingerprint(files, content=True), "super-resolver": fingerprint(weights, content=True)}
+    if output is None:
+        folder = beside_others(folder, "fix", arguments)
     run = Run.open(folder, "fix", arguments, inputs, force, reads=[source, *weights])
     announce(run, resolver=f"{name}, {factor} times larger", device=on)
     results = enlarge_images(files, run.folder, resolver, seed, size, console.progress)

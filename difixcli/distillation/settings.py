@@ -60,8 +60,9 @@ PROFILES = {
 class Settings:
     """Everything about a distillation but the scene and the fixer.
 
-    `targets` are `test` or camera paths. `prior` proposes the views (see `prior.known_priors`). `references` photos
-    stand beside a render that is fixed; None: as many as the prior takes. `trust` is `supported` (evidence decides
+    `targets` are `test`, camera paths, or `photos` with the super-resolution prior. `prior` proposes the views (see
+    `prior.known_priors`). `references` photos stand beside a render that is fixed; None: as many as the prior takes.
+    `trust` is `supported` (evidence decides
     what a fix changes) or `all` (fixes are taken as they are but for where the render is transparent, as Difix3D's
     release does); with `supported`, a fix that is broken as a whole, or whose support is below `drop_below`, is not
     trained on. `terms` are the loss terms that count for pseudo-views (see `reconstruction.objective`). Learning rates

@@ -9,6 +9,7 @@ own size). What a run's folder holds beside what any has:
                           beside the photos, and on each photo super-resolved by itself beside it
     renders/VARIANT/*.png the test views, of the truth's size: those, `distilled` and `enhanced`
     large/VARIANT/*.png   the same, large, where the truth is no larger than the photos
+    large/*_training/     what the rows of a comparison were trained on
 
 Without a comparison `low_resolution` is the model of photos alone as their part of the run has left it. `enhanced` is
 `distilled` with every render super-resolved once from its own reduction.
@@ -55,11 +56,12 @@ def further_iterations(preset: str, photos: int, rounds: int) -> int:
 
 def _own_overrides(settings: Settings, pixels: int) -> list[str]:
     """What a splat method is told before anything that was asked for: Gaussians that are as opaque from near as from
-    afar, and as many of them as images of so many pixels take.
+    afar, and as many of them as images of so many pixels take. A model to start from is drawn as it was trained.
     """
-    if settings.start is not None or not is_splat(method_config(settings.method)):
+    if not is_splat(method_config(settings.method)):
         return []
-    return ["pipeline.model.rasterize_mode=antialiased", f"max_gaussians={most_gaussians(settings.preset, pixels)}"]
+    bound = f"max_gaussians={most_gaussians(settings.preset, pixels)}"
+    return [bound] if settings.start is not None else [bound, "pipeline.model.rasterize_mode=antialiased"]
 
 
 _MOST_A_ROUND_CPU = 500

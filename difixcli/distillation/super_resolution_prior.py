@@ -21,7 +21,7 @@ IDENTICAL = 100.0
 
 def photos_alone(terms: Mapping[str, float]) -> dict[str, float]:
     """Of the loss terms of large views those that compare with the small photo, none of what is proposed."""
-    return {name: weight for name, weight in terms.items() if name.startswith("low_resolution:")}
+    return {name: weight for name, weight in terms.items() if name.startswith("low_resolution:") and weight > 0}
 
 
 class SuperResolutionPrior:

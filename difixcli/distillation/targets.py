@@ -25,7 +25,7 @@ class Target:
 def check_targets(specs: Sequence[str]) -> None:
     """Raises InputError for specs that are wrong whatever the scene."""
     for spec in specs:
-        if spec not in (TEST, PHOTOS):
+        if spec != TEST:
             check_trajectory(spec)
 
 

@@ -72,7 +72,11 @@ def by_resolver(resolver: SuperResolver, operator: Operator, seed: int) -> Clean
 
     @torch.no_grad()
     def clean(camera: Camera, render: Render) -> np.ndarray:
-        return as_pixels(from_render(resolver, as_planes(render.color, resolver.device), operator, seed))
+        height, width = render.color.shape[:2]
+        # a camera path may have any size
+        beyond = ((0, -height % resolver.factor), (0, -width % resolver.factor), (0, 0))
+        shown = as_planes(np.pad(render.color, beyond, mode="edge"), resolver.device)
+        return as_pixels(from_render(resolver, shown, operator, seed))[:height, :width]
 
     return lambda reconstruction: clean
 

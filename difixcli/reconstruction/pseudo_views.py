@@ -132,7 +132,8 @@ class PseudoViewSource:
                 restore_order(self._manager, order)
             self._weights = [_weight(view) for view in self._views]
             self._photos = [_photo(view) for view in self._views]
-            self._flat_weights = torch.cat([weight.flatten() for weight in self._weights])
+            if not self._images:
+                self._flat_weights = torch.cat([weight.flatten() for weight in self._weights])
             sizes = torch.tensor([[view.camera.height, view.camera.width] for view in self._views])
             self._widths = sizes[:, 1]
             self._starts = torch.cumsum(sizes.prod(dim=1), dim=0) - sizes.prod(dim=1)

@@ -30,7 +30,7 @@ from difixcli.reconstruction.configuration import (
 )
 from difixcli.reconstruction.dataset import write_dataset
 from difixcli.reconstruction.methods import draws_images, has_gaussians, is_splat
-from difixcli.reconstruction.objective import check_terms
+from difixcli.reconstruction.objective import METHOD, check_terms, find_term
 from difixcli.reconstruction.presets import SEED_GAUSSIANS
 from difixcli.reconstruction.run_folder import RunFolder
 from difixcli.reconstruction.seed_depth import SeedRays
@@ -297,7 +297,7 @@ class Reconstruction:
                 if file is not None:
                     _check_size(file, view.camera)
             if view.photo is not None:
-                _check_reduced(view.photo, view.camera)
+                _check_reduced(view.photo, view.camera, view.terms)
             if not 0 <= view.nearest < len(self._recipe.frames):
                 raise InputError(f"A pseudo-view names frame {view.nearest} of {len(self._recipe.frames)} as nearest.")
         self._trainer.set_pseudo_views(
@@ -409,14 +409,23 @@ def _size(file: Path) -> tuple[int, int]:
         raise InputError(f"The pseudo-view {file} cannot be read as an image; run distill with --force.") from None
 
 
-def _check_reduced(file: Path, camera: Camera) -> None:
-    """InputError for a low-resolution photo whose size is not its camera's divided by one whole number."""
+def _check_reduced(file: Path, camera: Camera, terms: Mapping[str, float]) -> None:
+    """InputError for a low-resolution photo whose size is not its camera's divided by one whole number, or that terms
+    which reduce would not meet.
+    """
     width, height = _size(file)
     if camera.width % width or camera.height % height or camera.width // width != camera.height // height:
         raise InputError(
             f"The photo {file} is {width}×{height}, which is no whole part of its pseudo-view's {camera.width}×"
             f"{camera.height}."
         )
+    for name, weight in terms.items():
+        term = None if name == METHOD or not weight else find_term(name)
+        if term is not None and term.reduces and term.block != camera.width // width:
+            raise InputError(
+                f"The loss term {name} does not meet the photo {file}, which is {camera.width // width} times smaller "
+                "than its pseudo-view."
+            )
 
 
 def _check_size(file: Path, camera: Camera) -> None:

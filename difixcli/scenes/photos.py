@@ -29,7 +29,7 @@ def decode_photo(frame: Frame) -> np.ndarray:
     pixels = read_image(frame.image_path, alpha=True, upright=frame.turned)
     if pixels.shape[1::-1] != frame.lens.size:
         raise InputError(f"{frame.image_path} changed its size while it was being used; load the scene again.")
-    return _to_working_size(pixels[..., :3], frame)
+    return np.clip(_to_working_size(pixels[..., :3], frame), 0, 1)
 
 
 def decode_mask(frame: Frame) -> np.ndarray | None:
@@ -57,13 +57,14 @@ def decode_mask(frame: Frame) -> np.ndarray | None:
         keep *= mask > 0.5
     if image_header(frame.image_path).transparent:
         keep *= read_image(frame.image_path, alpha=True, upright=frame.turned)[..., 3] > 0.5
-    # A pixel counts only if everything it was interpolated from does: a little less than one for rounding.
-    counted = _to_working_size(keep, frame) > 0.999
+    # A pixel counts only if everything it was interpolated from does: one, but for rounding. Bicubic weights may be
+    # negative, so that leaving something out can make it more.
+    counted = np.abs(_to_working_size(keep, frame) - 1) < 1e-3
     return None if counted.all() else counted
 
 
 def _to_working_size(pixels: np.ndarray, frame: Frame) -> np.ndarray:
-    """Undistorts (to the lens's pinhole) and shrinks pixels (H, W) or (H, W, C) of the source file."""
+    """Undistorts (to the lens's pinhole) and shrinks pixels (H, W) or (H, W, C) of the source file; not clipped."""
     import cv2
 
     target = frame.camera
@@ -73,4 +74,4 @@ def _to_working_size(pixels: np.ndarray, frame: Frame) -> np.ndarray:
         pixels = remap(pixels, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
     if (target.width, target.height) != frame.lens.size:
         pixels = resized(pixels, target.width, target.height, frame.operator)
-    return np.ascontiguousarray(np.clip(pixels, 0, 1), dtype=np.float32)
+    return np.ascontiguousarray(pixels, dtype=np.float32)

@@ -33,7 +33,9 @@ def is_super_resolution_run(folder: Path) -> bool:
     """Whether a folder is a run of `difix distill --prior super-resolution`."""
     record = folder / "run.json"
     held = read_json(record) if record.is_file() else None
-    return isinstance(held, dict) and bool((held.get("arguments") or {}).get("enlargement"))
+    if not isinstance(held, dict) or held.get("command") != "distill":
+        return False
+    return bool((held.get("arguments") or {}).get("enlargement"))
 
 
 def run_files(folder: Path) -> list[Path]:

@@ -33,6 +33,7 @@ from difixcli.training.synthetic import (
     rebuilt_from_splats,
     regions,
     shrunk,
+    shrunk_size,
     smooth_flow,
     to_bytes,
     unusable,
@@ -68,7 +69,7 @@ class SuperResolutionBatch(NamedTuple):
 
 
 class LargePhotos:
-    """The photos of a folder and of scenes at full size, read when they are needed.
+    """The photos of a folder, with a long side of at most 1,024 pixels, and of scenes, read when they are needed.
 
     Of the folder, or of the scenes where there is none, every 75th photo (sorted by path; at least the last) is kept
     for validation and never drawn. What cannot be used is listed in `dropped`.
@@ -87,9 +88,10 @@ class LargePhotos:
         picked = set(range(_HELD_OUT_EVERY - 1, len(held), _HELD_OUT_EVERY)) or {len(held) - 1}
         self.test = [photo for i, photo in enumerate(held) if i in picked]
         held[:] = [photo for i, photo in enumerate(held) if i not in picked]
-        if not self.files and not self.frames:
+        if not self.test or not (self.files or self.frames):
             raise InputError(
-                f"There are not two usable photos of at least {crop} pixels a side; name more, or a smaller --crop."
+                f"There are not two usable photos of at least {crop} pixels a side in --photos, or in scenes where it "
+                "is not given; name more of them (beside runs, too), or a smaller --crop."
             )
 
     def names(self) -> list[str]:
@@ -128,7 +130,7 @@ class LargePhotos:
             from PIL import Image
 
             with Image.open(photo) as opened:
-                width, height = opened.size
+                width, height = shrunk_size(*opened.size)
         if not reason and min(width, height) < crop:
             reason = f"{width}×{height} pixels are less than the crop of {crop}"
         if reason:
@@ -181,13 +183,21 @@ def view_batches(views: Sequence[SceneView], factor: int, side: int = 512) -> li
     """The middle of each view of a run, `side` pixels at most, beside what the scene shows there; batches of one."""
     batches = []
     for view in views:
+        lengths = [min(length, side // factor) for length in view.photo.shape[:2]]
+        starts = [(whole - part) // 2 for whole, part in zip(view.photo.shape[:2], lengths, strict=True)]
         crop = {
-            "photo": _as_float(_middle(view.photo, 1, side // factor)),
-            "truth": _as_float(_middle(view.truth, factor, side)),
-            "render": _as_float(_middle(view.render, factor, side)),
+            "photo": _as_float(_part(view.photo, starts, lengths, 1)),
+            "truth": _as_float(_part(view.truth, starts, lengths, factor)),
+            "render": _as_float(_part(view.render, starts, lengths, factor)),
         }
         batches.append(_stacked([_of_view(crop, True)], "area"))
     return batches
+
+
+def _part(pixels: np.ndarray, starts: Sequence[int], lengths: Sequence[int], scale: int) -> np.ndarray:
+    """The pixels that show the same as so many of an image `scale` times smaller from these rows and columns on."""
+    rows, columns = (slice(a * scale, (a + n) * scale) for a, n in zip(starts, lengths, strict=True))
+    return np.ascontiguousarray(pixels[rows, columns])
 
 
 def simulated_render(

@@ -406,8 +406,14 @@ def mixed(a: np.ndarray, b: np.ndarray, weight: np.ndarray | float) -> np.ndarra
 
 def shrunk(photo: np.ndarray) -> np.ndarray:
     """The photo with a long side of at most 1024 pixels, which is more than any crop shows."""
-    scale = _LONGEST / max(photo.shape[:2])
-    return photo if scale >= 1 else cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    width, height = shrunk_size(photo.shape[1], photo.shape[0])
+    return photo if height == len(photo) else cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def shrunk_size(width: int, height: int) -> tuple[int, int]:
+    """What `shrunk` makes of an image's (width, height)."""
+    scale = min(1.0, _LONGEST / max(width, height))
+    return max(round(width * scale), 1), max(round(height * scale), 1)
 
 
 def to_bytes(image: np.ndarray) -> np.ndarray:

@@ -50,7 +50,7 @@ def small_and_large(scene: Scene, enlargement: Enlargement) -> tuple[Scene, Scen
         if min(width, height) < _SMALLEST:
             raise InputError(
                 f"{frame.name} would have {width}×{height} pixels after --reduce {down}; at least {_SMALLEST} a side "
-                "are needed. Use a larger --size."
+                "are needed. Use a smaller --reduce or a larger --size."
             )
         small.append(_resized(frame, width, height, enlargement))
         large.append(_resized(frame, width * up, height * up, enlargement))

@@ -24,9 +24,9 @@ from torch.nn import functional
 
 from difixcli.errors import InputError
 from difixcli.images import enlarged
+from difixcli.priors.super_resolution.files import BUNDLED
 from difixcli.runs import atomic, read_json
 
-BUNDLED = Path(__file__).parent / "bundled"
 FORMAT = "difixcli-super-resolution-1"
 _BRANCH_SCALE = 0.1  # of a block's branch at the start, as EDSR scales its residuals
 
@@ -177,12 +177,6 @@ class SuperResolutionNetwork(nn.Module):
                 "another folder."
             ) from error
         return folder
-
-
-def local_files(name_or_path: str | Path) -> list[Path]:
-    """The files that hold these weights, sorted; none for a name without any."""
-    folder = BUNDLED if str(name_or_path) == "bundled" else Path(name_or_path).expanduser()
-    return [path for path in (folder / "config.json", folder / "model.safetensors") if path.is_file()]
 
 
 def _tensors(source: Path) -> dict[str, Tensor]:

@@ -48,7 +48,9 @@ def from_render(resolver: SuperResolver, render: Tensor, operator: Operator, see
     Of a super-resolver of several steps it begins in the middle of them, from the render.
     """
     photo = reduced(render, resolver.factor, operator).clamp(0, 1)
-    _, state = resolver.estimate(photo, resolver.begin(photo, 3, seed))
+    state = resolver.begin(photo, 3, seed)
+    if resolver.steps_alone:  # a move may need the noise that an estimate finds
+        _, state = resolver.estimate(photo, state)
     return resolver.estimate(photo, resolver.advance(photo, state, render))[0]
 
 

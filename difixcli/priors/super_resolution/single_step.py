@@ -50,9 +50,13 @@ class SingleStep:
 
     @torch.no_grad()
     def estimate(self, photo: Tensor, state: State) -> tuple[Tensor, State]:
-        """The network's image, which agrees with the photo; a network that takes no render is asked once (`made`)."""
+        """The network's image, which agrees with the photo; a network that takes no render is asked once (`made`).
+
+        The render is not held any longer: the next one takes its place.
+        """
         share = self._share(state)
         render = state["render"].to(photo) if "render" in state else None
+        state = {name: value for name, value in state.items() if name != "render"}
         if self.takes_renders:
             return agreeing(self._enlarged(photo, render), photo, self.factor, self._operator), state
         if "made" not in state:
