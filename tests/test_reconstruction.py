@@ -173,7 +173,10 @@ def test_pseudo_views_borrow_photo_ids(scene: Scene, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="size"):
         made.set_pseudo_views([pseudo_view(tmp_path, camera, image[:-1], None, nearest=4)], 0.5)
     with pytest.raises(InputError, match="below 1"):
-        made.set_pseudo_views([pseudo_view(tmp_path, camera, image, None, nearest=4)], 1.0)
+        made.set_pseudo_views([pseudo_view(tmp_path, camera, image, None, nearest=4)], 1.5)
+    # of whole images all may be pseudo-views'
+    made.set_pseudo_views([pseudo_view(tmp_path, camera, image, None, nearest=4)], 1.0)
+    assert all("pseudo_weight" in made._trainer.next_train(step)[1] for step in range(20))
     with pytest.raises(InputError, match="cannot be read"):
         made.set_pseudo_views([PseudoView(camera, tmp_path / "gone.png", None, nearest=4)], 0.5)
 
@@ -198,6 +201,10 @@ def test_training_on_pseudo_views_goes_on_exactly_after_a_load(method: str, scen
 
 def test_rays_of_pseudo_views_join_those_of_photos(scene: Scene, tmp_path: Path) -> None:
     made = create(scene, tmp_path / "run", "nerfacto")
+    camera = scene.frames[3].camera
+    black = np.zeros((camera.height, camera.width, 3), dtype=np.float32)
+    with pytest.raises(InputError, match="below 1"):
+        made.set_pseudo_views([pseudo_view(tmp_path, camera, black, None, nearest=4)], 1.0)
     photos = len(made._trainer.next_train(0)[1]["image"])
     camera = scene.frames[3].camera
     red = np.zeros((camera.height, camera.width, 3), dtype=np.float32)

@@ -14,7 +14,7 @@ PROTOCOL=$1
 SCENES=$2
 OUTPUT=${3:-outputs/super-resolution}
 check_scenes "$SCENES"
-LARGER="--prior super-resolution --reduce 8 --upscale 4 --downscale bicubic --sr-update ${UPDATE:-posterior}"
+LARGER="--prior super-resolution --reduce 8 --upscale 4 --downscale bicubic ${UPDATE:+--sr-update $UPDATE}"
 # the paper's weights, λ = 1
 LARGER="$LARGER --loss method=1 --loss low_resolution:4:bicubic=1"
 if [ -n "${SMOKE:-}" ]; then
