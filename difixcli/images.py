@@ -62,7 +62,10 @@ def reduced(images: Tensor, factor: int, operator: Operator = "area") -> Tensor:
 
 
 def enlarged(images: Tensor, factor: int) -> Tensor:
-    """Images (B, C, h, w) made larger by an integer, bicubic: (B, C, h · factor, w · factor). Not clamped."""
+    """Images (B, C, h, w) made larger by an integer: (B, C, h · factor, w · factor). Not clamped.
+
+    Bicubic with a = -0.75, torch's and OpenCV's; PIL's has -0.5.
+    """
     from torch.nn import functional
 
     height, width = images.shape[-2:]
