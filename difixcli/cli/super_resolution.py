@@ -122,7 +122,7 @@ def distill_larger(request: Request, enlargement: Enlargement) -> None:
         0 if request.start is not None else steps,
         further_iterations(sizes, steps, rounds) if request.further is None else request.further,
         rounds,
-        share=None if images else request.share or _RAYS,
+        share=None if images else _RAYS if request.share is None else request.share,
         whole=images,
     )
     plan = Settings(

@@ -50,12 +50,8 @@ _SAVE_EVERY = 500  # iterations a killed run loses at most
 _PHOTOS = "photos"  # folder of the model that photos alone have taught
 _PLAIN = "plain"
 LARGE = "large"  # folder of large renders where there is no truth of their size
-COMPARED = (
-    "low_resolution",
-    "supersampled",
-    "bicubic",
-    "per_image",
-)  # folders of what super-resolution is compared with
+COMPARED = ("low_resolution", "supersampled", "bicubic", "per_image")
+"""Folders of what super-resolution is compared with."""
 
 
 class Distillation:
@@ -63,6 +59,8 @@ class Distillation:
 
     Raises InputError for targets that do not exist.
     """
+
+    fixer: Fixer | None = None  # where another prior needs none
 
     def __init__(self, scene: Scene, split: Split, settings: Settings) -> None:
         self.scene, self.split, self.settings = scene, split, settings

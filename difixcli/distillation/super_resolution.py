@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from difixcli.priors.super_resolution.resolver import SuperResolver
 
 LOW_RESOLUTION, SUPERSAMPLED, BICUBIC, PER_IMAGE = COMPARED
+_KINDS = ("confidence", "target", "photo")  # of pictures, for each view that a row is trained on
+_MOST_A_ROUND_CPU = 500  # iterations
 
 
 def further_iterations(preset: str, photos: int, rounds: int) -> int:
@@ -62,9 +64,6 @@ def _own_overrides(settings: Settings, pixels: int) -> list[str]:
         return []
     bound = f"max_gaussians={most_gaussians(settings.preset, pixels)}"
     return [bound] if settings.start is not None else [bound, "pipeline.model.rasterize_mode=antialiased"]
-
-
-_MOST_A_ROUND_CPU = 500
 
 
 class SuperResolution(Distillation):
@@ -95,19 +94,7 @@ class SuperResolution(Distillation):
         return self._figures()
 
     def _context(self) -> Context:
-        settings = self.settings
-        return Context(
-            None,
-            self.scene,
-            settings.device,
-            settings.seed,
-            settings.references,
-            settings.trust,
-            settings.drop_below,
-            settings.terms,
-            self.resolver,
-            self.enlargement.operator,
-        )
+        return replace(super()._context(), resolver=self.resolver, operator=self.enlargement.operator)
 
     def _told(self, record: dict[str, Any]) -> str:
         figures = [view["figures"] for view in record["views"]]
@@ -196,6 +183,3 @@ class SuperResolution(Distillation):
             frame = self.scene.frames[i]
             found.append(min(psnr(small, load_photo(frame), load_mask(frame)), IDENTICAL))
         return float(np.mean(found))
-
-
-_KINDS = ("confidence", "target", "photo")

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from difixcli.fixer import SMALL_SIZES, Fixer, new_small_fixer
 from difixcli.fixer.diagnostics import CollapseSigns, collapse_signs
 from difixcli.runs import atomic, make_folder, write_json
 from difixcli.training import processes
+from difixcli.training.averaging import averaged
 from difixcli.training.batches import Batch, Draw, Plan, TrainingBatches, whole
 from difixcli.training.journal import Journal, picture
 from difixcli.training.losses import FixerLoss
@@ -252,7 +253,7 @@ class _Training:
             if progress is not None:
                 progress(self.step)
         if self.best is None and self.main:
-            with self._averaged():
+            with averaged(self.weights, self.average):
                 self._write_weights()
         fixed = self.best["figures"] if self.best else None
         results = {
@@ -419,7 +420,7 @@ class _Training:
         assert self.baselines is not None
         own: list[tuple[int, dict[str, float], np.ndarray]] = []
         device = str(self.accelerator.device)
-        with self._averaged():
+        with averaged(self.weights, self.average):
             fixer = Fixer(self.network, self.fixer.tile)  # what it keeps of references goes with it
             for i in range(self.accelerator.process_index, len(self.validation), self.ranks):
                 batch = self.validation[i]
@@ -440,21 +441,6 @@ class _Training:
 
     def _stopped_early(self) -> bool:
         return bool(self.options.patience) and self.waited >= self.options.patience
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The network with its averaged weights, for as long as the block lasts."""
-        if self.average is None:
-            yield
-            return
-        current = [w.detach().clone() for w in self.weights]
-        with torch.no_grad():
-            torch._foreach_copy_([w.detach() for w in self.weights], self.average)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                torch._foreach_copy_([w.detach() for w in self.weights], current)
 
     def _save(self) -> None:
         """Write the checkpoint, whole or not at all; all processes tell the first what they read."""

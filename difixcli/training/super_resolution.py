@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from difixcli.images import agreeing, enlarged
 from difixcli.priors.super_resolution.network import SuperResolutionConfig, SuperResolutionNetwork
 from difixcli.runs import atomic, make_folder, write_json
 from difixcli.scenes import Scene
+from difixcli.training.averaging import averaged
 from difixcli.training.batches import Batch
 from difixcli.training.finetune import gain
 from difixcli.training.journal import Journal, picture
@@ -252,7 +252,7 @@ class _Training:
         With and without a render count alike.
         """
         assert self.baselines is not None
-        with self._averaged():
+        with averaged(self.weights, self.average):
             answers = [served(self.network, batch, self.device) for batch in self.validation]
             figures = {}
             for i, name in enumerate(("alone", "beside_render")):
@@ -279,21 +279,6 @@ class _Training:
 
     def _stopped_early(self) -> bool:
         return bool(self.options.patience) and self.waited >= self.options.patience
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The network with its averaged weights, for as long as the block lasts."""
-        if self.average is None:
-            yield
-            return
-        current = [w.detach().clone() for w in self.weights]
-        with torch.no_grad():
-            torch._foreach_copy_([w.detach() for w in self.weights], self.average)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                torch._foreach_copy_([w.detach() for w in self.weights], current)
 
     def _save(self) -> None:
         """Write the checkpoint, whole or not at all."""
