@@ -27,7 +27,7 @@ from difixcli.scenes.scene import Camera, Scene
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
     from difixcli.priors.super_resolution.resolver import SuperResolver
-    from difixcli.reconstruction import Reconstruction, Render
+    from difixcli.reconstruction import Reconstruction, Render, Wanted
 
 GROUP = "difixcli.priors"
 FIXER = "fixer"
@@ -149,10 +149,11 @@ class Prior(Protocol):
 class Refreshing(Prior, Protocol):
     """A prior that proposes anew for every training step, as mode seeking does."""
 
-    def refresh(self, name: str, render: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Image and weight of the view called `name` for one training step, from its render at this moment.
+    def refresh(self, name: str, render: Callable[[], np.ndarray]) -> Wanted:
+        """What the view called `name` shall look like at one training step.
 
-        Called for proposals with `fresh` only. `render` is (H, W, 3) float32 RGB in [0, 1].
+        Called for proposals with `fresh` only. `render()` shows the view at this moment, (H, W, 3) float32 RGB in
+        [0, 1]. Global random numbers follow from the run's seed and the step.
         """
 
 

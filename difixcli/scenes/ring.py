@@ -87,9 +87,7 @@ def _circle(flat: np.ndarray) -> tuple[np.ndarray, float]:
     """Centre (2,) and radius of the circle through points (N, 2) about the origin, which they look at."""
     radius = float(np.linalg.norm(flat, axis=1).mean())
     if len(flat) >= 3:
-        fitted = np.linalg.lstsq(
-            np.column_stack([2 * flat, np.ones(len(flat))]), (flat**2).sum(axis=1), rcond=None
-        )[0]
+        fitted = np.linalg.lstsq(np.column_stack([2 * flat, np.ones(len(flat))]), (flat**2).sum(axis=1), rcond=None)[0]
         square = fitted[2] + fitted[:2] @ fitted[:2]
         if square > 0 and np.linalg.norm(fitted[:2]) < 0.5 * min(radius, np.sqrt(square)):
             return fitted[:2], float(np.sqrt(square))

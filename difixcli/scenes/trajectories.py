@@ -472,4 +472,3 @@ def _number(held: Mapping[str, object], key: str, where: object, least: float, m
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:  # NaN is not
         raise InputError(f"{key} is {value!r} for {where}, not between {least:g} and {most:g}; save the path again.")
     return float(value)
-
