@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _COLOUR = 3
-_VIEW_GEOMETRY = 9
-_RAY_GEOMETRY = 3 + 6
+_VIEW_GEOMETRY = 3 + 3 + 3 + 1 + 1
+_RAY_GEOMETRY = 3 + 3 + 3
 _DEPTH_WAVES = 5
 _MASKED = -1e4  # a logit that softmax makes zero, also in half precision
-_POINTS_AT_ONCE = 1 << 17  # points times views that inference has in memory
+# Numbers of tokens that inference keeps for a band of rows, and that it works on at a time, to stay in a CPU's cache.
+_HELD, _AT_ONCE = 1 << 26, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -58,35 +59,36 @@ class EpipolarRender(NamedTuple):
 
 
 class _Layer(nn.Module):
-    """A transformer layer (…, N, W) over the last but one dimension, normalised first."""
+    """A transformer layer (…, N, W) over the last but one dimension, of two heads, normalised first."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.heads = heads
         self.norm = nn.LayerNorm(width)
         self.to_qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.feed = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(approximate="tanh"), nn.Linear(2 * width, width)
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
         )
-
-    def attended(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        queries, keys, values = self.to_qkv(self.norm(x)).chunk(3, dim=-1)
-        if valid is None:  # long rows: along rays
-            parts = [part.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for part in (queries, keys, values)]
-            mixed = F.scaled_dot_product_attention(*parts).transpose(-2, -3).flatten(-2)
-        else:  # rows of a few views, and a million of them: products written out are faster than matrix products
-            scores = (queries[..., :, None, :] * keys[..., None, :, :]).unflatten(-1, (self.heads, -1)).sum(-1)
-            scores = scores * (queries.shape[-1] // self.heads) ** -0.5
-            scores = scores.masked_fill(~valid[..., None, :, None], _MASKED).softmax(dim=-2)
-            weighted = scores[..., None] * values.unflatten(-1, (self.heads, -1))[..., None, :, :, :]
-            mixed = weighted.sum(-3).flatten(-2)
-        return self.out(mixed)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """`valid` (…, N): who may be looked at; None for all."""
-        x = x + self.attended(x, valid)
+        parts = [part.unflatten(-1, (2, -1)) for part in self.to_qkv(self.norm(x)).chunk(3, dim=-1)]
+        x = x + self.out(_along(*parts) if valid is None else _across(*parts, valid))
         return x + self.feed(x)
+
+
+def _along(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention over N of (…, N, heads, c) → (…, N, heads · c); for long rows."""
+    queries, keys, values = (part.transpose(-2, -3) for part in (queries, keys, values))
+    return F.scaled_dot_product_attention(queries, keys, values).transpose(-2, -3).flatten(-2)
+
+
+def _across(queries: Tensor, keys: Tensor, values: Tensor, valid: Tensor) -> Tensor:
+    """The same of a million rows of a few, where sums written out are faster than matrix products."""
+    # from here on who is looked at is the third last dimension, as in the arguments
+    scores = (queries[..., :, None, :, :] * keys[..., None, :, :, :]).sum(-1) * queries.shape[-1] ** -0.5
+    scores = scores.masked_fill(~valid[..., None, :, None], _MASKED).softmax(dim=-2)
+    return (scores[..., None] * values[..., None, :, :, :]).sum(-3).flatten(-2)
 
 
 class _Residual(nn.Module):
@@ -135,10 +137,10 @@ class _Mending(nn.Module):
             nn.Sequential(nn.Conv2d(channels, channels, 3, 2, padding=1), _Residual(channels)) for _ in range(3)
         )
         self.back = nn.ModuleList(_Residual(channels) for _ in range(3))
-        self.out = nn.Conv2d(channels, 4, 3, padding=1)
+        self.out = nn.Conv2d(channels, 7, 3, padding=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A colour and a gate (B, 4, h, w), and the features (B, channels, h, w) that they come from."""
+        """Two colours and a gate (B, 7, h, w), and the features (B, channels, h, w) that they come from."""
         levels = [self.fine(self.head(x))]
         for down in self.coarse:
             levels.append(down(levels[-1]))
@@ -152,7 +154,7 @@ class _Mending(nn.Module):
 class EpipolarTransformer(nn.Module):
     """B queries, each from its own V photos, differentiable; see the module's head.
 
-    Every view that is not there, of a sample with fewer than others, has a mask of zeros.
+    A view that a sample lacks beside others of its batch has a mask of zeros.
     """
 
     def __init__(self, config: EpipolarConfig | None = None) -> None:
@@ -165,20 +167,21 @@ class EpipolarTransformer(nn.Module):
         self.from_agreement = nn.Linear(2 * read + 2, width)
         self.from_depth = nn.Linear(2 * _DEPTH_WAVES + 2, width)
         self.from_ray = nn.Linear(_RAY_GEOMETRY, width)
-        self.view_layers = nn.ModuleList(_Layer(width, 2) for _ in range(config.view_layers))
+        self.view_layers = nn.ModuleList(_Layer(width) for _ in range(config.view_layers))
         self.pool = nn.Linear(width, 1)
         self.to_ray = nn.Linear(width + 1, width)
         self.near_rays = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(config.ray_layers))
-        self.ray_layers = nn.ModuleList(_Layer(width, 2) for _ in range(config.ray_layers))
+        self.ray_layers = nn.ModuleList(_Layer(width) for _ in range(config.ray_layers))
         self.occupied = nn.Linear(width, 1)
-        self.view_choice = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, 1))
-        self.last_layer = _Layer(width, 2)
+        self.choice_of_view, self.choice_of_point = nn.Linear(width, width), nn.Linear(width, width)
+        self.choice = nn.Linear(width, 1)
+        self.last_layer = _Layer(width)
         self.last_choice = nn.Linear(width, 1)
         self.mending = _Mending(2 * width + _COLOUR + 3, config.mending)
 
     @property
     def feature_channels(self) -> int:
-        """Of `EpipolarRender.features`: the mending network's, the picture, the expected disparity and how sure."""
+        """Of `EpipolarRender.features`: the mending network's, the picture, where the surface is and how sure."""
         return self.config.mending + _COLOUR + 3
 
     def forward(
@@ -197,163 +200,194 @@ class EpipolarTransformer(nn.Module):
         """The queries' pictures and features.
 
         Args:
-            images: (B, V, 3, H, W) in [0, 1]. masks: (B, V, 1, H, W), 1 where a photo counts.
-            intrinsics: (B, V, 3, 3) and poses: (B, V, 4, 4) of the photos.
-            query_intrinsics: (B, 3, 3) and query_poses: (B, 4, 4); the pictures are `height` × `width`.
+            images: (B, V, 3, H, W) in [0, 1].
+            masks: (B, V, 1, H, W), 1 where a photo counts.
+            intrinsics: (B, V, 3, 3) of the photos, in pixels.
+            poses: (B, V, 4, 4) of the photos.
+            query_intrinsics: (B, 3, 3); the pictures are `height` × `width`.
+            query_poses: (B, 4, 4).
             near, far: (B,) z-depths along the queries' axes, 0 < near < far.
         """
-        batch, views = images.shape[:2]
         # 1. features of the photos
         photos, maps = self._maps(images, masks)
-        # 2. the queries' frame, in units of the nearest depth
+        # 2. the photos' cameras in the queries' frame, in units of the nearest depth
         toward = torch.linalg.inv(query_poses)[:, None] @ poses
-        rotations, centres = toward[..., :3, :3], toward[..., :3, 3] / near[:, None, None]
         steps = torch.linspace(0, 1, self.config.depths, device=images.device)
-        disparities = 1 + steps * ((near / far)[:, None] - 1)
+        scene = _Scene(
+            photos=photos,
+            maps=maps,
+            rotations=toward[..., :3, :3],
+            centres=toward[..., :3, 3] / near[:, None, None],
+            intrinsics=intrinsics,
+            query_focal=query_intrinsics[:, 0, 0],
+            disparities=1 + steps * ((near / far)[:, None] - 1),
+            steps=steps,
+        )
+        # 3. bands of rows, as many as memory allows; convolutions over neighbouring rays look beyond them
         rays = _rays(query_intrinsics, height, width)
-        geometry = (rotations, centres, intrinsics, disparities, steps)
-        # 3. bands of rows, as many as memory allows; the convolutions over neighbouring rays need some beyond
-        halo = len(self.near_rays)
-        rows = height
+        batch, views = images.shape[:2]
+        halo, rows, at_once = len(self.near_rays), height, height * width
         if not torch.is_grad_enabled():
-            rows = max(8, _POINTS_AT_ONCE * 8 // (batch * views * self.config.depths * width))
+            row = batch * views * self.config.depths * self.config.width * width
+            rows = max(8, _HELD // row)
+            at_once = max(1, _AT_ONCE * width // row)
         bands = []
         for top in range(0, height, rows):
             first, last = max(top - halo, 0), min(top + rows + halo, height)
-            band = self._band(photos, maps, rays[:, first:last], query_intrinsics, *geometry)
+            band = self._band(scene, rays[:, first:last], at_once)
             bands.append([part[..., top - first : min(top + rows, height) - first, :] for part in band])
         blend, told, weights, seen = (torch.cat(parts, dim=-2) for parts in zip(*bands, strict=True))
-        # 4. mend the picture
-        disparity = (weights * disparities[:, :, None, None]).sum(1, keepdim=True)
-        place = (weights * steps[:, None, None]).sum(1, keepdim=True)
-        spread = (weights * (steps[:, None, None] - place).square()).sum(1, keepdim=True).clamp_min(0).sqrt()
+        # 4. where the surface is, and how sure that is
+        at = steps[:, None, None]
+        place = (weights * at).sum(1, keepdim=True)
+        spread = (weights * (at - place).square()).sum(1, keepdim=True).clamp_min(1e-8).sqrt()
+        disparity = (weights * scene.disparities[:, :, None, None]).sum(1, keepdim=True)
         sure = torch.cat([place, spread, seen], dim=1)
-        mended, found = self.mending(torch.cat([told, blend, sure], dim=1))
-        gate = torch.sigmoid(mended[:, 3:] + 2) * seen
-        picture = gate * blend + (1 - gate) * torch.sigmoid(mended[:, :3]) + (mended[:, :3] * 0.1).tanh() * gate
+        # 5. the photos' colours, mended
+        mended, found = self.mending(torch.cat([told, blend * 2 - 1, sure], dim=1))
+        kept = seen * torch.sigmoid(mended[:, 6:])
+        picture = kept * (blend + 0.25 * torch.tanh(mended[:, 3:6])) + (1 - kept) * torch.sigmoid(mended[:, :3])
         features = torch.cat([found, picture, sure], dim=1)
         return EpipolarRender(picture.float(), features.float(), weights.float(), disparity.float(), blend.float())
 
     def _maps(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Photos with masks (B·V, 4, H, W) and normalised features (B·V, C, H/2, W/2), sides padded to divide by 4."""
-        photos = torch.cat([images * 2 - 1, masks], dim=2).flatten(0, 1)
-        height, width = photos.shape[-2:]
-        photos = F.pad(photos, (0, -width % 4, 0, -height % 4))
-        photos = torch.cat([photos[:, :3] * photos[:, 3:], photos[:, 3:]], dim=1)
-        maps = self.pyramid(photos)
-        return photos, self.normed(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        """Photos with masks (B·V, 4, H, W) and features (B·V, C, H/2, W/2), sides padded until they divide by 4."""
+        photos = torch.cat([(images * 2 - 1) * masks, masks], dim=2).flatten(0, 1)
+        photos = F.pad(photos, (0, -photos.shape[-1] % 4, 0, -photos.shape[-2] % 4))
+        maps = self.normed(self.pyramid(photos).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return photos.float(), maps.float()
 
-    def _band(
-        self,
-        photos: Tensor,
-        maps: Tensor,
-        rays: Tensor,
-        query_intrinsics: Tensor,
-        rotations: Tensor,
-        centres: Tensor,
-        intrinsics: Tensor,
-        disparities: Tensor,
-        steps: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Blended colours (B, 3, h, w), tokens (B, 2W, h, w), weights (B, D, h, w) and whether anything sees a pixel
-        (B, 1, h, w), of rays (B, h, w, 3) with z = −1."""
-        batch, height, width = rays.shape[:3]
-        views, depths = rotations.shape[1], disparities.shape[1]
-        rays = rays.flatten(1, 2)
-        # 1. points r/s in every photo's axes (B, V, D, R, 3): (Rᵀr − s·Rᵀo) / s; only the direction counts
-        turned = torch.einsum("bvij,bri->bvrj", rotations, rays)
-        moved = torch.einsum("bvij,bvi->bvj", rotations, centres)
-        local = turned[:, :, None] - disparities[:, None, :, None, None] * moved[:, :, None, None]
+    def _band(self, scene: _Scene, rays: Tensor, at_once: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Blended colours (B, 3, h, w), tokens (B, 2W, h, w), weights (B, D, h, w) and how much of them any photo sees
+        (B, 1, h, w), of rays (B, h, w, 3); so many rays `at_once` where they don't depend on their neighbours.
+        """
+        size = rays.shape[1:3]
+        parts = [self._points(scene, part) for part in rays.flatten(1, 2).split(at_once, dim=1)]
+        points = torch.cat([part.points for part in parts], dim=2)
+        # along rays and beside them
+        for beside, layer in zip(self.near_rays, self.ray_layers, strict=True):
+            image = F.silu(points).flatten(0, 1).transpose(1, 2).unflatten(2, size)
+            points = points + beside(image).flatten(2).transpose(1, 2).unflatten(0, points.shape[:2])
+            points = layer(points.transpose(1, 2)).transpose(1, 2)
+        weights = self.occupied(points).float().softmax(dim=1)
+        cut = zip(parts, points.split(at_once, dim=2), weights.split(at_once, dim=2), strict=True)
+        done = [self._gathered(part, points, weights) for part, points, weights in cut]
+        made = [torch.cat(each, dim=1) for each in zip(*done, strict=True)]
+        blend, told, seen = (each.transpose(1, 2).unflatten(2, size) for each in made)
+        return blend, told, weights[..., 0].unflatten(2, size), seen
+
+    def _points(self, scene: _Scene, rays: Tensor) -> _Points:
+        """Tokens of the points of rays (B, R, 3), after the transformer across views."""
+        batch, views = scene.rotations.shape[:2]
+        # 1. the points r/s in the photos' axes, times s: Rᵀr − s·Rᵀo (B, V, D, R, 3), of which only directions count
+        turned = torch.einsum("bvij,bri->bvrj", scene.rotations, rays)
+        origin = -torch.einsum("bvij,bvi->bvj", scene.rotations, scene.centres)  # the query camera's
+        local = turned[:, :, None] + scene.disparities[:, None, :, None, None] * origin[:, :, None, None]
         ahead = -local[..., 2]
-        safe = ahead.clamp_min(1e-4)
-        x = local[..., 0] / safe * intrinsics[:, :, None, None, 0, 0] + intrinsics[:, :, None, None, 0, 2]
-        y = -local[..., 1] / safe * intrinsics[:, :, None, None, 1, 1] + intrinsics[:, :, None, None, 1, 2]
-        grid = torch.stack([x / photos.shape[-1], y / photos.shape[-2]], dim=-1).clamp(-2, 3) * 2 - 1
-        # 2. what the photos show there
+        focal, centre = scene.intrinsics[..., [0, 1], [0, 1]], scene.intrinsics[..., :2, 2]
+        flipped = local[..., :2] * local.new_tensor([1.0, -1.0])
+        pixels = flipped / ahead.clamp_min(1e-4)[..., None] * focal[:, :, None, None] + centre[:, :, None, None]
+        size = pixels.new_tensor([scene.photos.shape[-1], scene.photos.shape[-2]])
+        grid = (pixels / size * 2 - 1).clamp(-2, 2)
+        # 2. what the photos show there (B, D, R, V, C)
         flat = grid.flatten(0, 1)
-        seen = F.grid_sample(photos.float(), flat, padding_mode="border", align_corners=False)
-        read = F.grid_sample(maps.float(), flat, padding_mode="border", align_corners=False)
-        inside = (grid.abs() <= 1).all(-1) & (ahead > 1e-3)
-        valid = inside & (seen[:, 3].unflatten(0, (batch, views)) > 0.5)
-        valid = valid.permute(0, 2, 3, 1)  # (B, D, R, V)
-        told = torch.cat([read, seen[:, :3]], dim=1)
-        told = told.unflatten(0, (batch, views)).permute(0, 3, 4, 1, 2)  # (B, D, R, V, C)
+        seen = F.grid_sample(scene.photos, flat, padding_mode="border", align_corners=False)
+        read = F.grid_sample(scene.maps, flat, padding_mode="border", align_corners=False)
+        valid = (grid.abs() <= 1).all(-1) & (ahead > 1e-3) & (seen[:, 3].unflatten(0, (batch, views)) > 0.5)
+        valid = valid.permute(0, 2, 3, 1)
+        told = torch.cat([read, seen[:, :3]], dim=1).unflatten(0, (batch, views)).permute(0, 3, 4, 1, 2)
+        # 3. whether they agree (B, D, R, C)
         share = valid.to(told)[..., None]
         count = share.sum(-2)
         mean = (told * share).sum(-2) / count.clamp_min(1)
         variance = ((told - mean[..., None, :]).square() * share).sum(-2) / count.clamp_min(1)
-        # 3. tokens (B, D, R, V, W)
-        length = local.norm(dim=-1).clamp_min(1e-6)
-        toward = torch.einsum("bvij,bvdrj->bvdri", rotations, local) / length[..., None]
-        straight = rays / rays.norm(dim=-1, keepdim=True)
-        apart = toward - straight[:, None, None]
-        cosine = (toward * straight[:, None, None]).sum(-1, keepdim=True)
-        finer = ahead.clamp_min(1e-3).log() - (
-            intrinsics[:, :, 0, 0] / query_intrinsics[:, None, 0, 0]
-        ).log()[..., None, None]
-        place = torch.stack([grid[..., 0], grid[..., 1]], dim=-1).clamp(-1, 1)
-        view = torch.cat(
-            [toward, apart, cosine, finer[..., None].clamp(-4, 4), inside[..., None].to(toward)], dim=-1
-        ).permute(0, 2, 3, 1, 4)
-        del place
-        agreement = torch.cat([mean, variance, (variance.mean(-1, keepdim=True) + 1e-3).log(), count / views], dim=-1)
-        ray = torch.cat(
-            [
-                straight[:, :, None].expand(-1, -1, views, -1),
-                torch.cat([centres, torch.cross(centres, rotations[..., 2], dim=-1)], dim=-1)[:, None].expand(
-                    -1, rays.shape[1], -1, -1
-                ),
-            ],
-            dim=-1,
-        )
+        overall = (variance.mean(-1, keepdim=True) + 1e-3).log()
+        agreement = torch.cat([mean, variance, overall, (count > 1).to(told)], dim=-1)
+        # 4. how they see it: the reference ray's Plücker coordinates in the query's frame, how far it is from the
+        # query's ray, and how fine the photo's pixels are there
+        toward = torch.einsum("bvij,bvdrj->bvdri", scene.rotations, F.normalize(local, dim=-1))
+        straight = F.normalize(rays, dim=-1)[:, None, None]
+        moment = torch.cross(scene.centres[:, :, None, None].expand_as(toward), toward, dim=-1)
+        cosine = (toward * straight).sum(-1, keepdim=True)
+        zoom = (scene.intrinsics[..., 0, 0] / scene.query_focal[:, None]).log()[:, :, None, None]
+        finer = (zoom - ahead.clamp_min(1e-3).log()).clamp(-4, 4)[..., None]
+        seeing = torch.cat([toward, moment.asinh(), toward - straight, cosine, finer], dim=-1)
+        # 5. the query's ray in both frames (B, R, V, 9)
+        there = F.normalize(turned, dim=-1)
+        moment = torch.cross(origin[:, :, None].expand_as(there), there, dim=-1).asinh()
+        ray = torch.cat([straight[:, 0].expand_as(there), there, moment], dim=-1).transpose(1, 2)
+        # 6. tokens (B, D, R, V, W), across views
         tokens = (
-            self.from_view(torch.cat([told, view], dim=-1))
+            self.from_view(torch.cat([told, seeing.permute(0, 2, 3, 1, 4)], dim=-1))
             + self.from_agreement(agreement)[..., None, :]
-            + self.from_depth(_waves(steps))[:, None, None]
-            + self.from_ray(ray.clamp(-8, 8))[:, None]
+            + self.from_depth(_waves(scene.steps))[:, None, None]
+            + self.from_ray(ray)[:, None]
         )
-        # 4. across the views of each point
         for layer in self.view_layers:
             tokens = layer(tokens, valid)
         choice = self.pool(tokens).masked_fill(~valid[..., None], _MASKED).softmax(dim=-2)
         points = self.to_ray(torch.cat([(choice * tokens).sum(-2), (count > 0).to(tokens)], dim=-1))
-        # 5. along rays and beside them
-        for near, layer in zip(self.near_rays, self.ray_layers, strict=True):
-            image = points.flatten(0, 1).transpose(1, 2).unflatten(2, (height, width))
-            beside = near(F.silu(image)).flatten(2).transpose(1, 2).unflatten(0, (batch, depths))
-            points = layer((points + beside).transpose(1, 2)).transpose(1, 2)
-        weights = self.occupied(points).float().softmax(dim=1)  # (B, D, R, 1)
-        # 6. which view's colour counts at each point
-        width_ = points.shape[-1]
-        both = torch.cat([tokens, points[..., None, :].expand(-1, -1, -1, views, width_)], dim=-1)
-        chosen = self.view_choice(both).float().masked_fill(~valid[..., None], _MASKED).softmax(dim=-2)
-        there = valid.any(-1, keepdim=True).to(weights)
-        colours = (chosen * (told[..., -_COLOUR:] + 1) / 2).sum(-2) * there
-        covered = (weights * there).sum(1)
-        blend = (weights * colours).sum(1) / covered.clamp_min(1e-3)
-        # 7. across the views of a ray
-        of_view = (weights[..., None] * tokens).sum(1)
-        usable = ((weights * valid.to(weights)).sum(1) > 1e-3) | ~valid.any(1)
-        of_view = self.last_layer(of_view, usable)
-        final = self.last_choice(of_view).masked_fill(~usable[..., None], _MASKED).softmax(dim=-2)
-        token = torch.cat([(final * of_view).sum(-2), (weights * points).sum(1)], dim=-1)
+        return _Points(tokens, (told[..., -_COLOUR:] + 1) / 2, valid, points)
 
-        def image_of(x: Tensor) -> Tensor:
-            return x.transpose(1, 2).unflatten(2, (height, width))
+    def _gathered(self, part: _Points, points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Blended colours (B, R, 3), tokens (B, R, 2W) and how much any photo sees (B, R, 1), of rays' points
+        (B, D, R, W) and weights (B, D, R, 1).
+        """
+        # 1. whose colour counts at each point: those that see the surface, not what hides it
+        both = self.choice_of_view(part.tokens) + self.choice_of_point(points)[..., None, :]
+        choice = self.choice(F.silu(both)).float().masked_fill(~part.valid[..., None], _MASKED).softmax(dim=-2)
+        share = weights * part.valid.any(-1, keepdim=True).to(weights)  # (B, D, R, 1)
+        seen = share.sum(1)
+        blend = (share * (choice * part.colours).sum(-2)).sum(1) / seen.clamp_min(1e-4)
+        # 2. across the views of a ray
+        views = (weights[..., None] * part.tokens).sum(1)
+        usable = (weights * part.valid.to(weights)).sum(1) > 1e-3
+        views = self.last_layer(views, usable)
+        choice = self.last_choice(views).masked_fill(~usable[..., None], _MASKED).softmax(dim=-2)
+        return blend, torch.cat([(choice * views).sum(-2), (weights * points).sum(1)], dim=-1), seen
 
-        return image_of(blend), image_of(token), weights[..., 0].unflatten(2, (height, width)), image_of(covered)
+
+class _Scene(NamedTuple):
+    """What the rays of B queries are traced through."""
+
+    photos: Tensor
+    """(B·V, 4, H, W) colours in [-1, 1] and masks."""
+    maps: Tensor
+    """(B·V, C, H/2, W/2)"""
+    rotations: Tensor
+    """(B, V, 3, 3) from the photos' axes to the query's."""
+    centres: Tensor
+    """(B, V, 3) in the query's axes, in units of the nearest depth."""
+    intrinsics: Tensor
+    """(B, V, 3, 3)"""
+    query_focal: Tensor
+    """(B,)"""
+    disparities: Tensor
+    """(B, D) nearest depth / depth, from 1 down."""
+    steps: Tensor
+    """(D,) from 0 to 1."""
+
+
+class _Points(NamedTuple):
+    """D points of R rays."""
+
+    tokens: Tensor
+    """(B, D, R, V, W)"""
+    colours: Tensor
+    """(B, D, R, V, 3) in [0, 1]"""
+    valid: Tensor
+    """(B, D, R, V) where a photo shows the point."""
+    points: Tensor
+    """(B, D, R, W)"""
 
 
 def _rays(intrinsics: Tensor, height: int, width: int) -> Tensor:
     """Directions (B, height, width, 3) through the pixels' centres, in the camera's axes, with z = −1."""
-    y, x = torch.meshgrid(
-        torch.arange(height, device=intrinsics.device, dtype=intrinsics.dtype) + 0.5,
-        torch.arange(width, device=intrinsics.device, dtype=intrinsics.dtype) + 0.5,
-        indexing="ij",
-    )
+    y = (torch.arange(height, device=intrinsics.device) + 0.5)[:, None].expand(height, width)
+    x = (torch.arange(width, device=intrinsics.device) + 0.5).expand(height, width)
     right = (x - intrinsics[:, 0, 2, None, None]) / intrinsics[:, 0, 0, None, None]
-    up = -(y - intrinsics[:, 1, 2, None, None]) / intrinsics[:, 1, 1, None, None]
-    return torch.stack([right, up, -torch.ones_like(right)], dim=-1)
+    down = (y - intrinsics[:, 1, 2, None, None]) / intrinsics[:, 1, 1, None, None]
+    return torch.stack([right, -down, -torch.ones_like(right)], dim=-1)
 
 
 def _waves(steps: Tensor) -> Tensor:
