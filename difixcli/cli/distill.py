@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 ROUNDS = "Rounds of fixing"
 LARGER = "Super-resolution"
+FEW = "Few photos"
 
 
 @console.handled
@@ -114,7 +115,9 @@ def distill(
     prior: Annotated[
         str,
         typer.Option(
-            help="What proposes views: fixer, super-resolution, or an installed package's.", rich_help_panel=ROUNDS
+            help="What proposes views: fixer, super-resolution, view-diffusion (two to four photos), or an installed "
+            "package's.",
+            rich_help_panel=ROUNDS,
         ),
     ] = "fixer",
     references: Annotated[
@@ -188,10 +191,40 @@ def distill(
             rich_help_panel=LARGER,
         ),
     ] = None,
+    view_diffusion: Annotated[
+        str | None,
+        typer.Option(
+            help="The networks: bundled (default), or a folder of difix finetune --task view-diffusion.",
+            rich_help_panel=FEW,
+        ),
+    ] = None,
+    seek: Annotated[
+        str | None,
+        typer.Option(
+            help="mode (default): x̂₀ in several denoising steps; sds: in one; mean: EFT's pictures alone.",
+            rich_help_panel=FEW,
+        ),
+    ] = None,
+    denoise_steps: Annotated[
+        int | None,
+        typer.Option(help="Denoising steps from pure noise; 10 on a CPU, 50 on a GPU.", min=1, rich_help_panel=FEW),
+    ] = None,
+    reuse: Annotated[
+        int | None,
+        typer.Option(
+            help="How many draws of a view one x̂₀ serves; 8 on a CPU, 1 on a GPU.", min=1, rich_help_panel=FEW
+        ),
+    ] = None,
+    anneal: Annotated[
+        bool,
+        typer.Option("--anneal", help="Let the highest noise level fall from round to round.", rich_help_panel=FEW),
+    ] = False,
     compare: Annotated[
         bool,
         typer.Option(
-            "--compare", help="Also train as long on photos alone (for super-resolution, on other enlargements too)."
+            "--compare",
+            help="Also train as long on photos alone (super-resolution: on other enlargements too; view-diffusion: on "
+            "EFT's pictures too, and draw the networks' own).",
         ),
     ] = False,
     size: SizeOption = None,
@@ -204,8 +237,10 @@ def distill(
     as_json: JsonOption = False,
 ) -> None:
     """Make a better 3D reconstruction: train, render, fix, train on the fixes, round by round."""
-    from difixcli.cli.super_resolution import Request, distill_larger, read_enlargement
-    from difixcli.distillation.prior import SUPER_RESOLUTION, check_prior
+    from difixcli.cli.requests import Request
+    from difixcli.cli.super_resolution import distill_larger, read_enlargement
+    from difixcli.cli.view_diffusion import distill_few
+    from difixcli.distillation.prior import SUPER_RESOLUTION, VIEW_DIFFUSION, check_prior
     from difixcli.distillation.schedule import check_schedule, make_schedule
     from difixcli.distillation.settings import Settings, find_profile, read_terms, support_wanted
     from difixcli.distillation.targets import check_targets
@@ -227,9 +262,12 @@ def distill(
     check_schedule(schedule, rounds, step, share, further)
     check_prior(prior)
     larger = {"--upscale": upscale, "--sr": sr, "--reduce": reduce, "--downscale": downscale, "--sr-update": sr_update}
-    if prior == SUPER_RESOLUTION:
+    seeking = {
+        **{"--view-diffusion": view_diffusion, "--seek": seek, "--denoise-steps": denoise_steps, "--reuse": reuse},
+        "--anneal": anneal or None,
+    }
+    if prior in (SUPER_RESOLUTION, VIEW_DIFFUSION):
         unheard = {
-            "--targets": targets is not None,
             "--schedule": schedule != "progressive",
             "--profile": profile != "difix",
             "--fixer": fixer != "bundled",
@@ -239,16 +277,23 @@ def distill(
             "--drop-below": drop_below is not None,
             "--no-guard": not guard,
         }
+        unheard["--targets"] = prior == SUPER_RESOLUTION and targets is not None  # its views are the photos'
         if said := [option for option, there in unheard.items() if there]:
-            raise InputError(f"{said[0]} says nothing to the prior {prior}, whose views are the photos'; leave it out.")
+            raise InputError(f"{said[0]} says nothing to the prior {prior}; leave it out.")
+    for other, given in ((SUPER_RESOLUTION, larger), (VIEW_DIFFUSION, seeking)):
+        if prior != other and (said := [option for option, value in given.items() if value is not None]):
+            raise InputError(f"{said[0]} belongs to --prior {other}; name that, or leave it out.")
+    if prior in (SUPER_RESOLUTION, VIEW_DIFFUSION):
         request = Request(
-            scene, method, split, start, iterations, further, rounds, share, loss or [], from_round, compare, size,
-            seed, preset, device, settings or [], output, force, as_json, sr_update is not None,
+            scene, method, split, targets, start, iterations, further, rounds, share, loss or [], from_round, compare,
+            size, seed, preset, device, settings or [], output, force, as_json,
         )  # fmt: skip
-        distill_larger(request, read_enlargement(upscale, sr, reduce, downscale, sr_update))
+        if prior == VIEW_DIFFUSION:
+            distill_few(request, view_diffusion, seek, denoise_steps, reuse, anneal)
+        else:
+            enlargement = read_enlargement(upscale, sr, reduce, downscale, sr_update)
+            distill_larger(request, enlargement, sr_update is not None)
         return
-    if said := [option for option, value in larger.items() if value is not None]:
-        raise InputError(f"{said[0]} belongs to --prior {SUPER_RESOLUTION}; name that, or leave it out.")
     preset_values = find_profile(profile)
     trusted = trust or preset_values.trust
     support = support_wanted(trusted, drop_below)
@@ -323,7 +368,7 @@ def distill(
     distillation = Distillation(loaded, chosen, plan)
     arguments = {**vars(plan), "schedule": vars(planned), "scene": scene_spec(scene), "size": size, "split": rule}
     arguments["fixer"] = fixer
-    del arguments["enlargement"]
+    del arguments["enlargement"], arguments["seeking"]
     paths = [Path(aim).expanduser() for aim in aims if aim.lower().endswith(".json")]
     inputs |= {str(path): fingerprint([path], content=True) for path in paths}
     begun = start_files(start)

@@ -47,7 +47,9 @@ class ViewDiffusionPrior:
         self._seed, self._terms = context.seed, dict(context.terms)
         self._highest = 0.0
         self._cameras: dict[str, list[float]] = {}
-        self._made: dict[str, dict[str, Any]] = {}  # by view, an x̂₀ in eight bits, its weight, and draws it still serves
+        self._made: dict[
+            str, dict[str, Any]
+        ] = {}  # by view, an x̂₀ in eight bits, its weight, and draws it still serves
 
     def propose(self, shown: Round) -> Iterator[Proposal | None]:
         seeks = self._seeking.seek != "mean" and shown.number > bootstrapped(shown.rounds)

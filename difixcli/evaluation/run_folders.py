@@ -21,6 +21,9 @@ TRUTH = "truth"
 MASK = "mask"
 _ORDER = (
     "plain",
+    "eft",
+    "vldm",
+    "mean",
     "fixed",
     "low_resolution",
     "supersampled",

@@ -121,5 +121,5 @@ def _raised(offset: np.ndarray, up: np.ndarray, angle: float) -> np.ndarray:
 def _mean_lens(cameras: Sequence[Camera]) -> Camera:
     first = cameras[0]
     same = [camera.resized(first.width, first.height) for camera in cameras]
-    lens = {name: float(np.mean([getattr(one, name) for one in same])) for name in ("fx", "fy", "cx", "cy")}
-    return replace(first, **lens)
+    fx, fy, cx, cy = np.mean([[one.fx, one.fy, one.cx, one.cy] for one in same], axis=0).tolist()
+    return replace(first, fx=fx, fy=fy, cx=cx, cy=cy)
