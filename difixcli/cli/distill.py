@@ -207,12 +207,12 @@ def distill(
     ] = None,
     denoise_steps: Annotated[
         int | None,
-        typer.Option(help="Denoising steps from pure noise; 10 on a CPU, 50 on a GPU.", min=1, rich_help_panel=FEW),
+        typer.Option(help="Denoising steps from pure noise; 20 on a CPU, 50 on a GPU.", min=1, rich_help_panel=FEW),
     ] = None,
     reuse: Annotated[
         int | None,
         typer.Option(
-            help="How many draws of a view one x̂₀ serves; 8 on a CPU, 1 on a GPU.", min=1, rich_help_panel=FEW
+            help="How many draws of a view one x̂₀ serves; 4 on a CPU, 1 on a GPU.", min=1, rich_help_panel=FEW
         ),
     ] = None,
     anneal: Annotated[

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from difixcli import console
 from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, scene_spec, size_of, split_input
-from difixcli.cli.outputs import announce
+from difixcli.cli.options import Device
+from difixcli.cli.outputs import announce, beside_others, folder_beside
 from difixcli.cli.requests import Request
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, fingerprint
@@ -23,6 +24,7 @@ MOST = 9
 _SIZE = 96  # pixels, the long side on a CPU: the bundled networks'
 _AROUND = {"cpu": 24, "gpu": 50}  # cameras drawn around the photos; the release's are 50
 _ROUNDS = 6
+_SAMPLE_STEPS = 25  # of DDIM
 _SHARE = 0.5  # the release takes a step on a photo and one on a view in turn
 
 
@@ -137,6 +139,90 @@ def distill_few(
     title = f"{loaded.name}, {method}: {len(split.test)} test views"
     tables = [console.figures_table(title, results)] if results else []
     console.finish({"results": results, "output": str(run.folder)}, request.as_json, *tables)
+
+
+def novel_views(
+    source: str,
+    network: str | None,
+    split: str | None,
+    trajectory: str | None,
+    camera: Path | None,
+    steps: int | None,
+    size: int | None,
+    seed: int,
+    device: Device,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Render views from the networks alone: the split's test views, a path's, or a file's."""
+    from difixcli.scenes import check_rule, check_scene, default_split_rule, make_split, make_trajectory
+    from difixcli.scenes.camera_files import read_cameras
+    from difixcli.scenes.overlap import check_few_photos
+    from difixcli.scenes.trajectories import check_trajectory, path_world_note
+
+    check_scene(source)
+    if split is not None:
+        check_rule(split)
+    if trajectory is not None and camera is not None:
+        raise InputError("--trajectory and --camera both say where to look from; leave one of them out.")
+    if trajectory is not None:
+        check_trajectory(trajectory)
+        if (note := path_world_note(trajectory)) is not None:
+            console.say(note)
+    loaded = open_scene(source, size, "gpu")
+    rule = split or default_split_rule(loaded)
+    chosen = make_split(loaded, rule, need_test=trajectory is None and camera is None)
+    check_few_photos(loaded, chosen.train, rule)
+    views = [(loaded.file_names[i], loaded.frames[i].camera) for i in chosen.test]
+    where, fps, files = f"the {len(views)} test views", None, []
+    if camera is not None:
+        views = read_cameras(camera.expanduser(), loaded, loaded.frames[chosen.train[0]].camera)
+        where, files = f"{len(views)} of {camera}", [camera.expanduser()]
+    elif trajectory is not None:
+        path = make_trajectory(loaded, chosen.train, trajectory)
+        views = [(f"frame_{number:05d}", one) for number, one in enumerate(path.cameras, start=1)]
+        where, fps = f"{trajectory}, {len(views)} frames", path.fps
+        files = _paths([trajectory])
+
+    from difixcli.enhancement.novel_views import render_novel_views
+    from difixcli.enhancement.runs import path_fingerprint
+    from difixcli.novel_views import NovelViews
+    from difixcli.priors.view_diffusion.files import view_diffusion_files
+
+    on, _ = pick_device(device)
+    name = _absolute(network or "bundled")
+    weights = view_diffusion_files(name)
+    steps = steps or _SAMPLE_STEPS
+    arguments = {"task": "novel-view", "scene": scene_spec(source), "size": size, "split": rule, "seed": seed}
+    arguments |= {"view-diffusion": name, "trajectory": trajectory, "camera": camera and camera.absolute()}
+    arguments |= {"steps": steps}
+    inputs = {
+        **scene_inputs(loaded),
+        **split_input(loaded, chosen),
+        "view-diffusion": fingerprint(weights, content=True),
+    }
+    inputs["views"] = path_fingerprint([one for _, one in views])
+    if output is None:
+        folder = f"{loaded.name}_views" if source.startswith("sample:") else folder_beside(Path(source), "views")
+        output = beside_others(Path(folder), "fix", arguments)
+    networks = open_networks(name, on)
+    reads = [*files_read("bundled", loaded), *weights, *files]
+    run = Run.open(output, "fix", arguments, inputs, force, reads=reads)
+    announce(
+        run,
+        scene=f"{loaded.name}, {len(chosen.train)} photos are looked at ({rule})",
+        views=f"{where}, drawn in {steps} steps, seed {seed}; the networks' size is {networks.size} pixels",
+        device=on,
+    )
+    results = render_novel_views(
+        views, run.folder, NovelViews(networks, loaded, chosen.train), seed, steps, fps, console.progress
+    )
+    run.finish(results)
+    pace = results["seconds_per_frame"]
+    console.say(f"Views in {run.folder}: {results['frames']}" + (f", {pace:.2f} s each" if pace else ""))
+    console.say(f"EFT's own: {run.folder / 'eft'}")
+    console.finish({"results": results, "output": str(run.folder)}, as_json)
 
 
 def open_networks(name: str, device: str) -> ViewDiffusion:

@@ -10,10 +10,10 @@ SEEK = ("mode", "sds", "mean")
 HIGHEST = 0.99
 """The highest noise level, a share of the schedule's length: SparseFusion's."""
 
-REUSE = {"cpu": 8, "gpu": 1}
+REUSE = {"cpu": 4, "gpu": 1}
 """How many steps that draw a view train on one x̂₀ of it."""
 
-STEPS = {"cpu": 10, "gpu": 50}
+STEPS = {"cpu": 20, "gpu": 50}
 """PLMS steps of a whole schedule; the release has min(100 t, 50) from level t."""
 
 
