@@ -52,8 +52,8 @@ def fix(
     task: Annotated[
         str,
         typer.Option(
-            help="images (default), or novel-view: views of a SCENE of two to four photos, straight from the networks of "
-            "view diffusion."
+            help="images (default), or novel-view: views of a SCENE of two to four photos, straight from view "
+            "diffusion's networks."
         ),
     ] = _IMAGES,
     reference: ReferenceOption = None,
@@ -92,8 +92,8 @@ def fix(
     camera: Annotated[
         Path | None,
         typer.Option(
-            help="Where to look from: JSON with transform_matrix (4×4, as in the scene's transforms.json), or frames of "
-            "them.",
+            help="Where to look from: JSON with a transform_matrix (4×4, as in the scene's transforms.json), or frames "
+            "with one each.",
             rich_help_panel=VIEWS,
         ),
     ] = None,

@@ -194,7 +194,13 @@ def novel_views(
     name = _absolute(network or "bundled")
     weights = view_diffusion_files(name)
     steps = steps or _SAMPLE_STEPS
-    arguments = {"task": "novel-view", "scene": scene_spec(source), "size": size, "split": rule, "seed": seed}
+    arguments: dict[str, Any] = {
+        "task": "novel-view",
+        "scene": scene_spec(source),
+        "size": size,
+        "split": rule,
+        "seed": seed,
+    }
     arguments |= {"view-diffusion": name, "trajectory": trajectory, "camera": camera and camera.absolute()}
     arguments |= {"steps": steps}
     inputs = {

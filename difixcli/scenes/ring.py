@@ -69,8 +69,7 @@ def _looked_at(cameras: Sequence[Camera], positions: np.ndarray) -> np.ndarray:
 
 def _plane(cameras: Sequence[Camera], positions: np.ndarray) -> np.ndarray:
     """The unit normal (3,) of the plane that the circle lies in, on the side of the cameras' own up."""
-    own = np.stack([camera.camera_to_world[:3, 1] for camera in cameras]).mean(axis=0)
-    own = own / np.linalg.norm(own) if np.linalg.norm(own) > 1e-6 else np.array([0.0, 0.0, 1.0])
+    own = _own_up(cameras)
     _, sizes, axes = np.linalg.svd(positions - positions.mean(axis=0), full_matrices=True)
     sizes = np.pad(sizes, (0, max(0, 3 - len(sizes))))
     if sizes[0] < 1e-9:
@@ -81,6 +80,18 @@ def _plane(cameras: Sequence[Camera], positions: np.ndarray) -> np.ndarray:
         normal = own - (own @ axes[0]) * axes[0]
         normal = normal / max(float(np.linalg.norm(normal)), 1e-9)
     return normal if normal @ own > np.cos(np.pi / 4) else own
+
+
+def _own_up(cameras: Sequence[Camera]) -> np.ndarray:
+    """Which way is up (3,) as the cameras are held: across the right side of all images, where these differ."""
+    rights, own = (np.stack([camera.camera_to_world[:3, axis] for camera in cameras]) for axis in (0, 1))
+    mean = own.mean(axis=0)
+    mean = mean / np.linalg.norm(mean) if np.linalg.norm(mean) > 1e-6 else np.array([0.0, 0.0, 1.0])
+    _, sizes, axes = np.linalg.svd(rights, full_matrices=True)
+    if len(sizes) < 2 or sizes[1] < _ROUND * sizes[0]:
+        return mean
+    level: np.ndarray = axes[2] * np.sign(axes[2] @ mean or 1.0)
+    return level if level @ mean > np.cos(np.pi / 4) else mean
 
 
 def _circle(flat: np.ndarray) -> tuple[np.ndarray, float]:
