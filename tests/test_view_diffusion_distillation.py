@@ -31,7 +31,7 @@ from difixcli.scenes.poses import look_at
 from difixcli.scenes.ring import ELEVATION, around
 
 SIZE = 32
-TOY = ("--prior", "view-diffusion", "--split", "groups:2", "--size", SIZE, "--further", 18, "--rounds", 3)
+TOY: tuple[object, ...] = ("--prior", "view-diffusion", "--split", "groups:2", "--size", SIZE, "--further", 18, "--rounds", 3)
 TOY += ("--targets", "around:2", "--reuse", 2, "--denoise-steps", 3, "--set", "max_gaussians=300", "--json")
 ROWS = ["plain", "eft", "vldm", "mean", "distilled"]
 
