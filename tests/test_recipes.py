@@ -239,7 +239,7 @@ def test_ablation_prints_its_commands(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_ablation_table_is_of_real_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from difixcli.scenes.sample import cached_sample
+    from difixcli.samples.sample import cached_sample
 
     module = _ablation()
     monkeypatch.setenv("PYTHONPATH", str(RECIPES.parent))

@@ -55,7 +55,7 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
         raise InputError(f"The working size {size} is not a number of pixels; give a positive --size.")
     check_scene(spec)
     if str(spec).startswith(SAMPLE_PREFIX):
-        from difixcli.scenes.sample import cached_sample
+        from difixcli.samples.sample import cached_sample
 
         return _build_scene(scene_name(spec), cached_sample(scene_name(spec)), size)
     root = Path(spec)
@@ -70,7 +70,7 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
 def check_scene(spec: str | Path) -> None:
     """Raises InputError for what names no scene at all (see `load_scene`); what is in its folder is not read."""
     if str(spec).startswith(SAMPLE_PREFIX):
-        from difixcli.scenes.sample import check_sample
+        from difixcli.samples.sample import check_sample
 
         check_sample(scene_name(spec))
         return
