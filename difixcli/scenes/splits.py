@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from difixcli.errors import InputError, unknown
-from difixcli.scenes.scene import Scene, Split
+from difixcli.scenes.scene import Camera, Scene, Split
+from difixcli.scenes.sparse_views import farthest_views, pose_spread
 
-RULES = ("test-every", "every", "clusters", "groups", "names", "camera", "file", "own", "all")
+RULES = ("test-every", "every", "clusters", "groups", "views", "names", "camera", "file", "own", "all")
 SPLIT_FILE = "split.json"
 DEFAULT_RULE = "test-every:8"
 """The split of a scene whose own layout asks for none: the convention of LLFF, Mip-NeRF 360 and 3DGS."""
@@ -48,6 +49,9 @@ def make_split(scene: Scene, rule: str, need_test: bool = True) -> Split:
     - `groups`: the two cameras farthest apart by ‖R_i − R_j‖_F + ‖t_i − t_j‖ seed two groups, every camera joins its
       nearer seed, the larger group trains. `groups:K`: only K mutually farthest cameras of that group train, all
       others are targets (ArtiFixer; K = 2 to 12 there).
+    - `views:K`: the K mutually farthest photos that overlap train (K ≥ 2; see `sparse_views.farthest_views`), all
+      others are targets. Where the scene's own layout says which photos train (see `default_split_rule`), they are
+      among those.
     - `names:PATTERN`: frames that match train, the others are targets; `names:train=PATTERN,test=PATTERN` uses only
       frames that match either. A pattern with `*`, `?` or `[` must match the whole name or the whole file name;
       without, it may stand anywhere in the name (`names:_train_`).
@@ -70,7 +74,12 @@ def make_split(scene: Scene, rule: str, need_test: bool = True) -> Split:
     elif kind == "clusters":
         train, test = _clusters(np.stack([frame.camera.position for frame in scene.frames]))
     elif kind == "groups":
-        train, test = _groups(np.stack([frame.camera.camera_to_world for frame in scene.frames]), argument)
+        train, test = _groups([frame.camera for frame in scene.frames], argument)
+    elif kind == "views":
+        own = default_split_rule(scene)
+        among = range(len(scene.frames)) if own == DEFAULT_RULE else make_split(scene, own, need_test=False).train
+        train = farthest_views(scene, among, int(argument))
+        test = [i for i in range(len(scene.frames)) if i not in train]
     elif kind == "names":
         train, test = _by_names(scene, argument, rule)
     elif kind == "camera":
@@ -106,6 +115,8 @@ def check_rule(rule: str) -> None:
         raise InputError(f"The split rule {rule!r} takes no argument; write {kind}.")
     if kind == "groups" and argument and (not argument.isdecimal() or int(argument) < 1):
         raise InputError(f"The split rule {rule!r} needs a whole number of at least 1, as in groups:6, or none.")
+    if kind == "views" and (not argument.isdecimal() or int(argument) < 2):
+        raise InputError(f"The split rule {rule!r} needs a whole number of at least 2, as in views:3.")
     if kind == "names":
         _patterns(argument, rule)
     if kind == "camera" and not argument:
@@ -139,12 +150,9 @@ def _clusters(positions: np.ndarray) -> tuple[list[int], list[int]]:
     return groups[0], groups[1]
 
 
-def _groups(poses: np.ndarray, argument: str) -> tuple[list[int], list[int]]:
-    """Two groups of poses (N, 4, 4) seeded by the farthest pair; the larger one, or `argument` of its poses, trains."""
-    from scipy.spatial.distance import cdist
-
-    rotations, positions = poses[:, :3, :3].reshape(-1, 9), poses[:, :3, 3]
-    distances = cdist(rotations, rotations) + cdist(positions, positions)
+def _groups(cameras: Sequence[Camera], argument: str) -> tuple[list[int], list[int]]:
+    """Two groups of cameras seeded by the farthest pair; the larger one, or `argument` of its cameras, trains."""
+    distances = pose_spread(cameras)
     seeds = np.unravel_index(np.argmax(distances), distances.shape)
     nearer = distances[:, seeds].argmin(axis=1)
     # The larger one trains; of equals, the one with the first frame.
@@ -159,7 +167,7 @@ def _groups(poses: np.ndarray, argument: str) -> tuple[list[int], list[int]]:
         while len(train) < min(int(argument), len(group)):
             left = [i for i in group if i not in train]
             train.append(left[int(distances[np.ix_(left, train)].min(axis=1).argmax())])
-    return train, [i for i in range(len(poses)) if i not in set(train)]
+    return train, [i for i in range(len(cameras)) if i not in set(train)]
 
 
 def _matches(name: str, pattern: str) -> bool:
