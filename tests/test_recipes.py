@@ -202,7 +202,7 @@ def test_the_super_resolution_experiment_runs_to_its_end(tmp_path: Path) -> None
     for variant in ("low_resolution", "bicubic", "per_image", "distilled", "enhanced"):
         assert table["results"][variant]["psnr"] > 5
     run = tmp_path / "out" / "a-0"
-    other = ["difix", "eval", run, "--protocol", "sparse:2", "--metrics", "psnr"]
+    other = ["difix", "eval", run, "--protocol", "every:2", "--metrics", "psnr"]
     refused = subprocess.run(list(map(str, other)), env=environment, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
 
