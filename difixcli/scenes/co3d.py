@@ -23,7 +23,7 @@ POINTS = "pointcloud.ply"
 ISOTROPIC, BY_SIDE = "ndc_isotropic", "ndc_norm_image_bounds"
 
 _AXES = np.diag([-1.0, 1.0, -1.0])  # PyTorch3D's camera (x left, y up, z ahead) to OpenGL's; its own inverse
-_IN_A_CELL = 8  # points, about: what of them hides what is told by the nearest one of each such cell of a picture
+_IN_A_CELL = 16  # points, about: what of them hides what is told by the nearest one of each such cell of a picture
 _MOST_CELLS = 256  # along a photo's longer side
 _BEHIND = 0.05  # a point this part of its depth behind the nearest one in its cell is hidden by it
 
