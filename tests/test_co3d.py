@@ -164,6 +164,11 @@ def test_broken_annotations_are_named(tmp_path: Path, spoil: Callable, words: tu
     refused(difix("distill", tmp_path / "apple" / SEQUENCE, "--device", "cpu"), *words)
 
 
+def test_a_category_is_no_scene(tmp_path: Path) -> None:
+    write_co3d(tmp_path / "apple", 6)
+    refused(difix("distill", tmp_path / "apple", "--device", "cpu"), "category of CO3D", "folder of one of them")
+
+
 def test_annotations_that_are_no_archive(tmp_path: Path) -> None:
     write_co3d(tmp_path / "apple", 6)
     (tmp_path / "apple" / "frame_annotations.jgz").write_bytes(b"{}")

@@ -219,6 +219,9 @@ def test_sparse_views_are_trained_and_measured_by_one_rule(
     if kind == "co3d":
         (scenes / "set_lists").mkdir()
         (scenes / "frame_annotations.jgz").touch()
+    else:
+        for scene in scenes.iterdir():
+            (scene / "sparse").mkdir()
     read = [_understood(line) for line in _printed(RECIPES / "sparse_views" / "run.sh", kind, scenes, tmp_path / "out")]
     distilled = [options for command, options in read if command == "distill"]
     assert len(distilled) == 4 * len(rules)  # two scenes, two methods
@@ -235,6 +238,7 @@ def test_sparse_views_refuse_what_they_cannot_use(scenes: Path, tmp_path: Path) 
         (["co3d", str(scenes)], "no frame_annotations.jgz"),
         (["llff", str(scenes)], "neither co3d nor mip360"),
         (["mip360", str(tmp_path / "none")], "holds no folders"),
+        (["mip360", str(scenes)], "no COLMAP model"),
         (["mip360"], "write "),
     ):
         line = ["sh", str(RECIPES / "sparse_views" / "run.sh"), *given]

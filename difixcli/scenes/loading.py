@@ -12,7 +12,7 @@ import numpy as np
 
 from difixcli.errors import InputError
 from difixcli.runs import fingerprint
-from difixcli.scenes.co3d import annotations_of, read_co3d
+from difixcli.scenes.co3d import ANNOTATIONS, annotations_of, read_co3d
 from difixcli.scenes.colmap import MODEL_FOLDERS, borrow_tracks, find_model, read_colmap
 from difixcli.scenes.image_paths import find_copies, find_masks, image_header, lies_on_its_side, same_shape
 from difixcli.scenes.lenses import pinhole
@@ -150,6 +150,8 @@ def _read_source(root: Path) -> Source:
         return read_colmap(root)
     if annotations_of(root) is not None:
         return read_co3d(root)
+    if (root / ANNOTATIONS).is_file():
+        raise InputError(f"{root} is a category of CO3D with many sequences; name the folder of one of them.")
     check_formats(root)
     raise InputError(
         f"{root.absolute()} holds no scene: there is neither a transforms.json (or transforms_train.json) nor "

@@ -25,6 +25,11 @@ case $1 in
   mip360)
     # ReconX: 1,000 iterations at 512 pixels on photos and proposed views, here after as many on photos
     SIZE=512 FULL="--iterations 1000 --further 1000" RULES=
+    for scene in "$DATA"/*/; do # before hours of training
+      if [ ! -d "$scene/sparse" ] && [ ! -d "$scene/colmap/sparse" ]; then
+        refuse "$scene has no COLMAP model in sparse/ or colmap/sparse/, which says what photos saw the seed points."
+      fi
+    done
     for views in ${VIEWS:-3 6 9}; do RULES="$RULES sparse:$views"; done
     ;;
   *) refuse "$1 is neither co3d nor mip360." ;;
