@@ -56,6 +56,12 @@ def distill(
         typer.Option(help="Any nerfstudio method: nerfacto, splatfacto (the default; with --start the run's own)."),
     ] = None,
     split: SplitOption = None,
+    views: Annotated[
+        int | None,
+        typer.Option(
+            help="Train on that many mutually farthest photos that overlap: short for --split views:K.", min=2
+        ),
+    ] = None,
     targets: Annotated[
         list[str] | None,
         typer.Option(
@@ -254,6 +260,10 @@ def distill(
         raise InputError(f"There is no {start} to start from; check its name.")
     if output is not None:
         check_folder(output)
+    if views is not None:
+        if split is not None:
+            raise InputError(f"--views {views} and --split {split} both say which photos train; leave one out.")
+        split = f"views:{views}"
     if split is not None:
         check_rule(split)
     check_targets(aims)
