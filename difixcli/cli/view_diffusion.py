@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from difixcli.distillation.seeking import Seeking
     from difixcli.distillation.settings import Settings
     from difixcli.priors.view_diffusion.model import ViewDiffusion
+    from difixcli.scenes.scene import Scene
 
 MOST = 9
 """Photos beyond which nothing is gained by looking at all of them, and everything takes longer."""
 _SIZE = 96  # pixels, the long side on a CPU: the bundled networks'
 _AROUND = {"cpu": 24, "gpu": 50}  # cameras drawn around the photos; the release's are 50
 _ROUNDS = 6
+_FEW = 4  # photos of a scene that all train, unless a split says otherwise
 _SAMPLE_STEPS = 25  # of DDIM
 _SHARE = 0.5  # the release takes a step on a photo and one on a view in turn
 
@@ -34,8 +36,8 @@ def distill_few(
     """Train on a few photos and, around them, on what diffusion says is likely."""
     from difixcli.distillation.schedule import make_schedule
     from difixcli.distillation.seeking import SEEK, check_seek, make_seeking
-    from difixcli.scenes import default_split_rule, make_split
-    from difixcli.scenes.overlap import check_few_photos
+    from difixcli.scenes import make_split
+    from difixcli.scenes.sparse_views import check_sparse_views
 
     check_seek(seek or SEEK[0], steps, reuse, anneal)
     if request.start is not None and request.iterations is not None:
@@ -48,15 +50,15 @@ def distill_few(
     on, sizes = pick_device(request.device, request.preset)
     size = _SIZE if request.size is None and sizes == "cpu" else request.size
     loaded = open_scene(request.scene, size, "gpu")
-    rule = request.split or default_split_rule(loaded)
+    rule = request.split or few_photos_rule(loaded)
     split = make_split(loaded, rule, need_test="test" in (request.targets or ()))
-    check_few_photos(loaded, split.train, rule)
+    check_sparse_views(loaded, split.train)
     if request.compare and not split.test:
         raise InputError(f"The split {rule!r} holds out no photo to compare by; leave --compare out.")
     if len(split.train) > MOST:
         console.warn(
             f"{len(split.train)} photos train, all of which the networks look at for every view; they are for two to "
-            f"four, of which --split groups:3 makes three."
+            f"four, of which --split views:3 makes three."
         )
     aims = request.targets or [f"around:{_AROUND[sizes]}", *(["test"] if split.test else [])]
     seeking = make_seeking(sizes, network and _absolute(network), seek, steps, reuse, anneal)
@@ -156,9 +158,9 @@ def novel_views(
     as_json: bool,
 ) -> None:
     """Render views from the networks alone: the split's test views, a path's, or a file's."""
-    from difixcli.scenes import check_rule, check_scene, default_split_rule, make_split, make_trajectory
+    from difixcli.scenes import check_rule, check_scene, make_split, make_trajectory
     from difixcli.scenes.camera_files import read_cameras
-    from difixcli.scenes.overlap import check_few_photos
+    from difixcli.scenes.sparse_views import check_sparse_views
     from difixcli.scenes.trajectories import check_trajectory, path_world_note
 
     check_scene(source)
@@ -171,9 +173,9 @@ def novel_views(
         if (note := path_world_note(trajectory)) is not None:
             console.say(note)
     loaded = open_scene(source, size, "gpu")
-    rule = split or default_split_rule(loaded)
+    rule = split or few_photos_rule(loaded)
     chosen = make_split(loaded, rule, need_test=trajectory is None and camera is None)
-    check_few_photos(loaded, chosen.train, rule)
+    check_sparse_views(loaded, chosen.train)
     views = [(loaded.file_names[i], loaded.frames[i].camera) for i in chosen.test]
     where, fps, files = f"the {len(views)} test views", None, []
     if camera is not None:
@@ -229,6 +231,16 @@ def novel_views(
     console.say(f"Views in {run.folder}: {results['frames']}" + (f", {pace:.2f} s each" if pace else ""))
     console.say(f"EFT's own: {run.folder / 'eft'}")
     console.finish({"results": results, "output": str(run.folder)}, as_json)
+
+
+def few_photos_rule(scene: Scene) -> str:
+    """The split where none is asked for: the scene's own, all photos of a scene of a few, three of any other."""
+    from difixcli.scenes import DEFAULT_RULE, default_split_rule
+
+    if len(scene.frames) <= _FEW:
+        return "all"
+    own = default_split_rule(scene)
+    return "views:3" if own == DEFAULT_RULE else own
 
 
 def open_networks(name: str, device: str) -> ViewDiffusion:
