@@ -101,6 +101,14 @@ class ViewDiffusion(nn.Module):
         return self.config.licence
 
     @property
+    def latent_scale(self) -> float:
+        """What the autoencoder's latents are multiplied by to have unit variance."""
+        return float(self.config.vae.get("scaling_factor", self.vae.config.scaling_factor))
+
+    def set_latent_scale(self, scale: float) -> None:
+        self.config = dataclasses.replace(self.config, vae={**self.config.vae, "scaling_factor": scale})
+
+    @property
     def device(self) -> torch.device:
         return self.prompt.device
 
@@ -150,11 +158,11 @@ class ViewDiffusion(nn.Module):
         """
         moments = self.vae.quant_conv(self.vae.encoder(self._padded(pictures) * 2 - 1))
         mode: Tensor = moments.chunk(2, dim=1)[0]
-        return mode * self.vae.config.scaling_factor
+        return mode * self.latent_scale
 
     def decode(self, latents: Tensor, height: int, width: int) -> Tensor:
         """Pictures (B, 3, height, width), not clamped to [0, 1], of scaled latents."""
-        decoded: Tensor = self.vae.decoder(self.vae.post_quant_conv(latents / self.vae.config.scaling_factor))
+        decoded: Tensor = self.vae.decoder(self.vae.post_quant_conv(latents / self.latent_scale))
         return (decoded[..., :height, :width] + 1) / 2
 
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
