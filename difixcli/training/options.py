@@ -16,13 +16,15 @@ Parts = Literal["all", "unet", "decoder", "skips"]
 _AT_LEAST_ONE = (
     "iterations", "batch", "accumulate", "crop", "validate_every", "validation_pairs", "checkpoint_every", "log_every",
     "signs_every", "validation_photos", "canvas", "size", "width", "depths", "latent_channels", "unet_width",
-    "epipolar_iterations", "vae_iterations", "diffusion_iterations", "window", "diffusion_window", "pictures", "repeats",
-    "validation_views",
+    "epipolar_iterations", "vae_iterations", "diffusion_iterations", "window", "diffusion_window", "pictures",
+    "repeats", "validation_views",
 )  # fmt: skip
 FREE = ("batch", "accumulate", "workers", "gradient_checkpointing", "cache_mib")
 """Options that change how a step is computed, but not what: a training may go on with others."""
 SUPER_RESOLUTION_FREE = ("cache_mib",)
 """The same of a super-resolver's training."""
+VIEW_DIFFUSION_FREE = ("seconds", "checkpoint_every")
+"""The same of view-conditioned diffusion's."""
 
 _SHARES = (
     "photo_share", "drop_references", "ema", "improved_share", "misled_share", "render_share", "bicubic_share",

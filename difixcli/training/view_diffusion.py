@@ -28,13 +28,12 @@ from difixcli.priors.view_diffusion.model import ViewDiffusion, small_config
 from difixcli.runs import atomic, make_folder, write_image, write_json
 from difixcli.scenes import Scene
 from difixcli.training.journal import Journal
-from difixcli.training.options import ViewDiffusionOptions, with_options
+from difixcli.training.options import VIEW_DIFFUSION_FREE, ViewDiffusionOptions, with_options
 from difixcli.training.view_diffusion_samples import HeldView, ViewBatch, ViewPhotos
 
 SCRATCH = "scratch"
 STAGES = ("epipolar", "vae", "diffusion")
 _SHAPE = ("size", "width", "depths", "latent_channels", "unet_width")  # options of new networks
-_FREE = ("seconds",)  # options with which a training may go on though they have changed
 _SAVE_AFTER = 60.0  # seconds of training that a stopped run loses at most
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _FRESH = 1 << 40  # seeds of noise, apart from those of samples
@@ -154,7 +153,7 @@ class _Training:
         self.counts["held"] = len(self.held)
         identity = {
             "base": base,
-            "options": {name: value for name, value in asdict(options).items() if name not in _FREE},
+            "options": {name: value for name, value in asdict(options).items() if name not in VIEW_DIFFUSION_FREE},
             "photos": self.photos.names,
         }
         self.identity = json.dumps(identity, sort_keys=True)
@@ -275,14 +274,12 @@ class _Training:
         drawn = self.photos.batch(step, options.batch, options.window, augment=True)
         with self._precision():
             render = self._render(drawn)
-            parts = {
-                "pixel": _charbonnier(render.picture, drawn.truths, drawn.counts),
-                "blend": 0.5 * _charbonnier(render.blend, drawn.truths, drawn.counts),
-            }
-            if self.perceptual is not None:
-                parts["perceptual"] = options.perceptual_weight * self._apart(
-                    render.picture, drawn.truths, drawn.counts
-                )
+        parts = {
+            "pixel": _charbonnier(render.picture, drawn.truths, drawn.counts),
+            "blend": 0.5 * _charbonnier(render.blend, drawn.truths, drawn.counts),
+        }
+        if self.perceptual is not None:
+            parts["perceptual"] = options.perceptual_weight * self._apart(render.picture, drawn.truths, drawn.counts)
         if options.depth_weight:
             parts["depth"] = options.depth_weight * depth_loss(render.weights, drawn)
         return parts
@@ -304,9 +301,9 @@ class _Training:
             logarithm = logarithm.clamp(-30, 20)
             noise = self._noise(mean.shape, step)
             made = (vae.decoder(vae.post_quant_conv(mean + (0.5 * logarithm).exp() * noise)).float() + 1) / 2
-            parts = {"pixel": _charbonnier(made, pictures, counts)}
-            if self.perceptual is not None:
-                parts["perceptual"] = options.perceptual_weight * self._apart(made, pictures, counts)
+        parts = {"pixel": _charbonnier(made, pictures, counts)}
+        if self.perceptual is not None:
+            parts["perceptual"] = options.perceptual_weight * self._apart(made, pictures, counts)
         parts["kl"] = options.kl_weight * 0.5 * (mean.square() + logarithm.exp() - 1 - logarithm).mean()
         return parts
 

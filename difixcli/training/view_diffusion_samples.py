@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difixcli.errors import InputError
-from difixcli.priors.view_diffusion.views import InputViews, Pinhole
+from difixcli.priors.view_diffusion.views import InputViews, Pinhole, inverse
 from difixcli.runs import IMAGE_SUFFIXES, read_image
 from difixcli.scenes import Scene, load_mask, load_photo
 from difixcli.training.options import ViewDiffusionOptions
@@ -33,7 +33,7 @@ _VIEWS, _PHOTOS = 1, 2
 
 
 class ViewBatch(NamedTuple):
-    """B views to be made, each from V photos; float32 on the device. Worlds are in units of the views' nearest depth."""
+    """B views to be made, each from V photos; float32 on the device. Units are the views' nearest depths."""
 
     images: Tensor
     """(B, V, 3, S, S) in [0, 1]"""
@@ -170,18 +170,19 @@ class ViewPhotos:
         if side != options.canvas:
             planes = F.interpolate(planes, (side, side), mode="bilinear", antialias=True)
         planes = torch.cat([planes[:, :3].clamp(0, 1), (planes[:, 3:] > 0.99).float()], dim=1)
-        intrinsics = self.intrinsics[chosen] * torch.tensor([scale, scale, 1.0], device=device)[:, None]
-        poses = torch.linalg.inv(self.poses[queries])[:, None] @ self.poses[chosen]
+        intrinsics = self.intrinsics[chosen]
+        intrinsics[..., :2, :] *= scale
+        poses = inverse(self.poses[queries])[:, None] @ self.poses[chosen]
         near, far = self.ranges[queries].unbind(-1)
         near, far = near * closer, far * farther
         poses[..., :3, 3] /= near[:, None, None]
-        known = self.known[queries] * torch.tensor([scale, scale, 1.0], device=device)
+        known = self.known[queries]
+        known[..., :2] *= scale
         if flip:  # a mirrored world: x turns round, in pictures and in axes
             planes = planes.flip(-1)
-            intrinsics = intrinsics.clone()
             intrinsics[..., 0, 2] = side - intrinsics[..., 0, 2]
-            mirror = torch.tensor([-1.0, 1, 1, 1], device=device, dtype=poses.dtype)
-            poses = mirror[:, None] * poses * mirror
+            poses[..., 0, 1:] *= -1
+            poses[..., 1:, 0] *= -1
             known = torch.cat([side - known[..., :1], known[..., 1:]], dim=-1)
         planes = planes.unflatten(0, (batch, count + 1))
         if augment:

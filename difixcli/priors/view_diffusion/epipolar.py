@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from difixcli.priors.view_diffusion.views import inverse
+
 _COLOUR = 3
 _VIEW_GEOMETRY = 3 + 3 + 3 + 1 + 1
 _RAY_GEOMETRY = 3 + 3 + 3
@@ -213,7 +215,7 @@ class EpipolarTransformer(nn.Module):
         photos, maps = self._maps(images, masks)
         # 2. the photos' cameras in the queries' frame, in units of the nearest depth
         with torch.autocast(images.device.type, enabled=False):
-            toward = torch.linalg.inv(query_poses)[:, None] @ poses
+            toward = inverse(query_poses)[:, None] @ poses
         steps = torch.linspace(0, 1, self.config.depths, device=images.device)
         scene = _Scene(
             photos=photos,
@@ -360,16 +362,18 @@ def _read(scene: _Scene, rays: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, 
     origin = -torch.einsum("bvij,bvi->bvj", scene.rotations, scene.centres)  # the query camera's
     local = turned[:, :, None] + scene.disparities[:, None, :, None, None] * origin[:, :, None, None]
     ahead = -local[..., 2]
-    focal, centre = scene.intrinsics[..., [0, 1], [0, 1]], scene.intrinsics[..., :2, 2]
-    flipped = local[..., :2] * local.new_tensor([1.0, -1.0])
-    pixels = flipped / ahead.clamp_min(1e-4)[..., None] * focal[:, :, None, None] + centre[:, :, None, None]
-    size = pixels.new_tensor([scene.photos.shape[-1], scene.photos.shape[-2]])
-    grid = (pixels / size * 2 - 1).clamp(-2, 2)
+    in_front = ahead > 1e-3
+    ahead = ahead.clamp_min(1e-3)
+    focal, centre = scene.intrinsics[..., None, None, :, :], scene.intrinsics[..., None, None, :, 2]
+    x = local[..., 0] / ahead * focal[..., 0, 0] + centre[..., 0]
+    y = -local[..., 1] / ahead * focal[..., 1, 1] + centre[..., 1]
+    grid = torch.stack([x / scene.photos.shape[-1], y / scene.photos.shape[-2]], dim=-1) * 2 - 1
+    grid = grid.clamp(-2, 2)
     # 2. what the photos show there (B, D, R, V, C)
     flat = grid.flatten(0, 1)
     seen = F.grid_sample(scene.photos, flat, padding_mode="border", align_corners=False)
     read = F.grid_sample(scene.maps, flat, padding_mode="border", align_corners=False)
-    valid = (grid.abs() <= 1).all(-1) & (ahead > 1e-3) & (seen[:, 3].unflatten(0, (batch, views)) > 0.5)
+    valid = (grid.abs() <= 1).all(-1) & in_front & (seen[:, 3].unflatten(0, (batch, views)) > 0.5)
     valid = valid.permute(0, 2, 3, 1)
     told = torch.cat([read, seen[:, :3]], dim=1).unflatten(0, (batch, views)).permute(0, 3, 4, 1, 2)
     # 3. whether they agree (B, D, R, C)
@@ -386,7 +390,7 @@ def _read(scene: _Scene, rays: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, 
     moment = torch.cross(scene.centres[:, :, None, None].expand_as(toward), toward, dim=-1)
     cosine = (toward * straight).sum(-1, keepdim=True)
     zoom = (scene.intrinsics[..., 0, 0] / scene.query_focal[:, None]).log()[:, :, None, None]
-    finer = (zoom - ahead.clamp_min(1e-3).log()).clamp(-4, 4)[..., None]
+    finer = (zoom - ahead.log()).clamp(-4, 4)[..., None]
     seeing = torch.cat([toward, moment.asinh(), toward - straight, cosine, finer], dim=-1)
     # 5. the query's ray in both frames (B, R, V, 9)
     there = F.normalize(turned, dim=-1)

@@ -23,7 +23,7 @@ from difixcli.errors import InputError
 from difixcli.priors.view_diffusion.denoising import NoiseSchedule, Sampler, denoised
 from difixcli.priors.view_diffusion.epipolar import EpipolarConfig, EpipolarRender, EpipolarTransformer
 from difixcli.priors.view_diffusion.files import BUNDLED
-from difixcli.priors.view_diffusion.views import InputViews, Pinhole
+from difixcli.priors.view_diffusion.views import InputViews, Pinhole, inverse
 from difixcli.runs import atomic, read_json
 from difixcli.torchvision_cure import cure
 
@@ -123,7 +123,7 @@ class ViewDiffusion(nn.Module):
         views, query = views.to(self.device), query.to(self.device)
         masks = torch.ones_like(views.images[:, :1]) if views.masks is None else views.masks
         # 1. the world around the query in units of its nearest depth, in float64: worlds may be large and far away
-        poses = torch.linalg.inv(query.pose.double()) @ views.poses.double()
+        poses = inverse(query.pose.double()) @ views.poses.double()
         poses[:, :3, 3] /= near
         one = torch.ones(1, device=self.device)
         # 2. EFT
