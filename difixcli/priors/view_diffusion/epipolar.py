@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from difixcli.priors.view_diffusion.views import inverse
+
 _COLOUR = 3
 _VIEW_GEOMETRY = 3 + 3 + 3 + 1 + 1
 _RAY_GEOMETRY = 3 + 3 + 3
@@ -25,6 +27,7 @@ _DEPTH_WAVES = 5
 _MASKED = -1e4  # a logit that softmax makes zero, also in half precision
 # Numbers of tokens that inference keeps for a band of rows, and that it works on at a time, to stay in a CPU's cache.
 _HELD, _AT_ONCE = 1 << 26, 1 << 18
+_HELD_ON_GPU, _AT_ONCE_ON_GPU = 1 << 30, 1 << 28
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,8 @@ class EpipolarTransformer(nn.Module):
         # 1. features of the photos
         photos, maps = self._maps(images, masks)
         # 2. the photos' cameras in the queries' frame, in units of the nearest depth
-        toward = torch.linalg.inv(query_poses)[:, None] @ poses
+        with torch.autocast(images.device.type, enabled=False):
+            toward = inverse(query_poses)[:, None] @ poses
         steps = torch.linspace(0, 1, self.config.depths, device=images.device)
         scene = _Scene(
             photos=photos,
@@ -229,8 +233,9 @@ class EpipolarTransformer(nn.Module):
         halo, rows, at_once = len(self.near_rays), height, height * width
         if not torch.is_grad_enabled():
             row = batch * views * self.config.depths * self.config.width * width
-            rows = max(8, _HELD // row)
-            at_once = max(1, _AT_ONCE * width // row)
+            on_cpu = images.device.type == "cpu"
+            rows = max(8, (_HELD if on_cpu else _HELD_ON_GPU) // row)
+            at_once = max(1, (_AT_ONCE if on_cpu else _AT_ONCE_ON_GPU) * width // row)
         bands = []
         for top in range(0, height, rows):
             first, last = max(top - halo, 0), min(top + rows + halo, height)
@@ -278,47 +283,11 @@ class EpipolarTransformer(nn.Module):
 
     def _points(self, scene: _Scene, rays: Tensor) -> _Points:
         """Tokens of the points of rays (B, R, 3), after the transformer across views."""
-        batch, views = scene.rotations.shape[:2]
-        # 1. the points r/s in the photos' axes, times s: Rᵀr − s·Rᵀo (B, V, D, R, 3), of which only directions count
-        turned = torch.einsum("bvij,bri->bvrj", scene.rotations, rays)
-        origin = -torch.einsum("bvij,bvi->bvj", scene.rotations, scene.centres)  # the query camera's
-        local = turned[:, :, None] + scene.disparities[:, None, :, None, None] * origin[:, :, None, None]
-        ahead = -local[..., 2]
-        focal, centre = scene.intrinsics[..., [0, 1], [0, 1]], scene.intrinsics[..., :2, 2]
-        flipped = local[..., :2] * local.new_tensor([1.0, -1.0])
-        pixels = flipped / ahead.clamp_min(1e-4)[..., None] * focal[:, :, None, None] + centre[:, :, None, None]
-        size = pixels.new_tensor([scene.photos.shape[-1], scene.photos.shape[-2]])
-        grid = (pixels / size * 2 - 1).clamp(-2, 2)
-        # 2. what the photos show there (B, D, R, V, C)
-        flat = grid.flatten(0, 1)
-        seen = F.grid_sample(scene.photos, flat, padding_mode="border", align_corners=False)
-        read = F.grid_sample(scene.maps, flat, padding_mode="border", align_corners=False)
-        valid = (grid.abs() <= 1).all(-1) & (ahead > 1e-3) & (seen[:, 3].unflatten(0, (batch, views)) > 0.5)
-        valid = valid.permute(0, 2, 3, 1)
-        told = torch.cat([read, seen[:, :3]], dim=1).unflatten(0, (batch, views)).permute(0, 3, 4, 1, 2)
-        # 3. whether they agree (B, D, R, C)
-        share = valid.to(told)[..., None]
-        count = share.sum(-2)
-        mean = (told * share).sum(-2) / count.clamp_min(1)
-        variance = ((told - mean[..., None, :]).square() * share).sum(-2) / count.clamp_min(1)
-        overall = (variance.mean(-1, keepdim=True) + 1e-3).log()
-        agreement = torch.cat([mean, variance, overall, (count > 1).to(told)], dim=-1)
-        # 4. how they see it: the reference ray's Plücker coordinates in the query's frame, how far it is from the
-        # query's ray, and how fine the photo's pixels are there
-        toward = torch.einsum("bvij,bvdrj->bvdri", scene.rotations, F.normalize(local, dim=-1))
-        straight = F.normalize(rays, dim=-1)[:, None, None]
-        moment = torch.cross(scene.centres[:, :, None, None].expand_as(toward), toward, dim=-1)
-        cosine = (toward * straight).sum(-1, keepdim=True)
-        zoom = (scene.intrinsics[..., 0, 0] / scene.query_focal[:, None]).log()[:, :, None, None]
-        finer = (zoom - ahead.clamp_min(1e-3).log()).clamp(-4, 4)[..., None]
-        seeing = torch.cat([toward, moment.asinh(), toward - straight, cosine, finer], dim=-1)
-        # 5. the query's ray in both frames (B, R, V, 9)
-        there = F.normalize(turned, dim=-1)
-        moment = torch.cross(origin[:, :, None].expand_as(there), there, dim=-1).asinh()
-        ray = torch.cat([straight[:, 0].expand_as(there), there, moment], dim=-1).transpose(1, 2)
-        # 6. tokens (B, D, R, V, W), across views
+        with torch.autocast(rays.device.type, enabled=False):
+            told, valid, agreement, seeing, ray = _read(scene, rays)
+        # tokens (B, D, R, V, W), across views
         tokens = (
-            self.from_view(torch.cat([told, seeing.permute(0, 2, 3, 1, 4)], dim=-1))
+            self.from_view(torch.cat([told, seeing], dim=-1))
             + self.from_agreement(agreement)[..., None, :]
             + self.from_depth(_waves(scene.steps))[:, None, None]
             + self.from_ray(ray)[:, None]
@@ -326,7 +295,7 @@ class EpipolarTransformer(nn.Module):
         for layer in self.view_layers:
             tokens = layer(tokens, valid)
         choice = self.pool(tokens).masked_fill(~valid[..., None], _MASKED).softmax(dim=-2)
-        points = self.to_ray(torch.cat([(choice * tokens).sum(-2), (count > 0).to(tokens)], dim=-1))
+        points = self.to_ray(torch.cat([(choice * tokens).sum(-2), valid.any(-1, keepdim=True).to(tokens)], dim=-1))
         return _Points(tokens, (told[..., -_COLOUR:] + 1) / 2, valid, points)
 
     def _gathered(self, part: _Points, points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -379,6 +348,55 @@ class _Points(NamedTuple):
     """(B, D, R, V) where a photo shows the point."""
     points: Tensor
     """(B, D, R, W)"""
+
+
+def _read(scene: _Scene, rays: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What the photos show at the points of rays (B, R, 3) and how they see it; float32.
+
+    Features and colours (B, D, R, V, C); where they are valid (B, D, R, V); whether they agree (B, D, R, C); how each
+    photo sees the point (B, D, R, V, G); the rays in both frames (B, R, V, 9).
+    """
+    batch, views = scene.rotations.shape[:2]
+    # 1. the points r/s in the photos' axes, times s: Rᵀr − s·Rᵀo (B, V, D, R, 3), of which only directions count
+    turned = torch.einsum("bvij,bri->bvrj", scene.rotations, rays)
+    origin = -torch.einsum("bvij,bvi->bvj", scene.rotations, scene.centres)  # the query camera's
+    local = turned[:, :, None] + scene.disparities[:, None, :, None, None] * origin[:, :, None, None]
+    ahead = -local[..., 2]
+    in_front = ahead > 1e-3
+    ahead = ahead.clamp_min(1e-3)
+    focal, centre = scene.intrinsics[..., None, None, :, :], scene.intrinsics[..., None, None, :, 2]
+    x = local[..., 0] / ahead * focal[..., 0, 0] + centre[..., 0]
+    y = -local[..., 1] / ahead * focal[..., 1, 1] + centre[..., 1]
+    grid = torch.stack([x / scene.photos.shape[-1], y / scene.photos.shape[-2]], dim=-1) * 2 - 1
+    grid = grid.clamp(-2, 2)
+    # 2. what the photos show there (B, D, R, V, C)
+    flat = grid.flatten(0, 1)
+    seen = F.grid_sample(scene.photos, flat, padding_mode="border", align_corners=False)
+    read = F.grid_sample(scene.maps, flat, padding_mode="border", align_corners=False)
+    valid = (grid.abs() <= 1).all(-1) & in_front & (seen[:, 3].unflatten(0, (batch, views)) > 0.5)
+    valid = valid.permute(0, 2, 3, 1)
+    told = torch.cat([read, seen[:, :3]], dim=1).unflatten(0, (batch, views)).permute(0, 3, 4, 1, 2)
+    # 3. whether they agree (B, D, R, C)
+    share = valid.to(told)[..., None]
+    count = share.sum(-2)
+    mean = (told * share).sum(-2) / count.clamp_min(1)
+    variance = ((told - mean[..., None, :]).square() * share).sum(-2) / count.clamp_min(1)
+    overall = (variance.mean(-1, keepdim=True) + 1e-3).log()
+    agreement = torch.cat([mean, variance, overall, (count > 1).to(told)], dim=-1)
+    # 4. how they see it: the reference ray's Plücker coordinates in the query's frame, how far it is from the
+    # query's ray, and how fine the photo's pixels are there
+    toward = torch.einsum("bvij,bvdrj->bvdri", scene.rotations, F.normalize(local, dim=-1))
+    straight = F.normalize(rays, dim=-1)[:, None, None]
+    moment = torch.cross(scene.centres[:, :, None, None].expand_as(toward), toward, dim=-1)
+    cosine = (toward * straight).sum(-1, keepdim=True)
+    zoom = (scene.intrinsics[..., 0, 0] / scene.query_focal[:, None]).log()[:, :, None, None]
+    finer = (zoom - ahead.log()).clamp(-4, 4)[..., None]
+    seeing = torch.cat([toward, moment.asinh(), toward - straight, cosine, finer], dim=-1)
+    # 5. the query's ray in both frames (B, R, V, 9)
+    there = F.normalize(turned, dim=-1)
+    moment = torch.cross(origin[:, :, None].expand_as(there), there, dim=-1).asinh()
+    ray = torch.cat([straight[:, 0].expand_as(there), there, moment], dim=-1).transpose(1, 2)
+    return told, valid, agreement, seeing.permute(0, 2, 3, 1, 4), ray
 
 
 def _rays(intrinsics: Tensor, height: int, width: int) -> Tensor:

@@ -23,7 +23,7 @@ from difixcli.errors import InputError
 from difixcli.priors.view_diffusion.denoising import NoiseSchedule, Sampler, denoised
 from difixcli.priors.view_diffusion.epipolar import EpipolarConfig, EpipolarRender, EpipolarTransformer
 from difixcli.priors.view_diffusion.files import BUNDLED
-from difixcli.priors.view_diffusion.views import InputViews, Pinhole
+from difixcli.priors.view_diffusion.views import InputViews, Pinhole, inverse
 from difixcli.runs import atomic, read_json
 from difixcli.torchvision_cure import cure
 
@@ -101,6 +101,14 @@ class ViewDiffusion(nn.Module):
         return self.config.licence
 
     @property
+    def latent_scale(self) -> float:
+        """What the autoencoder's latents are multiplied by to have unit variance."""
+        return float(self.config.vae.get("scaling_factor", self.vae.config.scaling_factor))
+
+    def set_latent_scale(self, scale: float) -> None:
+        self.config = dataclasses.replace(self.config, vae={**self.config.vae, "scaling_factor": scale})
+
+    @property
     def device(self) -> torch.device:
         return self.prompt.device
 
@@ -115,7 +123,7 @@ class ViewDiffusion(nn.Module):
         views, query = views.to(self.device), query.to(self.device)
         masks = torch.ones_like(views.images[:, :1]) if views.masks is None else views.masks
         # 1. the world around the query in units of its nearest depth, in float64: worlds may be large and far away
-        poses = torch.linalg.inv(query.pose.double()) @ views.poses.double()
+        poses = inverse(query.pose.double()) @ views.poses.double()
         poses[:, :3, 3] /= near
         one = torch.ones(1, device=self.device)
         # 2. EFT
@@ -150,11 +158,11 @@ class ViewDiffusion(nn.Module):
         """
         moments = self.vae.quant_conv(self.vae.encoder(self._padded(pictures) * 2 - 1))
         mode: Tensor = moments.chunk(2, dim=1)[0]
-        return mode * self.vae.config.scaling_factor
+        return mode * self.latent_scale
 
     def decode(self, latents: Tensor, height: int, width: int) -> Tensor:
         """Pictures (B, 3, height, width), not clamped to [0, 1], of scaled latents."""
-        decoded: Tensor = self.vae.decoder(self.vae.post_quant_conv(latents / self.vae.config.scaling_factor))
+        decoded: Tensor = self.vae.decoder(self.vae.post_quant_conv(latents / self.latent_scale))
         return (decoded[..., :height, :width] + 1) / 2
 
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:

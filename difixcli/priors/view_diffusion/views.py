@@ -129,6 +129,13 @@ def meeting_point(centres: Tensor, axes: Tensor) -> Tensor:
     return torch.linalg.pinv(across.sum(0), rtol=1e-4) @ (across @ centres[:, :, None]).sum(0)[:, 0]
 
 
+def inverse(poses: Tensor) -> Tensor:
+    """World-to-camera (…, 4, 4) of rigid camera-to-world poses; no device waits for it, as for a general inverse."""
+    rotation = poses[..., :3, :3].mT
+    moved = torch.cat([rotation, -rotation @ poses[..., :3, 3:]], dim=-1)
+    return torch.cat([moved, poses[..., 3:, :]], dim=-2)
+
+
 def _local(points: Tensor, pose: Tensor) -> Tensor:
     """World points (N, 3) in a camera's axes."""
     return (points - pose[:3, 3].to(points)) @ pose[:3, :3].to(points)
