@@ -11,7 +11,7 @@ from difixcli import console
 from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, scene_spec, size_of, split_input
 from difixcli.cli.options import Device
 from difixcli.cli.outputs import announce, beside_others, folder_beside
-from difixcli.cli.requests import Request
+from difixcli.cli.requests import Request, held, start_files
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, fingerprint
 
@@ -67,7 +67,6 @@ def distill_larger(request: Request, enlargement: Enlargement, update_asked: boo
     if request.compare and not split.test:
         raise InputError(f"The split {rule!r} holds out no photo to compare by; leave --compare out.")
 
-    from difixcli.cli.distill import held, start_files
     from difixcli.distillation.settings import RAISED, Settings, read_terms
     from difixcli.distillation.super_resolution import SuperResolution, further_iterations
     from difixcli.priors.super_resolution.enlargement import small_and_large

@@ -10,7 +10,7 @@ from difixcli import console
 from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, scene_spec, size_of, split_input
 from difixcli.cli.options import Device
 from difixcli.cli.outputs import announce, beside_others, folder_beside
-from difixcli.cli.requests import Request
+from difixcli.cli.requests import Request, held, start_files
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, fingerprint
 
@@ -63,7 +63,6 @@ def distill_few(
     aims = request.targets or [f"around:{_AROUND[sizes]}", *(["test"] if split.test else [])]
     seeking = make_seeking(sizes, network and _absolute(network), seek, steps, reuse, anneal)
 
-    from difixcli.cli.distill import held, start_files
     from difixcli.distillation.settings import Settings, read_terms
     from difixcli.distillation.view_diffusion import ModeSeeking, own_terms, photo_iterations, planned
     from difixcli.novel_views import NovelViews
