@@ -361,16 +361,16 @@ class _Training:
         for i, view in enumerate(self.held):
             condition = self.model.condition(view.views, view.query)
             nearest, warped = baselines(view)
-            rows["nearest"].append(_pixels(nearest))
-            rows["warped"].append(_pixels(warped))
-            rows["eft"].append(_pixels(condition.picture))
+            rows["nearest"].append(pixels(nearest))
+            rows["warped"].append(pixels(warped))
+            rows["eft"].append(pixels(condition.picture))
             if name == "diffusion":
-                rows["vldm"].append(_pixels(self.model.sample(condition, seed=i)))
+                rows["vldm"].append(pixels(self.model.sample(condition, seed=i)))
             if name != "epipolar":
                 latents = self.model.encode(view.truth[None].to(self.device))
                 again = self.model.decode(latents, view.query.height, view.query.width)
-                rows["vae"].append(_pixels(again[0].clamp(0, 1)))
-        truths = [_pixels(view.truth) for view in self.held]
+                rows["vae"].append(pixels(again[0].clamp(0, 1)))
+        truths = [pixels(view.truth) for view in self.held]
         masks = [None if view.mask is None else view.mask.numpy() for view in self.held]
         rows = {label: row for label, row in rows.items() if row}
         self.figures = {
@@ -490,7 +490,7 @@ def baselines(view: HeldView) -> tuple[Tensor, Tensor]:
     return plain, warped
 
 
-def _pixels(picture: Tensor) -> np.ndarray:
+def pixels(picture: Tensor) -> np.ndarray:
     """(3, H, W) → (H, W, 3) float32 on the CPU."""
     return picture.permute(1, 2, 0).float().cpu().numpy()
 

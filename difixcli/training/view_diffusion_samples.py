@@ -111,10 +111,8 @@ class ViewPhotos:
                 mates.append(np.pad(order + base, (0, _MATES - len(order))))
                 weights.append(np.pad(shared[order], (0, _MATES - len(order))))
                 chances.append(0.0 if i == held or not shared.any() else len(seen) ** -0.5)
-            if held >= 0 and np.count_nonzero(weights[base + held]):
-                count = min(3, np.count_nonzero(weights[base + held]))
-                chosen = [int(j) for j in mates[base + held][:: max(1, np.count_nonzero(weights[base + held]) // 3)]]
-                self.held.append(_held_view(scene, held, [j - base for j in chosen[:count]], depths[base + held]))
+            if held >= 0 and np.count_nonzero(weights[base + held]) >= 3:
+                self.held.append(held_view(scene, held, 3))
         if not any(chances):
             raise InputError(
                 "No two photos of these scenes show the same seed points; give scenes whose photos overlap."
@@ -350,8 +348,17 @@ def input_views(scene: Scene, chosen: Sequence[int], side: int) -> InputViews:
     )
 
 
-def _held_view(scene: Scene, held: int, chosen: Sequence[int], depths) -> HeldView:  # type: ignore[no-untyped-def]
+def held_view(scene: Scene, held: int, count: int) -> HeldView:
+    """A view of a scene beside `count` of the photos that share seed points with it, from the one that shares most to
+    the one that shares least.
+    """
     frame = scene.frames[held]
+    seen = [_visible(scene.points, each.camera) for each in scene.frames]
+    shared = np.array([_shared(seen, scene.frames, held, j) if j != held else 0.0 for j in range(len(seen))])
+    order = [int(j) for j in np.argsort(-shared, kind="stable") if shared[j] >= _LEAST_SHARED]
+    if len(order) < count:
+        raise InputError(f"Fewer than {count} photos of {scene.name} share seed points with {frame.name}.")
+    chosen = [order[round(i * (len(order) - 1) / max(count - 1, 1))] for i in range(count)]
     mask = load_mask(frame)
     return HeldView(
         name=f"{scene.name}/{frame.name}",
@@ -359,5 +366,5 @@ def _held_view(scene: Scene, held: int, chosen: Sequence[int], depths) -> HeldVi
         query=_pinhole(frame.camera),
         truth=torch.from_numpy(load_photo(frame).copy()).permute(2, 0, 1),
         mask=None if mask is None else torch.from_numpy(mask.copy()),
-        depths=torch.from_numpy(depths[2]).float(),
+        depths=torch.from_numpy(_depths(frame.camera, scene.points, seen[held], scene.frames, held)[2]).float(),
     )
