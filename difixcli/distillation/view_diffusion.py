@@ -105,6 +105,7 @@ class ModeSeeking(Distillation):
         camera = self.targets[0].camera
         render = model.render(camera).color
         pace = _seconds(lambda: self._novel.epipolar(camera))
+        whole = len(self.targets) * pace
         said = f"What photos say of a view takes {pace:.2f} s, {len(self.targets)} times"
         if seeking.seek != "mean":
             # a middle level takes half the steps
@@ -112,15 +113,19 @@ class ModeSeeking(Distillation):
             sought = (schedule.rounds - bootstrapped(schedule.rounds)) * schedule.every
             count = len(self.targets) * (schedule.rounds - bootstrapped(schedule.rounds))
             count += round(self._draws() * sought / seeking.reuse)
-            said += f"; an x̂₀ takes {each:.2f} s, about {count} times: {(count * each + pace) / 60:.0f} minutes in all"
-        self._say(f"{said}.")
+            whole += count * each
+            said += f"; an x̂₀ takes {each:.2f} s, about {count} times"
+        self._say(f"{said}: {whole / 60:.1f} minutes beside the training.")
 
     def _draws(self) -> float:
         """How many views a step draws, about."""
         from difixcli.reconstruction import draws_images, method_config
 
-        # of rays it is rarely less than every step and never more than a few: see `pseudo_views`
-        return self.schedule.share if draws_images(method_config(self.settings.method)) else 1.0
+        share = self.schedule.share
+        if draws_images(method_config(self.settings.method)):
+            return share
+        # a draw is a square of 32² pixels at least, twice a batch's rays on a CPU; on a GPU it is as many
+        return share / (1 - share) * (0.5 if self.settings.preset == "cpu" else 1.0)
 
     def _mean(self) -> Reconstruction:
         """The model of photos alone, trained on as long on EFT's pictures."""
