@@ -16,8 +16,7 @@ Parts = Literal["all", "unet", "decoder", "skips"]
 _AT_LEAST_ONE = (
     "iterations", "batch", "accumulate", "crop", "validate_every", "validation_pairs", "checkpoint_every", "log_every",
     "signs_every", "validation_photos", "canvas", "size", "width", "depths", "latent_channels", "unet_width",
-    "epipolar_iterations", "vae_iterations", "diffusion_iterations", "window", "diffusion_window", "pictures",
-    "repeats", "validation_views",
+    "window", "diffusion_window", "pictures", "repeats", "validation_views",
 )  # fmt: skip
 FREE = ("batch", "accumulate", "workers", "gradient_checkpointing", "cache_mib")
 """Options that change how a step is computed, but not what: a training may go on with others."""
@@ -190,6 +189,7 @@ class ViewDiffusionOptions:
     epipolar_iterations: int = 6000
     vae_iterations: int = 3000
     diffusion_iterations: int = 6000
+    """0 of one of these leaves that network as it is."""
     seconds: float = 0.0
     """Time for everything, shared out among the networks; their iterations end earlier if need be. 0 for no limit."""
     epipolar_share: float = 0.5

@@ -25,6 +25,7 @@ from difixcli.evaluation.metrics import evaluate_images
 from difixcli.evaluation.perceptual import shared_network
 from difixcli.priors.view_diffusion.epipolar import EpipolarConfig, EpipolarRender
 from difixcli.priors.view_diffusion.model import ViewDiffusion, small_config
+from difixcli.priors.view_diffusion.published import from_published, is_published
 from difixcli.runs import atomic, make_folder, write_image, write_json
 from difixcli.scenes import Scene
 from difixcli.training.journal import Journal
@@ -60,7 +61,8 @@ def train_view_diffusion(
     Args:
         scenes: loaded with the options' `canvas` as their size. Of one with eight or more photos the middle one is
             kept for validation.
-        base: `scratch` for random weights, or what `ViewDiffusion.from_pretrained` takes.
+        base: `scratch` for random weights, what `ViewDiffusion.from_pretrained` takes, or a text-to-image model (see
+            `from_published`), whose autoencoder an option of `vae_iterations=0` leaves as it is.
         photos: a folder of any photos, for the autoencoder.
         progress: called with the number of steps done, of all networks together.
         report: called with every record written to the log.
@@ -170,7 +172,7 @@ class _Training:
             with torch.no_grad():
                 if self.average is not None:
                     torch._foreach_copy_([w.detach() for w in self.weights], self.average)
-            if name == "vae":
+            if name == "vae" and self.step:
                 self._scale_latents()
             self.stage, self.steps[name], self.step = self.stage + 1, self.step, 0
             self.model.save_pretrained(self.output)
@@ -203,7 +205,8 @@ class _Training:
         budget = options.seconds * shares[name]
         before = sum(self.steps.values())
         began, earlier, saved = time.monotonic(), self.seconds[name], time.monotonic()
-        done = 0.0
+        done = self.step / total if total else 1.0
+        parts: dict[str, Tensor] = {}
         while done < 1:
             parts = self._step(losses[name], self.rate * _rate(self.step, done, options.warm_up))
             self.seconds[name] = earlier + time.monotonic() - began
@@ -218,7 +221,8 @@ class _Training:
                 saved = time.monotonic()
             if progress is not None:
                 progress(before + self.step)
-        self._log(name, parts)
+        if parts:
+            self._log(name, parts)
 
     def _step(self, losses: Callable[[int], dict[str, Tensor]], rate: float) -> dict[str, Tensor]:
         """One step: losses, clipped update, average."""
@@ -332,7 +336,8 @@ class _Training:
             noisy = alphas.sqrt() * clean + (1 - alphas).sqrt() * noise
             target = noise if self._predicts_noise() else alphas.sqrt() * noise - (1 - alphas).sqrt() * clean
             output = model.predict(noisy, times.to(self.device, non_blocking=True), told).float()
-        counts = (F.adaptive_avg_pool2d(model._padded(drawn.counts), clean.shape[-2:]) > 0.5).float()
+        factor = model.config.factor
+        counts = (F.avg_pool2d(model.padded(drawn.counts), factor) > 0.5).float()
         counts = counts.repeat(repeats, 1, 1, 1)
         error = (output - target).square().mean(1, keepdim=True)
         return {"error": (error * counts).sum() / counts.sum().clamp_min(1)}
@@ -497,6 +502,12 @@ def pixels(picture: Tensor) -> np.ndarray:
 
 def _model(base: str | Path, options: ViewDiffusionOptions, given: Mapping[str, Any]) -> ViewDiffusion:
     """Networks with random weights, or with those the name stands for, on the CPU."""
+    epipolar = EpipolarConfig(width=options.width, depths=options.depths)
+    if is_published(base):
+        for name in ("latent_channels", "unet_width"):
+            if given.get(name) is not None:
+                raise InputError(f"The training option {name} is the base's own; it is for --base {SCRATCH} alone.")
+        return from_published(base, options.size, epipolar, options.seed)
     if str(base) != SCRATCH:
         if shape := [name for name in _SHAPE if given.get(name) is not None]:
             raise InputError(f"The training option {shape[0]} is the base's own; it is for --base {SCRATCH} alone.")
@@ -506,7 +517,7 @@ def _model(base: str | Path, options: ViewDiffusionOptions, given: Mapping[str, 
         size=options.size,
         latent_channels=options.latent_channels,
         unet_channels=(width, 2 * width, width * 5 // 2),
-        epipolar=EpipolarConfig(width=options.width, depths=options.depths),
+        epipolar=epipolar,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)

@@ -86,7 +86,8 @@ class ViewPhotos:
         self, scenes: Sequence[Scene], folder: Path | None, options: ViewDiffusionOptions, device: str
     ) -> None:
         self.options, self.device, side = options, device, options.canvas
-        canvases, frames, mates, weights, depths, chances = [], [], [], [], [], []
+        canvases: list[Tensor] = []
+        frames, mates, weights, depths, chances = [], [], [], [], []
         self.held: list[HeldView] = []
         self.names: list[str] = []
         for scene in scenes:

@@ -75,8 +75,8 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """`valid` (…, N): who may be looked at; None for all."""
-        parts = [part.unflatten(-1, (2, -1)) for part in self.to_qkv(self.norm(x)).chunk(3, dim=-1)]
-        x = x + self.out(_along(*parts) if valid is None else _across(*parts, valid))
+        queries, keys, values = (part.unflatten(-1, (2, -1)) for part in self.to_qkv(self.norm(x)).chunk(3, dim=-1))
+        x = x + self.out(_along(queries, keys, values) if valid is None else _across(queries, keys, values, valid))
         return x + self.feed(x)
 
 

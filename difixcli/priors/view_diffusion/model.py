@@ -84,10 +84,12 @@ class ViewDiffusion(nn.Module):
         self.epipolar = EpipolarTransformer(config.epipolar)
         self.head = _head(self.epipolar.feature_channels, config.condition_channels, config.factor)
         # Any: diffusers' modules are reached into, and a module's attributes have no types
-        self.vae: Any = AutoencoderKL(**config.vae)
+        autoencoder: Any = AutoencoderKL
+        self.vae: Any = autoencoder(**config.vae)
         latents = self.vae.config.latent_channels
         channels = {"in_channels": 2 * latents + config.condition_channels, "out_channels": latents}
-        self.unet: Any = UNet2DConditionModel(**channels, **config.unet)
+        denoiser: Any = UNet2DConditionModel
+        self.unet: Any = denoiser(**channels, **config.unet)
         self.prompt = nn.Parameter(0.02 * torch.randn(config.prompt_tokens, self.unet.config.cross_attention_dim))
         self.alphas = config.schedule.alphas()
 
@@ -147,7 +149,7 @@ class ViewDiffusion(nn.Module):
         """y (B, C, h, w) of EFT's render, padded to what the U-Net takes; its last channels, the latents of EFT's
         picture, have no gradient.
         """
-        told = self.head(self._padded(render.features.to(self.dtype)))
+        told = self.head(self.padded(render.features.to(self.dtype)))
         with torch.no_grad():
             own = self.encode(render.picture.detach().clamp(0, 1).to(self.dtype))
         return torch.cat([told, own.to(told)], dim=1)
@@ -156,7 +158,7 @@ class ViewDiffusion(nn.Module):
         """Scaled latents (B, c, h, w), the mode of the encoder's Gaussian, of pictures (B, 3, H, W) in [0, 1], which
         are padded to what the U-Net takes.
         """
-        moments = self.vae.quant_conv(self.vae.encoder(self._padded(pictures) * 2 - 1))
+        moments = self.vae.quant_conv(self.vae.encoder(self.padded(pictures) * 2 - 1))
         mode: Tensor = moments.chunk(2, dim=1)[0]
         return mode * self.latent_scale
 
@@ -223,8 +225,8 @@ class ViewDiffusion(nn.Module):
         shape = (1, self.vae.config.latent_channels, *condition.features.shape[-2:])
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
 
-    def _padded(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) with its last row and column repeated until the sides divide by `multiple`."""
+    def padded(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) with its last row and column repeated until the sides divide by `multiple`."""
         multiple = self.config.multiple
         return F.pad(images, (0, -images.shape[-1] % multiple, 0, -images.shape[-2] % multiple), mode="replicate")
 

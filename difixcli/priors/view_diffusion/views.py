@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -80,15 +81,15 @@ class InputViews:
             y = -local[:, 1] / depth * query.intrinsics[1, 1] + query.intrinsics[1, 2]
             inside = (depth > 0) & (x > 0) & (x < query.width) & (y > 0) & (y < query.height)
             if int(inside.sum()) >= _FEWEST_POINTS:
-                low, high = torch.quantile(depth[inside].double(), depth.new_tensor([0.01, 0.99]).double()).tolist()
+                low, high = np.quantile(depth[inside].double().cpu().numpy(), [0.01, 0.99]).tolist()
                 near = low * _NEARER
                 return near, min(high * _FARTHER, near * _FURTHEST)
         poses = torch.cat([self.poses, query.pose[None]]).double()
         centres, axes = poses[:, :3, 3], -poses[:, :3, 2]
         reach = float(torch.cdist(centres, centres).max())
-        depth = -float(_local(meeting_point(centres, axes)[None], query.pose.double())[0, 2])
-        if reach > 0 and reach / 4 < depth < 20 * reach:
-            return depth / 3, depth * 3
+        meets = -float(_local(meeting_point(centres, axes)[None], query.pose.double())[0, 2])
+        if reach > 0 and reach / 4 < meets < 20 * reach:
+            return meets / 3, meets * 3
         return (reach, reach * _FURTHEST) if reach > 0 else (1.0, _FURTHEST)
 
     def resized(self, long_side: int) -> InputViews:
