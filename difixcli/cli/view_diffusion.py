@@ -121,7 +121,7 @@ def distill_few(
         size=size_of(loaded),
         start=request.start,
         targets=f"{', '.join(aims)}: {len(made.targets)} views, {schedule.share:.0%} of what is drawn",
-        schedule=planned(schedule),
+        schedule=planned(schedule, seeking.seek),
         seek=f"{seeking.seek}" if seeking.seek == "mean" else f"{seeking.seek}, {seeking.steps} denoising steps, each "
         f"x̂₀ for {seeking.reuse} draws",
         points=f"{len(made.scene.points):,} of {len(loaded.points):,} seed points are known from these photos",
