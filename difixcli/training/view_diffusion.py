@@ -174,11 +174,11 @@ class _Training:
                     torch._foreach_copy_([w.detach() for w in self.weights], self.average)
             if name == "vae" and self.step:
                 self._scale_latents()
-            self.stage, self.steps[name], self.step = self.stage + 1, self.step, 0
             self.model.save_pretrained(self.output)
+            self.stage, self.steps[name], self.step = self.stage + 1, self.step, 0
+            self._validate(name)
             self._begin_stage()
             self._save()
-            self._validate(name)
         parts = {"epipolar": self.model.epipolar, "vae": self.model.vae, "unet": self.model.unet}
         results = {
             "steps": self.steps,
@@ -207,10 +207,12 @@ class _Training:
         began, earlier, saved = time.monotonic(), self.seconds[name], time.monotonic()
         done = self.step / total if total else 1.0
         parts: dict[str, Tensor] = {}
+        logged = True
         while done < 1:
             parts = self._step(losses[name], self.rate * _rate(self.step, done, options.warm_up))
             self.seconds[name] = earlier + time.monotonic() - began
-            if self.step % options.log_every == 0:
+            logged = self.step % options.log_every == 0
+            if logged:
                 self._log(name, parts)
             self.step += 1
             done = self.step / total
@@ -221,8 +223,10 @@ class _Training:
                 saved = time.monotonic()
             if progress is not None:
                 progress(before + self.step)
-        if parts:
+        if parts and not logged:
+            self.step -= 1
             self._log(name, parts)
+            self.step += 1
 
     def _step(self, losses: Callable[[int], dict[str, Tensor]], rate: float) -> dict[str, Tensor]:
         """One step: losses, clipped update, average."""
@@ -382,7 +386,7 @@ class _Training:
             label: evaluate_images(row, truths, masks, device=self.device)["mean"] for label, row in rows.items()
         }
         told = {f"{label}_{key}": value for label, row in self.figures.items() for key, value in row.items()}
-        self.journal({"event": "validation", "network": name, "step": sum(self.steps.values()), **told})
+        self.journal({"event": "validation", "network": name, "step": sum(self.steps.values()) - 1, **told})
         if self.journal.writes:
             lines = [np.concatenate([row[i] for row in (*rows.values(), truths)], axis=1) for i in range(len(truths))]
             width = max(line.shape[1] for line in lines)

@@ -91,7 +91,14 @@ def _across(queries: Tensor, keys: Tensor, values: Tensor, valid: Tensor) -> Ten
     # from here on who is looked at is the third last dimension, as in the arguments
     scores = (queries[..., :, None, :, :] * keys[..., None, :, :, :]).sum(-1) * queries.shape[-1] ** -0.5
     scores = scores.masked_fill(~valid[..., None, :, None], _MASKED).softmax(dim=-2)
+    scores = scores * valid[..., None, :, None]  # where there is nothing to look at, nothing is seen
     return (scores[..., None] * values[..., None, :, :, :]).sum(-3).flatten(-2)
+
+
+def _choice(scores: Tensor, valid: Tensor) -> Tensor:
+    """Softmax (…, V, 1) over the valid (…, V) of V; zeros where none is."""
+    chosen = scores.float().masked_fill(~valid[..., None], _MASKED).softmax(dim=-2)
+    return chosen * valid[..., None]
 
 
 class _Residual(nn.Module):
@@ -294,7 +301,7 @@ class EpipolarTransformer(nn.Module):
         )
         for layer in self.view_layers:
             tokens = layer(tokens, valid)
-        choice = self.pool(tokens).masked_fill(~valid[..., None], _MASKED).softmax(dim=-2)
+        choice = _choice(self.pool(tokens), valid)
         points = self.to_ray(torch.cat([(choice * tokens).sum(-2), valid.any(-1, keepdim=True).to(tokens)], dim=-1))
         return _Points(tokens, (told[..., -_COLOUR:] + 1) / 2, valid, points)
 
@@ -304,15 +311,15 @@ class EpipolarTransformer(nn.Module):
         """
         # 1. whose colour counts at each point: those that see the surface, not what hides it
         both = self.choice_of_view(part.tokens) + self.choice_of_point(points)[..., None, :]
-        choice = self.choice(F.silu(both)).float().masked_fill(~part.valid[..., None], _MASKED).softmax(dim=-2)
-        share = weights * part.valid.any(-1, keepdim=True).to(weights)  # (B, D, R, 1)
-        seen = share.sum(1)
-        blend = (share * (choice * part.colours).sum(-2)).sum(1) / seen.clamp_min(1e-4)
+        choice = _choice(self.choice(F.silu(both)), part.valid)
+        seen = (weights * part.valid.any(-1, keepdim=True).to(weights)).sum(1)
+        blend = (weights * (choice * part.colours).sum(-2)).sum(1) / seen.clamp_min(1e-4)
         # 2. across the views of a ray
-        views = (weights[..., None] * part.tokens).sum(1)
-        usable = (weights * part.valid.to(weights)).sum(1) > 1e-3
+        share = weights * part.valid.to(weights)  # (B, D, R, V)
+        usable = share.sum(1) > 1e-3
+        views = (share[..., None] * part.tokens).sum(1) / share.sum(1).clamp_min(1e-3)[..., None]
         views = self.last_layer(views, usable)
-        choice = self.last_choice(views).masked_fill(~usable[..., None], _MASKED).softmax(dim=-2)
+        choice = _choice(self.last_choice(views), usable)
         return blend, torch.cat([(choice * views).sum(-2), (weights * points).sum(1)], dim=-1), seen
 
 
