@@ -35,8 +35,8 @@ from difixcli.curation.underfit import parse_stop
 from difixcli.errors import InputError
 from difixcli.reconstruction import Reconstruction, Render
 from difixcli.reference_views import References
+from difixcli.samples.sample import cached_sample
 from difixcli.scenes import load_scene
-from difixcli.scenes.sample import cached_sample
 from difixcli.scenes.scene import Camera, Frame, Scene
 from difixcli.scenes.trajectories import shift_distance, shift_path, shift_sideways
 

@@ -109,7 +109,7 @@ TOY = ("--iterations", "60", "--size", "48", "--set", "max_gaussians=400", "--ro
 
 @pytest.fixture(scope="session")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from difixcli.scenes.sample import cached_sample
+    from difixcli.samples.sample import cached_sample
 
     folder = tmp_path_factory.mktemp("scene") / "room"
     # without the model that says who saw the seed points, as most scenes come

@@ -18,11 +18,13 @@ import click
 import pytest
 import torch
 import typer
+from test_co3d import SEQUENCE, write_co3d
 from test_fixer_inference import raw_config
 
 from difixcli.cli import app
 from difixcli.fixer import new_small_fixer
 from difixcli.runs import write_json
+from difixcli.samples.sample import write_sample
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -202,9 +204,70 @@ def test_the_super_resolution_experiment_runs_to_its_end(tmp_path: Path) -> None
     for variant in ("low_resolution", "bicubic", "per_image", "distilled", "enhanced"):
         assert table["results"][variant]["psnr"] > 5
     run = tmp_path / "out" / "a-0"
-    other = ["difix", "eval", run, "--protocol", "sparse:2", "--metrics", "psnr"]
+    other = ["difix", "eval", run, "--protocol", "every:2", "--metrics", "psnr"]
     refused = subprocess.run(list(map(str, other)), env=environment, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "rules", "protocols"),
+    [("co3d", ["co3d:2"], ["co3d-2view"]), ("mip360", ["sparse:3", "sparse:6", "sparse:9"], None)],
+)
+def test_sparse_views_are_trained_and_measured_by_one_rule(
+    kind: str, rules: list[str], protocols: list[str] | None, scenes: Path, tmp_path: Path
+) -> None:
+    if kind == "co3d":
+        (scenes / "set_lists").mkdir()
+        (scenes / "frame_annotations.jgz").touch()
+    else:
+        for scene in scenes.iterdir():
+            (scene / "sparse").mkdir()
+    read = [_understood(line) for line in _printed(RECIPES / "sparse_views" / "run.sh", kind, scenes, tmp_path / "out")]
+    distilled = [options for command, options in read if command == "distill"]
+    assert len(distilled) == 4 * len(rules)  # two scenes, two methods
+    assert list(dict.fromkeys(options["split"] for options in distilled)) == rules
+    assert all((options["compare"], options["prior"]) == (True, "fixer") for options in distilled)
+    tables = [options for command, options in read if command == "eval"]
+    assert list(dict.fromkeys(options["protocol"] for options in tables)) == (protocols or rules)
+    runs = [str(run) for options in tables for run in options["prediction"]]
+    assert runs == [str(options["output"]) for options in distilled]
+
+
+def test_sparse_views_refuse_what_they_cannot_use(scenes: Path, tmp_path: Path) -> None:
+    for given, said in (
+        (["co3d", str(scenes)], "no frame_annotations.jgz"),
+        (["llff", str(scenes)], "neither co3d nor mip360"),
+        (["mip360", str(tmp_path / "none")], "holds no folders"),
+        (["mip360", str(scenes)], "no COLMAP model"),
+        (["mip360"], "write "),
+    ):
+        line = ["sh", str(RECIPES / "sparse_views" / "run.sh"), *given]
+        made = subprocess.run(line, env={**os.environ, "DRY_RUN": "1"}, capture_output=True, text=True, check=False)
+        assert made.returncode == 2 and not made.stdout
+        assert made.stderr.startswith("Error: ") and said in made.stderr and made.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["co3d", "mip360"])
+def test_sparse_views_end_at_toy_size(kind: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    if kind == "co3d":
+        write_co3d(data, 34, 64, 48)
+        protocol, scene, images = "co3d-2view", SEQUENCE, 30
+    else:
+        write_sample("table", data / "a", 5, 64)
+        (data / "a" / "split.json").unlink()
+        protocol, scene, images = "sparse:3", "a", 3
+    environment = {**os.environ, "SMOKE": "1", "PYTHONPATH": str(RECIPES.parent), "METRICS": "psnr"}
+    environment |= {"METHODS": "splatfacto", "VIEWS": "3"}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    line = ["sh", str(RECIPES / "sparse_views" / "run.sh"), kind, str(data), str(tmp_path / "out")]
+    made = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr[-2000:]
+    table = json.loads((tmp_path / "out" / protocol / "splatfacto-seed-0" / "eval.json").read_text())
+    assert table["conditions"]["protocol"] == protocol and table["images"] == images
+    for variant in ("plain", "distilled"):
+        assert table["results"][variant]["psnr"] > 5
+    assert (tmp_path / "out" / protocol / scene / "splatfacto" / "seed-0" / "run.json").is_file()
 
 
 def _recipe(folder: str, name: str) -> ModuleType:
@@ -239,7 +302,7 @@ def test_ablation_prints_its_commands(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_ablation_table_is_of_real_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from difixcli.scenes.sample import cached_sample
+    from difixcli.samples.sample import cached_sample
 
     module = _ablation()
     monkeypatch.setenv("PYTHONPATH", str(RECIPES.parent))

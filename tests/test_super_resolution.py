@@ -30,7 +30,7 @@ ROWS = ["low_resolution", "supersampled", "bicubic", "per_image", "distilled", "
 
 @pytest.fixture(scope="session")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from difixcli.scenes.sample import cached_sample
+    from difixcli.samples.sample import cached_sample
 
     folder = tmp_path_factory.mktemp("scene") / "room"
     shutil.copytree(cached_sample("room"), folder)

@@ -29,7 +29,11 @@ def evaluate(
         ),
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option(help="How to measure: nerfbusters, dl3dv, rds or sparse:N; by default as the run is.")
+        str | None,
+        typer.Option(
+            help="How to measure: nerfbusters, dl3dv, rds, llff-sr, mip360-sr, co3d-2view, sparse:K or every:N; by "
+            "default as the run is."
+        ),
     ] = None,
     color_correct: Annotated[
         str | None,
@@ -70,7 +74,7 @@ def evaluate(
         )
     on, _ = pick_device(device)
     if all(runs) and keys is None:
-        keys, left_out = suggested_metrics(prediction)
+        keys, left_out = suggested_metrics(prediction, way)
         if left_out:
             console.warn(left_out)
     plan = Plan(keys, color_correct, way, masks, inception, on)  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from difixcli.cli.inputs import (
     scene_spec,
 )
 from difixcli.cli.options import (
+    SPLIT_RULES,
     Device,
     DeviceOption,
     FixerOption,
@@ -36,13 +37,25 @@ from difixcli.cli.options import (
     SizeOption,
 )
 from difixcli.cli.outputs import announce, beside_others, folder_beside
-from difixcli.errors import InputError
+from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, fingerprint
+
+VIEWS = "Novel views"
+_IMAGES, _NOVEL_VIEW = "images", "novel-view"
 
 
 @console.handled
 def fix(
-    source: Annotated[Path | None, typer.Argument(help="An image or a folder of images.")] = None,
+    source: Annotated[
+        Path | None, typer.Argument(help="An image or a folder of images; with --task novel-view a scene.")
+    ] = None,
+    task: Annotated[
+        str,
+        typer.Option(
+            help="images (default), or novel-view: views of a SCENE of two to four photos, straight from view "
+            "diffusion's networks."
+        ),
+    ] = _IMAGES,
     reference: ReferenceOption = None,
     scene: Annotated[
         str | None, typer.Option(help="Posed scene whose frames the images are named after: nearest photos by pose.")
@@ -65,6 +78,35 @@ def fix(
         str | None,
         typer.Option(help="With --upscale, what does it: bundled, a file that spandrel reads, a folder, a hub name."),
     ] = None,
+    split: Annotated[
+        str | None, typer.Option(help=f"Which photos are looked at: {SPLIT_RULES}.", rich_help_panel=VIEWS)
+    ] = None,
+    trajectory: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to look from: spiral, orbit, interpolate, around (:N frames), shift:0.1, or PATH.json of "
+            "nerfstudio's viewer; the split's test views by default.",
+            rich_help_panel=VIEWS,
+        ),
+    ] = None,
+    camera: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where to look from: JSON with a transform_matrix (4×4, as in the scene's transforms.json), or frames "
+            "with one each.",
+            rich_help_panel=VIEWS,
+        ),
+    ] = None,
+    view_diffusion: Annotated[
+        str | None,
+        typer.Option(
+            help="The networks: bundled (default), or a folder of difix finetune --task view-diffusion.",
+            rich_help_panel=VIEWS,
+        ),
+    ] = None,
+    denoise_steps: Annotated[
+        int | None, typer.Option(help="Denoising steps of a view (default 25).", min=1, rich_help_panel=VIEWS)
+    ] = None,
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Also write NAME.confidence.png; takes twice as long.")
     ] = False,
@@ -82,7 +124,31 @@ def fix(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Clean images, with clean photos of the same scene beside them; or make them larger."""
+    """Clean images, with clean photos of the same scene beside them; make them larger; or make views of a scene."""
+    if task not in (_IMAGES, _NOVEL_VIEW):
+        raise unknown("task", task, (_IMAGES, _NOVEL_VIEW))
+    of_views = {
+        **{"--split": split, "--trajectory": trajectory, "--camera": camera, "--view-diffusion": view_diffusion},
+        "--denoise-steps": denoise_steps,
+    }
+    if task == _IMAGES and (said := [option for option, value in of_views.items() if value is not None]):
+        raise InputError(f"{said[0]} belongs to --task novel-view; name that, or leave it out.")
+    if task == _NOVEL_VIEW:
+        of_images = {
+            **{"--reference": reference, "--scene": scene, "--references": references, "--resize": resize},
+            **{"--tile": tile, "--fill-unseen": fill_unseen, "--confidence": confidence, "--export": export},
+            **{"--upscale": upscale, "--sr": sr, "--merge-lora": merge_lora, "--compile": compiled},
+            **{"--fixer": fixer != "bundled", "--dtype": dtype is not Precision.auto},
+        }
+        if said := [option for option, value in of_images.items() if value]:
+            raise InputError(f"{said[0]} says nothing to --task novel-view, which fixes no image; leave it out.")
+        from difixcli.cli.view_diffusion import novel_views
+
+        novel_views(
+            str(source or "."), view_diffusion, split, trajectory, camera, denoise_steps, size, seed, device, output,
+            force, as_json,
+        )  # fmt: skip
+        return
     from difixcli.enhancement.fix import FixOptions, fix_images
     from difixcli.enhancement.images import has_alpha, listed_images
     from difixcli.enhancement.references import ReferencePhotos, check_references

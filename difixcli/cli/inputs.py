@@ -67,8 +67,8 @@ def open_fixer(name: str, device: str, dtype: Precision = Precision.auto, compil
 
 def open_scene(spec: str, size: int | None, preset: str) -> Scene:
     """Load a scene at the asked size, or at what the preset can carry."""
+    from difixcli.samples.sample import sample_folder
     from difixcli.scenes import load_scene
-    from difixcli.scenes.sample import sample_folder
 
     if size is None and preset == "cpu":
         size = 240

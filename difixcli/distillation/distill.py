@@ -48,10 +48,12 @@ Say = Callable[[str], None]
 
 _SAVE_EVERY = 500  # iterations a killed run loses at most
 _PHOTOS = "photos"  # folder of the model that photos alone have taught
-_PLAIN = "plain"
+PLAIN = "plain"
 LARGE = "large"  # folder of large renders where there is no truth of their size
 COMPARED = ("low_resolution", "supersampled", "bicubic", "per_image")
 """Folders of what super-resolution is compared with."""
+MEAN = "mean"
+"""Folder of what mode seeking is compared with, beside the plain model."""
 
 
 class Distillation:
@@ -98,24 +100,24 @@ class Distillation:
         if any((self.folder / "nerfstudio_models").glob("*.ckpt")):
             model = Reconstruction.load(self.folder, self.scene, self.split.train)
         else:
-            model = self._begun()
+            model = self._begun(self.folder, self.schedule.photos)
         self._train(model, self.schedule.photos, "photos alone" if self.schedule.rounds else "plain training")
         if self.schedule.rounds:
             _fork(self.folder, self.folder / _PHOTOS)
         return model
 
-    def _begun(self) -> Reconstruction:
-        """A new reconstruction, or the one that the run starts from."""
+    def _begun(self, folder: Path, iterations: int) -> Reconstruction:
+        """A new reconstruction in `folder` of a schedule of so many iterations, or the one that the run starts from."""
         settings = self.settings
         if settings.start is None:
             model = Reconstruction.create(
                 self.scene,
                 self.split.train,
                 method=settings.method,
-                folder=self.folder,
+                folder=folder,
                 preset=settings.preset,
                 device=settings.device,
-                iterations=self.schedule.photos,
+                iterations=iterations,
                 overrides=settings.overrides,
                 seed=settings.seed,
             )
@@ -126,7 +128,7 @@ class Distillation:
                 Path(settings.start),
                 self.scene,
                 self.split.train,
-                self.folder,
+                folder,
                 settings.preset,
                 settings.device,
                 self.schedule.iterations,
@@ -260,12 +262,7 @@ class Distillation:
         self, model: Reconstruction, photos_only: Reconstruction, prior: Prior, number: int, label: str
     ) -> dict[str, Any]:
         """A round's record, not judged yet; its pictures are written on the way."""
-        cameras = pseudo_cameras(
-            [self.scene.frames[i].camera for i in self.split.train],
-            [target.camera for target in self.targets],
-            self.schedule,
-            number,
-        )
+        cameras = self._cameras(number)
         train = [self.scene.frames[i].camera for i in self.split.train]
         views = []
         for target, camera in zip(self.targets, cameras, strict=True):
@@ -303,6 +300,11 @@ class Distillation:
             "dropped": len(entries) - len(counted),
             "mean_confidence": float(np.mean(confidences)),
         }
+
+    def _cameras(self, number: int) -> list[Camera]:
+        """Where each target's view stands in a round."""
+        train = [self.scene.frames[i].camera for i in self.split.train]
+        return pseudo_cameras(train, [target.camera for target in self.targets], self.schedule, number)
 
     def _written(self, view: View, proposal: Proposal, number: int) -> dict[str, Any]:
         """Write what was proposed for a view; its entry in the round's record."""
@@ -350,6 +352,11 @@ class Distillation:
         if record is None:
             model.set_pseudo_views([], 0.0)
             return
+        with self._timed("taking up views"):
+            model.set_pseudo_views(self._views_of(record, prior), record["share"])
+
+    def _views_of(self, record: Mapping[str, Any], prior: Prior) -> list[PseudoView]:
+        """The pseudo-views of a round's record that are trained on."""
         index = {frame.name: i for i, frame in enumerate(self.scene.frames)}
         views = []
         for entry in record["views"]:
@@ -372,8 +379,7 @@ class Distillation:
                     files.get("photo"),
                 )
             )
-        with self._timed("taking up views"):
-            model.set_pseudo_views(views, record["share"])
+        return views
 
     def _told(self, record: dict[str, Any]) -> str:
         """A round's views in words."""
@@ -401,7 +407,7 @@ class Distillation:
         """Photos alone: trained as long as the whole with a comparison, else as their part of the run has left it."""
         if not self.settings.compare:
             return Reconstruction.load(self.folder / _PHOTOS, self.scene, self.split.train)
-        return self._compared(_PLAIN, [])
+        return self._compared(PLAIN, [])
 
     def _compared(self, name: str, views: Sequence[PseudoView]) -> Reconstruction:
         """What the model of photos alone becomes in all further iterations on these views, or on photos without any."""
@@ -445,7 +451,7 @@ def _camera(entry: Mapping[str, Any]) -> Camera:
 
 def _sweep(folder: Path) -> None:
     """Remove what a killed process was writing; not in parts of the folder that another command may be writing to."""
-    models = (_PHOTOS, _PLAIN, *COMPARED)
+    models = (_PHOTOS, PLAIN, MEAN, *COMPARED)
     for stale in [
         *folder.glob(".*.part"),
         *(path for part in ("rounds", "renders", "path", LARGE) for path in (folder / part).rglob(".*.part")),
@@ -462,6 +468,8 @@ def _fork(source: Path, target: Path) -> None:
         return
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    left_out = shutil.ignore_patterns("run.json", "rounds", "renders", "path", LARGE, _PHOTOS, _PLAIN, *COMPARED, ".*")
+    left_out = shutil.ignore_patterns(
+        "run.json", "rounds", "renders", "path", LARGE, _PHOTOS, PLAIN, MEAN, *COMPARED, ".*"
+    )
     shutil.copytree(source, part, ignore=left_out)
     part.rename(target)

@@ -21,6 +21,9 @@ TRUTH = "truth"
 MASK = "mask"
 _ORDER = (
     "plain",
+    "eft",
+    "vldm",
+    "mean",
     "fixed",
     "low_resolution",
     "supersampled",
@@ -250,6 +253,13 @@ def _made(arguments: Mapping[str, Any]) -> dict[str, str]:
         said["share"] = f"share {share:g}"
     if (step := schedule.get("step")) is not None:
         said["step"] = f"step {step:g}"
+    if isinstance(seeking := arguments.get("seeking"), dict):
+        words = [
+            f"seek {seeking.get('seek')}",
+            f"{seeking.get('steps')} denoising steps",
+            f"reuse {seeking.get('reuse')}",
+        ]
+        said["seeking"] = " ".join([*words, *(["annealed"] if seeking.get("anneal") else [])])
     told = {"scene", "split", "size", "compare", "device", "schedule", *said}
     for key in sorted(arguments.keys() - told):
         if (value := arguments[key]) not in (None, False, [], {}, ["test"]):

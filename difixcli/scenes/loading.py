@@ -12,6 +12,7 @@ import numpy as np
 
 from difixcli.errors import InputError
 from difixcli.runs import fingerprint
+from difixcli.scenes.co3d import ANNOTATIONS, annotations_of, read_co3d
 from difixcli.scenes.colmap import MODEL_FOLDERS, borrow_tracks, find_model, read_colmap
 from difixcli.scenes.image_paths import find_copies, find_masks, image_header, lies_on_its_side, same_shape
 from difixcli.scenes.lenses import pinhole
@@ -38,6 +39,7 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
     `images/image_train_*` and `image_eval_*`), Nerfbusters' captures (`transforms.json`, two paths told by name, see
     `default_split_rule`), and DL3DV (`transforms.json` at the top or in `nerfstudio/`). Where `images/` was not
     downloaded but `images_2/`, `images_4/` or `images_8/` was, photos are taken from there.
+    A sequence's folder of CO3D is read with the annotations in its category's folder (see `read_co3d`).
     Photos of any lens that `lenses.MODELS` names are read, and undistorted to its `pinhole`. Those of another size than
     declared, but of its shape, have their lens scaled; those that are declared upright are turned as their EXIF
     orientation says. An alpha channel is a photo's mask, and where no frame names a mask those in `masks/` or `mask/`
@@ -55,7 +57,7 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
         raise InputError(f"The working size {size} is not a number of pixels; give a positive --size.")
     check_scene(spec)
     if str(spec).startswith(SAMPLE_PREFIX):
-        from difixcli.scenes.sample import cached_sample
+        from difixcli.samples.sample import cached_sample
 
         return _build_scene(scene_name(spec), cached_sample(scene_name(spec)), size)
     root = Path(spec)
@@ -70,7 +72,7 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
 def check_scene(spec: str | Path) -> None:
     """Raises InputError for what names no scene at all (see `load_scene`); what is in its folder is not read."""
     if str(spec).startswith(SAMPLE_PREFIX):
-        from difixcli.scenes.sample import check_sample
+        from difixcli.samples.sample import check_sample
 
         check_sample(scene_name(spec))
         return
@@ -82,10 +84,11 @@ def check_scene(spec: str | Path) -> None:
 
 
 def is_posed(root: Path) -> bool:
-    """Whether a folder holds what `load_scene` reads poses from: a transforms.json, Blender's files, a COLMAP model."""
+    """Whether a folder holds what `load_scene` reads poses from: a transforms.json, Blender's files, a COLMAP model, or
+    the annotations of CO3D beside it."""
     names = (TRANSFORMS, *(f"transforms_{half}.json" for half in HALVES))
     listed = any((root / folder / name).is_file() for folder in TRANSFORMS_FOLDERS for name in names)
-    return listed or find_model(root) is not None
+    return listed or find_model(root) is not None or annotations_of(root) is not None
 
 
 def scene_name(spec: str | Path) -> str:
@@ -145,6 +148,10 @@ def _read_source(root: Path) -> Source:
             return read_split_transforms(halves)
     if find_model(root) is not None:
         return read_colmap(root)
+    if annotations_of(root) is not None:
+        return read_co3d(root)
+    if (root / ANNOTATIONS).is_file():
+        raise InputError(f"{root} is a category of CO3D with many sequences; name the folder of one of them.")
     check_formats(root)
     raise InputError(
         f"{root.absolute()} holds no scene: there is neither a transforms.json (or transforms_train.json) nor "

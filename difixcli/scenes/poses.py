@@ -134,6 +134,17 @@ def look_at(position: np.ndarray, target: np.ndarray, up: np.ndarray) -> np.ndar
     return pose
 
 
+def meeting_point(cameras: Sequence[Camera]) -> np.ndarray:
+    """The point (3,) nearest to all optical axes (least squares); the mean position if all are parallel."""
+    positions = np.stack([camera.position for camera in cameras])
+    axes = np.stack([camera.camera_to_world[:3, 2] for camera in cameras])
+    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
+    normal = across.sum(axis=0)
+    if np.linalg.cond(normal) > 1e8:
+        return positions.mean(axis=0)
+    return np.linalg.solve(normal, np.einsum("nij,nj->i", across, positions))
+
+
 def normalisation(poses: np.ndarray) -> np.ndarray:
     """The (4, 4) similarity that normalises a world, from all its poses (N, 4, 4).
 
