@@ -61,7 +61,7 @@ def _about(model: ViewDiffusion, folder: Path, training: Mapping[str, Any], size
 
 SparseFusion's networks (arXiv 2212.00792), small: an epipolar feature transformer (EFT, {millions["epipolar"]}), an
 autoencoder (factor {model.config.factor}, {model.vae.config.latent_channels} channels, {millions["vae"]}) and a U-Net
-({millions["unet"]}) over its latents, which takes EFT's features and picture; for pictures of {model.size} pixels or so.
+({millions["unet"]}) over its latents, which takes EFT's features and picture; for {model.size}-pixel pictures.
 
 - **Licence**: {model.licence}.
 - **Data**: {counts["views"]:,} views of {counts["scenes"]} scenes at {options["canvas"]} pixels, the autoencoder also
