@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 import click
+import numpy as np
 import pytest
 import torch
 import typer
@@ -376,3 +377,36 @@ def test_the_super_resolver_is_trained_again(arc: Path, photos: list[Path], tmp_
     rows = [row.split(" | ")[0] for row in made.stdout.splitlines() if row.startswith("| ")]
     assert rows == ["| PSNR / SSIM / st-LPIPS (VGG)", "| 1 photos", "| arc"]
     assert SuperResolutionNetwork.from_pretrained(tmp_path / "out" / "bundled").factor == 4
+
+
+def test_the_view_diffusion_model_is_trained_again(arc: Path, photos: list[Path], tmp_path: Path) -> None:
+    """Scenes are packed small, and at toy size the recipe ends in weights that load and a model card."""
+    from difixcli.priors.view_diffusion.model import ViewDiffusion
+    from difixcli.scenes import load_scene
+
+    (tmp_path / "photos").mkdir()
+    for photo in photos[:2]:
+        shutil.copy(photo, tmp_path / "photos")
+    recipes, small = RECIPES / "view_diffusion", tmp_path / "small"
+    environment = {**os.environ, "PYTHONPATH": str(RECIPES.parent)}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    line = [sys.executable, str(recipes / "pack.py"), str(arc), "--size", "32", "--output", str(small)]
+    line += ["--photos", str(tmp_path / "photos")]
+    subprocess.run(line, env=environment, capture_output=True, check=True)
+    packed, whole = load_scene(small / "arc"), load_scene(arc, 32)
+    assert [f.camera.width for f in packed.frames] == [f.camera.width for f in whole.frames]
+    for one, other in zip(packed.frames, whole.frames, strict=True):
+        np.testing.assert_allclose(one.camera.camera_to_world, other.camera.camera_to_world, atol=1e-6)
+        np.testing.assert_allclose(one.camera.intrinsics, other.camera.intrinsics, atol=1e-6)
+    assert len(list((small / "photos").iterdir())) == 2
+    places = {"PHOTOS": small / "photos", "SCENES": small / "arc", "HELD_OUT": arc, "OUTPUT": tmp_path / "out"}
+    environment |= {name: str(place) for name, place in places.items()}
+    line = ["sh", str(recipes / "bundled.sh")]
+    shown = subprocess.run(line, env={**environment, "DRY_RUN": "1"}, capture_output=True, text=True, check=True)
+    name, options = _understood(shown.stdout.splitlines()[0])
+    assert name == "finetune" and options["task"].value == "view-diffusion" and options["base"] == "scratch"
+    made = subprocess.run(line, env={**environment, "SMOKE": "1"}, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr[-2000:]
+    assert ViewDiffusion.from_pretrained(tmp_path / "out" / "bundled").size == 32
+    card = (tmp_path / "out" / "bundled" / "README.md").read_text()
+    assert "| arc, 2 photos" in card and "1 scenes at 32 pixels" in card

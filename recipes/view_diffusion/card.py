@@ -1,17 +1,19 @@
-"""Halves trained view-conditioned diffusion weights and prints the tables of their model card, in Markdown."""
+"""Halves trained view-conditioned diffusion weights and writes their model card beside them, in Markdown."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from difixcli.evaluation.metrics import evaluate_images
 from difixcli.priors.view_diffusion.model import ViewDiffusion
+from difixcli.runs import atomic, read_json
 from difixcli.scenes import load_scene
 from difixcli.training.view_diffusion import baselines, pixels
 from difixcli.training.view_diffusion_samples import HeldView, held_view
@@ -33,14 +35,46 @@ def main(line: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)  # on two cores a second thread only spins
     ViewDiffusion.from_pretrained(given.trained).half().save_pretrained(given.output)
     model = ViewDiffusion.from_pretrained(given.output)
-    if given.scenes:
-        print(f"| PSNR / SSIM / st-LPIPS (VGG) | {' | '.join(ROWS)} |\n|---|{'---|' * len(ROWS)}")
+    rows = [f"| PSNR / SSIM / st-LPIPS (VGG) | {' | '.join(ROWS)} |", f"|---|{'---|' * len(ROWS)}"]
     for name in given.scenes:
         scene = load_scene(name, given.size)
         for views in given.views:
             queries = [round(i * (len(scene.frames) - 1) / (given.count - 1)) for i in range(given.count)]
             held = [held_view(scene, query, views) for query in queries]
-            print(_row(f"{scene.name}, {views} photos", model, held), flush=True)
+            rows.append(_row(f"{scene.name}, {views} photos", model, held))
+            print(rows[-1], flush=True)
+    card = _about(model, given.output, read_json(given.trained / "training.json"), given.size)
+    with atomic(given.output / "README.md") as temporary:
+        temporary.write_text("\n".join([card, *(rows if given.scenes else []), ""]), encoding="utf-8")
+
+
+def _about(model: ViewDiffusion, folder: Path, training: Mapping[str, Any], size: int) -> str:
+    """The card but for its table."""
+    options, results = training["options"], training["results"]
+    millions = {name: f"{count / 1e6:.2f} M" for name, count in results["parameters"].items()}
+    total = sum(weight.numel() for weight in model.parameters()) / 1e6
+    megabytes = (folder / "model.safetensors").stat().st_size / 1e6
+    steps, seconds, counts = results["steps"], results["seconds"], results["photos"]
+    told = "; ".join(f"{name} {steps[name]:,} steps in {seconds[name]:,.0f} s" for name in steps)
+    own = ", ".join(f"{name} {f['psnr']:.2f} / {f['st_lpips']:.3f}" for name, f in results["validation"].items())
+    return f"""# View-conditioned diffusion ({total:.1f} M parameters, {megabytes:.1f} MB)
+
+SparseFusion's networks (arXiv 2212.00792), small: an epipolar feature transformer (EFT, {millions["epipolar"]}), an
+autoencoder (factor {model.config.factor}, {model.vae.config.latent_channels} channels, {millions["vae"]}) and a U-Net
+({millions["unet"]}) over its latents, which takes EFT's features and picture; for {model.size}-pixel pictures.
+
+- **Licence**: {model.licence}.
+- **Data**: {counts["views"]:,} views of {counts["scenes"]} scenes at {options["canvas"]} pixels, the autoencoder also
+  {counts["folder"]:,} other photos.
+- **Training**: {told}; AdamW, average of the weights ({options["ema"]}), {options["dtype"]}. EFT on windows of
+  {options["window"]} pixels from one to five photos: pixels + {options["perceptual_weight"]} {options["perceptual"]} +
+  {options["depth_weight"]} seed points' depth. U-Net on windows of {options["diffusion_window"]} pixels:
+  {model.config.schedule.prediction_type} at all noise levels, {options["drop_condition"]:.0%} of samples without a
+  condition. On {counts["held"]} held-out views of the training scenes, PSNR / st-LPIPS: {own or "not measured"}.
+- **Held-out figures** at {size} pixels, of scenes that it was never trained on, from photos that share much and little
+  with the view: nearest photo as it is, nearest photo warped by seed points' depth, EFT, one sample of the U-Net (DDIM,
+  25 steps), and the autoencoder's picture of the truth; seconds a view are of one CPU thread for all of a row.
+"""
 
 
 def _row(name: str, model: ViewDiffusion, held: Sequence[HeldView]) -> str:

@@ -81,9 +81,13 @@ class _Layer(nn.Module):
 
 
 def _along(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention over N of (…, N, heads, c) → (…, N, heads · c); for long rows."""
+    """Attention over N of (…, N, heads, c) → (…, N, heads · c); for long rows.
+
+    Written out, since there are more rows than a GPU's fused kernels take.
+    """
     queries, keys, values = (part.transpose(-2, -3) for part in (queries, keys, values))
-    return F.scaled_dot_product_attention(queries, keys, values).transpose(-2, -3).flatten(-2)
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.mT
+    return (scores.softmax(dim=-1).to(values) @ values).transpose(-2, -3).flatten(-2)
 
 
 def _across(queries: Tensor, keys: Tensor, values: Tensor, valid: Tensor) -> Tensor:
