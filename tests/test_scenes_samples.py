@@ -210,7 +210,7 @@ def test_the_writers_are_all_that_the_samples_import() -> None:
                 names = [inner] if inner else [alias.name for alias in node.names]
                 left |= {f"{room}/{one}.py" for one in names} - found
     # what a split file is called, and what is read
-    read = {f"scenes/{name}.py" for name in ("splits", "source", "image_paths", "lenses", "tracks")}
+    read = {f"scenes/{name}.py" for name in ("splits", "sparse_views", "source", "image_paths", "lenses", "tracks")}
     assert found - read == set(sample.WRITERS)
 
 

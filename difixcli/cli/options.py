@@ -44,7 +44,7 @@ def _checked_seed(seed: int) -> int:
 SceneArgument = Annotated[
     str,
     typer.Argument(
-        help="A posed scene's folder, photos or a video (posed first, once), or sample:room, sample:street."
+        help="A posed scene's folder, photos or a video (posed first, once), or sample:room, street, table, interior."
     ),
 ]
 MethodOption = Annotated[str, typer.Option(help="Any nerfstudio method: nerfacto, splatfacto, a plug-in's.")]
