@@ -18,10 +18,10 @@ part() { # SECONDS NAME COMMAND...
   echo "($name: exit code ${PIPESTATUS[0]}, $((SECONDS - begun)) s)" | tee -a "$results"
 }
 
+part 150 tests "$python" -m pytest tests/gpu -n 8 --dist load -rA -p no:cacheprovider
 part 40 splats "$python" recipes/bench/gpu.py splats
+part 120 precisions "$python" recipes/bench/fixer.py gpu --dtype bf16 --batch 1 8
 part 60 steps "$python" recipes/bench/gpu.py steps --scene "$scene"
 part 40 pace "$python" recipes/bench/fixer.py pace
 part 30 "large frames" "$python" recipes/bench/gpu.py frames
-part 120 precisions "$python" recipes/bench/fixer.py gpu --dtype bf16 --batch 1 8
-part 160 tests "$python" -m pytest tests/gpu -n 8 --dist load -rA -p no:cacheprovider
 part 90 "whole runs" "$python" recipes/bench/gpu.py run --scene "$scene" --size 320
