@@ -22,12 +22,22 @@ class InputError(Exception):
     """
 
 
+def short(text: str, most: int = 100) -> str:
+    """A text of at most so many characters: the middle of a longer one is left out, and its length is said."""
+    if len(text) <= most:
+        return text
+    told = f"… ({len(text)} characters) …"
+    half = max(most - len(told), 2) // 2
+    return f"{text[:half]}{told}{text[-half:]}"
+
+
 def unknown(what: str, name: str, known: Iterable[str], tail: str = "") -> InputError:
     """The error for a name that is none of the known ones, with the nearest of them, or all where they are few.
 
     `tail` is what else to do about it: a whole sentence or more, put at the end.
     """
     choices = sorted(known)
+    name = short(name)  # to be compared, too: the time that takes grows with the square of a name's length
     hint = "."
     if close := near(name, choices):
         hint = f"; did you mean {' or '.join(close)}?"

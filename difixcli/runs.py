@@ -22,6 +22,7 @@ import numpy as np
 
 from difixcli import __version__
 from difixcli.errors import InputError
+from difixcli.shapes import RESTORE, Each, check_shape, parsed
 
 try:
     import fcntl
@@ -39,6 +40,17 @@ _ENCODERS: dict[str, dict[str, Any]] = {
     ".webp": {"format": "WEBP", "quality": 95},
     ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
 }
+RECORD = {
+    "command": str,
+    "arguments": dict,
+    "inputs": Each(str),
+    "versions": dict,
+    "state": str,
+    "seconds": float,
+    "timings": Each(float),
+    "results": dict,
+}
+"""The shape of a run's record."""
 _locks: dict[Path, int] = {}  # open lock files; closing one would give its lock back
 _PACKAGES = ("torch", "nerfstudio", "gsplat", "diffusers", "numba", "numpy", "pycolmap")
 
@@ -98,7 +110,7 @@ class Run:
             "results": {},
         }
         if (folder / _record_name(shard)).is_file():
-            held = _own_record(folder, shard)
+            held = run_record(folder, shard)
             if held is None:
                 raise InputError(f"{folder} holds a run.json that difix did not write; choose another --output.")
             if not force and (shard is not None or _has_outputs(folder)):
@@ -112,8 +124,8 @@ class Run:
             _lock(folder, shard)
             return _replaced(folder, lambda: cls._begun(folder, fresh, shard))
         if shard is not None and (others := sorted(folder.glob(f"run-*-of-{shard[1]}.json"))):
-            other = read_json(others[0])
-            if any(other.get(key) != fresh[key] for key in ("command", "arguments", "inputs")):
+            other = read_json(others[0], RECORD)
+            if any(other[key] != fresh[key] for key in ("command", "arguments", "inputs")):
                 raise InputError(f"{folder} holds shards of another run ({others[0].name}); choose another --output.")
         elif folder.is_dir() and any(_counts(path, shard) for path in folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run of difix; choose another --output.")
@@ -130,7 +142,7 @@ class Run:
     ) -> Run | None:
         """The run in the folder if it is this very one, finished or not; nothing is written."""
         folder = folder.expanduser().absolute()
-        held = _own_record(folder, shard)
+        held = run_record(folder, shard)
         if held is None or not _asks_for(held, command, arguments) or held.get("inputs") != dict(inputs):
             return None
         return cls(folder, held, True, shard)
@@ -138,7 +150,7 @@ class Run:
     @staticmethod
     def asked_for(folder: Path, command: str, arguments: Mapping[str, Any]) -> bool:
         """Whether the folder holds a run of this command with these arguments, whatever became of its inputs."""
-        held = _own_record(folder)
+        held = run_record(folder)
         return held is not None and _asks_for(held, command, arguments)
 
     @classmethod
@@ -235,8 +247,11 @@ def _as_json(arguments: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(dict(arguments), default=str))
 
 
-def _own_record(folder: Path, shard: tuple[int, int] | None = None) -> dict[str, Any] | None:
-    """What the run's record in the folder says, or None where there is none or another program wrote it."""
+def run_record(folder: Path, shard: tuple[int, int] | None = None) -> dict[str, Any] | None:
+    """What the run's record in the folder says (see `RECORD`), or None where there is none or another program wrote it.
+
+    Raises InputError for a record of ours that is broken.
+    """
     path = folder / _record_name(shard)
     held = read_json(path) if path.is_file() else None
     ours = (
@@ -246,7 +261,10 @@ def _own_record(folder: Path, shard: tuple[int, int] | None = None) -> dict[str,
         and "difixcli" in held["versions"]
         and held.get("state") in ("running", "done")
     )
-    return held if ours else None
+    if not ours:
+        return None
+    check_shape(held, RECORD, path)
+    return held
 
 
 def _has_outputs(folder: Path) -> bool:
@@ -327,14 +345,28 @@ def _unwritable(folder: Path, error: OSError) -> InputError:
     return InputError(f"The output folder {folder} cannot be written ({error.strerror}); choose another --output.")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; InputError when it is missing or broken."""
+def read_json(path: Path, shape: Any = object, cure: str = RESTORE) -> Any:
+    """Read JSON of a shape (see `shapes`).
+
+    Raises InputError, with the `cure`, when it is none or of another shape, and when it is missing or cannot be read.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); restore it or remove it.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not valid JSON (it is no UTF-8 text); {cure}.") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    value = parsed(text, path, cure)
+    check_shape(value, shape, path, cure)
+    return value
+
+
+def unreadable(path: Path, error: OSError) -> InputError:
+    """The error for a file that may be whole, but that the system does not let us read."""
+    cure = "allow it to be read (chmod u+r)" if error.errno in (errno.EACCES, errno.EPERM) else "mend that"
+    return InputError(f"{path} cannot be read ({error.strerror or error}); {cure} and run the same line again.")
 
 
 def finite(value: Any) -> Any:

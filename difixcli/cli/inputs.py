@@ -91,12 +91,13 @@ def _pose_once(source: Path) -> None:
         return
     from difixcli.cli.pose import posed
     from difixcli.posing import pose_inputs
-    from difixcli.runs import read_json
+    from difixcli.runs import run_record
 
     folder, done = posed_folder(source), posed_already(source)
     changed = False
     if done is not None:
-        if read_json(done / "run.json")["inputs"] == pose_inputs(source):
+        record = run_record(done)
+        if record is not None and record["inputs"] == pose_inputs(source):
             console.say(f"{source} was posed before: using {done}")
             return
         changed = True

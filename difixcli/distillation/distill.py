@@ -35,7 +35,7 @@ from difixcli.distillation.rounds import Rounds
 from difixcli.distillation.schedule import pseudo_cameras, same_pose
 from difixcli.distillation.settings import Settings
 from difixcli.distillation.targets import make_targets
-from difixcli.errors import InputError
+from difixcli.errors import InputError, short
 from difixcli.reconstruction import PseudoView, Reconstruction
 from difixcli.runs import Progress, Run, read_image, write_image
 from difixcli.scenes import nearest_cameras
@@ -355,6 +355,11 @@ class Distillation:
         for entry in record["views"]:
             if entry["dropped"] is not None:
                 continue
+            if entry["nearest"] not in index:
+                raise InputError(
+                    f"Round {number} of {self.folder} names the photo {short(entry['nearest'])}, which the scene does "
+                    "not have; restore its round.json, or begin anew with --force."
+                )
             fresh = None
             if entry["fresh"]:
                 if not isinstance(prior, Refreshing):

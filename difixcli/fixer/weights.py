@@ -25,6 +25,7 @@ from torch import Tensor
 from difixcli.errors import InputError, near, out_of_memory, unknown
 from difixcli.fixer.network import ADAPTER, LORA_ALPHA, SKIP_INIT, FixerConfig, FixerNetwork
 from difixcli.runs import atomic, read_json
+from difixcli.shapes import built
 from difixcli.torchvision_cure import cure
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -169,11 +170,9 @@ def _load_own(folder: Path) -> FixerNetwork:
     values = _read_config(folder / "config.json")
     if values.pop("format", None) != FORMAT:
         raise InputError(f"{folder / 'config.json'} is not a fixer's configuration; give a folder this program wrote.")
-    known = {f.name for f in dataclasses.fields(FixerConfig)}
-    if unknown := sorted(set(values) - known):
-        raise InputError(f"{folder / 'config.json'} has unknown entries ({', '.join(unknown)}); update difixcli.")
+    config = built(FixerConfig, values, folder / "config.json", "update difixcli")
     source = folder / "model.safetensors"
-    return _filled(lambda: FixerConfig(**values), _read_tensors(source), source)
+    return _filled(lambda: config, _read_tensors(source), source)
 
 
 def _load_published(folder: Path, views: int) -> FixerNetwork:
@@ -367,9 +366,7 @@ def _download(name: str) -> Path:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is not a JSON object; give a whole fixer folder.")
+    values: dict[str, Any] = read_json(path, dict)
     return values
 
 

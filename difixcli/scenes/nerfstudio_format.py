@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import posixpath
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from difixcli.errors import InputError, unknown
-from difixcli.runs import write_json
+from difixcli.runs import read_json, write_json
 from difixcli.scenes.image_paths import MASK_FOLDERS, find_images, image_header, plain_path
 from difixcli.scenes.lenses import KINDS, Lens, distortion_of, model_kind
 from difixcli.scenes.ply import read_points
@@ -22,6 +21,7 @@ from difixcli.scenes.poses import rigid_pose, unscaled_pose
 from difixcli.scenes.scene import Camera
 from difixcli.scenes.source import Source, SourceFrame
 
+_LARGEST = 1e30  # far beyond any length, in any unit; NaN is not below it
 HALVES = ("train", "val", "test")
 LISTED_DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 """What nerfstudio's `distortion_params` lists, in its order; for FISHEYE624 it lists that model's twelve numbers."""
@@ -113,10 +113,7 @@ def frame_name(image_path: Path, root: Path) -> str:
 
 
 def _meta(path: Path) -> dict[str, Any]:
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}); export the scene again.") from None
+    meta: Any = read_json(path, cure="export the scene again")
     if not isinstance(meta, dict) or not isinstance(meta.get("frames"), list) or not meta["frames"]:
         raise InputError(f"{path} has no frames; export the scene again or name another folder.")
     for number, entry in enumerate(meta["frames"]):
@@ -124,6 +121,8 @@ def _meta(path: Path) -> dict[str, Any]:
             raise InputError(f"Frame {number} of {path} has no file_path; add it or remove the frame.")
         if not isinstance(entry.get("mask_path") or "", str):
             raise InputError(f"The mask_path of frame {number} of {path} is no path; correct or remove it.")
+    if not isinstance(meta.get("ply_file_path") or "", str):
+        raise InputError(f"The ply_file_path of {path} is no path; correct or remove it.")
     return meta
 
 
@@ -323,6 +322,6 @@ def _number(entry: Mapping[str, Any], key: str, where: str) -> float | None:
             value = float(value)
         except ValueError:
             raise InputError(f"{key} of {where} is {value!r}, not a number; export the scene again.") from None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGEST:
         raise InputError(f"{key} of {where} is {value!r}, not a number; export the scene again.")
     return float(value)

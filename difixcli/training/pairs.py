@@ -20,6 +20,7 @@ from torch import Tensor
 
 from difixcli.errors import InputError
 from difixcli.runs import read_image, read_json
+from difixcli.shapes import fault_of
 from difixcli.training.tars import members_by_key
 
 SMALLEST = 16  # pixels of a render's shorter side
@@ -156,8 +157,8 @@ def pair_of_members(key: str, members: Mapping[str, Openable]) -> PairFiles:
 
 
 def _entry(key: str, entry: Any, folder: Path) -> PairFiles:
-    if not isinstance(entry, dict):
-        raise ValueError("is not an object")
+    if (fault := fault_of(entry, _PAIR)) is not None:
+        raise ValueError(fault)
 
     def placed(value: Any) -> str:
         if not isinstance(value, str):
@@ -176,6 +177,14 @@ def _entry(key: str, entry: Any, folder: Path) -> PairFiles:
         aligned=tuple(placed(value) for value in entry.get("aligned_refs") or ()),
         opacity=placed(entry["opacity"]) if entry.get("opacity") else None,
     )
+
+
+_PAIR = {
+    "ref_images?": (None, [str]),
+    "ref_image?": (None, str),
+    "aligned_refs?": (None, [str]),
+    "opacity?": (None, str),
+}
 
 
 class Inspection(NamedTuple):
