@@ -1,7 +1,7 @@
 """The face of the program: tables, progress and the one place where errors become messages and exit codes.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 our fault, 2 the input's or the caller's,
-130 interrupted.
+130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import errno
 import functools
 import json
 import math
+import os
+import signal
 import sys
 import time
 import traceback
@@ -33,8 +35,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from difixcli import streams
 from difixcli.errors import LESS_MEMORY, InputError, out_of_memory
-from difixcli.runs import finite
+from difixcli.runs import finite, removed_folder
 
 if TYPE_CHECKING:
     from difixcli.curation.manifest import StageSummary
@@ -49,6 +52,26 @@ err = Console(stderr=True, highlight=False)
 _CALLERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 
 
+_REMOVED = "The output folder {} was removed while the command was at work in it; run the same line again."
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM), as a scheduler does it before it takes the machine away."""
+
+
+def heed_termination() -> None:
+    """Let SIGTERM end a command as Ctrl-C does; processes that this one forks end as before."""
+    owner = os.getpid()
+
+    def end(number: int, frame: object) -> None:
+        if os.getpid() == owner:
+            raise Terminated
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def handled(command: Callable[P, R]) -> Callable[P, R]:
     """Wrap a command so that every way it can end becomes a message and an exit code.
 
@@ -61,26 +84,38 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except InputError as error:
             message, code = str(error), 2
+        except Terminated:
+            message, code = "Terminated. Run the same command again to go on from here.", 143
         except KeyboardInterrupt:
             message, code = "Interrupted. Run the same command again to go on from here.", 130
         except BrokenPipeError:  # whoever read our output has left; typer ends without a word
             raise
         except OSError as error:
-            if error.errno not in _CALLERS_ERRNO:
+            if (gone := removed_folder()) is not None:
+                message, code = _REMOVED.format(gone), 2
+            elif error.errno not in _CALLERS_ERRNO:
                 raise _fault(error, kwargs) from error
-            where = f" ({error.filename})" if error.filename else ""
-            message = (
-                f"{error.strerror}{where}. Nothing already written is lost; mend this and run the same line again."
-            )
-            code = 2
+            else:
+                where = f" ({error.filename})" if error.filename else ""
+                message = (
+                    f"{error.strerror}{where}. Nothing already written is lost; mend this and run the same line again."
+                )
+                code = 2
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except Exception as error:
-            if not out_of_memory(error):
+            code = 2
+            if out_of_memory(error):
+                message = LESS_MEMORY
+            elif isinstance(error, UnicodeEncodeError) and "\udc80" <= error.object[error.start] <= "\udcff":
+                around = error.object[max(0, error.start - 40) : error.end + 40]
+                message = f"A name is not UTF-8, which a library needs ({around}); rename the file or folder."
+            elif (gone := removed_folder()) is not None:
+                message = _REMOVED.format(gone)
+            else:
                 raise _fault(error, kwargs) from error
-            message, code = LESS_MEMORY, 2
         fail(message)
-        _error_as_json(message, kwargs)
+        error_as_json(message, kwargs)
         raise typer.Exit(code)
 
     return run
@@ -90,11 +125,12 @@ def _fault(error: Exception, options: Mapping[str, Any]) -> typer.Exit:
     """Print the traceback of a fault of ours and return how to end."""
     err.print(traceback.format_exc(), markup=False)
     err.print("[red]This is a fault in difix.[/] Please report it with the lines above.")
-    _error_as_json(f"a fault in difix: {type(error).__name__}: {error}", options)
+    error_as_json(f"a fault in difix: {type(error).__name__}: {error}", options)
     return typer.Exit(1)
 
 
-def _error_as_json(message: str, options: Mapping[str, Any]) -> None:
+def error_as_json(message: str, options: Mapping[str, Any]) -> None:
+    """The error as the last line of stdout, where `--json` was asked for."""
     if options.get("as_json"):
         _write_json({"error": message})
 
@@ -226,6 +262,8 @@ def finish(results: Mapping[str, Any], as_json: bool, *tables: Table) -> None:
         (err if as_json else out).print(table)
     if as_json:
         _write_json(results)
+    if why := streams.failure():
+        warn(f"The results could not be printed on stdout ({why}); all else is done.")
 
 
 def _write_json(value: Mapping[str, Any]) -> None:

@@ -51,6 +51,7 @@ RECORD = {
     "results": dict,
 }
 """The shape of a run's record."""
+_at_work: set[Path] = set()  # records of the runs that this process has open
 _locks: dict[Path, int] = {}  # open lock files; closing one would give its lock back
 _PACKAGES = ("torch", "nerfstudio", "gsplat", "diffusers", "numba", "numpy", "pycolmap")
 
@@ -98,6 +99,7 @@ class Run:
             _lock(folder, shard)
             # read again: whoever held the lock until now has perhaps finished it
             if same := cls.held(folder, command, arguments, inputs, shard):
+                _at_work.add(folder / _record_name(shard))
                 return same
         fresh = {
             "command": command,
@@ -157,7 +159,10 @@ class Run:
     def _begun(cls, folder: Path, record: dict[str, Any], shard: tuple[int, int] | None) -> Run:
         run = cls(make_folder(folder), record, False, shard)
         _lock(folder, shard)
+        path = run.folder / _record_name(shard)
+        _at_work.discard(path)  # of the run that this one replaces
         run.save()
+        _at_work.add(path)
         return run
 
     @property
@@ -169,17 +174,29 @@ class Run:
         self.record["timings"][name] = round(self.record["timings"].get(name, 0.0) + seconds, 3)
 
     def save(self, **changes: Any) -> None:
-        """Write `run.json`, with the given keys changed."""
+        """Write `run.json`, with the given keys changed; InputError where it was removed since the run was opened."""
+        path = self.folder / _record_name(self.shard)
+        if path in _at_work and not path.exists():
+            raise InputError(
+                f"The output folder {self.folder} was removed while the command was at work in it; run the same line "
+                "again."
+            )
         now = time.monotonic()
         self.record["seconds"] = round(self.record["seconds"] + now - self._started, 3)
         self._started = now
         self.record.update(changes)
-        write_json(self.folder / _record_name(self.shard), self.record)
+        write_json(path, self.record)
 
     def finish(self, results: Mapping[str, Any]) -> None:
         self.save(results=dict(results), state="done")
+        _at_work.discard(self.folder / _record_name(self.shard))
         if (lock := _locks.pop(self.folder / _lock_name(self.shard), None)) is not None:
             os.close(lock)
+
+
+def removed_folder() -> Path | None:
+    """The folder of a run that this process has open and that somebody has removed meanwhile."""
+    return next((record.parent for record in sorted(_at_work) if not record.exists()), None)
 
 
 def _counts(path: Path, shard: tuple[int, int] | None) -> bool:
@@ -310,7 +327,7 @@ def fingerprint(files: Sequence[Path], content: bool = False) -> str:
     digest = hashlib.sha256()
     for path in sorted(files):
         facts = path.stat()
-        digest.update(f"{path.name}:{facts.st_size};".encode())
+        digest.update(os.fsencode(f"{path.name}:{facts.st_size};"))
         if path.suffix in {".json", ".txt"} or (content and facts.st_size <= _READ_WHOLE):
             digest.update(path.read_bytes())
         elif content:

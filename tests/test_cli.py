@@ -440,6 +440,11 @@ def test_errors_are_json_too(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "nowhere" in json.loads(result.stdout.splitlines()[-1])["error"]
     assert not difix("distill", tmp_path / "nowhere").stdout
+    for line in (("distill", "--jsn"), ("eval",), ("distill", "--seed", "-1"), ("no-such-command",), ("fix", "--size")):
+        result = difix(*line, "--json")
+        assert result.exit_code == 2 and result.stderr, line
+        assert list(json.loads(result.stdout)) == ["error"], line
+        assert not difix(*line).stdout, line
 
 
 def test_a_finished_distillation_is_found_again(

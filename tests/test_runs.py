@@ -220,3 +220,41 @@ def test_one_reader_for_every_kind_of_image(tmp_path: Path) -> None:
     assert read_image(tmp_path / "phone.png").shape == (2, 3, 3)
     upright = read_image(tmp_path / "phone.png", upright=True)
     np.testing.assert_array_equal(upright, np.rot90(read_image(tmp_path / "phone.png"), -1))
+
+
+def test_a_folder_that_is_removed_while_running_is_told(tmp_path: Path) -> None:
+    """Neither `done` in a folder that holds nothing else, nor a fault of ours."""
+    import shutil
+
+    import typer
+    from typer.testing import CliRunner
+
+    from difixcli import console
+
+    run = Run.open(tmp_path / "run", "fix", ARGUMENTS, {})
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(InputError, match="was removed while"):
+        run.finish({})
+    assert not (tmp_path / "run").exists()
+
+    app_of_one = typer.Typer()
+
+    @app_of_one.command()
+    @console.handled
+    def work(as_json: bool = True) -> None:
+        folder = Run.open(tmp_path / "run", "fix", ARGUMENTS, {}).folder
+        shutil.rmtree(folder)
+        (folder / "a.txt").write_text("lost")
+
+    ended = CliRunner().invoke(app_of_one)
+    assert ended.exit_code == 2 and "was removed while" in ended.stderr and '"error"' in ended.stdout
+    # and what another command of this process ends with is its own
+    Run.open(tmp_path / "run", "fix", ARGUMENTS, {}).finish({})
+
+
+def test_a_record_of_another_form_is_told(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "run", "fix", ARGUMENTS, {})
+    for key, value in (("arguments", 3), ("inputs", {"a": 1}), ("timings", []), ("seconds", None)):
+        write_json(tmp_path / "run" / "run.json", {**run.record, key: value})
+        with pytest.raises(InputError, match=rf"run\.json.* {key}"):
+            Run.open(tmp_path / "run", "fix", ARGUMENTS, {})

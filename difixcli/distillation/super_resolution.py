@@ -18,6 +18,7 @@ Without a comparison `low_resolution` is the model of photos alone as their part
 from __future__ import annotations
 
 import gc
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -148,7 +149,7 @@ class SuperResolution(Distillation):
         return views
 
     def _seed_of(self, name: str) -> int:
-        return self.settings.seed ^ zlib.crc32(name.encode())
+        return self.settings.seed ^ zlib.crc32(os.fsencode(name))
 
     # Pictures and figures
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -113,7 +114,7 @@ def scene_fingerprint(scene: Scene) -> str:
             digest.update(np.round(values, 6).astype("<f8").tobytes())
         if lens.kind != "perspective":
             digest.update(f"{lens.kind} {lens.circle}".encode())
-        digest.update(frame.name.encode())
+        digest.update(os.fsencode(frame.name))
     digest.update(np.ascontiguousarray(scene.points, dtype="<f4").tobytes())
     digest.update(np.ascontiguousarray(scene.colors).tobytes())
     if scene.tracks is not None:
