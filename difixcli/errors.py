@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Iterable
 
 _FEW = 12
+_LONG = 400  # characters of a word; few folders' paths have as many
 
 
 LESS_MEMORY = (
@@ -18,8 +20,12 @@ LESS_MEMORY = (
 class InputError(Exception):
     """Bad input or an impossible request.
 
-    The message is one plain sentence that names the file or value at fault and says what to do about it.
+    The message is one plain sentence that names the file or value at fault and says what to do about it. Of words that
+    are very long (a name or value that was made to be) the middle is left out.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(re.sub(rf"\S{{{_LONG},}}", lambda word: short(word[0], _LONG // 2), message))
 
 
 def short(text: str, most: int = 100) -> str:

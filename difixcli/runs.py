@@ -34,6 +34,8 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Makes a progress bar from a label and a total; what it gives is called with how much is done."""
 
+_MANY_PIXELS = 2**24
+_DENSEST = 9000  # pixels a byte: deflate makes at most 1032 bytes of one, with 8 pixels each
 _READ_WHOLE = 64 * 2**20  # bytes
 _ENCODERS: dict[str, dict[str, Any]] = {
     ".png": {"format": "PNG", "compress_level": 4},
@@ -436,6 +438,7 @@ def read_image(path: Openable, alpha: bool = False, upright: bool = False) -> np
 
     try:
         with path.open("rb") as file, Image.open(file) as opened:
+            check_claim(opened, file)
             opened.load()
             image = ImageOps.exif_transpose(opened) if upright else opened
             if image.mode == "F" or image.mode.startswith("I"):  # one channel of more than 8 bits
@@ -446,12 +449,32 @@ def read_image(path: Openable, alpha: bool = False, upright: bool = False) -> np
                 pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"), dtype=np.float32) / 255
     except FileNotFoundError:
         raise InputError(f"The image {path} does not exist; check its name.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise too_many_pixels(path) from None
+    except PermissionError as error:
+        raise unreadable(Path(str(path)), error) from error
+    except (OSError, SyntaxError, ValueError) as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
         raise InputError(f"{path} cannot be read as an image ({reason}); restore it or remove it.") from error
     if pixels.shape[2] == 3:
         return np.pad(pixels, ((0, 0), (0, 0), (0, 1)), constant_values=1) if alpha else pixels
     return pixels if alpha else pixels[..., :3] * pixels[..., 3:]
+
+
+def check_claim(image: Any, file: IO[bytes]) -> None:
+    """ValueError for an opened image whose header claims more pixels than the bytes of its file can hold."""
+    pixels, size = image.width * image.height, os.fstat(file.fileno()).st_size if hasattr(file, "name") else 0
+    packed = image.format in ("PNG", "BMP", "JPEG", "MPO") or image.info.get("compression") == "raw"
+    if packed and size and pixels > _MANY_PIXELS and pixels > _DENSEST * size:
+        raise ValueError(f"it claims {image.width}×{image.height} pixels, which {size} bytes cannot hold")
+
+
+def too_many_pixels(path: object) -> InputError:
+    """The error for an image that is larger than any that is read."""
+    from PIL import Image
+
+    most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+    return InputError(f"The image {path} has more than {most} million pixels, which is more than is read; reduce it.")
 
 
 def file_name(name: str) -> str:

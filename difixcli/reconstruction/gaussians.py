@@ -7,6 +7,7 @@ look too thin or too bright where that is left out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,6 +123,8 @@ class Gaussians:
         except (PlyParseError, KeyError, ValueError, OSError) as error:
             raise InputError(f"{path} cannot be read as a PLY file of Gaussians ({error}); export it again.") from None
         names = list(vertices)
+        if not len(data):
+            raise InputError(f"{path} holds no Gaussian (its list of vertices is empty); export it again.")
         shape = [*"xyz", "opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
         if missing := [name for name in shape if name not in names]:
             kind = "a plain point cloud" if "opacity" not in names else "no Gaussians"
@@ -129,7 +132,9 @@ class Gaussians:
                 f"{path} is {kind} (it has no {missing[0]}); name a .ply of trained 3D Gaussians, or train anew."
             )
         base = [f"f_dc_{i}" for i in range(3)]
-        rest = sorted((name for name in names if name.startswith("f_rest_")), key=lambda name: int(name[7:]))
+        rest = sorted(
+            (name for name in names if re.fullmatch(r"f_rest_[0-9]{1,3}", name)), key=lambda name: int(name[7:])
+        )
         count = len(rest) // 3 + 1
         if any(name not in names for name in base) or len(rest) % 3 or round(count**0.5) ** 2 != count or count > 25:
             raise InputError(

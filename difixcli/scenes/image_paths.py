@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, features
 
 from difixcli.errors import InputError
-from difixcli.runs import IMAGE_SUFFIXES
+from difixcli.runs import IMAGE_SUFFIXES, check_claim, too_many_pixels, unreadable
 
 # Of formats that PIL reads only with a library that it may lack.
 _LIBRARY_FORMATS = {".avif": "AVIF", ".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC"}
@@ -51,10 +51,15 @@ def image_header(path: Path) -> ImageHeader:
     if path.suffix.lower() in _RAW_SUFFIXES and (error := undecoded(path)):
         raise error
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
+            check_claim(image, file)
             transparent = "A" in image.getbands() or "transparency" in image.info
             return ImageHeader(*image.size, transparent)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
+        raise too_many_pixels(path) from None
+    except PermissionError as error:
+        raise unreadable(path, error) from error
+    except (OSError, SyntaxError, ValueError):
         lost = InputError(f"The image {path} cannot be read; replace it or remove its frame.")
         raise undecoded(path) or lost from None
 

@@ -458,7 +458,7 @@ def _pose(entry: object, key: str, where: str) -> np.ndarray:
         raise InputError(f"There is no {key} for {where}; save the path again.")
     try:
         matrix = np.array(entry[key], dtype=np.float64).reshape(4, 4)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"The pose of {where} is not 16 numbers; save the path again.") from None
     return rigid_pose(matrix, where)
 

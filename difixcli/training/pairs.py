@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from difixcli.errors import InputError
+from difixcli.errors import InputError, short
 from difixcli.runs import read_image, read_json
 from difixcli.shapes import fault_of
 from difixcli.training.tars import members_by_key
@@ -121,8 +121,8 @@ def _read_manifest(file: Path, pairs: PairSet) -> None:
             pairs.note(split, key, entries[key])
             try:
                 into.append(_entry(key, entries[key], file.parent))
-            except ValueError as error:
-                pairs.dropped[f"{file}: {key}"] = str(error)
+            except (ValueError, OSError) as error:  # names that no file can have
+                pairs.dropped[f"{file}: {short(key)}"] = short(str(error), 300)
 
 
 def _read_tars(tars: Sequence[Path], pairs: PairSet) -> None:
