@@ -12,17 +12,20 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from difixcli import __version__
-from difixcli.errors import InputError
+from difixcli.errors import InputError, out_of_memory
 from difixcli.shapes import RESTORE, Each, check_shape, parsed
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 try:
     import fcntl
@@ -382,7 +385,7 @@ def read_json(path: Path, shape: Any = object, cure: str = RESTORE) -> Any:
     return value
 
 
-def unreadable(path: Path, error: OSError) -> InputError:
+def unreadable(path: object, error: OSError) -> InputError:
     """The error for a file that may be whole, but that the system does not let us read."""
     cure = "allow it to be read (chmod u+r)" if error.errno in (errno.EACCES, errno.EPERM) else "mend that"
     return InputError(f"{path} cannot be read ({error.strerror or error}); {cure} and run the same line again.")
@@ -434,47 +437,72 @@ def read_image(path: Openable, alpha: bool = False, upright: bool = False) -> np
     that are only looked at, wrong for posed ones, whose intrinsics belong to the pixels as they are stored.
     InputError when it is missing or broken.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
 
-    try:
-        with path.open("rb") as file, Image.open(file) as opened:
-            check_claim(opened, file)
-            opened.load()
-            image = ImageOps.exif_transpose(opened) if upright else opened
-            if image.mode == "F" or image.mode.startswith("I"):  # one channel of more than 8 bits
-                grey = np.asarray(image, dtype=np.float32) / (1 if image.mode == "F" else 65535)
-                pixels = np.repeat(np.clip(grey, 0, 1)[..., None], 3, axis=2)
-            else:
-                transparent = "A" in image.getbands() or "transparency" in image.info
-                pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"), dtype=np.float32) / 255
-    except FileNotFoundError:
-        raise InputError(f"The image {path} does not exist; check its name.") from None
-    except Image.DecompressionBombError:
-        raise too_many_pixels(path) from None
-    except PermissionError as error:
-        raise unreadable(Path(str(path)), error) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(f"{path} cannot be read as an image ({reason}); restore it or remove it.") from error
+    with open_image(path) as opened:
+        opened.load()
+        image = ImageOps.exif_transpose(opened) if upright else opened
+        if image.mode == "F" or image.mode.startswith("I"):  # one channel of more than 8 bits
+            grey = np.asarray(image, dtype=np.float32) / (1 if image.mode == "F" else 65535)
+            pixels = np.repeat(np.clip(grey, 0, 1)[..., None], 3, axis=2)
+        else:
+            transparent = "A" in image.getbands() or "transparency" in image.info
+            pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"), dtype=np.float32) / 255
     if pixels.shape[2] == 3:
         return np.pad(pixels, ((0, 0), (0, 0), (0, 1)), constant_values=1) if alpha else pixels
     return pixels if alpha else pixels[..., :3] * pixels[..., 3:]
 
 
-def check_claim(image: Any, file: IO[bytes]) -> None:
+@contextmanager
+def open_image(path: Openable) -> Iterator[Image]:
+    """An image file, opened by PIL; what goes wrong with it in the `with` block is an InputError that names the cause.
+
+    That is: there is no such file, it may not be read, it is no image or damaged, or it has more pixels than are read.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with path.open("rb") as whole:
+            raw = getattr(whole, "raw", None)
+            file = CappedFile(raw) if isinstance(raw, io.FileIO) else whole
+            with Image.open(file) as image:
+                _check_claim(image, file)
+                yield image
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"The image {path} does not exist; check its name.") from None
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise InputError(
+            f"The image {path} has more than {most} million pixels, which is more than is read; make it smaller."
+        ) from None
+    except Exception as error:  # PIL's readers raise whatever they stumble over
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unreadable(path, error) from error
+        if out_of_memory(error):
+            raise
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{path} cannot be read as an image ({reason}); restore it or remove it.") from error
+
+
+def _check_claim(image: Image, file: IO[bytes]) -> None:
     """ValueError for an opened image whose header claims more pixels than the bytes of its file can hold."""
-    pixels, size = image.width * image.height, os.fstat(file.fileno()).st_size if hasattr(file, "name") else 0
+    pixels, size = image.width * image.height, file.size if isinstance(file, CappedFile) else 0
     packed = image.format in ("PNG", "BMP", "JPEG", "MPO") or image.info.get("compression") == "raw"
     if packed and size and pixels > _MANY_PIXELS and pixels > _DENSEST * size:
         raise ValueError(f"it claims {image.width}×{image.height} pixels, which {size} bytes cannot hold")
 
 
-def too_many_pixels(path: object) -> InputError:
-    """The error for an image that is larger than any that is read."""
-    from PIL import Image
+class CappedFile(io.BufferedReader):
+    """A file from which no more bytes are asked than it has: the buffer for what is claimed would be made first."""
 
-    most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-    return InputError(f"The image {path} has more than {most} million pixels, which is more than is read; reduce it.")
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__(raw)
+        self.size = os.fstat(raw.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(size if size is None or size < 0 else min(size, max(self.size - self.tell(), 0)))
 
 
 def file_name(name: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from difixcli.errors import InputError, out_of_memory, short
-from difixcli.runs import unreadable
+from difixcli.runs import CappedFile, unreadable
 
 _SMALL = 2**28  # bytes; a file of fewer that takes more memory than there is claims what it does not have
 
@@ -25,7 +25,7 @@ def read_pickled(path: Path, cure: str, device: str | torch.device = "cpu", mapp
     """
     try:
         whole = zipfile.is_zipfile(path)
-        source = path if whole else _Capped(io.FileIO(path))
+        source = path if whole else CappedFile(io.FileIO(path))
         return torch.load(source, map_location=device, weights_only=True, mmap=mapped and whole)
     except OSError as error:
         if error.errno is not None:
@@ -64,12 +64,3 @@ def _damaged(path: Path, error: Exception, cure: str) -> InputError:
     if out_of_memory(error):
         reason = "it claims to hold more than it does"
     return InputError(f"{path} is damaged or not whole ({short(reason, 160)}); {cure}.")
-
-
-class _Capped(io.BufferedReader):
-    """A file from which no more bytes are asked than it has: the buffer for them would be made first."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > 0:
-            size = min(size, max(Path(self.raw.name).stat().st_size - self.tell(), 0))  # type: ignore[attr-defined]
-        return super().read(size)

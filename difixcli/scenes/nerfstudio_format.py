@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from difixcli.errors import InputError, unknown
+from difixcli.errors import InputError, short, unknown
 from difixcli.runs import read_json, write_json
-from difixcli.scenes.image_paths import MASK_FOLDERS, find_images, image_header, plain_path
+from difixcli.scenes.image_paths import MASK_FOLDERS, find_images, image_header, is_path, plain_path
 from difixcli.scenes.lenses import KINDS, Lens, distortion_of, model_kind
 from difixcli.scenes.ply import read_points
 from difixcli.scenes.poses import rigid_pose, unscaled_pose
@@ -117,11 +117,11 @@ def _meta(path: Path) -> dict[str, Any]:
     if not isinstance(meta, dict) or not isinstance(meta.get("frames"), list) or not meta["frames"]:
         raise InputError(f"{path} has no frames; export the scene again or name another folder.")
     for number, entry in enumerate(meta["frames"]):
-        if not isinstance(entry, dict) or not isinstance(entry.get("file_path"), str):
+        if not isinstance(entry, dict) or not is_path(entry.get("file_path")):
             raise InputError(f"Frame {number} of {path} has no file_path; add it or remove the frame.")
-        if not isinstance(entry.get("mask_path") or "", str):
+        if not is_path(entry.get("mask_path") or ""):
             raise InputError(f"The mask_path of frame {number} of {path} is no path; correct or remove it.")
-    if not isinstance(meta.get("ply_file_path") or "", str):
+    if not is_path(meta.get("ply_file_path") or ""):
         raise InputError(f"The ply_file_path of {path} is no path; correct or remove it.")
     return meta
 
@@ -284,7 +284,7 @@ def _lens(entry: Mapping[str, Any], where: str) -> Lens:
 
 def _distortion(entry: Mapping[str, Any], where: str) -> tuple[str, tuple[float, ...]]:
     """The kind of one frame's lens and its numbers: `distortion_params` where given, as in nerfstudio, or by name."""
-    model = str(entry.get("camera_model") or "OPENCV").upper()
+    model = short(str(entry.get("camera_model") or "OPENCV").upper())
     kind = model_kind(model, where)
     if entry.get("is_fisheye") and kind == "perspective":
         model, kind = "OPENCV_FISHEYE", "fisheye"

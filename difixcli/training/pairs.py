@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from difixcli.errors import InputError, short
-from difixcli.runs import read_image, read_json
+from difixcli.runs import open_image, read_image, read_json
 from difixcli.shapes import fault_of
 from difixcli.training.tars import members_by_key
 
@@ -230,15 +230,11 @@ def _shorter_side(pair: PairFiles) -> int:
 
 def _header(picture: Picture) -> tuple[int, int]:
     """Height and width of an image that is not decoded."""
-    from PIL import Image
-
-    try:
-        with _opener(picture).open("rb") as file, Image.open(file) as opened:
-            return opened.height, opened.width
-    except FileNotFoundError:
-        raise ValueError(f"{picture} is missing") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{picture} cannot be read as an image ({error})") from error
+    opener = _opener(picture)
+    if isinstance(opener, Path) and not opener.exists():
+        raise ValueError(f"{picture} is missing")
+    with open_image(opener) as opened:
+        return opened.height, opened.width
 
 
 def _check_shape(picture: Picture, size: tuple[int, int], render: tuple[int, int], stretch: float) -> None:
