@@ -460,3 +460,28 @@ def test_a_finished_distillation_is_found_again(
     assert again.exit_code == 0, again.stderr
     said = json.loads(again.stdout.splitlines()[-1])
     assert said["results"] == distilled[1]["results"] and Path(said["output"]) == home
+
+
+@pytest.mark.parametrize("width", [200, 80, 40, 24, 10])
+def test_figures_are_never_cut(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any width, every figure stands whole in one line, in the column of its metric."""
+    import io
+
+    from rich.console import Console
+
+    from difixcli import console
+    from difixcli.evaluation.metrics import METRICS
+
+    rows = {f"a-run-with-a-long-name-{i}": {key: 10.12345 + i for key in METRICS} for i in range(2)}
+    spreads = {name: dict.fromkeys(METRICS, 0.54321) for name in rows}
+    text = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=text, width=width))
+    console.finish({}, False, console.figures_table("a: 3 views", rows, spreads))
+    shown = text.getvalue()
+    assert "…" not in shown and shown.count("a: 3 views") == 1
+    for row in rows.values():
+        wanted = [f"{value:.{METRICS[key].digits}f} ±{0.54321:.{METRICS[key].digits}f}" for key, value in row.items()]
+        assert all(shown.count(one) == wanted.count(one) for one in wanted)
+    assert all(metric.label in shown for metric in METRICS.values())
+    if width >= 40:
+        assert max(map(len, shown.splitlines())) <= width

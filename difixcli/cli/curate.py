@@ -200,7 +200,7 @@ def _merge_pairs(folders: list[Path], output: Path | None, force: bool, as_json:
 
 def finish_pairs(curated: Curated, folder: Path, as_json: bool) -> None:
     """Print what was curated; exit code 2 when a scene failed, 1 when one failed through a fault of ours."""
-    results = curated.results()
+    results, folder = curated.results(), folder.expanduser().absolute()
     where = folder / "data.json" if (folder / "data.json").is_file() else folder
     if results["pairs"]:
         console.say(f"{results['pairs']} pairs, renders at {results['psnr']:.2f} dB on average: {where}")

@@ -87,6 +87,7 @@ def evaluate(
         else:
             evaluated = evaluate_runs(prediction, plan, folder, console.progress)
         rows, spreads = {**evaluated["results"], **evaluated.get("baselines", {})}, evaluated["std"]
+    folder = folder.expanduser().absolute()
     scenes = evaluated.get("scenes", {})
     title = (
         first.name
