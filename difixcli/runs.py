@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from difixcli import __version__
+from difixcli.digests import digests_of
 from difixcli.errors import InputError, out_of_memory
 from difixcli.shapes import RESTORE, Each, check_shape, parsed
 
@@ -323,20 +324,20 @@ def versions() -> dict[str, str]:
     return found
 
 
-def fingerprint(files: Sequence[Path], content: bool = False) -> str:
-    """A short hash of the files' names and sizes and of the content of small text files among them.
+def fingerprint(files: Sequence[Path], content: bool = True) -> str:
+    """A short hash of the files' names, sizes and content.
 
-    With `content` every file counts by its content; above 64 MiB by its time of change instead, because reading
-    gigabytes of weights at every start takes too long, and weights of one architecture all have one size.
+    Above 64 MiB, and without `content` (of many files that are large together), a file counts by its time of change
+    instead, unless it is a small text: reading gigabytes takes too long, and weights of one architecture all have one
+    size.
     """
     digest = hashlib.sha256()
-    for path in sorted(files):
-        facts = path.stat()
-        digest.update(os.fsencode(f"{path.name}:{facts.st_size};"))
-        if path.suffix in {".json", ".txt"} or (content and facts.st_size <= _READ_WHOLE):
-            digest.update(path.read_bytes())
-        elif content:
-            digest.update(f"{facts.st_mtime_ns};".encode())
+    facts = {path: path.stat() for path in files}
+    read = [p for p in facts if facts[p].st_size <= _READ_WHOLE and (content or p.suffix in {".json", ".txt"})]
+    contents = dict(zip(read, digests_of(read), strict=True))
+    for path in sorted(facts, key=lambda one: (one.name, one)):
+        said = contents.get(path) or facts[path].st_mtime_ns
+        digest.update(os.fsencode(f"{path.name}:{facts[path].st_size}:{said};"))
     return digest.hexdigest()[:16]
 
 
@@ -385,10 +386,17 @@ def read_json(path: Path, shape: Any = object, cure: str = RESTORE) -> Any:
     return value
 
 
-def unreadable(path: object, error: OSError) -> InputError:
+def is_the_systems(error: Exception) -> bool:
+    """Whether a file could not be read for reasons of the system; what readers do with damaged ones has other codes."""
+    codes = {errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno.ENOENT, errno.ESTALE, errno.EMFILE}
+    return isinstance(error, OSError) and error.errno in codes
+
+
+def unreadable(path: object, error: Exception) -> InputError:
     """The error for a file that may be whole, but that the system does not let us read."""
-    cure = "allow it to be read (chmod u+r)" if error.errno in (errno.EACCES, errno.EPERM) else "mend that"
-    return InputError(f"{path} cannot be read ({error.strerror or error}); {cure} and run the same line again.")
+    cure = "allow it to be read (chmod u+r)" if isinstance(error, PermissionError) else "mend that"
+    reason = getattr(error, "strerror", None) or error
+    return InputError(f"{path} cannot be read ({reason}); {cure} and run the same line again.")
 
 
 def finite(value: Any) -> Any:
@@ -478,7 +486,7 @@ def open_image(path: Openable) -> Iterator[Image]:
             f"The image {path} has more than {most} million pixels, which is more than is read; make it smaller."
         ) from None
     except Exception as error:  # PIL's readers raise whatever they stumble over
-        if isinstance(error, OSError) and error.errno is not None:
+        if is_the_systems(error):
             raise unreadable(path, error) from error
         if out_of_memory(error):
             raise

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from difixcli.errors import InputError, out_of_memory, short
-from difixcli.runs import CappedFile, unreadable
+from difixcli.runs import CappedFile, is_the_systems, unreadable
 
 _SMALL = 2**28  # bytes; a file of fewer that takes more memory than there is claims what it does not have
 
@@ -27,11 +27,9 @@ def read_pickled(path: Path, cure: str, device: str | torch.device = "cpu", mapp
         whole = zipfile.is_zipfile(path)
         source = path if whole else CappedFile(io.FileIO(path))
         return torch.load(source, map_location=device, weights_only=True, mmap=mapped and whole)
-    except OSError as error:
-        if error.errno is not None:
-            raise unreadable(path, error) from error
-        raise _damaged(path, error, cure) from error
     except Exception as error:  # torch raises many kinds for a damaged file, some without a word
+        if is_the_systems(error):
+            raise unreadable(path, error) from error
         if out_of_memory(error) and path.stat().st_size > _SMALL:
             raise
         if (found := re.search(r"(?:GLOBAL|class|call) ([\w.]+)", str(error))) and "eights only" in str(error):
@@ -52,7 +50,7 @@ def read_safetensors(path: Path, cure: str) -> dict[str, Tensor]:
             pass
         return load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if is_the_systems(error):
             raise unreadable(path, error) from error
         raise _damaged(path, error, cure) from error
 

@@ -485,3 +485,38 @@ def test_figures_are_never_cut(width: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert all(metric.label in shown for metric in METRICS.values())
     if width >= 40:
         assert max(map(len, shown.splitlines())) <= width
+
+
+def test_a_damaged_newest_checkpoint_costs_a_round(
+    distilled: tuple[Path, dict], room: Path, tiny_fixer: Path, tmp_path: Path
+) -> None:
+    """The same line goes on from the last whole one, says so, and comes to the same figures."""
+    folder = tmp_path / "run"
+    line = (
+        *("distill", room, "--method", "splatfacto", "--fixer", tiny_fixer, "--rounds", "2", "--compare", "--json"),
+        *("--iterations", "60", "--size", "48", "--set", "max_gaussians=400", "--output", folder),
+    )
+
+    def stopped(*damaged: str) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(distilled[0], folder)
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps({**record, "state": "running", "results": {}}))
+        for pattern in damaged:
+            (path,) = folder.glob(pattern)
+            path.write_bytes(path.read_bytes()[:5000])
+
+    newest, second, first = (f"{part}/*.ckpt" for part in ("nerfstudio_models", "rounds/02", "rounds/01"))
+    for damaged, words in (
+        ((newest,), "the beginning of round 2"),
+        ((newest, second, first), "the end of the training on photos"),
+    ):
+        stopped(*damaged)
+        again = difix(*line)
+        assert again.exit_code == 0, (again.stderr, again.exception)
+        assert "is damaged: going on from " + words in " ".join(again.stderr.split())
+        assert json.loads(again.stdout.splitlines()[-1])["results"] == distilled[1]["results"]
+    stopped(newest, second, first, "photos/nerfstudio_models/*.ckpt")
+    held = sorted(folder.rglob("*"))
+    refused(difix(*line), "damaged or not whole", ".ckpt")
+    assert sorted(folder.rglob("*")) == held

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -174,19 +176,56 @@ def test_images_round_trip_and_broken_ones_are_named(tmp_path: Path) -> None:
         read_json(tmp_path / "c.json")
 
 
-def test_fingerprints_see_content_of_json_and_sizes_of_images(tmp_path: Path) -> None:
-    (tmp_path / "t.json").write_text("[1]")
-    (tmp_path / "i.png").write_bytes(b"1234")
-    files = [tmp_path / "t.json", tmp_path / "i.png"]
-    before = fingerprint(files)
-    assert before == fingerprint(files[::-1])
-    (tmp_path / "t.json").write_text("[2]")
-    assert fingerprint(files) != before
-    weights = tmp_path / "w.bin"
-    weights.write_bytes(b"1234")
-    before = fingerprint([weights], content=True)
-    weights.write_bytes(b"4321")
-    assert fingerprint([weights], content=True) != before
+def test_fingerprints_see_content_whatever_size_and_date_say(tmp_path: Path) -> None:
+    """A photo that is replaced by another of the same name, size and date is another; one that is only touched is not.
+
+    Large files, whose hashes are kept, are no exception.
+    """
+    for size in (2000, 2**20 + 1):
+        path, other = tmp_path / "a.png", tmp_path / "b.png"
+        path.write_bytes(b"a" * size)
+        other.write_bytes(b"o" * size)
+        first = fingerprint([path, other])
+        assert first == fingerprint([other, path])
+        facts = path.stat()
+        path.write_bytes(b"c" * size)
+        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        assert path.stat().st_mtime_ns == facts.st_mtime_ns
+        second = fingerprint([path, other])
+        assert second != first
+        os.utime(path)
+        assert fingerprint([path, other]) == second
+        moved = tmp_path / "elsewhere" / "a.png"
+        moved.parent.mkdir(exist_ok=True)
+        moved.write_bytes(b"c" * size)
+        assert fingerprint([moved, other]) == second
+
+
+def test_hashes_of_large_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFIX_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "a.png"
+    path.write_bytes(bytes(2**20))
+    first = fingerprint([path])
+    kept = read_json(tmp_path / "cache" / "digests.json")
+    assert list(kept) == [str(path)]
+    # what is kept is taken, until the file changes
+    kept[str(path)][-1] = "0" * 64
+    write_json(tmp_path / "cache" / "digests.json", kept)
+    assert fingerprint([path]) != first
+    path.touch()
+    assert fingerprint([path]) == first
+    for broken in ("{", '{"a": 3}', '{"a": [1]}', json.dumps({str(path): []})):
+        (tmp_path / "cache" / "digests.json").write_text(broken)
+        assert fingerprint([path]) == first
+
+
+def test_very_large_files_count_by_their_date(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    with path.open("wb") as file:
+        file.truncate(2**26 + 1)  # nothing of it is on the disk
+    first = fingerprint([path])
+    os.utime(path, ns=(1, 1))
+    assert fingerprint([path]) != first
 
 
 def test_json_has_no_infinity(tmp_path: Path) -> None:

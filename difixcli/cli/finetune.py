@@ -166,7 +166,9 @@ def _train_fixer(
     arguments = {"pairs": sources, "base": base, "photos": photos, "stream": stream}
     arguments |= {name: value for name, value in chosen.items() if name not in FREE}
     local = [Path(source) for source in sources if not is_remote(source)]
-    inputs = {str(source): fingerprint(pair_files(source)) for source in local} | fixer_input(base, "base")
+    inputs = {str(source): fingerprint(pair_files(source), content=False) for source in local} | fixer_input(
+        base, "base"
+    )
     inputs |= _photos_input(photos)
     names = [source.name if source.is_dir() else source.parent.name for source in local[:3]]
     folder = output or Path("outputs") / "fixers" / "-".join([file_name(base), *(names or ["photos"])])

@@ -120,7 +120,7 @@ def scene_spec(spec: str) -> str:
 
 
 def scene_inputs(*scenes: Scene) -> dict[str, str]:
-    """Fingerprints of the scenes: their photos' names and sizes, masks, poses, lenses and seed points."""
+    """Fingerprints of the scenes: their photos, masks, poses, lenses and seed points."""
     from difixcli.scenes import scene_fingerprint
 
     return {f"scene {scene.name}": scene_fingerprint(scene) for scene in scenes}

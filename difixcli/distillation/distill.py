@@ -96,7 +96,13 @@ class Distillation:
     def _photos(self) -> Reconstruction:
         """The run's reconstruction, trained on photos to the end of their part or beyond."""
         if any((self.folder / "nerfstudio_models").glob("*.ckpt")):
-            model = Reconstruction.load(self.folder, self.scene, self.split.train)
+            try:
+                model = Reconstruction.load(self.folder, self.scene, self.split.train)
+            except InputError:
+                if (told := self.rounds.recover(self.folder / _PHOTOS)) is None:
+                    raise
+                self._say(told)
+                model = Reconstruction.load(self.folder, self.scene, self.split.train)
         else:
             model = self._begun()
         self._train(model, self.schedule.photos, "photos alone" if self.schedule.rounds else "plain training")

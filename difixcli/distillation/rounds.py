@@ -20,6 +20,7 @@ from typing import Any
 
 from difixcli.errors import InputError, short
 from difixcli.reconstruction import latest_checkpoint
+from difixcli.reconstruction.checkpoints import MODELS, read_checkpoint
 from difixcli.runs import read_json, write_json
 from difixcli.shapes import Each
 
@@ -134,6 +135,31 @@ class Rounds:
             if found is not None and int(found[1]) >= number:
                 shutil.rmtree(folder)
 
+    def recover(self, photos: Path) -> str | None:
+        """Where the run's newest checkpoint is damaged: go back to the last whole one that is kept, and say so.
+
+        That is the beginning of a round, or the whole training on photos that the folder `photos` holds. None, and
+        nothing has changed, where the newest one is whole, or no other is.
+        """
+        newest = latest_checkpoint(self.run)
+        if _is_whole(newest):
+            return None
+        for number in reversed(self._numbers()):
+            if any(map(_is_whole, sorted(self.folder(number).glob("*.ckpt"))[-1:])):
+                newest.unlink()
+                self.rewind(number)
+                where = f"the beginning of round {number}"
+                break
+        else:
+            kept = sorted((photos / MODELS).glob("*.ckpt"))[-1:]
+            if not any(map(_is_whole, kept)):
+                return None
+            newest.unlink()
+            _link(kept[0], newest.with_name(kept[0].name))
+            self.forget_from(1)
+            where = "the end of the training on photos"
+        return f"The newest checkpoint, {newest.name}, is damaged: going on from {where}, the last whole one."
+
     def restore(self, number: int) -> None:
         """Let the checkpoint that a round began from be the run's again; InputError where it is lost."""
         checkpoints = sorted(self.folder(number).glob("*.ckpt"))
@@ -169,6 +195,14 @@ def _read(path: Path) -> dict[str, Any]:
         if "target" not in view["files"]:
             raise InputError(f"{path} has a view ({short(view['target'])}) without an image; restore it or remove it.")
     return record
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        read_checkpoint(checkpoint)
+    except InputError:
+        return False
+    return True
 
 
 def _link(source: Path, target: Path) -> None:

@@ -32,7 +32,7 @@ ADVICE = (
 
 
 def pose_inputs(source: Path) -> dict[str, str]:
-    """Fingerprints of what is posed: photos by name and size, masks and videos by content.
+    """Fingerprints of what is posed: photos, masks and videos by content.
 
     Raises InputError for what is neither a folder of photos nor a video.
     """

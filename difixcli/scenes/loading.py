@@ -102,7 +102,7 @@ def scene_name(spec: str | Path) -> str:
 def scene_fingerprint(scene: Scene) -> str:
     """A short hash of everything a scene was read from, whatever its layout and working size.
 
-    Photos count by name and size, masks by content, and poses, lenses and seed points by value.
+    Photos and masks count by name and content, and poses, lenses and seed points by value.
     """
     digest = hashlib.sha256(fingerprint([frame.image_path for frame in scene.frames]).encode())
     masks = [frame.mask_path for frame in scene.frames if frame.mask_path is not None]
