@@ -38,7 +38,7 @@ from rich.text import Text
 
 from difixcli import streams
 from difixcli.errors import LESS_MEMORY, InputError, out_of_memory
-from difixcli.runs import finite, removed_folder
+from difixcli.runs import finite, folder_at_work, removed_folder
 
 if TYPE_CHECKING:
     from difixcli.curation.manifest import StageSummary
@@ -99,7 +99,8 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
             elif error.errno not in _CALLERS_ERRNO:
                 raise _fault(error, kwargs) from error
             else:
-                where = f" ({error.filename})" if error.filename else ""
+                named = error.filename or folder_at_work()
+                where = f" ({named})" if named else ""
                 message = (
                     f"{error.strerror}{where}. Nothing already written is lost; mend this and run the same line again."
                 )

@@ -38,6 +38,7 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Makes a progress bar from a label and a total; what it gives is called with how much is done."""
 
+_LONG_NAME = 200  # bytes, of the 255 that file systems take
 _MANY_PIXELS = 2**24
 _DENSEST = 9000  # pixels a byte: deflate makes at most 1032 bytes of one, with 8 pixels each
 _READ_WHOLE = 64 * 2**20  # bytes
@@ -198,6 +199,11 @@ class Run:
         _at_work.discard(self.folder / _record_name(self.shard))
         if (lock := _locks.pop(self.folder / _lock_name(self.shard), None)) is not None:
             os.close(lock)
+
+
+def folder_at_work() -> Path | None:
+    """The folder of a run that this process has open."""
+    return next((record.parent for record in sorted(_at_work)), None)
 
 
 def removed_folder() -> Path | None:
@@ -519,12 +525,20 @@ def file_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", stem)
 
 
+def _shortened(name: str) -> str:
+    """A name that has room for more: of a very long one the beginning, and a hash that tells it from others."""
+    whole = os.fsencode(name)
+    if len(whole) <= _LONG_NAME:
+        return name
+    return f"{name[: _LONG_NAME // 8]}-{hashlib.sha256(whole).hexdigest()[:16]}"
+
+
 class atomic:
     """`with atomic(path) as temporary:` write there; on success it becomes `path`, on failure nothing does."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self.temporary = path.with_name(f".{_shortened(path.name)}.{os.getpid()}.part")
 
     def __enter__(self) -> Path:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -520,3 +520,51 @@ def test_a_damaged_newest_checkpoint_costs_a_round(
     held = sorted(folder.rglob("*"))
     refused(difix(*line), "damaged or not whole", ".ckpt")
     assert sorted(folder.rglob("*")) == held
+
+
+def test_options_are_checked_before_the_heavy_imports(room: Path) -> None:
+    """Within a second of the program's start: nothing that takes long is imported first."""
+    import subprocess
+    import sys
+
+    for words in (("--rounds", "-1"), ("--rounds", "0"), ("--targets", "spiral:100000000"), ("--split", "every:0")):
+        line = ["from difixcli.cli import main; import sys, atexit",
+                "atexit.register(lambda: print('torch' in sys.modules))", "main()"]  # fmt: skip
+        ended = subprocess.run(
+            [sys.executable, "-c", "\n".join(line), "distill", str(room), *words],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == 2 and ended.stdout == "False\n", (words, ended.stderr)
+        assert "does not say how many" not in ended.stderr
+
+
+def test_identical_images_are_told_and_left_out_of_the_mean(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            if number or name == "a":
+                pixels = rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    result = difix("eval", tmp_path / "a", tmp_path / "b", "--metrics", "psnr", "--output", tmp_path / "eval", "--json")
+    assert result.exit_code == 0, result.stderr
+    said = json.loads(result.stdout.splitlines()[-1])
+    figures = json.loads((tmp_path / "eval" / "eval.json").read_text())["per_image"]["images"]
+    others = [figures[name]["psnr"] for name in ("1", "2")]
+    assert figures["0"]["psnr"] is None and said["results"]["psnr"] == pytest.approx(np.mean(others))
+    assert said["std"]["psnr"] == pytest.approx(np.std(others))
+    assert "1 of 3 images" in result.stderr and "identical" in result.stderr
+
+
+def test_going_back_names_the_run_and_option_that_differ(
+    distilled: tuple[Path, dict], room: Path, tiny_fixer: Path
+) -> None:
+    line = (
+        *("distill", room, "--method", "splatfacto", "--fixer", tiny_fixer, "--rounds", "2", "--compare"),
+        *("--iterations", "60", "--size", "48", "--output", distilled[0], "--from-round", "1"),
+    )
+    refused(difix(*line, "--set", "max_gaussians=300"), distilled[0].name, "--set", "max_gaussians=400")
+    refused(difix(*line, "--set", "max_gaussians=400", "--seed", "3"), distilled[0].name, "--seed", "0 there, 3 here")

@@ -12,6 +12,7 @@ import random
 import resource
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -366,6 +367,28 @@ def test_a_ply_without_vertices_is_refused(tmp_path: Path) -> None:
                 Gaussians.read(path)
 
 
+def test_counts_beyond_the_files_bytes_are_no_matter_of_memory(tmp_path: Path) -> None:
+    path = tmp_path / "large.ply"
+    for ascii_text in (False, True):
+        whole = _vertices(_GAUSSIAN, 30, ascii_text)
+        for claim in (b"1000000000000", b"9" * 400):
+            path.write_bytes(whole.replace(b"vertex 30", b"vertex " + claim))
+            for read in (read_points, Gaussians.read):
+                with pytest.raises(InputError, match=r"large\.ply claims to hold"):
+                    read(path)
+
+
+def test_numbers_beyond_any_scene_are_left_out_and_told(tmp_path: Path) -> None:
+    path = tmp_path / "far.ply"
+    header, body = _vertices(_GAUSSIAN).split(b"end_header\n")
+    table = np.frombuffer(body, "<f4").reshape(30, -1).copy()
+    table[0, 0], table[1, 4], table[2, 1] = 1e30, np.nan, -np.inf
+    path.write_bytes(header + b"end_header\n" + table.tobytes())
+    assert (len(Gaussians.read(path)), Gaussians.read(path).left_out) == (27, 3)
+    notes: list[str] = []
+    assert len(read_points(path, notes)[0]) == 27 and "3 of 30" in notes[-1]
+
+
 # Pictures
 
 
@@ -381,6 +404,29 @@ def test_pictures(tmp_path: Path, suffix: str) -> None:
         read_image(path, alpha=True, upright=True)
 
     _withstands(read, _file(path), 250)
+
+
+def test_pictures_that_claim_more_than_is_read(tmp_path: Path) -> None:
+    """The size in a PNG's header, which is right in itself (its checksum fits)."""
+    path = tmp_path / "a.png"
+    Image.new("RGB", (40, 40)).save(path)
+    whole = path.read_bytes()
+    for side, words in ((100_000, "million pixels"), (12_000, "12000×12000")):
+        header = b"IHDR" + side.to_bytes(4, "big") * 2 + whole[24:29]
+        path.write_bytes(whole[:12] + header + zlib.crc32(header).to_bytes(4, "big") + whole[33:])
+        for read in (read_image, image_header):
+            with _bounded_memory(), pytest.raises(InputError, match=words):
+                read(path)
+
+
+def test_code_in_checkpoints_is_named_and_not_run(tmp_path: Path) -> None:
+    """What torch advises, to read the file without care, is not passed on."""
+    path = tmp_path / "step-000000001.ckpt"
+    for old in (False, True):
+        torch.save({"pipeline": {"a": Path("x")}}, path, _use_new_zipfile_serialization=not old)
+        with pytest.raises(InputError, match=r"PosixPath.*would be run as code; nothing") as raised:
+            read_checkpoint(path)
+        assert "weights_only" not in str(raised.value)
 
 
 # COLMAP

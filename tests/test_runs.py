@@ -297,3 +297,47 @@ def test_a_record_of_another_form_is_told(tmp_path: Path) -> None:
         write_json(tmp_path / "run" / "run.json", {**run.record, key: value})
         with pytest.raises(InputError, match=rf"run\.json.* {key}"):
             Run.open(tmp_path / "run", "fix", ARGUMENTS, {})
+
+
+@pytest.mark.parametrize("name", ["a" * 250 + ".png", "é" * 125 + ".png", "a.png"])
+def test_names_as_long_as_the_disk_takes_can_be_written(tmp_path: Path, name: str) -> None:
+    write_image(tmp_path / name, np.zeros((8, 8, 3)))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_full_disk_names_the_folder(tmp_path: Path) -> None:
+    import typer
+    from typer.testing import CliRunner
+
+    from difixcli import console
+
+    app_of_one = typer.Typer()
+
+    @app_of_one.command()
+    @console.handled
+    def work() -> None:
+        Run.open(tmp_path / "a-run", "fix", ARGUMENTS, {})
+        with open("/dev/full", "w") as file:
+            file.write("a")
+
+    ended = CliRunner().invoke(app_of_one)
+    assert ended.exit_code == 2 and "No space left" in ended.stderr and "a-run" in ended.stderr.replace("\n", "")
+    Run.open(tmp_path / "a-run", "fix", ARGUMENTS, {}).finish({})
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", np.zeros((8, 8, 3)))
+    write_json(tmp_path / "a.json", {})
+    for path, read in ((tmp_path / "a.png", read_image), (tmp_path / "a.json", read_json)):
+        path.chmod(0)
+        with pytest.raises(InputError, match=r"Permission denied.*chmod"):
+            read(path)
+
+
+def test_a_folder_in_place_of_a_file_is_not_called_damaged(tmp_path: Path) -> None:
+    from difixcli.tensor_files import read_pickled, read_safetensors
+
+    for read in (read_image, read_json, lambda path: read_pickled(path, ""), lambda path: read_safetensors(path, "")):
+        with pytest.raises(InputError, match="Is a directory"):
+            read(tmp_path)

@@ -184,12 +184,13 @@ def curate(
 
 def _merge_pairs(folders: list[Path], output: Path | None, force: bool, as_json: bool) -> None:
     """`difix curate --merge`: into the output, or in place where one folder is named."""
-    from difixcli.curation.merge import merge
+    from difixcli.curation.merge import check_merge, merge
 
     if output is None and len(folders) > 1:
         raise InputError("Merging several folders needs one more to write to; name it with --output.")
     folder = output or folders[0]
     if folder.absolute() not in [path.absolute() for path in folders]:
+        check_merge(folders)  # first: a folder that nothing is merged into is not made
         run = Run.open(folder, "curate", {"merge": [path.absolute() for path in folders]}, {}, force, reads=folders)
         curated = merge(folders, run.folder)
         run.finish(curated.results())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,14 +38,15 @@ from difixcli.cli.options import (
     SplitOption,
 )
 from difixcli.cli.outputs import announce
-from difixcli.errors import InputError, unknown
-from difixcli.runs import Run, check_folder, file_name, find_run, fingerprint
+from difixcli.errors import InputError, short, unknown
+from difixcli.runs import Run, check_folder, file_name, find_run, fingerprint, run_record
 
 if TYPE_CHECKING:
     from difixcli.scenes.scene import Scene
 
 ROUNDS = "Rounds of fixing"
 LARGER = "Super-resolution"
+_OPTIONS = {"overrides": "--set", "terms": "--loss", "scene": "the scene"}  # others are called as arguments are
 
 
 @console.handled
@@ -273,6 +275,8 @@ def distill(
     if split is None and rule == DEFAULT_RULE and "test" not in aims:
         rule = "all"  # no photo has to be held out where none is aimed at
     chosen = make_split(loaded, rule, need_test="test" in aims)
+    if len(chosen.train) == 1:
+        console.warn(f"The split {rule} leaves one photo to train on, which shows nothing of depth; hold out fewer.")
     inputs = {**scene_inputs(loaded), **split_input(loaded, chosen), **fixer_input(fixer)}
 
     from difixcli.distillation.distill import Distillation
@@ -366,6 +370,11 @@ def distill(
     console.say(f"Pictures: {run.folder / ('renders' if results else 'path')}")
     if results:
         console.say(f"For a report: difix eval {run.folder}")
+    if "distilled" in results:
+        console.say(
+            "distilled is the 3D model as it renders: the same thing from every side, for viewers and exports; "
+            "enhanced is the same renders, each fixed once more: cleaner one by one, for pictures and films."
+        )
     console.finish({"results": results, "rounds": found, "output": str(run.folder)}, as_json, *tables)
 
 
@@ -390,13 +399,40 @@ def held(
     if from_round is None:
         return folder, run
     if run is None:
-        raise InputError("--from-round goes back in a run of the very same line; there is none yet. Leave it out.")
+        raise InputError(_no_such_run(folder if output else folder.parent, arguments))
     run = Run.open(folder, "distill", arguments, inputs)  # no other process may be at work in it
     rounds_made = Rounds(run.folder)
     rounds_made.check(from_round)
     run.save(state="running", results={}, rounds={})  # first: what a kill leaves of it is not done
     rounds_made.rewind(from_round)
     return folder, run
+
+
+def _no_such_run(folder: Path, arguments: dict[str, Any]) -> str:
+    """Why there is no run to go back in: which option of the nearest run is another."""
+    nearest: tuple[int, Path, list[str]] | None = None
+    for path in sorted([*folder.glob("run.json"), *folder.glob("*/run.json")], reverse=True):
+        held = run_record(path.parent)
+        if held is None or held["command"] != "distill":
+            continue
+        asked = json.loads(json.dumps(arguments, default=str))
+        other = [key for key in asked if asked[key] != held["arguments"].get(key)]
+        if nearest is None or len(other) < nearest[0]:
+            nearest = (len(other), path.parent, other)
+    if nearest is None:
+        return "--from-round goes back in a run of the very same line; there is none yet. Leave it out."
+    _, where, other = nearest
+    if not other:
+        return (
+            f"The scene, split or fixer of {where} has changed since, so there is no round to go back to; begin anew."
+        )
+    held = run_record(where)
+    assert held is not None
+    was, now = short(str(held["arguments"].get(other[0]))), short(str(arguments[other[0]]))
+    return (
+        f"--from-round goes back in a run of the very same line; {where} differs in "
+        f"{' and '.join(_OPTIONS.get(key, f'--{key}').replace('_', '-') for key in other)} ({was} there, {now} here)."
+    )
 
 
 def _outcome(found: dict[str, Any], rounds: int) -> str:

@@ -303,6 +303,11 @@ def _training_news(record: Mapping[str, Any]) -> None:
         what = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         loss = options["perceptual"] if options["perceptual_weight"] else "no perceptual loss"
         console.say(f"{what}; crops of {record['crop']} pixels; {options['pixel']} and {loss}; {options['dtype']}")
+        if record["crop"] < options["crop"]:
+            console.warn(
+                f"The pairs are smaller than the crops of {options['crop']} pixels that were asked for: crops of "
+                f"{record['crop']} are trained on."
+            )
         if record["dropped"]:
             name, why = next(iter(record["dropped"].items()))
             console.warn(f"{len(record['dropped'])} cannot be used; log.jsonl says why. {name}: {why}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ def pick_device(device: Device, preset: Preset | None = None) -> tuple[str, str]
     Commands that train a reconstruction name a preset. On a CPU torch then has one thread: the compiled kernels bring
     their own, and a second one of torch's spins against them. Networks alone may have all threads.
     """
+    if "torch" not in sys.modules:  # what follows shows no sign of life for seconds
+        console.say("Loading torch …")
     import torch
 
     from difixcli.torchvision_cure import cure
@@ -77,6 +80,7 @@ def open_scene(spec: str, size: int | None, preset: str) -> Scene:
         console.say(f"Painting the sample scene {name}, once; this takes a minute.")
     if name == spec:
         _pose_once(Path(spec))
+    console.say(f"Reading the scene {spec} …")
     scene = load_scene(spec, size)
     for warning in scene.warnings:
         console.warn(warning)

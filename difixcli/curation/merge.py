@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from difixcli.curation.curate import Curated, Failure, finish
-from difixcli.curation.manifest import SCENE_FILE, STAGE_FILE, read_scene, scene_records
+from difixcli.curation.manifest import SCENE_FILE, STAGE_FILE, SceneRecord, read_scene, scene_records
 from difixcli.errors import InputError
 from difixcli.runs import RECORD, read_json, write_json
 from difixcli.shapes import Each
@@ -30,10 +30,7 @@ def merge(folders: Sequence[Path], output: Path) -> Curated:
     Raises InputError for a folder without pairs, a run or shard that is missing or unfinished, pairs in different
     formats, a scene that is for training here and for testing there, and files of one name with different content.
     """
-    failed = _finished(folders)
-    formats = {record.format for folder in folders for record in scene_records(folder).values()}
-    if len(formats) > 1:
-        raise InputError("One of the folders holds tars and another images; merge those of one --format.")
+    failed = check_merge(folders)
     for folder in folders:
         if folder.resolve() == output.resolve():
             continue
@@ -48,6 +45,27 @@ def merge(folders: Sequence[Path], output: Path) -> Curated:
         for path in _files(folder):
             _place(path, output / path.relative_to(folder))
     return finish(output, failed)
+
+
+def check_merge(folders: Sequence[Path]) -> dict[str, Failure]:
+    """The failed scenes of all runs in the folders; raises InputError for folders that cannot be merged (see `merge`),
+    as far as that can be told before files are compared. Nothing is written."""
+    failed = _finished(folders)
+    seen: dict[str, SceneRecord] = {}
+    for folder in folders:
+        for home, record in scene_records(folder).items():
+            if (other := seen.setdefault(home.name, record)) == record:
+                continue
+            if other.format != record.format:
+                break
+            raise InputError(
+                f"{home / SCENE_FILE} and another of that scene disagree about the scene's photos or whether it is for "
+                "testing; curate it the same way in both."
+            )
+    formats = {record.format for folder in folders for record in scene_records(folder).values()}
+    if len(formats) > 1:
+        raise InputError("One of the folders holds tars and another images; merge those of one --format.")
+    return failed
 
 
 def _finished(folders: Sequence[Path]) -> dict[str, Failure]:

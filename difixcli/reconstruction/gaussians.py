@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from difixcli.errors import InputError
 from difixcli.runs import atomic
+from difixcli.scenes.ply import FARTHEST, check_counts
 
 _DIRECTIONS = 256  # more than the 25 functions of degree 4 need
 _MIP = "SplatRenderMode: mip"
@@ -104,14 +105,15 @@ class Gaussians:
     def read(cls, path: Path) -> Gaussians:
         """Read a PLY file as the 3DGS release, gsplat and nerfstudio write it, or one that SuperSplat has compressed.
 
-        Gaussians that are not finite are left out. Raises InputError for a file that is missing, cut short, a plain
-        point cloud, without harmonics, or empty.
+        Gaussians that are not finite, or reach `FARTHEST`, are left out. Raises InputError for a file that is missing,
+        cut short, a plain point cloud, without harmonics, or empty.
         """
         from plyfile import PlyData, PlyParseError
 
         from difixcli.reconstruction.compressed_ply import PACKED, unpacked
 
         vertices: Mapping[str, np.ndarray]
+        check_counts(path)
         try:
             file = PlyData.read(str(path))
             data = file["vertex"].data
@@ -149,7 +151,7 @@ class Gaussians:
         parts = [columns(list("xyz")), columns(shape[4:7]), columns(shape[7:11]), columns(["opacity"])]
         higher = columns(rest).reshape(len(data), 3, count - 1).transpose(0, 2, 1)
         parts.append(np.concatenate([columns(base)[:, None], higher], axis=1).reshape(len(data), -1))
-        finite = np.isfinite(np.concatenate(parts, axis=1)).all(axis=1)
+        finite = (np.abs(np.concatenate(parts, axis=1)) < FARTHEST).all(axis=1)  # NaN is not
         if not finite.any():
             raise InputError(f"{path} holds no Gaussian that is finite; export it again.")
         means, scales, quats, opacities, harmonics = (torch.from_numpy(part[finite]) for part in parts)
@@ -190,7 +192,10 @@ class Gaussians:
 
 def not_finite(left_out: int, count: int, name: str) -> str:
     """The sentence that says how many of a file's or model's Gaussians were left out."""
-    return f"{left_out} of the {count} Gaussians of {name} have values that are not finite, and were left out."
+    return (
+        f"{left_out} of the {count} Gaussians of {name} have values that are not finite, or beyond any scene, and were "
+        "left out."
+    )
 
 
 def _after(first: Tensor, quats: Tensor) -> Tensor:

@@ -97,6 +97,8 @@ def check_trajectory(spec: str) -> None:
     if kind not in _PATHS:
         raise unknown("trajectory", kind, [*_PATHS, "shift"], "A file of nerfstudio's viewer ends with .json.")
     if argument and not (argument.isdecimal() and 0 < int(argument) < _MOST):
+        if argument.isdecimal():
+            raise InputError(f"{spec} asks for {argument} cameras; a path has 1 to {_MOST - 1}.")
         raise InputError(f"{spec} does not say how many cameras; write {kind}:120.")
 
 
