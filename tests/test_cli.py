@@ -568,3 +568,14 @@ def test_going_back_names_the_run_and_option_that_differ(
     )
     refused(difix(*line, "--set", "max_gaussians=300"), distilled[0].name, "--set", "max_gaussians=400")
     refused(difix(*line, "--set", "max_gaussians=400", "--seed", "3"), distilled[0].name, "--seed", "0 there, 3 here")
+
+
+def test_one_photo_to_train_is_told(room: Path, tiny_fixer: Path, tmp_path: Path) -> None:
+    name = json.loads((room / "transforms.json").read_text())["frames"][0]["file_path"]
+    (tmp_path / "one.json").write_text(json.dumps({"train": [name]}))
+    result = difix(
+        *("distill", room, "--split", f"file:{tmp_path / 'one.json'}", "--schedule", "none", "--iterations", "2"),
+        *("--fixer", tiny_fixer, "--size", "32", "--set", "max_gaussians=100", "--output", tmp_path / "run"),
+    )
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    assert "leaves one photo to train on" in " ".join(result.stderr.split())

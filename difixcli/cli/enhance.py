@@ -235,5 +235,6 @@ def _finish_frames(results: dict[str, Any], folder: Path, as_json: bool) -> None
         console.say(
             f"Difference of each frame from the one before it, moved along (0: perfectly steady): {before:.4f} before "
             f"the fixes, {after:.4f} after: {verdict}."
+            + (" What a fix adds of detail counts as a difference, too." if after > before else "")
         )
     console.finish({"results": results, "output": str(folder)}, as_json)
