@@ -506,6 +506,7 @@ def test_merging_strategies_and_unfinished_shards(
     other = tmp_path / "other"
     done(difix(*line[:-2], "--json", "-o", other))
     refused(difix("curate", "--merge", other, undisturbed[0], "-o", tmp_path / "mixed"), "testing")
+    assert not (tmp_path / "mixed").exists()
     shard = tmp_path / "shard"
     done(difix(*line, "--shard", "0/2", "--json", "-o", shard))
     refused(difix("curate", "--merge", shard), "1/2")
@@ -551,6 +552,7 @@ def test_tars_train_like_folders(three: list[Path], tmp_path: Path) -> None:
     ]
     assert results[0]["loss"] == results[1]["loss"] and results[1]["pairs"]["train"] == 4
     refused(difix("curate", "--merge", tmp_path / "folder", tmp_path / "tars", "-o", tmp_path / "both"), "--format")
+    assert not (tmp_path / "both").exists()
     merged = done(difix("curate", "--merge", tmp_path / "tars", "-o", tmp_path / "merged", "--json"))
     assert merged["pairs"] == 6 and len(read_manifests([tmp_path / "merged"]).train) == 4
     (tmp_path / "tars" / "train" / Path(tars[0]).name).write_bytes(b"half a tar")

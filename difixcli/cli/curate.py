@@ -184,12 +184,13 @@ def curate(
 
 def _merge_pairs(folders: list[Path], output: Path | None, force: bool, as_json: bool) -> None:
     """`difix curate --merge`: into the output, or in place where one folder is named."""
-    from difixcli.curation.merge import merge
+    from difixcli.curation.merge import check_merge, merge
 
     if output is None and len(folders) > 1:
         raise InputError("Merging several folders needs one more to write to; name it with --output.")
     folder = output or folders[0]
     if folder.absolute() not in [path.absolute() for path in folders]:
+        check_merge(folders)  # first: a folder that nothing is merged into is not made
         run = Run.open(folder, "curate", {"merge": [path.absolute() for path in folders]}, {}, force, reads=folders)
         curated = merge(folders, run.folder)
         run.finish(curated.results())
@@ -200,7 +201,7 @@ def _merge_pairs(folders: list[Path], output: Path | None, force: bool, as_json:
 
 def finish_pairs(curated: Curated, folder: Path, as_json: bool) -> None:
     """Print what was curated; exit code 2 when a scene failed, 1 when one failed through a fault of ours."""
-    results = curated.results()
+    results, folder = curated.results(), folder.expanduser().absolute()
     where = folder / "data.json" if (folder / "data.json").is_file() else folder
     if results["pairs"]:
         console.say(f"{results['pairs']} pairs, renders at {results['psnr']:.2f} dB on average: {where}")

@@ -32,10 +32,24 @@ from difixcli.cli.options import (
 )
 from difixcli.cli.outputs import announce, beside_others, folder_beside
 from difixcli.errors import InputError
-from difixcli.runs import Run, fingerprint, read_json
+from difixcli.runs import Run, fingerprint, run_record
+from difixcli.shapes import check_shape
 
 if TYPE_CHECKING:
     from difixcli.enhancement import Film
+
+_DISTILLED = {
+    "scene": str,
+    "size": (None, int),
+    "preset": str,
+    "split": str,
+    "seed": int,
+    "targets?": [str],
+    "references?": (None, int),
+    "trust?": (None, str),
+    "enlargement?": (None, dict),
+}
+"""The shape of what a distillation was asked for, as far as its frames depend on it."""
 
 
 @console.handled
@@ -153,10 +167,11 @@ def _enhance_run(
 
     if not (source / "run.json").is_file() and (source.absolute().parent / "run.json").is_file():
         raise InputError(f"{source} is a part of the run {source.absolute().parent}; name that run.")
-    record = read_json(source / "run.json")
-    if not isinstance(record, dict) or record.get("command") != "distill":
+    record = run_record(source)
+    if record is None or record["command"] != "distill":
         raise InputError(f"{source / 'run.json'} is not of a run of difix distill; name one.")
     held = record["arguments"]
+    check_shape(held, _DISTILLED, source / "run.json")
     on, _ = pick_device(device)
     scene = open_scene(held["scene"], held["size"], held["preset"])
     if "enlargement" in held:
@@ -220,5 +235,6 @@ def _finish_frames(results: dict[str, Any], folder: Path, as_json: bool) -> None
         console.say(
             f"Difference of each frame from the one before it, moved along (0: perfectly steady): {before:.4f} before "
             f"the fixes, {after:.4f} after: {verdict}."
+            + (" What a fix adds of detail counts as a difference, too." if after > before else "")
         )
     console.finish({"results": results, "output": str(folder)}, as_json)

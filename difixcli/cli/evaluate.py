@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -91,6 +92,7 @@ def evaluate(
         else:
             evaluated = evaluate_runs(prediction, plan, folder, console.progress)
         rows, spreads = {**evaluated["results"], **evaluated.get("baselines", {})}, evaluated["std"]
+    folder = folder.expanduser().absolute()
     scenes = evaluated.get("scenes", {})
     title = (
         first.name
@@ -112,6 +114,13 @@ def evaluate(
     for name, value in evaluated.get("reference", {}).items():
         console.say(f"{METRICS[name].name} of the truth itself: {value:.{METRICS[name].digits}f}")
     console.say("; ".join(f"{name}: {said}" for name, said in evaluated["conditions"].items()))
+    for one in scenes.values() if scenes else [evaluated]:
+        for variant, images in one["per_image"].items():
+            if same := sum(figures.get("psnr") == math.inf for figures in images.values()):
+                console.warn(
+                    f"{same} of {len(images)} images ({variant}) are identical to their truth: their PSNR is infinite, "
+                    "and the mean is that of the others."
+                )
     console.say(f"Report: {report}")
     held = ("results", "std", "protocol", "conditions")
     found = {name: evaluated[name] for name in held} | {

@@ -190,7 +190,9 @@ def _train_fixer(
     arguments = {"pairs": sources, "base": base, "photos": photos, "stream": stream}
     arguments |= {name: value for name, value in chosen.items() if name not in FREE}
     local = [Path(source) for source in sources if not is_remote(source)]
-    inputs = {str(source): fingerprint(pair_files(source)) for source in local} | fixer_input(base, "base")
+    inputs = {str(source): fingerprint(pair_files(source), content=False) for source in local} | fixer_input(
+        base, "base"
+    )
     inputs |= _photos_input(photos)
     names = [source.name if source.is_dir() else source.parent.name for source in local[:3]]
     folder = output or Path("outputs") / "fixers" / "-".join([file_name(base), *(names or ["photos"])])
@@ -407,6 +409,11 @@ def _training_news(record: Mapping[str, Any]) -> None:
         what = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         loss = options["perceptual"] if options["perceptual_weight"] else "no perceptual loss"
         console.say(f"{what}; crops of {record['crop']} pixels; {options['pixel']} and {loss}; {options['dtype']}")
+        if record["crop"] < options["crop"]:
+            console.warn(
+                f"The pairs are smaller than the crops of {options['crop']} pixels that were asked for: crops of "
+                f"{record['crop']} are trained on."
+            )
         if record["dropped"]:
             name, why = next(iter(record["dropped"].items()))
             console.warn(f"{len(record['dropped'])} cannot be used; log.jsonl says why. {name}: {why}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,7 @@ from difixcli.runs import Run, fingerprint
 
 VIEWS = "Novel views"
 _IMAGES, _NOVEL_VIEW = "images", "novel-view"
+_SLOW = 50 * 10**6  # pixels
 
 
 @console.handled
@@ -191,7 +193,13 @@ def fix(
     if is_video(source):
         raise InputError(f"{source} is a video; use difix enhance for it.")
     folder = output or folder_beside(source, "fixed")
-    files = list(listed_images(source, folder, size))
+    sizes = listed_images(source, folder, size)
+    files = list(sizes)
+    if slow := [path for path, (width, height) in sizes.items() if width * height > _SLOW]:
+        console.say(
+            f"{slow[0].name} has {math.prod(sizes[slow[0]]) // 10**6} million pixels; an image of that size takes "
+            "minutes, and progress counts whole images. --size N works at a smaller one."
+        )
     photos = [photo for path in reference or [] for photo in photos_of(path)]
     for warning in check_references(files, photos):
         console.warn(warning)

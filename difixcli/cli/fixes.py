@@ -70,6 +70,8 @@ def distill_fixes(request: Request, asked: Fixes) -> None:
     if request.split is None and rule == DEFAULT_RULE and "test" not in aims:
         rule = "all"  # no photo has to be held out where none is aimed at
     chosen = make_split(loaded, rule, need_test="test" in aims)
+    if len(chosen.train) == 1:
+        console.warn(f"The split {rule} leaves one photo to train on, which shows nothing of depth; hold out fewer.")
     inputs = {**scene_inputs(loaded), **split_input(loaded, chosen), **fixer_input(asked.fixer)}
 
     from difixcli.distillation.distill import Distillation
@@ -185,6 +187,11 @@ def distill_fixes(request: Request, asked: Fixes) -> None:
     console.say(f"Pictures: {run.folder / ('renders' if results else 'path')}")
     if results:
         console.say(f"For a report: difix eval {run.folder}")
+    if "distilled" in results:
+        console.say(
+            "distilled is the 3D model as it renders: the same thing from every side, for viewers and exports; "
+            "enhanced is the same renders, each fixed once more: cleaner one by one, for pictures and films."
+        )
     console.finish({"results": results, "rounds": found, "output": str(run.folder)}, request.as_json, *tables)
 
 

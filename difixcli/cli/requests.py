@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difixcli.cli.options import Device, Preset
-from difixcli.errors import InputError
-from difixcli.runs import Run, file_name, find_run
+from difixcli.errors import InputError, short
+from difixcli.runs import Run, file_name, find_run, run_record
 
 if TYPE_CHECKING:
     from difixcli.scenes.scene import Scene
+
+
+_OPTIONS = {"overrides": "--set", "terms": "--loss", "scene": "the scene"}  # others are called as arguments are
 
 
 @dataclass(frozen=True)
@@ -62,13 +66,40 @@ def held(
     if from_round is None:
         return folder, run
     if run is None:
-        raise InputError("--from-round goes back in a run of the very same line; there is none yet. Leave it out.")
+        raise InputError(_no_such_run(folder if output else folder.parent, arguments))
     run = Run.open(folder, "distill", arguments, inputs)  # no other process may be at work in it
     rounds_made = Rounds(run.folder)
     rounds_made.check(from_round)
     run.save(state="running", results={}, rounds={})  # first: what a kill leaves of it is not done
     rounds_made.rewind(from_round)
     return folder, run
+
+
+def _no_such_run(folder: Path, arguments: dict[str, Any]) -> str:
+    """Why there is no run to go back in: which option of the nearest run is another."""
+    nearest: tuple[int, Path, list[str]] | None = None
+    for path in sorted([*folder.glob("run.json"), *folder.glob("*/run.json")], reverse=True):
+        held = run_record(path.parent)
+        if held is None or held["command"] != "distill":
+            continue
+        asked = json.loads(json.dumps(arguments, default=str))
+        other = [key for key in asked if asked[key] != held["arguments"].get(key)]
+        if nearest is None or len(other) < nearest[0]:
+            nearest = (len(other), path.parent, other)
+    if nearest is None:
+        return "--from-round goes back in a run of the very same line; there is none yet. Leave it out."
+    _, where, other = nearest
+    if not other:
+        return (
+            f"The scene, split or fixer of {where} has changed since, so there is no round to go back to; begin anew."
+        )
+    held = run_record(where)
+    assert held is not None
+    was, now = short(str(held["arguments"].get(other[0]))), short(str(arguments[other[0]]))
+    return (
+        f"--from-round goes back in a run of the very same line; {where} differs in "
+        f"{' and '.join(_OPTIONS.get(key, f'--{key}').replace('_', '-') for key in other)} ({was} there, {now} here)."
+    )
 
 
 def start_files(start: Path | None) -> list[Path]:

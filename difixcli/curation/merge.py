@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -12,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from difixcli.curation.curate import Curated, Failure, finish
-from difixcli.curation.manifest import SCENE_FILE, STAGE_FILE, read_scene, scene_records
+from difixcli.curation.manifest import SCENE_FILE, STAGE_FILE, SceneRecord, read_scene, scene_records
 from difixcli.errors import InputError
-from difixcli.runs import read_json, write_json
+from difixcli.runs import RECORD, read_json, write_json
+from difixcli.shapes import Each
+
+_RECORD = {**RECORD, "results": {"failed?": Each(str)}}
 
 
 def merge(folders: Sequence[Path], output: Path) -> Curated:
@@ -26,10 +30,7 @@ def merge(folders: Sequence[Path], output: Path) -> Curated:
     Raises InputError for a folder without pairs, a run or shard that is missing or unfinished, pairs in different
     formats, a scene that is for training here and for testing there, and files of one name with different content.
     """
-    failed = _finished(folders)
-    formats = {record.format for folder in folders for record in scene_records(folder).values()}
-    if len(formats) > 1:
-        raise InputError("One of the folders holds tars and another images; merge those of one --format.")
+    failed = check_merge(folders)
     for folder in folders:
         if folder.resolve() == output.resolve():
             continue
@@ -46,21 +47,42 @@ def merge(folders: Sequence[Path], output: Path) -> Curated:
     return finish(output, failed)
 
 
+def check_merge(folders: Sequence[Path]) -> dict[str, Failure]:
+    """The failed scenes of all runs in the folders; raises InputError for folders that cannot be merged (see `merge`),
+    as far as that can be told before files are compared. Nothing is written."""
+    failed = _finished(folders)
+    seen: dict[str, SceneRecord] = {}
+    for folder in folders:
+        for home, record in scene_records(folder).items():
+            if (other := seen.setdefault(home.name, record)) == record:
+                continue
+            if other.format != record.format:
+                break
+            raise InputError(
+                f"{home / SCENE_FILE} and another of that scene disagree about the scene's photos or whether it is for "
+                "testing; curate it the same way in both."
+            )
+    formats = {record.format for folder in folders for record in scene_records(folder).values()}
+    if len(formats) > 1:
+        raise InputError("One of the folders holds tars and another images; merge those of one --format.")
+    return failed
+
+
 def _finished(folders: Sequence[Path]) -> dict[str, Failure]:
     """The failed scenes of all runs in the folders; InputError unless all runs and all their shards are done."""
     shards: dict[tuple[str, int], set[int]] = {}
     failed: dict[str, Failure] = {}
     for folder in folders:
         records = sorted([*folder.glob("run.json"), *folder.glob("run-*-of-*.json")])
-        held_by_file = {file: read_json(file) for file in records}
-        if not records or any(held.get("command") != "curate" for held in held_by_file.values()):
+        held_by_file = {file: read_json(file, _RECORD) for file in records}
+        if not records or any(held["command"] != "curate" for held in held_by_file.values()):
             raise InputError(f"{folder} holds no pairs of difix curate; name the folders it wrote.")
         for file, held in held_by_file.items():
-            if held.get("state") != "done":
+            if held["state"] != "done":
                 raise InputError(f"The run of {file} has not finished; run its line again, then merge.")
             failed |= {name: Failure(message) for name, message in held["results"].get("failed", {}).items()}
-            if file.name != "run.json":
-                _, index, _, count = file.stem.split("-")
+            if shard := re.fullmatch(r"run-(\d{1,9})-of-(\d{1,9})", file.stem):
+                index, count = shard.groups()
                 shards.setdefault((_identity(held), int(count)), set()).add(int(index))
     for (_, total), found in shards.items():
         if missing := sorted(set(range(total)) - found):
@@ -88,7 +110,7 @@ def _same(path: Path, target: Path) -> bool:
     """Whether two files say the same; how long a stage took does not count."""
     if path.name != STAGE_FILE:
         return filecmp.cmp(path, target, shallow=False)
-    one, other = ({**read_json(file), "seconds": None} for file in (path, target))
+    one, other = ({**read_json(file, dict), "seconds": None} for file in (path, target))
     return one == other
 
 

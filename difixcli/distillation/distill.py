@@ -35,7 +35,7 @@ from difixcli.distillation.rounds import Rounds
 from difixcli.distillation.schedule import pseudo_cameras, same_pose
 from difixcli.distillation.settings import Settings
 from difixcli.distillation.targets import make_targets
-from difixcli.errors import InputError
+from difixcli.errors import InputError, short
 from difixcli.reconstruction import PseudoView, Reconstruction
 from difixcli.runs import Progress, Run, read_image, write_image
 from difixcli.scenes import nearest_cameras
@@ -98,7 +98,13 @@ class Distillation:
     def _photos(self) -> Reconstruction:
         """The run's reconstruction, trained on photos to the end of their part or beyond."""
         if any((self.folder / "nerfstudio_models").glob("*.ckpt")):
-            model = Reconstruction.load(self.folder, self.scene, self.split.train)
+            try:
+                model = Reconstruction.load(self.folder, self.scene, self.split.train)
+            except InputError:
+                if (told := self.rounds.recover(self.folder / _PHOTOS)) is None:
+                    raise
+                self._say(told)
+                model = Reconstruction.load(self.folder, self.scene, self.split.train)
         else:
             model = self._begun(self.folder, self.schedule.photos)
         self._train(model, self.schedule.photos, "photos alone" if self.schedule.rounds else "plain training")
@@ -362,6 +368,11 @@ class Distillation:
         for entry in record["views"]:
             if entry["dropped"] is not None:
                 continue
+            if entry["nearest"] not in index:
+                raise InputError(
+                    f"Round {number} of {self.folder} names the photo {short(entry['nearest'])}, which the scene does "
+                    "not have; restore its round.json, or begin anew with --force."
+                )
             fresh = None
             if entry["fresh"]:
                 if not isinstance(prior, Refreshing):

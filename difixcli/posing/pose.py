@@ -32,7 +32,7 @@ ADVICE = (
 
 
 def pose_inputs(source: Path) -> dict[str, str]:
-    """Fingerprints of what is posed: photos by name and size, masks and videos by content.
+    """Fingerprints of what is posed: photos, masks and videos by content.
 
     Raises InputError for what is neither a folder of photos nor a video.
     """
@@ -118,7 +118,7 @@ def _files(source: Path, work: Path, frames: int, progress: Progress, say: Calla
     listed = work / "frames.json"
     if not listed.is_file():
         write_json(listed, choose_frames(source, frames, say, progress))
-    numbers = read_json(listed)
+    numbers: list[int] = read_json(listed, [int])
     with progress("Writing frames", len(numbers)) as done:
         return write_frames(source, numbers, work / "frames", done)
 
@@ -149,7 +149,7 @@ def _model(
     """Map, unless that is done, and write the model to `work/model`; what there is to say of it."""
     listed = work / "model.json"
     if listed.is_file():
-        facts: dict[str, Any] = read_json(listed)
+        facts: dict[str, Any] = read_json(listed, {"names": [str]})
         return facts
     with progress("Placing photos", count) as done:
         model = mapping.map_photos(database, pictures, work, count, seed, say, lambda placed: done(min(placed, count)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -104,7 +105,7 @@ def scene_name(spec: str | Path) -> str:
 def scene_fingerprint(scene: Scene) -> str:
     """A short hash of everything a scene was read from, whatever its layout and working size.
 
-    Photos count by name and size, masks by content, and poses, lenses and seed points by value.
+    Photos and masks count by name and content, and poses, lenses and seed points by value.
     """
     digest = hashlib.sha256(fingerprint([frame.image_path for frame in scene.frames]).encode())
     masks = [frame.mask_path for frame in scene.frames if frame.mask_path is not None]
@@ -116,7 +117,7 @@ def scene_fingerprint(scene: Scene) -> str:
             digest.update(np.round(values, 6).astype("<f8").tobytes())
         if lens.kind != "perspective":
             digest.update(f"{lens.kind} {lens.circle}".encode())
-        digest.update(frame.name.encode())
+        digest.update(os.fsencode(frame.name))
     digest.update(np.ascontiguousarray(scene.points, dtype="<f4").tobytes())
     digest.update(np.ascontiguousarray(scene.colors).tobytes())
     if scene.tracks is not None:

@@ -35,7 +35,7 @@ def rigid_pose(matrix: object, where: str) -> np.ndarray:
     """
     try:
         pose = np.array(matrix, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"The pose of {where} is not a 4×4 matrix of numbers; export the poses again.") from None
     if pose.shape == (3, 4):
         pose = np.vstack([pose, [0, 0, 0, 1]])
@@ -67,7 +67,7 @@ def unscaled_pose(matrix: object, where: str) -> tuple[np.ndarray, float]:
     """
     try:
         pose = np.array(matrix, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return rigid_pose(matrix, where), 1.0
     scale = float(np.sqrt((pose[:3, :3] ** 2).sum() / 3)) if pose.shape in ((3, 4), (4, 4)) else 1.0
     if not np.isfinite(scale) or scale < _LEAST_SCALE or abs(scale**2 - 1) <= RIGID_TOLERANCE:

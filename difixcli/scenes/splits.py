@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from difixcli.errors import InputError, unknown
+from difixcli.runs import read_json
 from difixcli.scenes.scene import Camera, Scene, Split
 from difixcli.scenes.sparse_views import farthest_views, pose_spread
 
@@ -273,16 +273,9 @@ def _from_file(scene: Scene, argument: str) -> tuple[list[int], list[int]]:
         path = scene.root / argument
     if not path.is_file():
         raise InputError(f"The split file {argument} exists neither here nor in {scene.root}.")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"The split file {path} cannot be read as JSON ({error}).") from None
-    if not isinstance(data, dict) or not isinstance(data.get("train"), list):
-        raise InputError(f'The split file {path} must hold {{"train": [names], "test": [names]}}.')
+    data = read_json(path, {"train": [str], "test?": [str]}, 'it must hold {"train": [names], "test": [names]}')
     train = _indices(scene, data["train"], path)
     if "test" in data:
-        if not isinstance(data["test"], list):
-            raise InputError(f'The split file {path} must hold {{"train": [names], "test": [names]}}.')
         test = _indices(scene, data["test"], path)
     else:
         test = [i for i in range(len(scene.frames)) if i not in set(train)]
@@ -292,17 +285,17 @@ def _from_file(scene: Scene, argument: str) -> tuple[list[int], list[int]]:
     return train, test
 
 
-def _indices(scene: Scene, names: Sequence[object], path: Path) -> list[int]:
+def _indices(scene: Scene, names: Sequence[str], path: Path) -> list[int]:
     by_name: dict[str, list[int]] = {}
     for i, frame in enumerate(scene.frames):
         for key in {frame.name, Path(frame.name).name, Path(frame.name).stem}:
             by_name.setdefault(key, []).append(i)
     found = []
     for name in names:
-        matches = by_name.get(name, []) if isinstance(name, str) else []
+        matches = by_name.get(name, [])
         if len(matches) != 1:
             if matches:
                 raise InputError(f"The split file {path} names {name}, which fits several frames; write whole names.")
-            raise unknown(f"frame of {scene.name}", str(name), by_name, f"The split file {path} names it.")
+            raise unknown(f"frame of {scene.name}", name, by_name, f"The split file {path} names it.")
         found.append(matches[0])
     return sorted(set(found))

@@ -100,6 +100,8 @@ def check_trajectory(spec: str) -> None:
     if kind not in _PATHS:
         raise unknown("trajectory", kind, [*_PATHS, "shift"], "A file of nerfstudio's viewer ends with .json.")
     if argument and not (argument.isdecimal() and 0 < int(argument) < _MOST):
+        if argument.isdecimal():
+            raise InputError(f"{spec} asks for {argument} cameras; a path has 1 to {_MOST - 1}.")
         raise InputError(f"{spec} does not say how many cameras; write {kind}:120.")
 
 
@@ -462,7 +464,7 @@ def _pose(entry: object, key: str, where: str) -> np.ndarray:
         raise InputError(f"There is no {key} for {where}; save the path again.")
     try:
         matrix = np.array(entry[key], dtype=np.float64).reshape(4, 4)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"The pose of {where} is not 16 numbers; save the path again.") from None
     return rigid_pose(matrix, where)
 

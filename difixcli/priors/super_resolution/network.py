@@ -26,6 +26,8 @@ from difixcli.errors import InputError
 from difixcli.images import enlarged
 from difixcli.priors.super_resolution.files import BUNDLED
 from difixcli.runs import atomic, read_json
+from difixcli.shapes import built
+from difixcli.tensor_files import read_safetensors
 
 FORMAT = "difixcli-super-resolution-1"
 _BRANCH_SCALE = 0.1  # of a block's branch at the start, as EDSR scales its residuals
@@ -152,10 +154,7 @@ class SuperResolutionNetwork(nn.Module):
         values: Any = read_json(path)
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise InputError(f"{path} is not a super-resolver's configuration; give a folder this program wrote.")
-        known = {field.name for field in dataclasses.fields(SuperResolutionConfig)}
-        if extra := sorted(set(values) - known):
-            raise InputError(f"{path} has unknown entries ({', '.join(extra)}); update difixcli.")
-        return cls(SuperResolutionConfig(**values))
+        return cls(built(SuperResolutionConfig, values, path, "update difixcli"))
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes config.json and model.safetensors, each whole or not at all; returns the folder, made if missing."""
@@ -181,13 +180,7 @@ class SuperResolutionNetwork(nn.Module):
 
 def _tensors(source: Path) -> dict[str, Tensor]:
     """The tensors of a file, float32 and finite."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(source)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{source} is damaged ({' '.join(str(error).split())[:120]}); restore it.") from error
+    tensors = read_safetensors(source, "restore it")
     for name, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"{source} holds values that are not numbers (in '{name}'); give undamaged weights.")

@@ -1,0 +1,64 @@
+"""Files of tensors, read without trust: nothing that they hold is run, and what they claim takes no memory."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difixcli.errors import InputError, out_of_memory, short
+from difixcli.runs import CappedFile, is_the_systems, unreadable
+
+_SMALL = 2**28  # bytes; a file of fewer that takes more memory than there is claims what it does not have
+
+
+def read_pickled(path: Path, cure: str, device: str | torch.device = "cpu", mapped: bool = False) -> Any:
+    """What a file of torch.save holds: tensors and plain values.
+
+    With `mapped`, tensors are read from the disk where they are used. Raises InputError for a file that is missing or
+    may not be read, with the `cure` for one that is damaged, and for one that holds other objects, which would be code.
+    """
+    try:
+        whole = zipfile.is_zipfile(path)
+        source = path if whole else CappedFile(io.FileIO(path))
+        return torch.load(source, map_location=device, weights_only=True, mmap=mapped and whole)
+    except Exception as error:  # torch raises many kinds for a damaged file, some without a word
+        if is_the_systems(error):
+            raise unreadable(path, error) from error
+        if out_of_memory(error) and path.stat().st_size > _SMALL:
+            raise
+        if (found := re.search(r"(?:GLOBAL|class|call) ([\w.]+)", str(error))) and "eights only" in str(error):
+            raise InputError(
+                f"{path} holds more than tensors and plain values ({short(found[1])}), which would be run as code; "
+                "nothing of it was run. Get the file anew from where you trust it."
+            ) from None
+        raise _damaged(path, error, cure) from error
+
+
+def read_safetensors(path: Path, cure: str) -> dict[str, Tensor]:
+    """The tensors of a file; InputError as `read_pickled` raises it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        with path.open("rb"):  # safetensors hides the system's error in its own
+            pass
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        if is_the_systems(error):
+            raise unreadable(path, error) from error
+        raise _damaged(path, error, cure) from error
+
+
+def _damaged(path: Path, error: Exception, cure: str) -> InputError:
+    # torch says after its first sentence how to read the file without care
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = "it is no file of tensors" if "eights only" in lines[0] or "weights_only" in lines[0] else lines[0]
+    if out_of_memory(error):
+        reason = "it claims to hold more than it does"
+    return InputError(f"{path} is damaged or not whole ({short(reason, 160)}); {cure}.")
