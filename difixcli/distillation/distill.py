@@ -370,8 +370,8 @@ class Distillation:
                 continue
             if entry["nearest"] not in index:
                 raise InputError(
-                    f"Round {number} of {self.folder} names the photo {short(entry['nearest'])}, which the scene does "
-                    "not have; restore its round.json, or begin anew with --force."
+                    f"A round of {self.folder} names the photo {short(entry['nearest'])}, which the scene lacks; "
+                    "restore its round.json, or begin anew with --force."
                 )
             fresh = None
             if entry["fresh"]:

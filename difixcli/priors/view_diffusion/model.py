@@ -243,8 +243,8 @@ class ViewDiffusion(nn.Module):
         if not source.is_file() or not (folder / "config.json").is_file():
             if folder == BUNDLED:
                 raise InputError(
-                    "This installation has no bundled view-conditioned diffusion model; reinstall difixcli or name a "
-                    "folder."
+                    "No trained view-conditioned diffusion model comes with this version; train one with "
+                    "difix finetune SCENES --task view-diffusion --base scratch, and name its folder with --view-diffusion."
                 )
             raise InputError(
                 f"{folder} holds no view-conditioned diffusion model (config.json and model.safetensors); name "
