@@ -244,7 +244,8 @@ class ViewDiffusion(nn.Module):
             if folder == BUNDLED:
                 raise InputError(
                     "No trained view-conditioned diffusion model comes with this version; train one with "
-                    "difix finetune SCENES --task view-diffusion --base scratch, and name its folder with --view-diffusion."
+                    "difix finetune SCENES --task view-diffusion --base scratch, and name its folder with "
+                    "--view-diffusion."
                 )
             raise InputError(
                 f"{folder} holds no view-conditioned diffusion model (config.json and model.safetensors); name "
