@@ -38,7 +38,7 @@ from rich.text import Text
 
 from difixcli import streams
 from difixcli.errors import LESS_MEMORY, InputError, out_of_memory
-from difixcli.runs import finite, folder_at_work, removed_folder
+from difixcli.runs import finite, folder_at_work, forget_runs, removed_folder
 
 if TYPE_CHECKING:
     from difixcli.curation.manifest import StageSummary
@@ -83,6 +83,7 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        forget_runs()
         try:
             return command(*args, **kwargs)
         except InputError as error:

@@ -201,6 +201,11 @@ class Run:
             os.close(lock)
 
 
+def forget_runs() -> None:
+    """A command begins: runs that earlier ones of this process left open are not at work any more."""
+    _at_work.clear()
+
+
 def folder_at_work() -> Path | None:
     """The folder of a run that this process has open."""
     return next((record.parent for record in sorted(_at_work)), None)

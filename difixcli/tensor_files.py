@@ -32,7 +32,8 @@ def read_pickled(path: Path, cure: str, device: str | torch.device = "cpu", mapp
             raise unreadable(path, error) from error
         if out_of_memory(error) and path.stat().st_size > _SMALL:
             raise
-        if (found := re.search(r"(?:GLOBAL|class|call) ([\w.]+)", str(error))) and "eights only" in str(error):
+        found = re.search(r"(?:GLOBAL|class|call) ([\w.]+)", str(error))
+        if found and "eights only" in str(error) and not _ends_within(path, found[1]):
             raise InputError(
                 f"{path} holds more than tensors and plain values ({short(found[1])}), which would be run as code; "
                 "nothing of it was run. Get the file anew from where you trust it."
@@ -53,6 +54,14 @@ def read_safetensors(path: Path, cure: str) -> dict[str, Tensor]:
         if is_the_systems(error):
             raise unreadable(path, error) from error
         raise _damaged(path, error, cure) from error
+
+
+def _ends_within(path: Path, name: str) -> bool:
+    """Whether a file was cut off within the name of what it would build, which then only looks like another's."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(name) - 1))
+        rest, last = file.read(), name.rpartition(".")[2].encode()
+    return rest.endswith(last) or rest[:-1].endswith(last)  # torch takes the last byte for the end of the line
 
 
 def _damaged(path: Path, error: Exception, cure: str) -> InputError:
