@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from difixcli.errors import InputError, out_of_memory, short
-from difixcli.runs import CappedFile, is_the_systems, unreadable
+from difixcli.runs import CappedFile, atomic, is_the_systems, unreadable
 
 _SMALL = 2**28  # bytes; a file of fewer that takes more memory than there is claims what it does not have
 
@@ -54,6 +56,37 @@ def read_safetensors(path: Path, cure: str) -> dict[str, Tensor]:
         if is_the_systems(error):
             raise unreadable(path, error) from error
         raise _damaged(path, error, cure) from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file as float32; InputError also for one that holds values that are not finite."""
+    tensors = read_safetensors(path, "restore it")
+    for name, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise InputError(f"{path} holds values that are not numbers (in '{name}'); give undamaged weights.")
+    return {name: value.float() for name, value in tensors.items()}
+
+
+def write_network(network: nn.Module, config: Mapping[str, Any], folder: Path, what: str) -> Path:
+    """Writes config.json and model.safetensors, each whole or not at all; returns the folder, made if missing.
+
+    Raises InputError, calling the network `what`, where the folder cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    try:
+        with atomic(folder / "model.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        with atomic(folder / "config.json") as temporary:
+            temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:  # safetensors hides the system's error in its own
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{what} cannot be written to {folder} ({reason}); make room on the disk or choose another folder."
+        ) from error
+    return folder
 
 
 def _ends_within(path: Path, name: str) -> bool:

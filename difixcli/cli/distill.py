@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -26,9 +26,6 @@ from difixcli.cli.options import (
 )
 from difixcli.errors import InputError
 from difixcli.runs import check_folder
-
-if TYPE_CHECKING:
-    pass
 
 ROUNDS = "Rounds of fixing"
 LARGER = "Super-resolution"
@@ -187,7 +184,7 @@ def distill(
     view_diffusion: Annotated[
         str | None,
         typer.Option(
-            help="The networks: bundled (default), or a folder of difix finetune --task view-diffusion.",
+            help="The networks: a folder of difix finetune --task view-diffusion; this version brings none.",
             rich_help_panel=FEW,
         ),
     ] = None,

@@ -135,7 +135,7 @@ def _enhance_images(
     arguments |= {"steady": film.steady, "count": count}  # videos are made anew of the same frames
     files = [source] if source.is_file() else image_files(source)
     # by content: renders made anew often have the names and sizes of those before
-    inputs = {"source": fingerprint(files, content=True), "references": fingerprint(photos, content=True)}
+    inputs = {"source": fingerprint(files), "references": fingerprint(photos)}
     inputs |= fixer_input(fixer)
     if output is None:
         folder = beside_others(folder, "enhance", arguments)
@@ -194,7 +194,7 @@ def _enhance_run(
         read_by_it = fixer_input(fixer)
     # a run that has trained on since makes other frames
     checkpoint = latest_checkpoint(source)
-    inputs = {**scene_inputs(scene), "checkpoint": fingerprint([checkpoint], content=True), **read_by_it}
+    inputs = {**scene_inputs(scene), "checkpoint": fingerprint([checkpoint]), **read_by_it}
     inputs["views"] = path_fingerprint(cameras)
     # not the run's folder itself: its part that is written to by default is not read
     reads = [checkpoint, source / "run.json", source / "scene", *files_read(fixer, scene)]

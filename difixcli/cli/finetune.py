@@ -256,7 +256,7 @@ def _train_super_resolver(
     inputs = scene_inputs(*loaded) | _photos_input(photos)
     inputs |= {f"run {folder}": fingerprint(run_files(folder)) for folder in runs}
     if held:
-        inputs["base"] = fingerprint(held, content=True)
+        inputs["base"] = fingerprint(held)
     names = [scene.name for scene in loaded[:3]] or ["photos"]
     folder = output or Path("outputs") / "super-resolvers" / "-".join([file_name(base), *names])
     frames = [frame.image_path for scene in loaded for frame in scene.frames]
@@ -316,7 +316,7 @@ def _train_view_diffusion(
     held = view_diffusion_files(base)
     inputs = scene_inputs(*loaded) | _photos_input(photos)
     if held:
-        inputs["base"] = fingerprint(held, content=True)
+        inputs["base"] = fingerprint(held)
     names = [scene.name for scene in loaded[:3]]
     folder = output or Path("outputs") / "view-diffusion" / "-".join([file_name(base), *names])
     frames = [frame.image_path for scene in loaded for frame in scene.frames]

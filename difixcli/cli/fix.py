@@ -102,7 +102,7 @@ def fix(
     view_diffusion: Annotated[
         str | None,
         typer.Option(
-            help="The networks: bundled (default), or a folder of difix finetune --task view-diffusion.",
+            help="The networks: a folder of difix finetune --task view-diffusion; this version brings none.",
             rich_help_panel=VIEWS,
         ),
     ] = None,
@@ -226,7 +226,7 @@ def fix(
     arguments |= {"scene": scene and scene_spec(scene), "count": count if photos or scene else None}
     arguments |= {"tile": tile, "dtype": str(network.dtype), "compiled": compiled}
     # by content: renders made anew often have the names and sizes of those before
-    inputs = {"source": fingerprint(files, content=True), "references": fingerprint(photos, content=True)}
+    inputs = {"source": fingerprint(files), "references": fingerprint(photos)}
     inputs |= fixer_input(fixer) | ({} if posed is None else scene_inputs(posed))
     reads = [source, *photos, *files_read(fixer, *([] if posed is None else [posed]))]
     if output is None:

@@ -139,10 +139,10 @@ def distill_fixes(request: Request, asked: Fixes) -> None:
     arguments["fixer"] = asked.fixer
     del arguments["enlargement"], arguments["seeking"]
     paths = [Path(aim).expanduser() for aim in aims if aim.lower().endswith(".json")]
-    inputs |= {str(path): fingerprint([path], content=True) for path in paths}
+    inputs |= {str(path): fingerprint([path]) for path in paths}
     begun = start_files(request.start)
     if request.start is not None:
-        inputs["start"] = fingerprint(begun, content=True)
+        inputs["start"] = fingerprint(begun)
     folder, run = held(request.output, loaded, method, arguments, inputs, request.force, request.from_round)
     network = None
     if run is None or not run.done:  # what is done needs no fixer, which may be far away

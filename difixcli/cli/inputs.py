@@ -141,7 +141,7 @@ def fixer_input(name: str, key: str = "fixer") -> dict[str, str]:
     from difixcli.fixer import local_files
 
     files = local_files(name)
-    return {key: fingerprint(files, content=True)} if files else {}
+    return {key: fingerprint(files)} if files else {}
 
 
 def files_read(fixer: str, *scenes: Scene) -> list[Path]:

@@ -119,9 +119,9 @@ def distill_larger(request: Request, enlargement: Enlargement, update_asked: boo
     files = resolver_files(enlargement.resolver)
     inputs = {**scene_inputs(loaded), **split_input(loaded, split)}
     if files:
-        inputs["super-resolver"] = fingerprint(files, content=True)
+        inputs["super-resolver"] = fingerprint(files)
     if request.start is not None:
-        inputs["start"] = fingerprint(begun, content=True)
+        inputs["start"] = fingerprint(begun)
     folder, run = held(request.output, loaded, method, arguments, inputs, request.force, request.from_round)
     resolver: SuperResolver | None = None
     if run is None or not run.done:
@@ -212,7 +212,7 @@ def resolver_cleaner(asked: dict[str, Any], device: str, seed: int) -> tuple[Cle
 
     name, operator = asked["resolver"], asked["operator"]
     resolver = open_super_resolver(name, asked["upscale"], operator, device, update=asked["update"])
-    found = fingerprint(resolver_files(name), content=True)
+    found = fingerprint(resolver_files(name))
     return by_resolver(resolver, operator, seed), {"super-resolver": found}
 
 
@@ -246,7 +246,7 @@ def enlarge(
     resolver = open_super_resolver(name, factor, "area", on)
     weights = resolver_files(name)
     arguments = {"source": source.absolute(), "upscale": factor, "sr": name, "size": size, "seed": seed}
-    inputs = {"source": fingerprint(files, content=True), "super-resolver": fingerprint(weights, content=True)}
+    inputs = {"source": fingerprint(files), "super-resolver": fingerprint(weights)}
     if output is None:
         folder = beside_others(folder, "fix", arguments)
     run = Run.open(folder, "fix", arguments, inputs, force, reads=[source, *weights])

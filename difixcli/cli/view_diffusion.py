@@ -104,10 +104,10 @@ def distill_few(
     arguments = _arguments(plan, seeking, request, size, rule)
     files = view_diffusion_files(seeking.network)
     begun = start_files(request.start)
-    inputs = {**scene_inputs(loaded), **split_input(loaded, split), "view-diffusion": fingerprint(files, content=True)}
-    inputs |= {str(path): fingerprint([path], content=True) for path in _paths(aims)}
+    inputs = {**scene_inputs(loaded), **split_input(loaded, split), "view-diffusion": fingerprint(files)}
+    inputs |= {str(path): fingerprint([path]) for path in _paths(aims)}
     if request.start is not None:
-        inputs["start"] = fingerprint(begun, content=True)
+        inputs["start"] = fingerprint(begun)
     folder, run = held(request.output, loaded, method, arguments, inputs, request.force, request.from_round)
     networks = None
     if run is None or not run.done:
@@ -207,7 +207,7 @@ def novel_views(
     inputs = {
         **scene_inputs(loaded),
         **split_input(loaded, chosen),
-        "view-diffusion": fingerprint(weights, content=True),
+        "view-diffusion": fingerprint(weights),
     }
     inputs["views"] = path_fingerprint([one for _, one in views])
     if output is None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from torch import Tensor
 
 from difixcli.errors import InputError, near, out_of_memory, short, unknown
 from difixcli.fixer.network import ADAPTER, LORA_ALPHA, SKIP_INIT, FixerConfig, FixerNetwork
-from difixcli.runs import atomic, read_json
+from difixcli.runs import read_json
 from difixcli.shapes import built
-from difixcli.tensor_files import read_pickled, read_safetensors
+from difixcli.tensor_files import read_pickled, read_safetensors, write_network
 from difixcli.torchvision_cure import cure
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -106,22 +105,7 @@ def local_files(name_or_path: str | Path) -> list[Path]:
 
 def save_network(network: FixerNetwork, folder: Path) -> Path:
     """Writes config.json and model.safetensors, each whole or not at all; returns the folder."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    try:
-        with atomic(folder / "model.safetensors") as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt"})
-        with atomic(folder / "config.json") as temporary:
-            text = json.dumps({"format": FORMAT, **network.config.to_json()}, indent=2) + "\n"
-            temporary.write_text(text, encoding="utf-8")
-    except (OSError, SafetensorError) as error:  # safetensors hides the system's error in its own
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(
-            f"The fixer cannot be written to {folder} ({reason}); make room on the disk or choose another folder."
-        ) from error
-    return folder
+    return write_network(network, {"format": FORMAT, **network.config.to_json()}, folder, "The fixer")
 
 
 @torch.no_grad()

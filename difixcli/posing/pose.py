@@ -39,7 +39,7 @@ def pose_inputs(source: Path) -> dict[str, str]:
     if not source.exists():
         raise InputError(f"There is no folder or video {source}; check its name.")
     if is_video(source):
-        return {"video": fingerprint([source], content=True)}
+        return {"video": fingerprint([source])}
     folder = photo_folder(source)
     if folder is None:
         check_formats(source)
@@ -50,7 +50,7 @@ def pose_inputs(source: Path) -> dict[str, str]:
         raise InputError(f"{folder} holds {len(photos)} photos, which is too few to tell where they stood. {ADVICE}")
     found = {"photos": fingerprint(photos)}
     if masks := [photo.mask for photo in map(read_photo, photos) if photo.mask is not None]:
-        found["masks"] = fingerprint(masks, content=True)
+        found["masks"] = fingerprint(masks)
     return found
 
 

@@ -109,7 +109,7 @@ def scene_fingerprint(scene: Scene) -> str:
     """
     digest = hashlib.sha256(fingerprint([frame.image_path for frame in scene.frames]).encode())
     masks = [frame.mask_path for frame in scene.frames if frame.mask_path is not None]
-    digest.update(fingerprint(masks, content=True).encode())
+    digest.update(fingerprint(masks).encode())
     for frame in scene.frames:
         lens = frame.lens
         numbers = np.array([lens.fx, lens.fy, *lens.centre, *lens.distortion])

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The view-conditioned diffusion model that comes with the package, trained again.
+# A view-conditioned diffusion model as the package could bundle it.
 #
 #   SCENES="scene-a scene-b" PHOTOS=photos HELD_OUT="scene-c" OUTPUT=outputs/view_diffusion sh recipes/view_diffusion/bundled.sh
 #

@@ -9,7 +9,6 @@ of the U-Net's input, together with the latents of EFT's own picture.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,9 @@ from difixcli.priors.view_diffusion.denoising import NoiseSchedule, Sampler, den
 from difixcli.priors.view_diffusion.epipolar import EpipolarConfig, EpipolarRender, EpipolarTransformer
 from difixcli.priors.view_diffusion.files import BUNDLED
 from difixcli.priors.view_diffusion.views import InputViews, Pinhole, inverse
-from difixcli.runs import atomic, read_json
+from difixcli.runs import read_json
+from difixcli.shapes import built
+from difixcli.tensor_files import read_weights, write_network
 from difixcli.torchvision_cure import cure
 
 FORMAT = "difixcli-view-diffusion-1"
@@ -234,7 +235,7 @@ class ViewDiffusion(nn.Module):
     def from_pretrained(
         cls, name: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> ViewDiffusion:
-        """The model `bundled`, or the one in a folder that `save_pretrained` wrote, to be used: frozen.
+        """The model in a folder that `save_pretrained` wrote, to be used: frozen. `bundled` is none yet.
 
         Raises InputError for a folder that holds none, or a damaged one.
         """
@@ -249,10 +250,10 @@ class ViewDiffusion(nn.Module):
                 )
             raise InputError(
                 f"{folder} holds no view-conditioned diffusion model (config.json and model.safetensors); name "
-                "bundled, or a folder that difix finetune --task view-diffusion wrote."
+                "a folder that difix finetune --task view-diffusion wrote."
             )
         model = cls(_configured(folder / "config.json"))
-        tensors = _tensors(source)
+        tensors = read_weights(source)
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
@@ -262,23 +263,8 @@ class ViewDiffusion(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes config.json and model.safetensors, each whole or not at all; returns the folder, made if missing."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        try:
-            with atomic(folder / "model.safetensors") as temporary:
-                save_file(tensors, temporary, metadata={"format": "pt"})
-            with atomic(folder / "config.json") as temporary:
-                values = {"format": FORMAT, **dataclasses.asdict(self.config)}
-                temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        except (OSError, SafetensorError) as error:  # safetensors hides the system's error in its own
-            reason = " ".join(str(error).split())[:120]
-            raise InputError(
-                f"The model cannot be written to {folder} ({reason}); make room on the disk or choose another folder."
-            ) from error
-        return folder
+        values = {"format": FORMAT, **dataclasses.asdict(self.config)}
+        return write_network(self, values, Path(folder), "The model")
 
 
 def _head(incoming: int, outgoing: int, factor: int) -> nn.Sequential:
@@ -346,31 +332,8 @@ def _configured(path: Path) -> ViewDiffusionConfig:
         raise InputError(
             f"{path} is not a view-conditioned diffusion model's configuration; give a folder this program wrote."
         )
-    kinds: list[tuple[str, type]] = [("epipolar", EpipolarConfig), ("schedule", NoiseSchedule)]
-    for name, kind in [*kinds, ("", ViewDiffusionConfig)]:
-        part = values.get(name) if name else values
-        known = {each.name for each in dataclasses.fields(kind)}
-        if not isinstance(part, dict) or (extra := sorted(set(part) - known)):
-            what = f"unknown entries ({', '.join(extra)})" if isinstance(part, dict) else f"no {name}"
-            raise InputError(f"{path} has {what}; update difixcli.")
-        if name:
-            values[name] = kind(**part)
-    try:
-        return ViewDiffusionConfig(**values)
-    except TypeError as error:
-        raise InputError(f"{path} lacks entries ({error}); restore it.") from error
-
-
-def _tensors(source: Path) -> dict[str, Tensor]:
-    """The tensors of a file, float32 and finite."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(source)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{source} is damaged ({' '.join(str(error).split())[:120]}); restore it.") from error
-    for name, value in tensors.items():
-        if not bool(torch.isfinite(value).all()):
-            raise InputError(f"{source} holds values that are not numbers (in '{name}'); give undamaged weights.")
-    return {name: value.float() for name, value in tensors.items()}
+    parts: dict[str, type] = {"epipolar": EpipolarConfig, "schedule": NoiseSchedule}
+    for name, kind in parts.items():
+        if name in values:
+            values[name] = built(kind, values[name], f"{name} in {path}", "update difixcli")
+    return built(ViewDiffusionConfig, values, path, "update difixcli")
