@@ -16,10 +16,10 @@ class Span:
     """The way between two neighbouring photos.
 
     `cameras` are those of its T pictures in order, the first photo's and the last photo's among them at its two ends,
-    all of one size (H, W). `photos` is (2, H, W, 3): the first and the last photo. What is known of the structure stands
-    beside each picture as its camera sees it: `renders` (T, H, W, 3), `opacity` (T, H, W) and `depth` (T, H, W; along
-    the viewing axis in the scene's own units, 0 where opacity is 0). `points` (N, 3), in the scene's world, and
-    `colors` (N, 3) are the cloud itself. Colours and opacity are float32 in [0, 1].
+    all of one size (H, W). `photos` is (2, H, W, 3): the first and the last photo. What is known of the structure
+    stands beside each picture as its camera sees it: `renders` (T, H, W, 3), `opacity` (T, H, W) and `depth`
+    (T, H, W; along the viewing axis in the scene's own units, 0 where opacity is 0). `points` (N, 3), in the scene's
+    world, and `colors` (N, 3) are the cloud itself. Colours and opacity are float32 in [0, 1].
     """
 
     cameras: Sequence[Camera]
