@@ -32,7 +32,7 @@ from difixcli.evaluation.consistency import (
 )
 from difixcli.evaluation.evaluate import suggested_metrics
 from difixcli.evaluation.fid import FrechetDistance, inception, inception_file
-from difixcli.evaluation.metrics import METRICS, image_metrics, parse_metrics, psnr, ssim
+from difixcli.evaluation.metrics import METRICS, how_made, image_metrics, parse_metrics, psnr, ssim
 from difixcli.evaluation.perceptual import Lpips
 from difixcli.evaluation.protocols import DL3DV, OWN, ObjectCrop, parse_protocol
 from difixcli.evaluation.report import _path_charts, write_report
@@ -121,16 +121,17 @@ def test_lpips_is_the_packages_number_for_the_same_weights(texture: np.ndarray, 
     assert expected.item() > 1e-3
 
 
+class Colors(torch.nn.Module):
+    """A network small enough to do by hand: mean colours of six cells."""
+
+    num_features = 6
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, (2, 3)).mean(1).flatten(1)
+
+
 def test_fid_is_the_frechet_distance_of_two_gaussians(texture: np.ndarray) -> None:
     from scipy.linalg import sqrtm
-
-    class Colors(torch.nn.Module):
-        """A stand-in small enough to do by hand: mean colours of six cells."""
-
-        num_features = 6
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, (2, 3)).mean(1).flatten(1)
 
     truths = [wall_seen(texture, camera_at(x)) for x in np.linspace(-1, 1, 12)]
     renders = [noisy(np.clip(0.8 * truth + 0.15, 0, 1), 0.1, i) for i, truth in enumerate(truths)]
@@ -155,6 +156,36 @@ def test_fid_is_the_frechet_distance_of_two_gaussians(texture: np.ndarray) -> No
     distance.add(truths[0], true=False)
     with pytest.raises(InputError, match="at least two images"):
         distance.distance()
+
+
+def test_fid_of_several_scenes_is_that_of_their_images_as_one_set(
+    run: Path, texture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only Inception's weights, which are not here, are replaced: by mean colours of six cells."""
+    (tmp_path / "weights.pth").write_bytes(b"colours")
+    monkeypatch.setattr("difixcli.evaluation.fid.inception", lambda path, device: Colors())
+    plan = Plan(("psnr", "fid"), inception=tmp_path / "weights.pth")
+    other = make_scene(tmp_path / "second", texture, {f"{i}.png": 1 + 0.1 * i for i in range(5)})
+    runs = [run, make_run(tmp_path / "c", other, "every:2", plain=0.2, distilled=0.1)]
+    found = evaluate_runs(runs, plan)
+    own = [found["scenes"][name]["results"]["plain"]["fid"] for name in found["scenes"]]
+    assert found["results"]["plain"]["fid"] == pytest.approx(np.mean(own))
+    together = FrechetDistance(Colors())
+    for folder in runs:
+        for kind in ("truth", "plain"):
+            for path in sorted((folder / "renders" / kind).iterdir()):
+                together.add(read_image(path), true=kind == "truth")
+    assert found["results"]["plain"]["fid_pooled"] == pytest.approx(together.distance(), rel=1e-4)
+    assert found["results"]["plain"]["fid_pooled"] != pytest.approx(np.mean(own), rel=0.01)
+    assert (
+        "as one set" in found["protocol"]["fid_pooled"] and "fid_pooled" not in evaluate_run(run, plan=plan)["results"]
+    )
+
+
+def test_every_figure_says_range_and_resizing() -> None:
+    for key, words in how_made(METRICS, resize="to 960").items():
+        assert "pixels in " in words and "resized: to 960" in words, key
+    assert "299×299" in how_made(["fid"])["fid"] and "resized: no" in how_made(["psnr"])["psnr"]
 
 
 def test_fid_is_refused_without_its_own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from difixcli.scenes.scene import Camera
 
 if TYPE_CHECKING:
     from difixcli.evaluation.color_correction import Correction
+    from difixcli.evaluation.fid import FrechetDistance, Pool
 
 _NAMED = 5  # how many missing images a message names
 _VISIBILITY = "visibility"
@@ -104,7 +105,8 @@ def evaluate_runs(
     Runs of one scene must show the same views at one size against one truth; their variants get the run's name before
     their own, and what is returned is as of `evaluate_run`. With several scenes `results` and `std` are the mean and
     the population spread over scenes of each row's means, for the rows that every scene has; `partial` names the
-    others, and `scenes` holds each scene's own figures.
+    others, and `scenes` holds each scene's own figures. FID is there twice: `fid` as that mean, and `fid_pooled` of all
+    scenes' images as one set, as papers have it.
     Raises InputError for fewer than two runs, and where runs cannot be compared, naming the difference.
     """
     runs = [RunFolder.read(folder) for folder in folders]
@@ -118,13 +120,25 @@ def evaluate_runs(
         for i in members[1:]:
             _check_comparable(runs[members[0]], runs[i])
     scenes = {}
+    pool = None
+    if len(by_scene) > 1 and "fid" in (plan.metrics or ()):
+        from difixcli.evaluation.fid import Pool
+
+        pool = Pool()
     for scene, members in by_scene.items():
         chosen, prefixes = [runs[i] for i in members], [names[i] for i in members]
         where = work if work is None or len(by_scene) == 1 else work / scene
-        scenes[scene] = _evaluate_scene(chosen, prefixes, plan, where, False, progress)
+        scenes[scene] = _evaluate_scene(chosen, prefixes, plan, where, False, progress, pool)
     if len(scenes) == 1:
         return next(iter(scenes.values()))
-    return {**_over_scenes(scenes), "scenes": scenes}
+    over = _over_scenes(scenes)
+    if pool is not None:
+        frechet, weights = _frechet(plan)
+        for row, distance in pool.distances(frechet, TRUTH).items():
+            over["results"][row]["fid_pooled"] = distance
+        how = how_made(["fid_pooled"], resize=plan.protocol.resize)
+        over["protocol"]["fid_pooled"] = f"{how['fid_pooled']}; {weights}; {over['images']} images"
+    return {**over, "scenes": scenes}
 
 
 def suggested_metrics(folders: Sequence[Path], protocol: Protocol = OWN) -> tuple[tuple[str, ...], str]:
@@ -247,6 +261,7 @@ def _evaluate_scene(
     work: Path | None,
     unsharp: bool,
     progress: Progress | None,
+    pool: Pool | None = None,
 ) -> dict[str, Any]:
     """Figures of every variant of runs of one scene; `names` go before their variants'."""
     if plan.protocol.rule is not None:
@@ -281,7 +296,7 @@ def _evaluate_scene(
             cameras[name] = scene.frames[i].camera.resized(*views.size(name))
             groups.setdefault(scene.frames[i].camera_id, []).append(name)
     rule = first.split_rule or "not recorded"
-    evaluated = _measure(views, plan, first.sequences(), cameras, rule, progress)
+    evaluated = _measure(views, plan, first.sequences(), cameras, rule, progress, pool)
     if plan.protocol.by_camera:
         evaluated["by_camera"] = {
             camera: {
@@ -320,6 +335,7 @@ def _measure(
     cameras: Mapping[str, Camera],
     split: str,
     progress: Progress | None,
+    pool: Pool | None = None,
 ) -> dict[str, Any]:
     """Figures of each variant against the truth, one view in memory at a time.
 
@@ -328,12 +344,8 @@ def _measure(
     metrics = list(default_metrics() if plan.metrics is None else plan.metrics)
     per_image: dict[str, dict[str, dict[str, float]]] = {name: {} for name in views.variants}
     masked = False
-    frechet = None
-    if "fid" in metrics:  # what FID lacks should be known before the others have taken their time
-        from difixcli.evaluation.fid import FrechetDistance, identity_of, inception, inception_file
-
-        weights = inception_file(plan.inception)
-        frechet = FrechetDistance(inception(weights, plan.device), plan.device)
+    # what FID lacks should be known before the others have taken their time
+    frechet, weights = _frechet(plan) if "fid" in metrics else (None, "")
     with (progress or _silent)("measure", len(views.stems)) as update:
         for done, stem in enumerate(views.stems, start=1):
             mask = views.mask(stem)
@@ -347,15 +359,19 @@ def _measure(
     means = {name: _summary(list(rows.values())) for name, rows in per_image.items()}
     results = {name: mean for name, (mean, _) in means.items()}
     std = {name: spread for name, (_, spread) in means.items()}
-    protocol = how_made(metrics, masked, plan.correction)
+    protocol = how_made(metrics, masked, plan.correction, plan.protocol.resize)
     measured = list(per_image[next(iter(views.variants))])
     if frechet is not None:
-        protocol["fid"] += f"; weights {weights.name}, SHA-256 {identity_of(weights)}…; {len(measured)} images"
+        protocol["fid"] += f"; {weights}; {len(measured)} images"
         for stem in measured:
             frechet.add(views.truth(stem), true=True)
+        if pool is not None:
+            pool.add(TRUTH, frechet.moments(true=True))
         for name in views.variants:
             for stem in measured:
                 frechet.add(_counted(views, name, stem), true=False)
+            if pool is not None:
+                pool.add(name, frechet.moments(true=False))
             results[name]["fid"] = frechet.distance()
     reference: dict[str, float] = {}
     pairs: dict[str, list[dict[str, Any]]] = {}
@@ -382,6 +398,15 @@ def _measure(
         "conditions": _conditions(views, plan, split, len(measured), masked),
         "folders": {TRUTH: str(views.truth_folder), **{name: str(folder) for name, folder in views.variants.items()}},
     }
+
+
+def _frechet(plan: Plan) -> tuple[FrechetDistance, str]:
+    """What computes FID, and in words from whose weights."""
+    from difixcli.evaluation.fid import FrechetDistance, identity_of, inception, inception_file
+
+    weights = inception_file(plan.inception)
+    words = f"weights {weights.name}, SHA-256 {identity_of(weights)}…"
+    return FrechetDistance(inception(weights, plan.device), plan.device), words
 
 
 def _summary(rows: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
