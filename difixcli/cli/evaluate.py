@@ -26,7 +26,8 @@ def evaluate(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="psnr, ssim, st-lpips, st-lpips-alex, lpips, lpips-vgg, fid, tsed, warped; the quick ones by default."
+            help="psnr, ssim, st-lpips, st-lpips-alex, lpips, lpips-vgg, fid, tsed, warped, cross-view, pose-auc; the "
+            "quick ones by default."
         ),
     ] = None,
     protocol: Annotated[
@@ -42,6 +43,13 @@ def evaluate(
     ] = None,
     masks: Annotated[Path | None, typer.Option(help="Folder of masks NAME.png; only white pixels count.")] = None,
     inception: Annotated[Path | None, typer.Option(help="Inception's weights for FID (torch-fidelity's file).")] = None,
+    geometry: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A run on all photos of a scene (--split all), whose depth counts for nerfbusters' masks and "
+            "cross-view; repeatable, one a scene."
+        ),
+    ] = None,
     device: DeviceOption = Device.auto,
     output: OutputOption = None,
     as_json: JsonOption = False,
@@ -56,7 +64,7 @@ def evaluate(
     from difixcli.evaluation.tables import write_table
     from difixcli.scenes.unposed import is_video
 
-    for path in [*prediction, *([masks] if masks else [])]:
+    for path in [*prediction, *([masks] if masks else []), *(geometry or [])]:
         if not path.exists():
             raise InputError(f"There is no {path}; check its name.")
     if color_correct is not None and color_correct not in CORRECTIONS:
@@ -64,6 +72,8 @@ def evaluate(
     keys = None if metrics is None else parse_metrics(metrics)
     if inception is not None and "fid" not in (keys or ()):
         raise InputError("--inception is of FID alone, which is measured where --metrics names fid.")
+    if geometry and "cross_view" not in (keys or ()) and protocol != "nerfbusters":
+        raise InputError("--geometry is for --protocol nerfbusters and the figure cross-view alone; leave it out.")
     way = OWN if protocol is None else parse_protocol(protocol)
     if films := [path for path in prediction if is_video(path)]:
         raise InputError(f"{films[0]} is a video; difix eval takes images: name the folder of its frames.")
@@ -78,7 +88,7 @@ def evaluate(
         keys, left_out = suggested_metrics(prediction, way)
         if left_out:
             console.warn(left_out)
-    plan = Plan(keys, color_correct, way, masks, inception, on)  # type: ignore[arg-type]
+    plan = Plan(keys, color_correct, way, masks, inception, on, geometry or ())  # type: ignore[arg-type]
     first = prediction[0].absolute()
     if not all(runs):
         folder = output or folder_beside(first, "eval")

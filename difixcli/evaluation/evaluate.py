@@ -17,10 +17,20 @@ import numpy as np
 
 from difixcli.errors import InputError
 from difixcli.evaluation.consistency import SMALLEST, EpipolarPair, WarpedPair, tsed, warped_difference
-from difixcli.evaluation.metrics import METRICS, best_unsharp, default_metrics, how_made, metrics_against, summary
+from difixcli.evaluation.geometry import Geometry, needed_geometry, own_geometry, reference_geometry, write_visibility
+from difixcli.evaluation.metrics import (
+    METRICS,
+    POSED,
+    best_unsharp,
+    default_metrics,
+    how_made,
+    metrics_against,
+    summary,
+)
 from difixcli.evaluation.pictures import image_files, image_size
 from difixcli.evaluation.protocols import OWN, Protocol, check_enlargement, check_seeds, check_split
 from difixcli.evaluation.run_folders import TRUTH, RunFolder, row_names
+from difixcli.images import resized
 from difixcli.runs import Progress, read_image
 from difixcli.scenes.loading import natural_order
 from difixcli.scenes.scene import Camera
@@ -37,7 +47,7 @@ _VISIBILITY = "visibility"
 class Plan:
     """What to measure and how: keys of METRICS (`default_metrics` unless named), a colour correction for `cc_` figures
     beside them, the protocol, a folder of masks NAME.png (white counts) that come on top of a run's own, the file of
-    Inception's weights, and where to compute.
+    Inception's weights, where to compute, and runs on all photos of their scenes, whose depth is taken for the scenes'.
     """
 
     metrics: Sequence[str] | None = None
@@ -46,6 +56,7 @@ class Plan:
     masks: Path | None = None
     inception: Path | None = None
     device: str = "cpu"
+    geometry: Sequence[Path] = ()
 
 
 def evaluate_folders(
@@ -61,15 +72,17 @@ def evaluate_folders(
     `images` (their number), `protocol` (how each figure is made), `conditions` (protocol, split, views, crop, resize,
     size, mask, colour correction, in words), `reference` (the truth's own consistency) and `folders`.
     Raises InputError where names do not match, sizes differ or an image is broken, for a protocol (a folder has no
-    split) and for `tsed` (it has no poses).
+    split) and for figures of POSED (it has no poses).
     """
     plan = replace(plan or Plan(), device=device)
     if plan.protocol.rule is not None:
         raise InputError(
             f"The protocol {plan.protocol.name} fixes the split, which a folder of images does not have; name a run."
         )
-    if "tsed" in (plan.metrics or ()):
-        raise InputError("TSED needs the cameras' poses, which a folder of images does not have; name a run.")
+    if posed := [key for key in POSED if key in (plan.metrics or ())]:
+        raise InputError(
+            f"{METRICS[posed[0]].name} needs the cameras' poses, which a folder of images does not have; name a run."
+        )
     views = _Views({"images": prediction}, truth, [plan.masks] if plan.masks else [], plan.protocol)
     evaluated = _measure(views, plan, [sorted(views.stems, key=natural_order)], {}, "none: folders of images", progress)
     return {**evaluated, "results": evaluated["results"]["images"], "std": evaluated["std"]["images"]}
@@ -269,18 +282,25 @@ def _evaluate_scene(
             check_split(plan.protocol, *run.scene_and_split, str(run.folder))
             check_seeds(plan.protocol, run.scene_and_split[0])
             check_enlargement(plan.protocol, run.arguments.get("enlargement"), str(run.folder))
-    if plan.protocol.crop is not None and (said := sorted({"tsed", "warped"} & set(plan.metrics or ()))):
+    if plan.protocol.crop is not None and (said := sorted({*POSED, "warped"} & set(plan.metrics or ()))):
         raise InputError(
-            f"{said[0]} compares whole neighbouring views, and the protocol {plan.protocol.name} cuts each to its "
-            "object; leave it out."
+            f"{METRICS[said[0]].name} compares whole neighbouring views, and the protocol {plan.protocol.name} cuts "
+            "each to its object; leave it out."
         )
     first = runs[0]
+    geometry: Geometry | None = None
+    seen = ""
     masks = [first.masks] if first.masks.is_dir() else []
     masks += [plan.masks] if plan.masks is not None else []
     if plan.protocol.visibility:
         if work is None:
             raise ValueError("a protocol with visibility needs a folder to work in")
-        masks += [_visibility(run, name, work / _VISIBILITY, plan) for run, name in zip(runs, names, strict=True)]
+        geometry = needed_geometry(
+            plan.geometry, first, plan.device, f"The protocol {plan.protocol.name} counts what training photos see,"
+        )
+        seen_digest = write_visibility(geometry, *first.scene_and_split, work / _VISIBILITY)
+        seen = f"in a training photo's frustum by the depth of {geometry.said} (masks' SHA-256 {seen_digest}…)"
+        masks.append(work / _VISIBILITY)
     variants = {
         f"{name} {variant}".strip(): folder
         for run, name in zip(runs, names, strict=True)
@@ -289,14 +309,23 @@ def _evaluate_scene(
     views = _Views(variants, first.truth, masks, plan.protocol)
     cameras: dict[str, Camera] = {}
     groups: dict[str, list[str]] = {}
-    if plan.protocol.by_camera or "tsed" in (plan.metrics or ()):
+    if plan.protocol.by_camera or set(POSED) & set(plan.metrics or ()):
         scene, split = first.scene_and_split
         for i in split.test:
             name = scene.file_names[i]
             cameras[name] = scene.frames[i].camera.resized(*views.size(name))
             groups.setdefault(scene.frames[i].camera_id, []).append(name)
     rule = first.split_rule or "not recorded"
-    evaluated = _measure(views, plan, first.sequences(), cameras, rule, progress, pool)
+    if "cross_view" in (plan.metrics or ()):
+        geometry = geometry or reference_geometry(plan.geometry, first, plan.device)
+        if geometry is None and len(runs) > 1:
+            geometry = needed_geometry((), first, plan.device, "Runs are compared across views")
+        geometry = geometry or own_geometry(first, plan.device)
+    evaluated = _measure(views, plan, first.sequences(), cameras, rule, progress, pool, geometry)
+    if seen:
+        evaluated["conditions"]["mask"] = " and ".join(
+            seen if kind == _VISIBILITY else kind for kind in evaluated["conditions"]["mask"].split(" and ")
+        )
     if plan.protocol.by_camera:
         evaluated["by_camera"] = {
             camera: {
@@ -320,14 +349,6 @@ def _evaluate_scene(
     return evaluated
 
 
-def _visibility(run: RunFolder, name: str, folder: Path, plan: Plan) -> Path:
-    from difixcli.evaluation.visibility import write_visibility
-
-    scene, split = run.scene_and_split
-    output = folder / run.name if not name else folder / name.replace("/", "-")
-    return write_visibility(run.folder, scene, split, output, plan.device)
-
-
 def _measure(
     views: _Views,
     plan: Plan,
@@ -336,6 +357,7 @@ def _measure(
     split: str,
     progress: Progress | None,
     pool: Pool | None = None,
+    geometry: Geometry | None = None,
 ) -> dict[str, Any]:
     """Figures of each variant against the truth, one view in memory at a time.
 
@@ -387,6 +409,19 @@ def _measure(
             else:
                 results[name] |= mean
                 std[name] |= spread
+    across: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
+    if geometry is not None and "cross_view" in metrics:
+        protocol |= {key: f"{how}; depth of {geometry.said}" for key, how in _across_made(plan).items()}
+        across = _across(views, _one_size(paths, views.size), cameras, geometry, plan.device)
+    if "pose_auc" in metrics:
+        for name, value in _pose_aucs(views, measured, cameras).items():
+            across.setdefault(name, ({}, {}))[0]["pose_auc"] = value
+    for name, (mean, spread) in across.items():
+        if name == TRUTH:
+            reference |= mean
+        else:
+            results[name] |= mean
+            std[name] |= spread
     return {
         "results": results,
         "std": std,
@@ -451,6 +486,61 @@ def _pairs(
     return found
 
 
+def _across_made(plan: Plan) -> dict[str, str]:
+    return how_made(["cross_view", "cross_view_far"], resize=plan.protocol.resize)
+
+
+def _across(
+    views: _Views,
+    paths: Sequence[Sequence[str]],
+    cameras: Mapping[str, Camera],
+    geometry: Geometry,
+    device: str,
+) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
+    """Mean and spread of the distances across near and far pairs of views, of each variant and of the truth."""
+    from difixcli.evaluation.cross_view import FAR, View, compared_size, cross_view, path_pairs
+
+    stems = [stem for path in paths for stem in path]
+    small = {stem: cameras[stem].resized(*compared_size(*views.size(stem))) for stem in stems}
+    depths = {stem: geometry.depth(camera) for stem, camera in small.items()}
+    found: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
+    for name in (TRUTH, *views.variants):
+
+        def view(i: int, name: str = name) -> View:
+            stem = stems[i]
+            image = views.truth(stem) if name == TRUTH else views.image(name, stem)
+            size = (small[stem].width, small[stem].height)
+            return View(np.clip(resized(image, *size), 0, 1), depths[stem], small[stem])
+
+        mean: dict[str, float] = {}
+        spread: dict[str, float] = {}
+        for key, apart in (("cross_view", 1), ("cross_view_far", FAR)):
+            pairs, start = [], 0
+            for path in paths:
+                pairs += [(start + i, start + j) for i, j in path_pairs(len(path), apart)]
+                start += len(path)
+            values = [pair.distance for pair in cross_view(view, pairs, device) if math.isfinite(pair.distance)]
+            if values:
+                mean[key], spread[key] = float(np.mean(values)), float(np.std(values))
+        found[name] = mean, spread
+    return found
+
+
+def _pose_aucs(views: _Views, stems: Sequence[str], cameras: Mapping[str, Camera]) -> dict[str, float]:
+    """How well the cameras of each variant's images, and of the truth's, are found anew."""
+    from difixcli.evaluation.pose_accuracy import pose_auc, pose_errors
+    from difixcli.posing.known_lenses import found_poses
+
+    if len(stems) < 3:
+        raise InputError("Cameras are found anew from three views at least; leave pose-auc out of --metrics.")
+    known = [cameras[stem] for stem in stems]
+    aucs = {}
+    for name in (TRUTH, *views.variants):
+        images = (views.truth(stem) if name == TRUTH else views.image(name, stem) for stem in stems)
+        aucs[name] = pose_auc(pose_errors(known, found_poses(images, known)))
+    return aucs
+
+
 def _consistency(pairs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
     """TSED and the mean warped difference of pairs, and the latter's spread."""
     mean, spread = {}, {}
@@ -491,7 +581,7 @@ def _conditions(views: _Views, plan: Plan, split: str, measured: int, masked: bo
     kinds = []
     if masked:
         kinds = [
-            "visible in a training photo by the run's own depth" if folder.parent.name == _VISIBILITY
+            _VISIBILITY if folder.name == _VISIBILITY
             else f"masks of {folder.name}" if folder == plan.masks else "the photos' own"
             for folder in views.masks
         ]  # fmt: skip

@@ -71,6 +71,18 @@ _FID = Metric(
     "to 299×299 by Inception's own bilinear resizing, whatever their shape",
 )
 
+_CROSS_VIEW = Metric(
+    "cross-view",
+    "",
+    False,
+    4,
+    "st-LPIPS (VGG) between the feature maps of consecutive views, those of one carried into the other by depth and "
+    "poses, in both directions, where both see one surface (depth within 5 %)",
+    "pair",
+    _SIGNED,
+    "area-averaged to a long side of at most 256 pixels",
+)
+
 METRICS = {
     **_IMAGE_METRICS,
     **{f"{CORRECTED}{key}": replace(one, name=f"cc {one.name}") for key, one in _IMAGE_METRICS.items()},
@@ -97,11 +109,33 @@ METRICS = {
         "true ones, where flow there and back agree",
         "pair",
     ),
+    "cross_view": _CROSS_VIEW,
+    "cross_view_far": replace(
+        _CROSS_VIEW,
+        name="cross-view (far)",
+        how=_CROSS_VIEW.how.replace("consecutive views", "views four places apart"),
+    ),
+    "pose_auc": Metric(
+        "pose AUC@5°",
+        "",
+        True,
+        3,
+        "cameras found anew from the images with their lenses known (pycolmap: SIFT, all pairs, incremental); mean "
+        "over 1° to 5° of the share of all pairs whose relative rotation and direction are less wrong, views that were "
+        "not placed counting as wrong",
+        "set",
+        f"grey, {_EIGHT_BITS}",
+    ),
 }
 """Every figure by its key, in the order of a table."""
 
-CHOICES = tuple(key for key in METRICS if not key.startswith(CORRECTED) and key != "fid_pooled")
-"""What can be asked for by name; colour-corrected figures come with the figure they correct, pooled FID with FID."""
+_BESIDE = ("fid_pooled", "cross_view_far")
+CHOICES = tuple(key for key in METRICS if not key.startswith(CORRECTED) and key not in _BESIDE)
+"""What can be asked for by name; colour-corrected figures come with the figure they correct, pooled FID with FID, far
+pairs with near ones."""
+
+POSED = ("tsed", "cross_view", "pose_auc")
+"""Figures that need the cameras' poses."""
 
 _NETWORKS: dict[str, tuple[Literal["st_lpips", "lpips"], Literal["vgg", "alex"]]] = {
     "st_lpips": ("st_lpips", "vgg"),
