@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -662,6 +663,22 @@ def test_cameras_are_found_from_views_of_one_scene_alone() -> None:
         ]  # fmt: skip
         aucs.append(pose_auc(pose_errors(cameras, found_poses(bent, cameras))))
     assert aucs[0] > 0.9 and aucs[0] > aucs[1] > aucs[2]
+
+
+def test_cameras_are_found_anew_from_each_variant(run: Path) -> None:
+    """With a finder that knows the cameras but for one."""
+
+    def all_but_one(images: Iterable[np.ndarray], cameras: Sequence[Camera]) -> dict[int, np.ndarray]:
+        assert all(
+            image.shape == (camera.height, camera.width, 3) for image, camera in zip(images, cameras, strict=True)
+        )
+        return {i: camera.camera_to_world for i, camera in enumerate(cameras[1:], start=1)}
+
+    found = evaluate_run(run, plan=Plan(("psnr", "pose_auc"), find_poses=all_but_one))
+    count = found["images"]
+    expected = (count - 1) * (count - 2) / (count * (count - 1))
+    assert count >= 3 and found["results"]["plain"]["pose_auc"] == found["reference"]["pose_auc"] == expected
+    assert "not placed counting as wrong" in found["protocol"]["pose_auc"]
 
 
 def test_a_run_is_compared_across_its_views(two_paths: tuple[Path, Path, Path], run: Path, tmp_path: Path) -> None:

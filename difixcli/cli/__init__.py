@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from difixcli import __version__, console, streams
+from difixcli.cli.config_files import Command
 from difixcli.cli.curate import curate
 from difixcli.cli.distill import distill
 from difixcli.cli.enhance import enhance
@@ -60,7 +61,6 @@ app = typer.Typer(
     cls=_Commands,
     help="Makes bad NeRFs and Gaussian splats good.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -101,4 +101,4 @@ for _command, _name in (
     (export, "export"),
     (sample, "sample"),
 ):
-    app.command(_name)(_command)
+    app.command(_name, cls=Command)(_command)

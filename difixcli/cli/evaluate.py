@@ -62,6 +62,7 @@ def evaluate(
     from difixcli.evaluation.report import write_report
     from difixcli.evaluation.run_folders import is_run
     from difixcli.evaluation.tables import write_table
+    from difixcli.posing.known_lenses import found_poses
     from difixcli.scenes.unposed import is_video
 
     for path in [*prediction, *([masks] if masks else []), *(geometry or [])]:
@@ -88,7 +89,7 @@ def evaluate(
         keys, left_out = suggested_metrics(prediction, way)
         if left_out:
             console.warn(left_out)
-    plan = Plan(keys, color_correct, way, masks, inception, on, geometry or ())  # type: ignore[arg-type]
+    plan = Plan(keys, color_correct, way, masks, inception, on, geometry or (), found_poses)  # type: ignore[arg-type]
     first = prediction[0].absolute()
     if not all(runs):
         folder = output or folder_beside(first, "eval")

@@ -6,7 +6,7 @@ What is returned is plain data, as `eval.json` holds it; `report` and `tables` m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -47,7 +47,8 @@ _VISIBILITY = "visibility"
 class Plan:
     """What to measure and how: keys of METRICS (`default_metrics` unless named), a colour correction for `cc_` figures
     beside them, the protocol, a folder of masks NAME.png (white counts) that come on top of a run's own, the file of
-    Inception's weights, where to compute, and runs on all photos of their scenes, whose depth is taken for the scenes'.
+    Inception's weights, where to compute, runs on all photos of their scenes, whose depth is taken for the scenes', and
+    for `pose_auc` what finds the cameras of images anew, as `posing.known_lenses.found_poses` does.
     """
 
     metrics: Sequence[str] | None = None
@@ -57,6 +58,7 @@ class Plan:
     inception: Path | None = None
     device: str = "cpu"
     geometry: Sequence[Path] = ()
+    find_poses: Callable[[Iterable[np.ndarray], Sequence[Camera]], Mapping[int, np.ndarray]] | None = None
 
 
 def evaluate_folders(
@@ -414,7 +416,7 @@ def _measure(
         protocol |= {key: f"{how}; depth of {geometry.said}" for key, how in _across_made(plan).items()}
         across = _across(views, _one_size(paths, views.size), cameras, geometry, plan.device)
     if "pose_auc" in metrics:
-        for name, value in _pose_aucs(views, measured, cameras).items():
+        for name, value in _pose_aucs(views, measured, cameras, plan).items():
             across.setdefault(name, ({}, {}))[0]["pose_auc"] = value
     for name, (mean, spread) in across.items():
         if name == TRUTH:
@@ -526,18 +528,19 @@ def _across(
     return found
 
 
-def _pose_aucs(views: _Views, stems: Sequence[str], cameras: Mapping[str, Camera]) -> dict[str, float]:
+def _pose_aucs(views: _Views, stems: Sequence[str], cameras: Mapping[str, Camera], plan: Plan) -> dict[str, float]:
     """How well the cameras of each variant's images, and of the truth's, are found anew."""
     from difixcli.evaluation.pose_accuracy import pose_auc, pose_errors
-    from difixcli.posing.known_lenses import found_poses
 
+    if plan.find_poses is None:
+        raise ValueError("pose_auc needs what finds the cameras")
     if len(stems) < 3:
         raise InputError("Cameras are found anew from three views at least; leave pose-auc out of --metrics.")
     known = [cameras[stem] for stem in stems]
     aucs = {}
     for name in (TRUTH, *views.variants):
         images = (views.truth(stem) if name == TRUTH else views.image(name, stem) for stem in stems)
-        aucs[name] = pose_auc(pose_errors(known, found_poses(images, known)))
+        aucs[name] = pose_auc(pose_errors(known, plan.find_poses(images, known)))
     return aucs
 
 
