@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from difixcli import __version__, console
+from difixcli import __version__, console, interrupts
 from difixcli.cli.curate import curate
 from difixcli.cli.distill import distill
 from difixcli.cli.enhance import enhance
@@ -21,6 +21,7 @@ from difixcli.cli.finetune import finetune
 from difixcli.cli.fix import fix
 from difixcli.cli.pose import pose
 from difixcli.cli.sample import sample
+from difixcli.cli.status import status
 
 app = typer.Typer(
     name="difix",
@@ -38,6 +39,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # the libraries' notes to their own developers would bury ours
     warnings.simplefilter("ignore")
+    interrupts.listen()
     app()
 
 
@@ -64,5 +66,6 @@ for _command, _name in (
     (evaluate, "eval"),
     (export, "export"),
     (sample, "sample"),
+    (status, "status"),
 ):
     app.command(_name)(_command)

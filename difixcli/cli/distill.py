@@ -37,6 +37,7 @@ from difixcli.cli.options import (
     SplitOption,
 )
 from difixcli.cli.outputs import announce
+from difixcli.cli.several import over_scenes
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, check_folder, file_name, find_run, fingerprint
 
@@ -48,6 +49,7 @@ LARGER = "Super-resolution"
 
 
 @console.handled
+@over_scenes("scene", ".", several_methods=True)
 def distill(
     scene: SceneArgument = ".",
     method: Annotated[

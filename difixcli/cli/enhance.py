@@ -31,6 +31,7 @@ from difixcli.cli.options import (
     SizeOption,
 )
 from difixcli.cli.outputs import announce, beside_others, folder_beside
+from difixcli.cli.several import over_scenes
 from difixcli.errors import InputError
 from difixcli.runs import Run, fingerprint, read_json
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 
 @console.handled
+@over_scenes("source", None)
 def enhance(
     source: Annotated[Path, typer.Argument(help="A folder of frames, a video, or a run of difix distill.")],
     trajectory: Annotated[
