@@ -20,7 +20,11 @@ from difixcli.runs import file_name, make_folder, write_json
 @console.handled
 def evaluate(
     prediction: Annotated[
-        list[Path], typer.Argument(help="A run, or several to compare; or a folder of images, then the true ones.")
+        list[Path],
+        typer.Argument(
+            help="A run, or several to compare (the --output of difix distill over scenes stands for all of its runs, "
+            "@LIST for those of a file's lines); or a folder of images, then the true ones."
+        ),
     ],
     metrics: Annotated[
         str | None,
@@ -51,6 +55,7 @@ def evaluate(
     from difixcli.evaluation.tables import write_table
     from difixcli.scenes.unposed import is_video
 
+    prediction, missing = _runs_of(prediction)
     for path in [*prediction, *([masks] if masks else [])]:
         if not path.exists():
             raise InputError(f"There is no {path}; check its name.")
@@ -74,6 +79,8 @@ def evaluate(
         if left_out:
             console.warn(left_out)
     plan = Plan(keys, color_correct, way, masks, inception, on)  # type: ignore[arg-type]
+    if not prediction:
+        raise InputError(f"None of the runs is finished ({', '.join(missing)}); see what became of them: difix status.")
     first = prediction[0].absolute()
     if not all(runs):
         folder = output or folder_beside(first, "eval")
@@ -113,7 +120,35 @@ def evaluate(
     found = {name: evaluated[name] for name in held} | {
         "scenes": {name: {"results": one["results"], "std": one["std"]} for name, one in scenes.items()}
     }
-    console.finish({**found, "report": str(report)}, as_json, *tables)
+    if not missing:
+        console.finish({**found, "report": str(report)}, as_json, *tables)
+        return
+    message = f"{len(missing)} of {len(missing) + len(prediction)} runs are missing in this: {', '.join(missing)}."
+    console.finish({**found, "report": str(report), "missing": missing, "error": message}, as_json, *tables)
+    console.fail(message)
+    raise typer.Exit(3)
+
+
+def _runs_of(named: list[Path]) -> tuple[list[Path], list[str]]:
+    """What was named, with finished runs in place of lines over several scenes; names of the other runs."""
+    from difixcli.cluster.jobs import DONE, Jobs
+    from difixcli.curation.scene_list import listed
+    from difixcli.runs import JOBS
+
+    runs: list[Path] = []
+    missing: list[str] = []
+    for spec in named:
+        for one in [Path(path) for path in listed(str(spec), scenes=False)] if str(spec)[0] == "@" else [spec]:
+            if not (one / JOBS).is_dir():
+                runs.append(one)
+                continue
+            for job in Jobs(one):
+                written = next((Path(word[9:]) for word in job.line if word.startswith("--output=")), None)
+                if job.state == DONE and written is not None:
+                    runs.append(written)
+                else:
+                    missing.append(job.name)
+    return runs, missing
 
 
 def _joined(folders: list[Path]) -> str:

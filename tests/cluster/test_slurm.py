@@ -1,4 +1,4 @@
-"""Scenes on a real SLURM: jobs that fail, are killed, drained, put back and preempted come to what a plain run makes."""
+"""Scenes on a real SLURM: jobs that fail, are killed, drained, put back and preempted make what a plain run makes."""
 
 from __future__ import annotations
 
