@@ -268,5 +268,6 @@ def test_what_a_cluster_is_asked_for(scenes: list[Path], tmp_path: Path, monkeyp
     refused(difix(*line, "--cluster", "pbs"), "no cluster called pbs", "local")
     refused(difix(*line, "--cluster", "local", "--partition", "gpu"), "--partition is SLURM's")
     refused(difix(*line, "--cluster", "slurm", "--time", "soon"), "--time soon")
+    refused(difix(*line, "--cluster", "slurm"), "how long a job may take")
     monkeypatch.setenv("PATH", str(tmp_path))
-    refused(difix(*line, "--cluster", "slurm"), "no SLURM here")
+    refused(difix(*line, "--cluster", "slurm", "--time", "20"), "no SLURM here")

@@ -86,8 +86,9 @@ class Jobs:
         self.folder = self.output / JOBS
         self.claims = Claims(self.folder / "claims")
 
-    def add(self, lines: Mapping[str, Sequence[str]], directory: str = "") -> None:
-        """Make jobs known: names and lines. What is known of one already stays, but for its line.
+    def add(self, lines: Mapping[str, Sequence[str]], directory: str = "", anew: bool = False) -> None:
+        """Make jobs known: names and lines. What is known of one already stays, but for its line, unless all is to be
+        done `anew`.
 
         Raises InputError for a name that cannot be one.
         """
@@ -96,7 +97,7 @@ class Jobs:
             if file_name(name) != name or name == JOBS:
                 raise InputError(f"A scene cannot be called {name} beside others; rename its folder.")
             held = self.read(name)
-            if held is None:
+            if held is None or (anew and self.claims.free(name)):
                 self._write(Job(name, list(line), directory))
             elif (list(held.line), held.directory) != (list(line), directory) and self.claims.free(name):
                 self._write(replace(held, line=list(line), directory=directory))

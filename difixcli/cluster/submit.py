@@ -109,10 +109,12 @@ def _slurm(folder: Path, workers: Sequence[Worker], wishes: Wishes, name: str) -
         "time": None if wishes.time is None else minutes(wishes.time),
         "gpus_per_node": wishes.gpus,
         "cpus_per_task": wishes.cpus,
-        "mem": None if wishes.memory is None else f"{round(wishes.memory * 1024)}M",
+        "mem": wishes.memory,
     }
     if asked["time"] is None and "time" in further:
         asked["time"] = minutes(str(further["time"]))
+    if asked["time"] is None:  # submitit's own is five minutes
+        raise InputError("SLURM wants to know how long a job may take; say it with --time, as 4:00:00.")
     try:
         executor = SlurmExecutor(Jobs(folder).folder / "submitit", max_num_timeout=_PREEMPTIONS)
     except RuntimeError:
@@ -128,8 +130,6 @@ def _slurm(folder: Path, workers: Sequence[Worker], wishes: Wishes, name: str) -
         additional_parameters={"requeue": True, **further},
         **{key: value for key, value in asked.items() if value is not None},
     )
-    if asked["time"] is None:  # the partition's own, rather than submitit's five minutes
-        del executor.parameters["time"]
     try:
         with executor.batch():
             jobs = [executor.submit(worker) for worker in workers]

@@ -102,7 +102,7 @@ def test_failed_killed_drained_and_put_back_comes_to_a_plain_run(
     out = tmp_path / "out"
     line += ["-o", out]
     line.insert(2, bad)
-    number = difix(*line, "--cluster", "slurm", "--cpus", "2", "--memory", "1").stdout.strip()
+    number = difix(*line, "--cluster", "slurm", "--time", "20", "--cpus", "2", "--memory", "1").stdout.strip()
     assert number.isdecimal()
     until(lambda: all(_record(out, name)["state"] for name in "abc"), 30, "all scenes are known")
     # one is killed, without any warning
@@ -127,12 +127,12 @@ def test_failed_killed_drained_and_put_back_comes_to_a_plain_run(
     assert "transforms.json" in status.stderr
     assert _record(out, "b")["node"] in slurm.nodes
     # the same line tries only those that failed; the broken one fails again
-    again = difix(*line, "--cluster", "slurm", "--wait", "--json", code=3)
+    again = difix(*line, "--cluster", "slurm", "--time", "20", "--wait", "--json", code=3)
     assert list(_told(again)["results"]["failed"]) == ["bad"]
     assert [_record(out, name)["attempt"] for name in "abc"] == [2, 2, 1]
     # mended, it is like another's photos: the whole is what a plain run makes of all four
     shutil.copy(scenes[1] / "transforms.json", bad)
-    assert _told(difix(*line, "--cluster", "slurm", "--wait", "--json"))["results"]["failed"] == {}
+    assert _told(difix(*line, "--cluster", "slurm", "--time", "20", "--wait", "--json"))["results"]["failed"] == {}
     difix(*[word if word != out else plain for word in line])
     assert _files(out) == _files(plain)
     difix("curate", "--merge", out)
@@ -169,7 +169,7 @@ def test_what_is_cancelled_stays_so_and_a_full_job_is_many(
 ) -> None:
     line = ["distill", *scenes, "--split", "every:2", "--schedule", "none", *TOY, "--iterations", LONG]
     out = tmp_path / "out"
-    line += ["-o", out, "--cluster", "slurm", "--scenes-per-job", "2", "--max-running", "1", "--sbatch", "comment=toy"]
+    line += ["-o", out, "--cluster", "slurm", "--time", "20", "--scenes-per-job", "2", "--max-running", "1", "--sbatch", "comment=toy"]
     number = difix(*line).stdout.strip()
     until(lambda: _in_training(out, "a-splatfacto"), 240, "it trains")
     assert len(slurm.jobs()) == 2 and [state for state, _ in slurm.jobs().values()].count("RUNNING") == 1
@@ -182,16 +182,22 @@ def test_what_is_cancelled_stays_so_and_a_full_job_is_many(
     fourth = shutil.copytree(scenes[0], tmp_path / "d")
     line.insert(1, fourth)
     words = [word if word != "slurm" else "local" for word in line if word not in ("--sbatch", "comment=toy")]
+    del words[words.index("--time") : words.index("--time") + 2]
     del words[words.index("--scenes-per-job") : words.index("--scenes-per-job") + 2]
     words[words.index("--max-running") + 1] = "2"
     said = _told(difix(*words, "--wait", "--json"))
     assert {name: job["state"] for name, job in said["jobs"].items()} == {f"{n}-splatfacto": "done" for n in "abcd"}
     assert said["jobs"]["a-splatfacto"]["attempt"] == 2 and set(said["results"]) == set(said["jobs"])
-    table = _told(difix("eval", *(out / name / "splatfacto" for name in "abcd"), "--metrics", "psnr", "--json"))
+    # one table of them all, measured here and by SLURM's jobs
+    line = ["eval", out, "--metrics", "psnr", "--json", "-o"]
+    table = _told(difix(*line, tmp_path / "here"))
     assert set(table["scenes"]) == set("abcd")
+    difix(*line, tmp_path / "there", "--cluster", "slurm", "--time", "20", "--wait")
+    tables = [(tmp_path / place / "eval.json").read_text() for place in ("here", "there")]
+    assert tables[0] == tables[1]
 
 
 def test_slurms_refusals_are_sentences(difix: Callable, scenes: list[Path], tmp_path: Path) -> None:
-    line = ["distill", *scenes, *TOY, "--cluster", "slurm", "-o", tmp_path / "out"]
+    line = ["distill", *scenes, *TOY, "--cluster", "slurm", "--time", "20", "-o", tmp_path / "out"]
     made = difix(*line, "--partition", "nowhere", code=2)
     assert "partition" in made.stderr and "Traceback" not in made.stderr
