@@ -109,7 +109,7 @@ def _slurm(folder: Path, workers: Sequence[Worker], wishes: Wishes, name: str) -
         "time": None if wishes.time is None else minutes(wishes.time),
         "gpus_per_node": wishes.gpus,
         "cpus_per_task": wishes.cpus,
-        "mem": wishes.memory,
+        "mem": None if wishes.memory is None else f"{round(wishes.memory * 1024)}M",
     }
     if asked["time"] is None and "time" in further:
         asked["time"] = minutes(str(further["time"]))

@@ -32,10 +32,11 @@ if [ -n "${DRY_RUN:-}" ]; then
   echo "srun $cpus sh -c '$launch $train'"
   exit
 fi
-srun "$cpus" sh -c "$launch $train" &
+srun "$cpus" sh -c "exec $launch $train" &
 step=$!
 again=
-trap 'again=1; kill -TERM $step 2>/dev/null || true' USR1 TERM INT
+# to the steps, not to srun, which would kill them
+trap 'again=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1 TERM INT
 code=0
 wait $step || code=$?
 while kill -0 $step 2>/dev/null; do # a signal ends the first wait
