@@ -169,7 +169,8 @@ def test_what_is_cancelled_stays_so_and_a_full_job_is_many(
 ) -> None:
     line = ["distill", *scenes, "--split", "every:2", "--schedule", "none", *TOY, "--iterations", LONG]
     out = tmp_path / "out"
-    line += ["-o", out, "--cluster", "slurm", "--time", "20", "--scenes-per-job", "2", "--max-running", "1", "--sbatch", "comment=toy"]
+    line += ["-o", out, "--cluster", "slurm", "--time", "20", "--scenes-per-job", "2", "--max-running", "1"]
+    line += ["--sbatch", "comment=toy"]
     number = difix(*line).stdout.strip()
     until(lambda: _in_training(out, "a-splatfacto"), 240, "it trains")
     assert len(slurm.jobs()) == 2 and [state for state, _ in slurm.jobs().values()].count("RUNNING") == 1
