@@ -271,3 +271,45 @@ def test_what_a_cluster_is_asked_for(scenes: list[Path], tmp_path: Path, monkeyp
     refused(difix(*line, "--cluster", "slurm"), "how long a job may take")
     monkeypatch.setenv("PATH", str(tmp_path))
     refused(difix(*line, "--cluster", "slurm", "--time", "20"), "no SLURM here")
+
+
+def test_a_line_is_put_together_again() -> None:
+    """Whatever a command was given is what the words of a job give it, for every option of every command."""
+    import inspect
+    from enum import Enum
+
+    import typer
+
+    from difixcli.cli import app
+    from difixcli.cli.lines import words
+
+    others = {"seed": 7, "size": 64, "gpus": 2, "share": 0.5, "drop_below": 0.25, "references": 2, "rounds": 3}
+    group = typer.main.get_command(app)
+    for info in app.registered_commands:
+        assert info.callback is not None and info.name is not None
+        if info.name not in ("curate", "distill", "enhance", "eval"):
+            continue
+        signature = inspect.signature(info.callback, eval_str=True)
+        command = group.commands[info.name]
+        values = {}
+        for parameter in command.params:
+            if parameter.name not in signature.parameters:
+                continue
+            default = signature.parameters[parameter.name].default
+            kind = str(signature.parameters[parameter.name].annotation)
+            if isinstance(default, bool):
+                value: object = not default
+            elif isinstance(default, Enum):
+                value = list(type(default))[-1]
+            elif parameter.name in others:
+                value = others[parameter.name]
+            elif "int" in kind or "float" in kind:
+                value = 5
+            else:
+                value = ["x", "y z"] if "list" in kind else Path("x") if "Path" in kind else "some words"
+            values[parameter.name] = value
+        read = command.make_context(info.name, words(signature, values), resilient_parsing=False).params
+        for name, value in values.items():
+            paths = "Path" in str(signature.parameters[name].annotation) and isinstance(value, list)
+            wanted = [Path(one) for one in value] if paths else value
+            assert read[name] == wanted, (info.name, name, read[name], wanted)

@@ -23,7 +23,9 @@ def words(signature: inspect.Signature, values: Mapping[str, Any], leave_out: Co
         if isinstance(info, ArgumentInfo):
             arguments += map(_text, each)
             continue
-        flag = next((one for one in info.param_decls or () if one.startswith("--")), f"--{name.replace('_', '-')}")
+        # in Annotated the first name stands where a default would
+        names = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str) and one[:2] == "--"]
+        flag = names[0] if names else f"--{name.replace('_', '-')}"
         yes, _, no = flag.partition("/")
         options += [(yes if value else no)] if isinstance(value, bool) else [f"{yes}={_text(one)}" for one in each]
     return [*arguments, *options]
