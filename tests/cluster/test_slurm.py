@@ -202,3 +202,23 @@ def test_slurms_refusals_are_sentences(difix: Callable, scenes: list[Path], tmp_
     line = ["distill", *scenes, *TOY, "--cluster", "slurm", "--time", "20", "-o", tmp_path / "out"]
     made = difix(*line, "--partition", "nowhere", code=2)
     assert "partition" in made.stderr and "Traceback" not in made.stderr
+
+
+def test_a_recipe_runs_to_its_table_past_a_broken_scene(slurm: Slurm, tmp_path: Path) -> None:
+    from test_recipes import _toy_scene
+
+    for place in ("train", "test"):
+        _toy_scene(tmp_path / place / "a", 8, lambda i: f"images/{i:05d}.png")
+    bad = shutil.copytree(tmp_path / "test" / "a", tmp_path / "test" / "bad")
+    (bad / "transforms.json").write_text('{"frames": [')
+    environment = {**slurm.environment, "PYTHONPATH": str(ROOT), "SMOKE": "1", "METRICS": "psnr"}
+    environment |= {"METHODS": "splatfacto", "CLUSTER": "--cluster slurm --time 20", "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    line = ["sh", ROOT / "recipes" / "dl3dv" / "run.sh", *(tmp_path / name for name in ("train", "test", "out"))]
+    made = subprocess.run(
+        list(map(str, line)), env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=800
+    )
+    assert made.returncode == 3, made.stderr[-3000:]
+    assert "bad-splatfacto: failed" in made.stderr and "Missing in this: bad-splatfacto" in made.stderr
+    table = json.loads((tmp_path / "out" / "table-seed-0" / "eval.json").read_text())
+    assert set(table["results"]) == {"plain", "fixed", "distilled", "enhanced"}
