@@ -1,7 +1,7 @@
 """The face of the program: tables, progress and the one place where errors become messages and exit codes.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 our fault, 2 the input's or the caller's, 3 some
-of several scenes failed, 130 interrupted.
+of several scenes failed, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -33,8 +34,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from difixcli import interrupts, streams
 from difixcli.errors import LESS_MEMORY, InputError, out_of_memory
-from difixcli.runs import finite
+from difixcli.runs import finite, folder_at_work, forget_runs, removed_folder
 
 if TYPE_CHECKING:
     from difixcli.curation.manifest import StageSummary
@@ -47,8 +49,13 @@ err = Console(stderr=True, highlight=False)
 watcher: Callable[[str, int, int], None] | None = None
 """Is told of all progress, too: label, how much is done, and of how much."""
 
+_LEAST_NAME = 8  # characters of a row's name that are shown in a line
+
 # what the machine or its owner can mend: no space, no permission, a read-only disk
 _CALLERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+
+
+_REMOVED = "The output folder {} was removed while the command was at work in it; run the same line again."
 
 
 def handled(command: Callable[P, R]) -> Callable[P, R]:
@@ -59,30 +66,44 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        forget_runs()
         try:
             return command(*args, **kwargs)
         except InputError as error:
             message, code = str(error), 2
+        except interrupts.Terminated:
+            message, code = "Terminated. Run the same command again to go on from here.", 143
         except KeyboardInterrupt:
             message, code = "Interrupted. Run the same command again to go on from here.", 130
         except BrokenPipeError:  # whoever read our output has left; typer ends without a word
             raise
         except OSError as error:
-            if error.errno not in _CALLERS_ERRNO:
+            if (gone := removed_folder()) is not None:
+                message, code = _REMOVED.format(gone), 2
+            elif error.errno not in _CALLERS_ERRNO:
                 raise _fault(error, kwargs) from error
-            where = f" ({error.filename})" if error.filename else ""
-            message = (
-                f"{error.strerror}{where}. Nothing already written is lost; mend this and run the same line again."
-            )
-            code = 2
+            else:
+                named = error.filename or folder_at_work()
+                where = f" ({named})" if named else ""
+                message = (
+                    f"{error.strerror}{where}. Nothing already written is lost; mend this and run the same line again."
+                )
+                code = 2
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except Exception as error:
-            if not out_of_memory(error):
+            code = 2
+            if out_of_memory(error):
+                message = LESS_MEMORY
+            elif isinstance(error, UnicodeEncodeError) and "\udc80" <= error.object[error.start] <= "\udcff":
+                around = error.object[max(0, error.start - 40) : error.end + 40]
+                message = f"A name is not UTF-8, which a library needs ({around}); rename the file or folder."
+            elif (gone := removed_folder()) is not None:
+                message = _REMOVED.format(gone)
+            else:
                 raise _fault(error, kwargs) from error
-            message, code = LESS_MEMORY, 2
         fail(message)
-        _error_as_json(message, kwargs)
+        error_as_json(message, kwargs)
         raise typer.Exit(code)
 
     return run
@@ -92,11 +113,12 @@ def _fault(error: Exception, options: Mapping[str, Any]) -> typer.Exit:
     """Print the traceback of a fault of ours and return how to end."""
     err.print(traceback.format_exc(), markup=False)
     err.print("[red]This is a fault in difix.[/] Please report it with the lines above.")
-    _error_as_json(f"a fault in difix: {type(error).__name__}: {error}", options)
+    error_as_json(f"a fault in difix: {type(error).__name__}: {error}", options)
     return typer.Exit(1)
 
 
-def _error_as_json(message: str, options: Mapping[str, Any]) -> None:
+def error_as_json(message: str, options: Mapping[str, Any]) -> None:
+    """The error as the last line of stdout, where `--json` was asked for."""
     if options.get("as_json"):
         _write_json({"error": message})
 
@@ -183,7 +205,7 @@ def figures_table(
     title: str,
     rows: Mapping[str, Mapping[str, float | None]],
     spreads: Mapping[str, Mapping[str, float | None]] | None = None,
-) -> Table:
+) -> FiguresTable:
     """Rows of image figures, the best of each column in bold; a figure that is no number is missing (None).
 
     `spreads` are the standard deviations of some of them, by row.
@@ -196,21 +218,56 @@ def figures_table(
         values = [value for row in rows.values() if (value := row.get(key)) is not None and math.isfinite(value)]
         if values:
             best[key] = max(values) if METRICS[key].higher_is_better else min(values)
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for key in keys:
-        table.add_column(METRICS[key].label, justify="right")
+    cells: dict[str, list[Text]] = {}
     for name, row in rows.items():
-        cells = []
+        cells[name] = []
         for key in keys:
             value = row.get(key)
             text = "–" if value is None or math.isnan(value) else f"{value:.{METRICS[key].digits}f}"
             spread = (spreads or {}).get(name, {}).get(key)
             if spread is not None and math.isfinite(spread):
-                text += f" ±{spread:.{METRICS[key].digits}f}"  # wraps as one word
-            cells.append(f"[bold]{text}[/]" if len(rows) > 1 and value == best.get(key) else text)
-        table.add_row(escape(name), *cells)
-    return table
+                text += f" ±{spread:.{METRICS[key].digits}f}"
+            cells[name].append(Text(text, "bold" if len(rows) > 1 and value == best.get(key) else ""))
+    return FiguresTable(title, [METRICS[key].label for key in keys], cells)
+
+
+@dataclass(frozen=True)
+class FiguresTable:
+    """A table of figures that are never cut: columns that do not fit beside each other follow in further tables.
+
+    `cells` has a cell for each of the `labels`, by row; names of rows are folded where they are long.
+    """
+
+    title: str
+    labels: Sequence[str]
+    cells: Mapping[str, Sequence[Text]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rim, between = 4, 3  # characters of a table's frame
+        widths = [
+            max([len(label), *(len(row[i].plain) for row in self.cells.values())])
+            for i, label in enumerate(self.labels)
+        ]
+        longest = max(map(len, self.cells), default=0)
+        names = min(longest, max(options.max_width - max(widths, default=0) - rim - between, _LEAST_NAME))
+        groups: list[list[int]] = [[]]
+        taken = names + rim
+        for i, width in enumerate(widths):
+            if groups[-1] and taken + width + between > options.max_width:
+                groups.append([])
+                taken = names + rim
+            groups[-1].append(i)
+            taken += width + between
+        for number, group in enumerate(groups):
+            table = Table(title=self.title if not number else None, title_justify="left")
+            table.add_column("", overflow="fold", min_width=names, max_width=names)
+            for i in group:
+                table.add_column(self.labels[i], justify="right", no_wrap=True, min_width=widths[i])
+            for name, row in self.cells.items():
+                table.add_row(escape(name), *(row[i] for i in group))
+            needed = names + rim + sum(widths[i] + between for i in group)
+            # where a single figure is wider than the window the lines are longer than it
+            yield from console.render(table, options.update(width=max(options.max_width, needed)))
 
 
 def pairs_table(stages: Sequence[StageSummary]) -> Table:
@@ -220,10 +277,10 @@ def pairs_table(stages: Sequence[StageSummary]) -> Table:
     bars = f"{PSNR_BINS[0]:.0f} to {PSNR_BINS[-1]:.0f} dB"
     table = Table(title="Pairs", title_justify="left")
     table.add_column("scene/stage", overflow="fold")
-    for name in ("pairs", "dropped", "PSNR", "SSIM"):
-        table.add_column(name, justify="right")
+    for name, least in (("pairs", 5), ("dropped", 7), ("PSNR", 5), ("SSIM", 6)):
+        table.add_column(name, justify="right", overflow="fold", min_width=least)
     table.add_column(bars, no_wrap=True, min_width=len(PSNR_BINS) - 1)
-    table.add_column("seconds", justify="right")  # to reconstruct, and to make pairs of it
+    table.add_column("seconds", justify="right", overflow="fold")  # to reconstruct, and to make pairs of it
     for stage in stages:
         dropped = ", ".join(f"{count} {name}" for name, count in sorted(stage.dropped.items()))
         table.add_row(
@@ -238,15 +295,17 @@ def pairs_table(stages: Sequence[StageSummary]) -> Table:
     return table
 
 
-def finish(results: Mapping[str, Any], as_json: bool, *tables: Table) -> None:
+def finish(results: Mapping[str, Any], as_json: bool, *tables: Table | FiguresTable) -> None:
     """Print a command's results on stdout: tables for people, one JSON object as the last line for machines.
 
     A figure that is no finite number (the PSNR of identical images) is null there.
     """
     for table in tables:
-        (err if as_json else out).print(table)
+        (err if as_json else out).print(table, crop=False)
     if as_json:
         _write_json(results)
+    if why := streams.failure():
+        warn(f"The results could not be printed on stdout ({why}); all else is done.")
 
 
 def _write_json(value: Mapping[str, Any]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Iterable
 
 _FEW = 12
+_LONG = 400  # characters of a word; few folders' paths have as many
 
 
 LESS_MEMORY = (
@@ -18,8 +20,21 @@ LESS_MEMORY = (
 class InputError(Exception):
     """Bad input or an impossible request.
 
-    The message is one plain sentence that names the file or value at fault and says what to do about it.
+    The message is one plain sentence that names the file or value at fault and says what to do about it. Of words that
+    are very long (a name or value that was made to be) the middle is left out.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(re.sub(rf"\S{{{_LONG},}}", lambda word: short(word[0], _LONG // 2), message))
+
+
+def short(text: str, most: int = 100) -> str:
+    """A text of at most so many characters: the middle of a longer one is left out, and its length is said."""
+    if len(text) <= most:
+        return text
+    told = f"… ({len(text)} characters) …"
+    half = max(most - len(told), 2) // 2
+    return f"{text[:half]}{told}{text[-half:]}"
 
 
 def unknown(what: str, name: str, known: Iterable[str], tail: str = "") -> InputError:
@@ -28,6 +43,7 @@ def unknown(what: str, name: str, known: Iterable[str], tail: str = "") -> Input
     `tail` is what else to do about it: a whole sentence or more, put at the end.
     """
     choices = sorted(known)
+    name = short(name)  # to be compared, too: the time that takes grows with the square of a name's length
     hint = "."
     if close := near(name, choices):
         hint = f"; did you mean {' or '.join(close)}?"

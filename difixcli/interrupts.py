@@ -1,11 +1,12 @@
-"""Being asked to end: SIGINT from a person, SIGTERM and SIGUSR1 from a cluster that wants its node back.
+"""Being asked to end: SIGINT from a person, SIGTERM and SIGUSR1 from a scheduler that wants its machine back.
 
-All of them end a command as an interruption does, with exit code 130. Work that can be saved in the middle goes on to
-the next moment at which it can, and saves first.
+All of them end a command as an interruption does, with exit code 130 after SIGINT and 143 after the others. Work that
+can be saved in the middle goes on to the next moment at which it can, and saves first.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,11 +19,34 @@ _raised = False
 _saving = 0  # how many blocks are open that save before they end
 
 
+class Terminated(KeyboardInterrupt):
+    """A scheduler asked the process to end, not a person."""
+
+
+def interruption(number: int) -> KeyboardInterrupt:
+    """What such a signal raises."""
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+
+
 def listen() -> None:
-    """From now on each of the signals interrupts the program; a second SIGINT does so without saving."""
+    """From now on each of the signals interrupts the program; a second SIGINT does so without saving.
+
+    Processes that this one forks end as before.
+    """
+    owner = os.getpid()
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == owner:
+            _hear(number)
+        elif number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
-            signal.signal(number, _hear)
+            signal.signal(number, hear)
 
 
 def asked() -> bool:
@@ -43,7 +67,7 @@ def saving() -> Iterator[None]:
         _interrupt()
 
 
-def _hear(number: int, _: FrameType | None) -> None:
+def _hear(number: int) -> None:
     global _asked  # noqa: PLW0603
     insisting = number == signal.SIGINT and _asked == signal.SIGINT
     _asked = _asked if _asked is not None else number
@@ -55,4 +79,4 @@ def _hear(number: int, _: FrameType | None) -> None:
 def _interrupt() -> None:
     global _raised  # noqa: PLW0603
     _raised = True
-    raise KeyboardInterrupt
+    raise interruption(_asked or signal.SIGINT)

@@ -12,16 +12,21 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from difixcli import __version__
-from difixcli.errors import InputError
+from difixcli.digests import digests_of
+from difixcli.errors import InputError, out_of_memory
+from difixcli.shapes import RESTORE, Each, check_shape, parsed
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 try:
     import fcntl
@@ -35,6 +40,9 @@ JOBS = "jobs"
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Makes a progress bar from a label and a total; what it gives is called with how much is done."""
 
+_LONG_NAME = 200  # bytes, of the 255 that file systems take
+_MANY_PIXELS = 2**24
+_DENSEST = 9000  # pixels a byte: deflate makes at most 1032 bytes of one, with 8 pixels each
 _READ_WHOLE = 64 * 2**20  # bytes
 _ENCODERS: dict[str, dict[str, Any]] = {
     ".png": {"format": "PNG", "compress_level": 4},
@@ -43,6 +51,18 @@ _ENCODERS: dict[str, dict[str, Any]] = {
 }
 _RECORD = "run.json"
 _LOCK = f".{_RECORD}.lock"
+RECORD = {
+    "command": str,
+    "arguments": dict,
+    "inputs": Each(str),
+    "versions": dict,
+    "state": str,
+    "seconds": float,
+    "timings": Each(float),
+    "results": dict,
+}
+"""The shape of a run's record."""
+_at_work: set[Path] = set()  # records of the runs that this process has open
 _locks: dict[Path, int] = {}  # open lock files; closing one would give its lock back
 _PACKAGES = ("torch", "nerfstudio", "gsplat", "diffusers", "numba", "numpy", "pycolmap")
 
@@ -87,6 +107,7 @@ class Run:
             _lock(folder, shared)
             # read again: whoever held the lock until now has perhaps finished it
             if same := cls.held(folder, command, arguments, inputs, shared):
+                _at_work.add(folder / _RECORD)
                 return same
         fresh = {
             "command": command,
@@ -99,7 +120,7 @@ class Run:
             "results": {},
         }
         if (folder / _RECORD).is_file():
-            held = _own_record(folder)
+            held = run_record(folder)
             if held is None:
                 raise InputError(f"{folder} holds a run.json that difix did not write; choose another --output.")
             if not force and _has_outputs(folder):
@@ -129,7 +150,7 @@ class Run:
     ) -> Run | None:
         """The run in the folder if it is this very one, finished or not; nothing is written."""
         folder = folder.expanduser().absolute()
-        held = _own_record(folder)
+        held = run_record(folder)
         if held is None or not _asks_for(held, command, arguments) or held.get("inputs") != dict(inputs):
             return None
         return cls(folder, held, True, shared)
@@ -137,14 +158,17 @@ class Run:
     @staticmethod
     def asked_for(folder: Path, command: str, arguments: Mapping[str, Any]) -> bool:
         """Whether the folder holds a run of this command with these arguments, whatever became of its inputs."""
-        held = _own_record(folder)
+        held = run_record(folder)
         return held is not None and _asks_for(held, command, arguments)
 
     @classmethod
     def _begun(cls, folder: Path, record: dict[str, Any], shared: bool) -> Run:
         run = cls(make_folder(folder), record, False, shared)
         _lock(folder, shared)
+        path = run.folder / _RECORD
+        _at_work.discard(path)  # of the run that this one replaces
         run.save()
+        _at_work.add(path)
         return run
 
     @property
@@ -156,17 +180,39 @@ class Run:
         self.record["timings"][name] = round(self.record["timings"].get(name, 0.0) + seconds, 3)
 
     def save(self, **changes: Any) -> None:
-        """Write `run.json`, with the given keys changed."""
+        """Write `run.json`, with the given keys changed; InputError where it was removed since the run was opened."""
+        path = self.folder / _RECORD
+        if path in _at_work and not path.exists():
+            raise InputError(
+                f"The output folder {self.folder} was removed while the command was at work in it; run the same line "
+                "again."
+            )
         now = time.monotonic()
         self.record["seconds"] = round(self.record["seconds"] + now - self._started, 3)
         self._started = now
         self.record.update(changes)
-        write_json(self.folder / _RECORD, self.record)
+        write_json(path, self.record)
 
     def finish(self, results: Mapping[str, Any]) -> None:
         self.save(results=dict(results), state="done")
+        _at_work.discard(self.folder / _RECORD)
         if (lock := _locks.pop(self.folder / _LOCK, None)) is not None:
             os.close(lock)
+
+
+def forget_runs() -> None:
+    """A command begins: runs that earlier ones of this process left open are not at work any more."""
+    _at_work.clear()
+
+
+def folder_at_work() -> Path | None:
+    """The folder of a run that this process has open."""
+    return next((record.parent for record in sorted(_at_work)), None)
+
+
+def removed_folder() -> Path | None:
+    """The folder of a run that this process has open and that somebody has removed meanwhile."""
+    return next((record.parent for record in sorted(_at_work) if not record.exists()), None)
 
 
 def _counts(path: Path, shared: bool) -> bool:
@@ -224,8 +270,11 @@ def _as_json(arguments: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(dict(arguments), default=str))
 
 
-def _own_record(folder: Path) -> dict[str, Any] | None:
-    """What the run's record in the folder says, or None where there is none or another program wrote it."""
+def run_record(folder: Path) -> dict[str, Any] | None:
+    """What the run's record in the folder says (see `RECORD`), or None where there is none or another program wrote it.
+
+    Raises InputError for a record of ours that is broken.
+    """
     path = folder / _RECORD
     held = read_json(path) if path.is_file() else None
     ours = (
@@ -235,7 +284,10 @@ def _own_record(folder: Path) -> dict[str, Any] | None:
         and "difixcli" in held["versions"]
         and held.get("state") in ("running", "done")
     )
-    return held if ours else None
+    if not ours:
+        return None
+    check_shape(held, RECORD, path)
+    return held
 
 
 def _has_outputs(folder: Path) -> bool:
@@ -273,20 +325,20 @@ def versions() -> dict[str, str]:
     return found
 
 
-def fingerprint(files: Sequence[Path], content: bool = False) -> str:
-    """A short hash of the files' names and sizes and of the content of small text files among them.
+def fingerprint(files: Sequence[Path], content: bool = True) -> str:
+    """A short hash of the files' names, sizes and content.
 
-    With `content` every file counts by its content; above 64 MiB by its time of change instead, because reading
-    gigabytes of weights at every start takes too long, and weights of one architecture all have one size.
+    Above 64 MiB, and without `content` (of many files that are large together), a file counts by its time of change
+    instead, unless it is a small text: reading gigabytes takes too long, and weights of one architecture all have one
+    size.
     """
     digest = hashlib.sha256()
-    for path in sorted(files):
-        facts = path.stat()
-        digest.update(f"{path.name}:{facts.st_size};".encode())
-        if path.suffix in {".json", ".txt"} or (content and facts.st_size <= _READ_WHOLE):
-            digest.update(path.read_bytes())
-        elif content:
-            digest.update(f"{facts.st_mtime_ns};".encode())
+    facts = {path: path.stat() for path in files}
+    read = [p for p in facts if facts[p].st_size <= _READ_WHOLE and (content or p.suffix in {".json", ".txt"})]
+    contents = dict(zip(read, digests_of(read), strict=True))
+    for path in sorted(facts, key=lambda one: (one.name, one)):
+        said = contents.get(path) or facts[path].st_mtime_ns
+        digest.update(os.fsencode(f"{path.name}:{facts[path].st_size}:{said};"))
     return digest.hexdigest()[:16]
 
 
@@ -317,14 +369,35 @@ def _unwritable(folder: Path, error: OSError) -> InputError:
     return InputError(f"The output folder {folder} cannot be written ({error.strerror}); choose another --output.")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; InputError when it is missing or broken."""
+def read_json(path: Path, shape: Any = object, cure: str = RESTORE) -> Any:
+    """Read JSON of a shape (see `shapes`).
+
+    Raises InputError, with the `cure`, when it is none or of another shape, and when it is missing or cannot be read.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); restore it or remove it.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not valid JSON (it is no UTF-8 text); {cure}.") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    value = parsed(text, path, cure)
+    check_shape(value, shape, path, cure)
+    return value
+
+
+def is_the_systems(error: Exception) -> bool:
+    """Whether a file could not be read for reasons of the system; what readers do with damaged ones has other codes."""
+    codes = {errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno.ENOENT, errno.ESTALE, errno.EMFILE}
+    return isinstance(error, OSError) and error.errno in codes
+
+
+def unreadable(path: object, error: Exception) -> InputError:
+    """The error for a file that may be whole, but that the system does not let us read."""
+    cure = "allow it to be read (chmod u+r)" if isinstance(error, PermissionError) else "mend that"
+    reason = getattr(error, "strerror", None) or error
+    return InputError(f"{path} cannot be read ({reason}); {cure} and run the same line again.")
 
 
 def finite(value: Any) -> Any:
@@ -373,26 +446,72 @@ def read_image(path: Openable, alpha: bool = False, upright: bool = False) -> np
     that are only looked at, wrong for posed ones, whose intrinsics belong to the pixels as they are stored.
     InputError when it is missing or broken.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
 
-    try:
-        with path.open("rb") as file, Image.open(file) as opened:
-            opened.load()
-            image = ImageOps.exif_transpose(opened) if upright else opened
-            if image.mode == "F" or image.mode.startswith("I"):  # one channel of more than 8 bits
-                grey = np.asarray(image, dtype=np.float32) / (1 if image.mode == "F" else 65535)
-                pixels = np.repeat(np.clip(grey, 0, 1)[..., None], 3, axis=2)
-            else:
-                transparent = "A" in image.getbands() or "transparency" in image.info
-                pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"), dtype=np.float32) / 255
-    except FileNotFoundError:
-        raise InputError(f"The image {path} does not exist; check its name.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(f"{path} cannot be read as an image ({reason}); restore it or remove it.") from error
+    with open_image(path) as opened:
+        opened.load()
+        image = ImageOps.exif_transpose(opened) if upright else opened
+        if image.mode == "F" or image.mode.startswith("I"):  # one channel of more than 8 bits
+            grey = np.asarray(image, dtype=np.float32) / (1 if image.mode == "F" else 65535)
+            pixels = np.repeat(np.clip(grey, 0, 1)[..., None], 3, axis=2)
+        else:
+            transparent = "A" in image.getbands() or "transparency" in image.info
+            pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"), dtype=np.float32) / 255
     if pixels.shape[2] == 3:
         return np.pad(pixels, ((0, 0), (0, 0), (0, 1)), constant_values=1) if alpha else pixels
     return pixels if alpha else pixels[..., :3] * pixels[..., 3:]
+
+
+@contextmanager
+def open_image(path: Openable) -> Iterator[Image]:
+    """An image file, opened by PIL; what goes wrong with it in the `with` block is an InputError that names the cause.
+
+    That is: there is no such file, it may not be read, it is no image or damaged, or it has more pixels than are read.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with path.open("rb") as whole:
+            raw = getattr(whole, "raw", None)
+            file = CappedFile(raw) if isinstance(raw, io.FileIO) else whole
+            with Image.open(file) as image:
+                _check_claim(image, file)
+                yield image
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"The image {path} does not exist; check its name.") from None
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise InputError(
+            f"The image {path} has more than {most} million pixels, which is more than is read; make it smaller."
+        ) from None
+    except Exception as error:  # PIL's readers raise whatever they stumble over
+        if is_the_systems(error):
+            raise unreadable(path, error) from error
+        if out_of_memory(error):
+            raise
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{path} cannot be read as an image ({reason}); restore it or remove it.") from error
+
+
+def _check_claim(image: Image, file: IO[bytes]) -> None:
+    """ValueError for an opened image whose header claims more pixels than the bytes of its file can hold."""
+    pixels, size = image.width * image.height, file.size if isinstance(file, CappedFile) else 0
+    packed = image.format in ("PNG", "BMP", "JPEG", "MPO") or image.info.get("compression") == "raw"
+    if packed and size and pixels > _MANY_PIXELS and pixels > _DENSEST * size:
+        raise ValueError(f"it claims {image.width}×{image.height} pixels, which {size} bytes cannot hold")
+
+
+class CappedFile(io.BufferedReader):
+    """A file from which no more bytes are asked than it has: the buffer for what is claimed would be made first."""
+
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__(raw)
+        self.size = os.fstat(raw.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(size if size is None or size < 0 else min(size, max(self.size - self.tell(), 0)))
 
 
 def file_name(name: str) -> str:
@@ -401,12 +520,20 @@ def file_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", stem)
 
 
+def _shortened(name: str) -> str:
+    """A name that has room for more: of a very long one the beginning, and a hash that tells it from others."""
+    whole = os.fsencode(name)
+    if len(whole) <= _LONG_NAME:
+        return name
+    return f"{name[: _LONG_NAME // 8]}-{hashlib.sha256(whole).hexdigest()[:16]}"
+
+
 class atomic:
     """`with atomic(path) as temporary:` write there; on success it becomes `path`, on failure nothing does."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self.temporary = path.with_name(f".{_shortened(path.name)}.{os.getpid()}.part")
 
     def __enter__(self) -> Path:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from small_scenes import small_sample  # noqa: E402
 
-from difixcli.scenes.sample import cached_sample  # noqa: E402
+from difixcli.samples.sample import cached_sample  # noqa: E402
 from difixcli.torchvision_cure import cure  # noqa: E402
 
 ABSENT = "the shared data is not beside the project"

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from difixcli.samples.sample import cached_sample
 from difixcli.scenes import Camera
 from difixcli.scenes.nerfstudio_format import read_transforms, write_transforms
-from difixcli.scenes.sample import cached_sample
 from difixcli.scenes.splits import SPLIT_FILE
 
 

@@ -440,6 +440,11 @@ def test_errors_are_json_too(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "nowhere" in json.loads(result.stdout.splitlines()[-1])["error"]
     assert not difix("distill", tmp_path / "nowhere").stdout
+    for line in (("distill", "--jsn"), ("eval",), ("distill", "--seed", "-1"), ("no-such-command",), ("fix", "--size")):
+        result = difix(*line, "--json")
+        assert result.exit_code == 2 and result.stderr, line
+        assert list(json.loads(result.stdout)) == ["error"], line
+        assert not difix(*line).stdout, line
 
 
 def test_a_finished_distillation_is_found_again(
@@ -455,3 +460,122 @@ def test_a_finished_distillation_is_found_again(
     assert again.exit_code == 0, again.stderr
     said = json.loads(again.stdout.splitlines()[-1])
     assert said["results"] == distilled[1]["results"] and Path(said["output"]) == home
+
+
+@pytest.mark.parametrize("width", [200, 80, 40, 24, 10])
+def test_figures_are_never_cut(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any width, every figure stands whole in one line, in the column of its metric."""
+    import io
+
+    from rich.console import Console
+
+    from difixcli import console
+    from difixcli.evaluation.metrics import METRICS
+
+    rows = {f"a-run-with-a-long-name-{i}": {key: 10.12345 + i for key in METRICS} for i in range(2)}
+    spreads = {name: dict.fromkeys(METRICS, 0.54321) for name in rows}
+    text = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=text, width=width))
+    console.finish({}, False, console.figures_table("a: 3 views", rows, spreads))
+    shown = text.getvalue()
+    assert "…" not in shown and shown.count("a: 3 views") == 1
+    for row in rows.values():
+        wanted = [f"{value:.{METRICS[key].digits}f} ±{0.54321:.{METRICS[key].digits}f}" for key, value in row.items()]
+        assert all(shown.count(one) == wanted.count(one) for one in wanted)
+    assert all(metric.label in shown for metric in METRICS.values())
+    if width >= 40:
+        assert max(map(len, shown.splitlines())) <= width
+
+
+def test_a_damaged_newest_checkpoint_costs_a_round(
+    distilled: tuple[Path, dict], room: Path, tiny_fixer: Path, tmp_path: Path
+) -> None:
+    """The same line goes on from the last whole one, says so, and comes to the same figures."""
+    folder = tmp_path / "run"
+    line = (
+        *("distill", room, "--method", "splatfacto", "--fixer", tiny_fixer, "--rounds", "2", "--compare", "--json"),
+        *("--iterations", "60", "--size", "48", "--set", "max_gaussians=400", "--output", folder),
+    )
+
+    def stopped(*damaged: str) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(distilled[0], folder)
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps({**record, "state": "running", "results": {}}))
+        for pattern in damaged:
+            (path,) = folder.glob(pattern)
+            path.write_bytes(path.read_bytes()[:5000])
+
+    newest, second, first = (f"{part}/*.ckpt" for part in ("nerfstudio_models", "rounds/02", "rounds/01"))
+    for damaged, words in (
+        ((newest,), "the beginning of round 2"),
+        ((newest, second, first), "the end of the training on photos"),
+    ):
+        stopped(*damaged)
+        again = difix(*line)
+        assert again.exit_code == 0, (again.stderr, again.exception)
+        assert "is damaged: going on from " + words in " ".join(again.stderr.split())
+        assert json.loads(again.stdout.splitlines()[-1])["results"] == distilled[1]["results"]
+    stopped(newest, second, first, "photos/nerfstudio_models/*.ckpt")
+    held = sorted(folder.rglob("*"))
+    refused(difix(*line), "damaged or not whole", ".ckpt")
+    assert sorted(folder.rglob("*")) == held
+
+
+def test_options_are_checked_before_the_heavy_imports(room: Path) -> None:
+    """Within a second of the program's start: nothing that takes long is imported first."""
+    import subprocess
+    import sys
+
+    for words in (("--rounds", "-1"), ("--rounds", "0"), ("--targets", "spiral:100000000"), ("--split", "every:0")):
+        line = ["from difixcli.cli import main; import sys, atexit",
+                "atexit.register(lambda: print('torch' in sys.modules))", "main()"]  # fmt: skip
+        ended = subprocess.run(
+            [sys.executable, "-c", "\n".join(line), "distill", str(room), *words],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == 2 and ended.stdout == "False\n", (words, ended.stderr)
+        assert "does not say how many" not in ended.stderr
+
+
+def test_identical_images_are_told_and_left_out_of_the_mean(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            if number or name == "a":
+                pixels = rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    result = difix("eval", tmp_path / "a", tmp_path / "b", "--metrics", "psnr", "--output", tmp_path / "eval", "--json")
+    assert result.exit_code == 0, result.stderr
+    said = json.loads(result.stdout.splitlines()[-1])
+    figures = json.loads((tmp_path / "eval" / "eval.json").read_text())["per_image"]["images"]
+    others = [figures[name]["psnr"] for name in ("1", "2")]
+    assert figures["0"]["psnr"] is None and said["results"]["psnr"] == pytest.approx(np.mean(others))
+    assert said["std"]["psnr"] == pytest.approx(np.std(others))
+    assert "1 of 3 images" in result.stderr and "identical" in result.stderr
+
+
+def test_going_back_names_the_run_and_option_that_differ(
+    distilled: tuple[Path, dict], room: Path, tiny_fixer: Path
+) -> None:
+    line = (
+        *("distill", room, "--method", "splatfacto", "--fixer", tiny_fixer, "--rounds", "2", "--compare"),
+        *("--iterations", "60", "--size", "48", "--output", distilled[0], "--from-round", "1"),
+    )
+    refused(difix(*line, "--set", "max_gaussians=300"), distilled[0].name, "--set", "max_gaussians=400")
+    refused(difix(*line, "--set", "max_gaussians=400", "--seed", "3"), distilled[0].name, "--seed", "0 there, 3 here")
+
+
+def test_one_photo_to_train_is_told(room: Path, tiny_fixer: Path, tmp_path: Path) -> None:
+    name = json.loads((room / "transforms.json").read_text())["frames"][0]["file_path"]
+    (tmp_path / "one.json").write_text(json.dumps({"train": [name]}))
+    result = difix(
+        *("distill", room, "--split", f"file:{tmp_path / 'one.json'}", "--schedule", "none", "--iterations", "2"),
+        *("--fixer", tiny_fixer, "--size", "32", "--set", "max_gaussians=100", "--output", tmp_path / "run"),
+    )
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    assert "leaves one photo to train on" in " ".join(result.stderr.split())

@@ -35,8 +35,8 @@ from difixcli.curation.underfit import parse_stop
 from difixcli.errors import InputError
 from difixcli.reconstruction import Reconstruction, Render
 from difixcli.reference_views import References
+from difixcli.samples.sample import cached_sample
 from difixcli.scenes import load_scene
-from difixcli.scenes.sample import cached_sample
 from difixcli.scenes.scene import Camera, Frame, Scene
 from difixcli.scenes.trajectories import shift_distance, shift_path, shift_sideways
 
@@ -505,6 +505,7 @@ def test_merging_strategies_and_unfinished_shards(
     other = tmp_path / "other"
     done(difix(*line[:-2], "--json", "-o", other))
     refused(difix("curate", "--merge", other, undisturbed[0], "-o", tmp_path / "mixed"), "testing")
+    assert not (tmp_path / "mixed").exists()
     shard = tmp_path / "shard"
     done(difix(*line, "--shard", "0/2", "--json", "-o", shard))
     refused(difix("curate", "--merge", shard), "b is still to be made", "--partial")
@@ -558,6 +559,7 @@ def test_tars_train_like_folders(three: list[Path], tmp_path: Path) -> None:
     ]
     assert results[0]["loss"] == results[1]["loss"] and results[1]["pairs"]["train"] == 4
     refused(difix("curate", "--merge", tmp_path / "folder", tmp_path / "tars", "-o", tmp_path / "both"), "--format")
+    assert not (tmp_path / "both").exists()
     merged = done(difix("curate", "--merge", tmp_path / "tars", "-o", tmp_path / "merged", "--json"))
     assert merged["pairs"] == 6 and len(read_manifests([tmp_path / "merged"]).train) == 4
     (tmp_path / "tars" / "train" / Path(tars[0]).name).write_bytes(b"half a tar")

@@ -11,15 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from planes import write_plane
 from pretend_cuda import PretendTensor, pretend_cuda
 from test_fixer_inference import raw_network, smooth
 from test_training import FAST, Killed, losses, save, texture
+from test_view_diffusion_training import FAST as FAST_VIEWS
 from torch import Tensor
 
 from difixcli.fixer import Fixer, new_small_fixer
 from difixcli.fixer.alignment import align_references, register_references
 from difixcli.fixer.confidence import bad_fixes, fix_confidence
 from difixcli.fixer.diagnostics import collapse_signs
+from difixcli.priors.view_diffusion.model import ViewDiffusion
+from difixcli.scenes import load_scene
+from difixcli.training import train_view_diffusion
 
 
 @pytest.fixture
@@ -300,3 +305,19 @@ def test_fields_train_on_rays_of_photos_and_pseudo_views(
     beside = [ReferenceViews(scene, [0, 2, 4], one, 2).beside(camera, shown) for one in (again, on_cpu)]
     assert beside[0].frames == beside[1].frames and beside[0].aligned.shape == beside[1].aligned.shape
     assert np.isfinite(beside[0].aligned).all() and beside[0].visibility.max() <= 1
+
+
+def test_the_epipolar_transformer_trains_without_waiting(tmp_path: Path, waits: dict[str, int]) -> None:
+    """On the device as on the CPU; the processor waits for its log, not for its steps."""
+    scenes = [load_scene(write_plane(tmp_path / "plane", 0, count=6), 48)]
+    counts = {}
+    for where, steps in (("cpu", 3), ("cuda", 3), ("cuda", 6)):
+        waits.clear()
+        options = {**FAST_VIEWS, "epipolar_iterations": steps, "vae_iterations": 0, "diffusion_iterations": 0}
+        output = tmp_path / f"{where}-{steps}"
+        train_view_diffusion(scenes, "scratch", output, device=where, **(options | {"log_every": 100}))
+        counts[where, steps] = waits["_local_scalar_dense"]  # torch's clipping moves what lies on one device already
+    assert counts["cuda", 3] == counts["cuda", 6] > counts["cpu", 3]
+    one, other = (ViewDiffusion.from_pretrained(tmp_path / name).state_dict() for name in ("cpu-3", "cuda-3"))
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], atol=1e-4, rtol=1e-3)

@@ -72,8 +72,8 @@ def test_options_that_say_nothing_to_a_schedule_are_refused() -> None:
 
 
 def test_too_many_rounds_are_refused() -> None:
-    for iterations, rounds in ((10, 20), (4, 5), (40, 0)):
-        with pytest.raises(InputError, match="cannot be shared"):
+    for iterations, rounds, words in ((10, 20, "cannot be shared"), (4, 5, "cannot be shared"), (40, 0, "1 or more")):
+        with pytest.raises(InputError, match=words):
             make_schedule("cpu", iterations, None, rounds)
 
 
@@ -109,7 +109,7 @@ TOY = ("--iterations", "60", "--size", "48", "--set", "max_gaussians=400", "--ro
 
 @pytest.fixture(scope="session")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from difixcli.scenes.sample import cached_sample
+    from difixcli.samples.sample import cached_sample
 
     folder = tmp_path_factory.mktemp("scene") / "room"
     # without the model that says who saw the seed points, as most scenes come

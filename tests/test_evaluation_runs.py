@@ -34,12 +34,13 @@ from difixcli.evaluation.evaluate import suggested_metrics
 from difixcli.evaluation.fid import FrechetDistance, inception, inception_file
 from difixcli.evaluation.metrics import METRICS, image_metrics, parse_metrics, psnr, ssim
 from difixcli.evaluation.perceptual import Lpips
-from difixcli.evaluation.protocols import DL3DV, OWN, parse_protocol
+from difixcli.evaluation.protocols import DL3DV, OWN, ObjectCrop, parse_protocol
 from difixcli.evaluation.report import _path_charts, write_report
 from difixcli.evaluation.run_folders import TRUTH, RunFolder, is_run, row_names
 from difixcli.evaluation.visibility import visible_pixels
 from difixcli.runs import read_image, write_image
 from difixcli.scenes import load_photo, load_scene, make_split
+from difixcli.scenes.ply import write_points
 from difixcli.scenes.scene import Camera
 
 WIDTH, HEIGHT, FOCAL = 96, 64, 80.0
@@ -348,16 +349,112 @@ def test_the_whole_of_a_run_is_measured(run: Path, tmp_path: Path) -> None:
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|https?:", page)
 
 
-def test_sparse_says_which_views_train(run: Path, scene: Path, tmp_path: Path) -> None:
-    found = evaluate_run(run, plan=Plan(("psnr",), protocol=parse_protocol("sparse:4")))
-    assert found["images"] == 6 and found["conditions"]["protocol"] == "sparse:4"
+def test_every_says_which_views_train(run: Path, scene: Path, tmp_path: Path) -> None:
+    found = evaluate_run(run, plan=Plan(("psnr",), protocol=parse_protocol("every:4")))
+    assert found["images"] == 6 and found["conditions"]["protocol"] == "every:4"
     assert found["results"] == evaluate_run(run, plan=QUICK)["results"]
     with pytest.raises(
-        InputError, match=r"every:4, which is not .* sparse:2 .*trains on images/002\.png.*--split every:2"
+        InputError, match=r"every:4, which is not .* every:2 .*trains on images/002\.png.*--split every:2"
     ):
-        evaluate_run(run, plan=Plan(("psnr",), protocol=parse_protocol("sparse:2")))
+        evaluate_run(run, plan=Plan(("psnr",), protocol=parse_protocol("every:2")))
     other = make_run(tmp_path / "b", scene, "every:2")
-    assert evaluate_run(other, plan=Plan(("psnr",), protocol=parse_protocol("sparse:2")))["images"] == 4
+    assert evaluate_run(other, plan=Plan(("psnr",), protocol=parse_protocol("every:2")))["images"] == 4
+
+
+@pytest.mark.parametrize("count", [2, 3, 6, 9])
+def test_sparse_has_a_few_evenly_spaced_views(texture: np.ndarray, tmp_path: Path, count: int) -> None:
+    folder = make_scene(tmp_path / "wall", texture, {f"images/{i:03d}.png": 0.02 * i for i in range(20)})
+    loaded = load_scene(str(folder))
+    split = make_split(loaded, f"sparse:{count}")
+    others = [i for i in range(20) if i % 8]
+    assert list(split.test) == [0, 8, 16] and len(split.train) == count
+    assert split.train[0] == others[0] and split.train[-1] == others[-1]
+    gaps = np.diff([others.index(i) for i in split.train])
+    assert gaps.max() - gaps.min() <= 1
+    run = make_run(tmp_path / "run", folder, f"sparse:{count}")
+    found = evaluate_run(run, plan=Plan(("psnr",), protocol=parse_protocol(f"sparse:{count}")))
+    assert found["images"] == 3 and found["conditions"]["protocol"] == f"sparse:{count}"
+    assert found["conditions"]["crop"] == "none"
+    with pytest.raises(InputError, match=f"Train it with --split sparse:{count}"):
+        evaluate_run(
+            make_run(tmp_path / "b", folder, "every:4"),
+            plan=Plan(("psnr",), protocol=parse_protocol(f"sparse:{count}")),
+        )
+
+
+def test_sparse_has_no_seed_point_from_a_held_out_photo(texture: np.ndarray, tmp_path: Path) -> None:
+    """Of the room's points those are trained on that two training photos saw; who saw them has to be known."""
+    room = load_scene("sample:room")
+    split = make_split(room, "sparse:6")
+    known = room.known_to(split.train)
+    assert room.tracks is not None and known.tracks is not None
+    assert 0 < len(known.points) < 0.7 * len(room.points)
+    assert (known.tracks.counts(split.train) >= 2).all()
+    others = [i for i in range(len(room.frames)) if i not in split.train]
+    of_others = (room.tracks.counts(others) > 0) & (room.tracks.counts(split.train) < 2)
+    left = {point.tobytes() for point in known.points}
+    assert of_others.sum() > 500 and not any(point.tobytes() in left for point in room.points[of_others])
+    # a scene that does not know is refused
+    folder = make_scene(tmp_path / "wall", texture, {f"images/{i:03d}.png": 0.02 * i for i in range(10)})
+    rng = np.random.default_rng(0)
+    write_points(folder / "points.ply", rng.normal(size=(50, 3)), rng.integers(0, 255, (50, 3), dtype=np.uint8))
+    meta = json.loads((folder / "transforms.json").read_text())
+    (folder / "transforms.json").write_text(json.dumps({**meta, "ply_file_path": "points.ply"}))
+    with pytest.raises(InputError, match="sparse:3 allows no seed points from held-out photos"):
+        evaluate_run(
+            make_run(tmp_path / "run", folder, "sparse:3"), plan=Plan(("psnr",), protocol=parse_protocol("sparse:3"))
+        )
+
+
+def test_co3d_measures_objects_before_black(texture: np.ndarray, tmp_path: Path) -> None:
+    folder = make_scene(tmp_path / "wall", texture, {f"images/{i:03d}.png": 0.01 * i for i in range(40)})
+    loaded = load_scene(str(folder))
+    split = make_split(loaded, "co3d:2")
+    shown = sorted((*split.train, *split.test))
+    assert len(split.train) == 2 and len(split.test) == 30
+    assert shown == [round(place) for place in np.linspace(0, 39, 32)]
+    run = make_run(tmp_path / "run", folder, "co3d:2")
+    protocol = parse_protocol("co3d-2view")
+    with pytest.raises(InputError, match=r"has no mask.*--masks"):
+        evaluate_run(run, plan=Plan(("psnr",), protocol=protocol))
+    rows, columns = slice(10, 34), slice(20, 50)
+    mask = np.zeros((HEIGHT, WIDTH, 3), np.float32)
+    mask[rows, columns] = 1
+    for i in split.test:
+        write_image(run / "renders/mask" / f"{loaded.file_names[i]}.png", mask)
+    found = evaluate_run(run, plan=Plan(("psnr",), protocol=protocol))
+    assert found["images"] == 30 and found["conditions"]["size"] == "256×256 pixels"
+    assert found["conditions"]["mask"] == "black outside the object" and "0.3" in found["conditions"]["crop"]
+    # a row of pixels that only the background has does not count, one of the object's does
+    name = f"{loaded.file_names[split.test[0]]}.png"
+    image = read_image(run / "renders/plain" / name)
+    for place, alike in ((5, True), (20, False)):
+        spoiled = image.copy()
+        spoiled[place] = 1 - spoiled[place]
+        write_image(run / "renders/plain" / name, spoiled)
+        again = evaluate_run(run, plan=Plan(("psnr",), protocol=protocol))
+        assert (again["results"]["plain"]["psnr"] == pytest.approx(found["results"]["plain"]["psnr"])) == alike
+    with pytest.raises(InputError, match="cuts each to its object"):
+        evaluate_run(run, plan=Plan(("psnr", "warped"), protocol=protocol))
+    assert "warped" not in suggested_metrics([run], protocol)[0]
+
+
+def test_an_object_fills_the_crop_with_its_context() -> None:
+    crop = ObjectCrop(context=0.3, side=256)
+    mask = np.zeros((120, 200), bool)
+    mask[40:80, 50:130] = True  # 80 × 40; with context 104 × 52
+    image = np.zeros((120, 200, 3), np.float32)
+    image[mask] = (0.2, 0.4, 0.6)
+    image[~mask] = 1.0
+    cut = crop.cut(image, mask)
+    assert cut.shape == (256, 256, 3) and cut[128:].max() == 0
+    scale = 256 / 104
+    np.testing.assert_allclose(cut[int(26 * scale), int(52 * scale)], (0.2, 0.4, 0.6), atol=1e-6)
+    assert (cut[:, :, 2] > 0.3).sum() == pytest.approx(80 * 40 * scale**2, rel=0.03)
+    # the context ends where the photo does
+    corner = np.zeros((120, 200), bool)
+    corner[:40, :80] = True
+    assert (crop.cut(image, corner)[:2, :2] == 1).all()
 
 
 def test_dl3dv_wants_two_clusters_and_shrinks(texture: np.ndarray, tmp_path: Path) -> None:
@@ -455,8 +552,9 @@ def test_names_that_are_none_are_answered_with_near_ones() -> None:
             parse_metrics(text)
     for text, message in (
         ("nerfbuster", "did you mean nerfbusters"),
-        ("sparse", "as in sparse:4"),
-        ("sparse:1", "at least 2"),
+        ("sparse", "as in sparse:3"),
+        ("sparse:4", "every:4|name every:N"),
+        ("every:1", "at least 2"),
         ("rds:2", "takes no argument"),
     ):
         with pytest.raises(InputError, match=message):

@@ -352,12 +352,12 @@ def test_damaged_published_folders_are_refused(published: Path) -> None:
 def test_a_checkpoint_that_would_run_code_or_is_cut_short_is_refused(published: Path) -> None:
     path = published / "model_1001.pkl"
     path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(InputError, match="not a whole checkpoint"):
+    with pytest.raises(InputError, match="damaged or not whole"):
         Fixer.from_pretrained(path)
     whole = {"state_dict_unet": {"a": 1}, "state_dict_vae": {}, "rank_vae": 4, "vae_lora_target_modules": []}
     torch.save(whole, path)
     with pytest.raises(InputError, match="other things than tensors"):
         Fixer.from_pretrained(path)
     torch.save({"state_dict_unet": FixerNetwork}, path)  # a class: unpickling it would import code
-    with pytest.raises(InputError, match="not a whole checkpoint"):
+    with pytest.raises(InputError, match="would be run as code; nothing"):
         Fixer.from_pretrained(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from torch import Tensor
 from difixcli.errors import InputError
 from difixcli.evaluation.perceptual import lpips_available, shared_network
 from difixcli.images import reduced
-from difixcli.reconstruction import PseudoView, Reconstruction
+from difixcli.reconstruction import PseudoView, Reconstruction, Wanted
 from difixcli.reconstruction import objective as terms_of_the_loss
 from difixcli.reconstruction.objective import (
     DRAWN,
@@ -401,9 +401,11 @@ def test_views_are_proposed_anew_from_their_render(method: str, scene: Scene, tm
     seen: list[np.ndarray] = []
     trainer = made._trainer
 
-    def propose(render: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def propose(show: Callable[[], np.ndarray]) -> Wanted:
+        render = show()
         seen.append(render)
-        return np.random.rand(*render.shape).astype(np.float32), torch.rand(render.shape[:2]).numpy()
+        terms = {"method": 0.5, "l2": 3.0}
+        return Wanted(np.random.rand(*render.shape).astype(np.float32), torch.rand(render.shape[:2]).numpy(), terms)
 
     camera = scene.frames[1].camera
     view = view_of(scene, tmp_path, fresh=propose, terms={"method": 1.0, "l2": 0.5})
@@ -415,7 +417,14 @@ def test_views_are_proposed_anew_from_their_render(method: str, scene: Scene, tm
     def looking(outputs: dict, batch: dict, *rest: object) -> dict:
         if batch.get(DRAWN):
             targets.append(batch)
-        return own(outputs, batch, *rest)
+        losses = own(outputs, batch, *rest)
+        if batch.get(DRAWN):  # what the proposal says counts is what counts
+            plain = [replace(drawn, terms={"method": 1.0, "l2": 1.0}, fresh=None) for drawn in batch[DRAWN]]
+            if method == "nerfacto":
+                assert all(drawn.terms == {"method": 0.5, "l2": 3.0} for drawn in batch[DRAWN])
+                single = own(outputs, {**batch, DRAWN: plain}, *rest)
+                torch.testing.assert_close(losses["pseudo_l2"], 3 * single["pseudo_l2"])
+        return losses
 
     trainer.model.get_loss_dict = looking
     expected = []
@@ -435,7 +444,7 @@ def test_views_are_proposed_anew_from_their_render(method: str, scene: Scene, tm
     for one in (made, again):
         one.train(6)
     assert np.array_equal(made.render(camera).color, again.render(camera).color)
-    made.set_pseudo_views([replace(view, fresh=lambda render: (render[1:], None))], share)
+    made.set_pseudo_views([replace(view, fresh=lambda render: Wanted(render()[1:]))], share)
     with pytest.raises(InputError, match="view's size"):
         made.train(12)
 

@@ -25,11 +25,11 @@ from difixcli.posing.mapping import Model, best, keep_largest_part, parts
 from difixcli.posing.photos import lens_groups, prepare, read_photo
 from difixcli.posing.video import STEP, frames_apart
 from difixcli.runs import Run, read_image
+from difixcli.samples.sample import cached_sample
 from difixcli.scenes import Camera, load_scene
 from difixcli.scenes.colmap import read_colmap
 from difixcli.scenes.image_paths import PHOTO_FOLDERS, read_heif
 from difixcli.scenes.nerfstudio_format import read_transforms
-from difixcli.scenes.sample import cached_sample
 from difixcli.scenes.scene import Frame
 from difixcli.scenes.unposed import is_unposed, left_out, photo_folder, photos_in
 

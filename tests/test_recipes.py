@@ -15,14 +15,17 @@ from pathlib import Path
 from types import ModuleType
 
 import click
+import numpy as np
 import pytest
 import torch
 import typer
+from test_co3d import SEQUENCE, write_co3d
 from test_fixer_inference import raw_config
 
 from difixcli.cli import app
 from difixcli.fixer import new_small_fixer
 from difixcli.runs import write_json
+from difixcli.samples.sample import write_sample
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -210,9 +213,70 @@ def test_the_super_resolution_experiment_runs_to_its_end(tmp_path: Path) -> None
     for variant in ("low_resolution", "bicubic", "per_image", "distilled", "enhanced"):
         assert table["results"][variant]["psnr"] > 5
     run = tmp_path / "out" / "a-0"
-    other = ["difix", "eval", run, "--protocol", "sparse:2", "--metrics", "psnr"]
+    other = ["difix", "eval", run, "--protocol", "every:2", "--metrics", "psnr"]
     refused = subprocess.run(list(map(str, other)), env=environment, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "rules", "protocols"),
+    [("co3d", ["co3d:2"], ["co3d-2view"]), ("mip360", ["sparse:3", "sparse:6", "sparse:9"], None)],
+)
+def test_sparse_views_are_trained_and_measured_by_one_rule(
+    kind: str, rules: list[str], protocols: list[str] | None, scenes: Path, tmp_path: Path
+) -> None:
+    if kind == "co3d":
+        (scenes / "set_lists").mkdir()
+        (scenes / "frame_annotations.jgz").touch()
+    else:
+        for scene in scenes.iterdir():
+            (scene / "sparse").mkdir()
+    read = [_understood(line) for line in _printed(RECIPES / "sparse_views" / "run.sh", kind, scenes, tmp_path / "out")]
+    distilled = [options for command, options in read if command == "distill"]
+    assert len(distilled) == 4 * len(rules)  # two scenes, two methods
+    assert list(dict.fromkeys(options["split"] for options in distilled)) == rules
+    assert all((options["compare"], options["prior"]) == (True, "fixer") for options in distilled)
+    tables = [options for command, options in read if command == "eval"]
+    assert list(dict.fromkeys(options["protocol"] for options in tables)) == (protocols or rules)
+    runs = [str(run) for options in tables for run in options["prediction"]]
+    assert runs == [str(options["output"]) for options in distilled]
+
+
+def test_sparse_views_refuse_what_they_cannot_use(scenes: Path, tmp_path: Path) -> None:
+    for given, said in (
+        (["co3d", str(scenes)], "no frame_annotations.jgz"),
+        (["llff", str(scenes)], "neither co3d nor mip360"),
+        (["mip360", str(tmp_path / "none")], "holds no folders"),
+        (["mip360", str(scenes)], "no COLMAP model"),
+        (["mip360"], "write "),
+    ):
+        line = ["sh", str(RECIPES / "sparse_views" / "run.sh"), *given]
+        made = subprocess.run(line, env={**os.environ, "DRY_RUN": "1"}, capture_output=True, text=True, check=False)
+        assert made.returncode == 2 and not made.stdout
+        assert made.stderr.startswith("Error: ") and said in made.stderr and made.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["co3d", "mip360"])
+def test_sparse_views_end_at_toy_size(kind: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    if kind == "co3d":
+        write_co3d(data, 34, 64, 48)
+        protocol, scene, images = "co3d-2view", SEQUENCE, 30
+    else:
+        write_sample("table", data / "a", 5, 64)
+        (data / "a" / "split.json").unlink()
+        protocol, scene, images = "sparse:3", "a", 3
+    environment = {**os.environ, "SMOKE": "1", "PYTHONPATH": str(RECIPES.parent), "METRICS": "psnr"}
+    environment |= {"METHODS": "splatfacto", "VIEWS": "3"}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    line = ["sh", str(RECIPES / "sparse_views" / "run.sh"), kind, str(data), str(tmp_path / "out")]
+    made = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr[-2000:]
+    table = json.loads((tmp_path / "out" / protocol / "splatfacto-seed-0" / "eval.json").read_text())
+    assert table["conditions"]["protocol"] == protocol and table["images"] == images
+    for variant in ("plain", "distilled"):
+        assert table["results"][variant]["psnr"] > 5
+    assert (tmp_path / "out" / protocol / scene / "splatfacto" / "seed-0" / "run.json").is_file()
 
 
 def _recipe(folder: str, name: str) -> ModuleType:
@@ -247,7 +311,7 @@ def test_ablation_prints_its_commands(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_ablation_table_is_of_real_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from difixcli.scenes.sample import cached_sample
+    from difixcli.samples.sample import cached_sample
 
     module = _ablation()
     monkeypatch.setenv("PYTHONPATH", str(RECIPES.parent))
@@ -321,3 +385,36 @@ def test_the_super_resolver_is_trained_again(arc: Path, photos: list[Path], tmp_
     rows = [row.split(" | ")[0] for row in made.stdout.splitlines() if row.startswith("| ")]
     assert rows == ["| PSNR / SSIM / st-LPIPS (VGG)", "| 1 photos", "| arc"]
     assert SuperResolutionNetwork.from_pretrained(tmp_path / "out" / "bundled").factor == 4
+
+
+def test_the_view_diffusion_model_is_trained_again(arc: Path, photos: list[Path], tmp_path: Path) -> None:
+    """Scenes are packed small, and at toy size the recipe ends in weights that load and a model card."""
+    from difixcli.priors.view_diffusion.model import ViewDiffusion
+    from difixcli.scenes import load_scene
+
+    (tmp_path / "photos").mkdir()
+    for photo in photos[:2]:
+        shutil.copy(photo, tmp_path / "photos")
+    recipes, small = RECIPES / "view_diffusion", tmp_path / "small"
+    environment = {**os.environ, "PYTHONPATH": str(RECIPES.parent)}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    line = [sys.executable, str(recipes / "pack.py"), str(arc), "--size", "32", "--output", str(small)]
+    line += ["--photos", str(tmp_path / "photos")]
+    subprocess.run(line, env=environment, capture_output=True, check=True)
+    packed, whole = load_scene(small / "arc"), load_scene(arc, 32)
+    assert [f.camera.width for f in packed.frames] == [f.camera.width for f in whole.frames]
+    for one, other in zip(packed.frames, whole.frames, strict=True):
+        np.testing.assert_allclose(one.camera.camera_to_world, other.camera.camera_to_world, atol=1e-6)
+        np.testing.assert_allclose(one.camera.intrinsics, other.camera.intrinsics, atol=1e-6)
+    assert len(list((small / "photos").iterdir())) == 2
+    places = {"PHOTOS": small / "photos", "SCENES": small / "arc", "HELD_OUT": arc, "OUTPUT": tmp_path / "out"}
+    environment |= {name: str(place) for name, place in places.items()}
+    line = ["sh", str(recipes / "bundled.sh")]
+    shown = subprocess.run(line, env={**environment, "DRY_RUN": "1"}, capture_output=True, text=True, check=True)
+    name, options = _understood(shown.stdout.splitlines()[0])
+    assert name == "finetune" and options["task"].value == "view-diffusion" and options["base"] == "scratch"
+    made = subprocess.run(line, env={**environment, "SMOKE": "1"}, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr[-2000:]
+    assert ViewDiffusion.from_pretrained(tmp_path / "out" / "bundled").size == 32
+    card = (tmp_path / "out" / "bundled" / "README.md").read_text()
+    assert "| arc, 2 photos" in card and "1 scenes at 32 pixels" in card

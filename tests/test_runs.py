@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -177,19 +179,56 @@ def test_images_round_trip_and_broken_ones_are_named(tmp_path: Path) -> None:
         read_json(tmp_path / "c.json")
 
 
-def test_fingerprints_see_content_of_json_and_sizes_of_images(tmp_path: Path) -> None:
-    (tmp_path / "t.json").write_text("[1]")
-    (tmp_path / "i.png").write_bytes(b"1234")
-    files = [tmp_path / "t.json", tmp_path / "i.png"]
-    before = fingerprint(files)
-    assert before == fingerprint(files[::-1])
-    (tmp_path / "t.json").write_text("[2]")
-    assert fingerprint(files) != before
-    weights = tmp_path / "w.bin"
-    weights.write_bytes(b"1234")
-    before = fingerprint([weights], content=True)
-    weights.write_bytes(b"4321")
-    assert fingerprint([weights], content=True) != before
+def test_fingerprints_see_content_whatever_size_and_date_say(tmp_path: Path) -> None:
+    """A photo that is replaced by another of the same name, size and date is another; one that is only touched is not.
+
+    Large files, whose hashes are kept, are no exception.
+    """
+    for size in (2000, 2**20 + 1):
+        path, other = tmp_path / "a.png", tmp_path / "b.png"
+        path.write_bytes(b"a" * size)
+        other.write_bytes(b"o" * size)
+        first = fingerprint([path, other])
+        assert first == fingerprint([other, path])
+        facts = path.stat()
+        path.write_bytes(b"c" * size)
+        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        assert path.stat().st_mtime_ns == facts.st_mtime_ns
+        second = fingerprint([path, other])
+        assert second != first
+        os.utime(path)
+        assert fingerprint([path, other]) == second
+        moved = tmp_path / "elsewhere" / "a.png"
+        moved.parent.mkdir(exist_ok=True)
+        moved.write_bytes(b"c" * size)
+        assert fingerprint([moved, other]) == second
+
+
+def test_hashes_of_large_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFIX_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "a.png"
+    path.write_bytes(bytes(2**20))
+    first = fingerprint([path])
+    kept = read_json(tmp_path / "cache" / "digests.json")
+    assert list(kept) == [str(path)]
+    # what is kept is taken, until the file changes
+    kept[str(path)][-1] = "0" * 64
+    write_json(tmp_path / "cache" / "digests.json", kept)
+    assert fingerprint([path]) != first
+    path.touch()
+    assert fingerprint([path]) == first
+    for broken in ("{", '{"a": 3}', '{"a": [1]}', json.dumps({str(path): []})):
+        (tmp_path / "cache" / "digests.json").write_text(broken)
+        assert fingerprint([path]) == first
+
+
+def test_very_large_files_count_by_their_date(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    with path.open("wb") as file:
+        file.truncate(2**26 + 1)  # nothing of it is on the disk
+    first = fingerprint([path])
+    os.utime(path, ns=(1, 1))
+    assert fingerprint([path]) != first
 
 
 def test_json_has_no_infinity(tmp_path: Path) -> None:
@@ -223,3 +262,85 @@ def test_one_reader_for_every_kind_of_image(tmp_path: Path) -> None:
     assert read_image(tmp_path / "phone.png").shape == (2, 3, 3)
     upright = read_image(tmp_path / "phone.png", upright=True)
     np.testing.assert_array_equal(upright, np.rot90(read_image(tmp_path / "phone.png"), -1))
+
+
+def test_a_folder_that_is_removed_while_running_is_told(tmp_path: Path) -> None:
+    """Neither `done` in a folder that holds nothing else, nor a fault of ours."""
+    import shutil
+
+    import typer
+    from typer.testing import CliRunner
+
+    from difixcli import console
+
+    run = Run.open(tmp_path / "run", "fix", ARGUMENTS, {})
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(InputError, match="was removed while"):
+        run.finish({})
+    assert not (tmp_path / "run").exists()
+
+    app_of_one = typer.Typer()
+
+    @app_of_one.command()
+    @console.handled
+    def work(as_json: bool = True) -> None:
+        folder = Run.open(tmp_path / "run", "fix", ARGUMENTS, {}).folder
+        shutil.rmtree(folder)
+        (folder / "a.txt").write_text("lost")
+
+    ended = CliRunner().invoke(app_of_one)
+    assert ended.exit_code == 2 and "was removed while" in ended.stderr and '"error"' in ended.stdout
+    # and what another command of this process ends with is its own
+    Run.open(tmp_path / "run", "fix", ARGUMENTS, {}).finish({})
+
+
+def test_a_record_of_another_form_is_told(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "run", "fix", ARGUMENTS, {})
+    for key, value in (("arguments", 3), ("inputs", {"a": 1}), ("timings", []), ("seconds", None)):
+        write_json(tmp_path / "run" / "run.json", {**run.record, key: value})
+        with pytest.raises(InputError, match=rf"run\.json.* {key}"):
+            Run.open(tmp_path / "run", "fix", ARGUMENTS, {})
+
+
+@pytest.mark.parametrize("name", ["a" * 250 + ".png", "é" * 125 + ".png", "a.png"])
+def test_names_as_long_as_the_disk_takes_can_be_written(tmp_path: Path, name: str) -> None:
+    write_image(tmp_path / name, np.zeros((8, 8, 3)))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_full_disk_names_the_folder(tmp_path: Path) -> None:
+    import typer
+    from typer.testing import CliRunner
+
+    from difixcli import console
+
+    app_of_one = typer.Typer()
+
+    @app_of_one.command()
+    @console.handled
+    def work() -> None:
+        Run.open(tmp_path / "a-run", "fix", ARGUMENTS, {})
+        with open("/dev/full", "w") as file:
+            file.write("a")
+
+    ended = CliRunner().invoke(app_of_one)
+    assert ended.exit_code == 2 and "No space left" in ended.stderr and "a-run" in ended.stderr.replace("\n", "")
+    Run.open(tmp_path / "a-run", "fix", ARGUMENTS, {}).finish({})
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", np.zeros((8, 8, 3)))
+    write_json(tmp_path / "a.json", {})
+    for path, read in ((tmp_path / "a.png", read_image), (tmp_path / "a.json", read_json)):
+        path.chmod(0)
+        with pytest.raises(InputError, match=r"Permission denied.*chmod"):
+            read(path)
+
+
+def test_a_folder_in_place_of_a_file_is_not_called_damaged(tmp_path: Path) -> None:
+    from difixcli.tensor_files import read_pickled, read_safetensors
+
+    for read in (read_image, read_json, lambda path: read_pickled(path, ""), lambda path: read_safetensors(path, "")):
+        with pytest.raises(InputError, match="Is a directory"):
+            read(tmp_path)

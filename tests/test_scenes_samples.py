@@ -7,11 +7,16 @@ import hashlib
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pycolmap
 import pytest
 
 from difixcli.errors import InputError
+from difixcli.samples import paint, sample
+from difixcli.samples.raycast import Light, Solid, World, box, cylinder, sphere
+from difixcli.samples.sample import sample_folder, write_sample
+from difixcli.samples.views import sees_freely
 from difixcli.scenes import (
     Camera,
     Scene,
@@ -19,13 +24,8 @@ from difixcli.scenes import (
     load_photo,
     load_scene,
     make_split,
-    paint,
-    sample,
-    write_sample,
 )
 from difixcli.scenes.poses import look_at
-from difixcli.scenes.raycast import Light, World, box, cylinder, sphere
-from difixcli.scenes.sample import sample_folder
 
 UP = np.array([0.0, 0.0, 1.0])
 
@@ -176,7 +176,7 @@ def test_the_same_seed_gives_the_same_bytes(room: Scene, tmp_path: Path) -> None
 
 
 def test_the_cache_is_used_again(room: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("difixcli.scenes.sample.write_sample", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr("difixcli.samples.sample.write_sample", lambda *_: pytest.fail("written again"))
     again = load_scene("sample:room", 160)
     assert again.frames[0].camera.width == 160
     assert room.root == sample_folder("room")
@@ -184,9 +184,10 @@ def test_the_cache_is_used_again(room: Scene, monkeypatch: pytest.MonkeyPatch) -
 
 def test_another_writer_keeps_its_samples_elsewhere(tmp_path: Path) -> None:
     """A sample that an earlier version of the program wrote is not taken for what this one would write."""
-    rooms = Path(sample.__file__).parent
+    package = Path(sample.__file__).parents[1]
     for name in sample.WRITERS:
-        shutil.copy(rooms / name, tmp_path)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(package / name, tmp_path / name)
     before = sample.writers_digest(tmp_path)
     assert sample_folder("street").name == f"street-{before}"
     for name in sample.WRITERS:
@@ -198,18 +199,75 @@ def test_another_writer_keeps_its_samples_elsewhere(tmp_path: Path) -> None:
 
 
 def test_the_writers_are_all_that_the_samples_import() -> None:
-    rooms = Path(sample.__file__).parent
-    found, left = set(), {"sample.py"}
+    package = Path(sample.__file__).parents[1]
+    found, left = set(), {"samples/sample.py"}
     while left:
         name = left.pop()
         found.add(name)
-        for node in ast.walk(ast.parse((rooms / name).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("difixcli.scenes"):
-                inner = (node.module or "").removeprefix("difixcli.scenes").strip(".")
+        for node in ast.walk(ast.parse((package / name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("difixcli.sc", "difixcli.sa")):
+                room, _, inner = (node.module or "").removeprefix("difixcli.").partition(".")
                 names = [inner] if inner else [alias.name for alias in node.names]
-                left |= {f"{one}.py" for one in names} - found
+                left |= {f"{room}/{one}.py" for one in names} - found
     # what a split file is called, and what is read
-    assert found - {"splits.py", "source.py", "image_paths.py", "lenses.py", "tracks.py"} == set(sample.WRITERS)
+    read = {f"scenes/{name}.py" for name in ("splits", "sparse_views", "source", "image_paths", "lenses", "tracks")}
+    assert found - read == set(sample.WRITERS)
+
+
+@pytest.mark.parametrize("kind", ["table", "interior"])
+def test_every_seed_is_another_place(kind: str, tmp_path: Path) -> None:
+    scenes = {}
+    for name, seed, size in (("a", 7, 96), ("again", 7, 96), ("larger", 7, 144), ("b", 8, 96)):
+        write_sample(kind, tmp_path / name, seed, size)
+        scenes[name] = load_scene(tmp_path / name)
+    assert digest(tmp_path / "a") == digest(tmp_path / "again")
+    a, larger, b = scenes["a"], scenes["larger"], scenes["b"]
+    for scene, side in ((a, 96), (larger, 144), (b, 96)):
+        split = make_split(scene, default_split_rule(scene))
+        assert (len(split.train), len(split.test)) == (20, 4) and scene.metric and not scene.warnings
+        assert {max(frame.camera.width, frame.camera.height) for frame in scene.frames} == {side}
+        assert scene.tracks is not None
+        known = scene.known_to(split.train)
+        assert len(known.points) > 0.8 * len(scene.points) > 500
+        # what the photos are said to have seen, they show, in their colours
+        for number in (split.train[3], split.test[1]):
+            saw = scene.tracks.counts([number]) == 1
+            x, y, depth = scene.frames[number].camera.project(scene.points[saw])
+            assert saw.sum() > 50 and (depth > 0).all()
+            pixels = load_photo(scene.frames[number])[y.astype(int), x.astype(int)]
+            assert np.median(np.abs(pixels - scene.colors[saw] / 255).mean(axis=1)) < 0.12
+        photos = [load_photo(scene.frames[i]) for i in split.train]
+        assert min(photo.std() for photo in photos) > 0.05 and 0.1 < np.mean(photos) < 0.85
+    # the size changes neither the place nor the cameras; the seed changes both
+    for one, other in zip(a.frames, larger.frames, strict=True):
+        np.testing.assert_allclose(one.camera.camera_to_world, other.camera.camera_to_world)
+        shrunk = cv2.resize(load_photo(other), (one.camera.width, one.camera.height), interpolation=cv2.INTER_AREA)
+        assert np.abs(load_photo(one) - shrunk).mean() < 0.03
+    assert np.abs(a.frames[5].camera.camera_to_world - b.frames[5].camera.camera_to_world).max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["table", "interior"])
+def test_places_differ_in_what_stands_there_and_in_how_they_are_seen(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unpainted:
+        """A world's solids, without the paint, which is what takes long."""
+
+        def __init__(self, solids: list[Solid], *_: object) -> None:
+            self.solids = solids
+
+    monkeypatch.setattr(f"difixcli.samples.{kind}.World", Unpainted)
+    counts, lenses, shapes = set(), set(), set()
+    for seed in range(12):
+        world, views = sample.SAMPLES[kind](np.random.default_rng(seed))
+        counts.add(len(world.solids))
+        lenses.add(round(views[0].camera.fx))
+        shapes.add((views[0].camera.width, views[0].camera.height))
+        assert all(sees_freely(world.solids, view.camera, 0.05) for view in views), seed
+        positions = np.stack([view.camera.position for view in views])
+        assert np.linalg.norm(np.diff(positions[:20], axis=0), axis=1).min() > 0.01, seed
+        assert np.ptp(positions, axis=0).max() > 0.5, seed
+    assert len(counts) > 8 and len(lenses) > 8 and len(shapes) > 3
 
 
 def test_street_is_metric_and_has_three_cameras() -> None:
@@ -225,7 +283,7 @@ def test_street_is_metric_and_has_three_cameras() -> None:
 def test_bad_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="did you mean room"):
         load_scene("sample:rom")
-    with pytest.raises(InputError, match="room and street"):
+    with pytest.raises(InputError, match="interior"):
         write_sample("castle", tmp_path)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DIFIX_CACHE", str(tmp_path / "file"))

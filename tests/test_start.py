@@ -311,7 +311,7 @@ def test_bad_runs_are_one_sentence(field: Foreign, splats: Foreign, scene: Scene
     (checkpoint,) = (broken / "nerfstudio_models").iterdir()
     whole = checkpoint.read_bytes()
     torch.save({"step": 1, "pipeline": {"_model.field": Path("x")}}, checkpoint)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="would be run as code; nothing"):
         start(broken, scene, out)
     state = torch.load(field.folder / "nerfstudio_models" / checkpoint.name, weights_only=False)
     del state["pipeline"]["_model.field.mlp_head.layers.0.weight"]

@@ -30,7 +30,7 @@ ROWS = ["low_resolution", "supersampled", "bicubic", "per_image", "distilled", "
 
 @pytest.fixture(scope="session")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from difixcli.scenes.sample import cached_sample
+    from difixcli.samples.sample import cached_sample
 
     folder = tmp_path_factory.mktemp("scene") / "room"
     shutil.copytree(cached_sample("room"), folder)
@@ -260,7 +260,7 @@ def test_lines_that_make_no_sense(room: Path, network: Path, tmp_path: Path) -> 
     refused(difix(*line, "--split", "all", "--compare"), "all", "--compare")
     refused(difix(*line, "--loss", "low_resolution:80=1"), "otherwise than the photos", "low_resolution:2")
     refused(difix(*line, "--loss", "low_resolution:2=1", "--downscale", "bicubic"), "low_resolution:2:bicubic")
-    refused(difix(*line, "--rounds", "0"), "cannot be shared among 0 rounds")
+    refused(difix(*line, "--rounds", "0"), "--rounds 0 is no number of rounds")
     refused(difix(*line, "--sr-update", "paper"), "--sr-update", "one step")
     refused(difix(*line, "--start", network), "--further")
     assert difix(*line, "--upscale", "1").exit_code == 2

@@ -209,8 +209,9 @@ def test_the_command_trains_and_goes_on(folder: Path, arc: Path, tmp_path: Path)
 def test_what_a_super_resolver_cannot_heed_is_refused(folder: Path, tmp_path: Path) -> None:
     line = ["finetune", "--task", "super-resolution", "--photos", folder, "--base", "scratch", "-o", tmp_path / "out"]
     for words in (["--stream"], ["--train", "all"], ["--lora-rank", 4], ["--gram-weight", 1], ["--accumulate", 2],
-                  ["--dtype", "bf16"], ["--gradient-checkpointing"]):  # fmt: skip
+                  ["--gradient-checkpointing"]):  # fmt: skip
         refused(difix(*line, *words), str(words[0]), "for fixers")
+    refused(difix(*line, "--dtype", "bf16"), "--dtype", "for other tasks")
     refused(difix(*line, "--set", "drop_references=0.1"), "drop_references")
     refused(difix(*line, "--set", "crop=64"), "--crop")
     refused(difix(*line, "--crop", 34), "34 pixels", "factor 4")

@@ -115,7 +115,7 @@ def test_a_shift_moves_the_training_cameras_to_the_right_of_travel() -> None:
         ("spirall", "did you mean spiral"),
         ("test", "no trajectory called test"),
         ("spiral:none", "how many"),
-        ("orbit:0", "how many"),
+        ("orbit:0", "asks for 0 cameras"),
         ("spiral:-3", "how many"),
         ("shift", "not a distance"),
         ("shift:0", "moves nothing"),

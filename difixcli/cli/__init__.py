@@ -6,12 +6,16 @@ No torch and no nerfstudio at import: `difix --help` answers at once.
 from __future__ import annotations
 
 import os
+import sys
 import warnings
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from difixcli import __version__, console, interrupts
+from difixcli import __version__, console, interrupts, streams
 from difixcli.cli.curate import curate
 from difixcli.cli.distill import distill
 from difixcli.cli.enhance import enhance
@@ -23,8 +27,38 @@ from difixcli.cli.pose import pose
 from difixcli.cli.sample import sample
 from difixcli.cli.status import status
 
+_UsageError: Any = typer.BadParameter.__base__  # click's, or typer's own copy of it
+
+
+class _Commands(TyperGroup):
+    """The commands; what is typed wrongly is also said as JSON where that is asked for."""
+
+    _as_json = False
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:
+        self._as_json = "--json" in (sys.argv[1:] if args is None else args)
+        return super().main(args, *rest, **named)
+
+    def make_context(self, *given: Any, **named: Any) -> Any:
+        with self._telling():
+            return super().make_context(*given, **named)
+
+    def invoke(self, ctx: Any) -> Any:
+        with self._telling():
+            return super().invoke(ctx)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except _UsageError as error:
+            console.error_as_json(error.format_message(), {"as_json": self._as_json})
+            raise
+
+
 app = typer.Typer(
     name="difix",
+    cls=_Commands,
     help="Makes bad NeRFs and Gaussian splats good.",
     no_args_is_help=True,
     add_completion=False,
@@ -39,6 +73,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # the libraries' notes to their own developers would bury ours
     warnings.simplefilter("ignore")
+    streams.prepare()
     interrupts.listen()
     app()
 

@@ -221,12 +221,13 @@ def curate(
 
 def _merge_pairs(folders: list[Path], output: Path | None, force: bool, as_json: bool, partial: bool) -> None:
     """`difix curate --merge`: into the output, or in place where one folder is named."""
-    from difixcli.curation.merge import merge
+    from difixcli.curation.merge import check_merge, merge
 
     if output is None and len(folders) > 1:
         raise InputError("Merging several folders needs one more to write to; name it with --output.")
     folder = output or folders[0]
     if folder.absolute() not in [path.absolute() for path in folders]:
+        check_merge(folders, partial)  # first: a folder that nothing is merged into is not made
         run = Run.open(folder, "curate", {"merge": [path.absolute() for path in folders]}, {}, force, reads=folders)
         curated = merge(folders, run.folder, partial)
         run.finish(curated.results())
@@ -243,7 +244,7 @@ def finish_pairs(
     Where some of several scenes (`own`: those that were asked for, all by default) failed, the exit code is 3, where
     more than `max_failed` did, 2; where the only one did, 2, or 1 through a fault of ours.
     """
-    results = curated.results()
+    results, folder = curated.results(), folder.expanduser().absolute()
     where = folder / "data.json" if (folder / "data.json").is_file() and not curated.left else folder
     if results["pairs"]:
         console.say(f"{results['pairs']} pairs, renders at {results['psnr']:.2f} dB on average: {where}")

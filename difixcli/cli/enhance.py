@@ -33,10 +33,24 @@ from difixcli.cli.options import (
 from difixcli.cli.outputs import announce, beside_others, folder_beside
 from difixcli.cli.several import over_scenes
 from difixcli.errors import InputError
-from difixcli.runs import Run, fingerprint, read_json
+from difixcli.runs import Run, fingerprint, run_record
+from difixcli.shapes import check_shape
 
 if TYPE_CHECKING:
     from difixcli.enhancement import Film
+
+_DISTILLED = {
+    "scene": str,
+    "size": (None, int),
+    "preset": str,
+    "split": str,
+    "seed": int,
+    "targets?": [str],
+    "references?": (None, int),
+    "trust?": (None, str),
+    "enlargement?": (None, dict),
+}
+"""The shape of what a distillation was asked for, as far as its frames depend on it."""
 
 
 @console.handled
@@ -123,7 +137,7 @@ def _enhance_images(
     arguments |= {"steady": film.steady, "count": count}  # videos are made anew of the same frames
     files = [source] if source.is_file() else image_files(source)
     # by content: renders made anew often have the names and sizes of those before
-    inputs = {"source": fingerprint(files, content=True), "references": fingerprint(photos, content=True)}
+    inputs = {"source": fingerprint(files), "references": fingerprint(photos)}
     inputs |= fixer_input(fixer)
     if output is None:
         folder = beside_others(folder, "enhance", arguments)
@@ -155,10 +169,11 @@ def _enhance_run(
 
     if not (source / "run.json").is_file() and (source.absolute().parent / "run.json").is_file():
         raise InputError(f"{source} is a part of the run {source.absolute().parent}; name that run.")
-    record = read_json(source / "run.json")
-    if not isinstance(record, dict) or record.get("command") != "distill":
+    record = run_record(source)
+    if record is None or record["command"] != "distill":
         raise InputError(f"{source / 'run.json'} is not of a run of difix distill; name one.")
     held = record["arguments"]
+    check_shape(held, _DISTILLED, source / "run.json")
     on, _ = pick_device(device)
     scene = open_scene(held["scene"], held["size"], held["preset"])
     if "enlargement" in held:
@@ -181,7 +196,7 @@ def _enhance_run(
         read_by_it = fixer_input(fixer)
     # a run that has trained on since makes other frames
     checkpoint = latest_checkpoint(source)
-    inputs = {**scene_inputs(scene), "checkpoint": fingerprint([checkpoint], content=True), **read_by_it}
+    inputs = {**scene_inputs(scene), "checkpoint": fingerprint([checkpoint]), **read_by_it}
     inputs["views"] = path_fingerprint(cameras)
     # not the run's folder itself: its part that is written to by default is not read
     reads = [checkpoint, source / "run.json", source / "scene", *files_read(fixer, scene)]
@@ -222,5 +237,6 @@ def _finish_frames(results: dict[str, Any], folder: Path, as_json: bool) -> None
         console.say(
             f"Difference of each frame from the one before it, moved along (0: perfectly steady): {before:.4f} before "
             f"the fixes, {after:.4f} after: {verdict}."
+            + (" What a fix adds of detail counts as a difference, too." if after > before else "")
         )
     console.finish({"results": results, "output": str(folder)}, as_json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +41,11 @@ def evaluate(
         ),
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option(help="How to measure: nerfbusters, dl3dv, rds or sparse:N; by default as the run is.")
+        str | None,
+        typer.Option(
+            help="How to measure: nerfbusters, dl3dv, rds, llff-sr, mip360-sr, co3d-2view, sparse:K or every:N; by "
+            "default as the run is."
+        ),
     ] = None,
     color_correct: Annotated[
         str | None,
@@ -87,7 +92,7 @@ def evaluate(
         )
     on, _ = pick_device(device)
     if all(runs) and keys is None:
-        keys, left_out = suggested_metrics(prediction)
+        keys, left_out = suggested_metrics(prediction, way)
         if left_out:
             console.warn(left_out)
     if cluster.name is not None and (not all(runs) or not cluster.wait):
@@ -111,6 +116,7 @@ def evaluate(
             with claimed():
                 evaluated = evaluate_runs(prediction, plan, folder, console.progress)
         rows, spreads = {**evaluated["results"], **evaluated.get("baselines", {})}, evaluated["std"]
+    folder = folder.expanduser().absolute()
     scenes = evaluated.get("scenes", {})
     title = (
         first.name
@@ -132,6 +138,13 @@ def evaluate(
     for name, value in evaluated.get("reference", {}).items():
         console.say(f"{METRICS[name].name} of the truth itself: {value:.{METRICS[name].digits}f}")
     console.say("; ".join(f"{name}: {said}" for name, said in evaluated["conditions"].items()))
+    for one in scenes.values() if scenes else [evaluated]:
+        for variant, images in one["per_image"].items():
+            if same := sum(figures.get("psnr") == math.inf for figures in images.values()):
+                console.warn(
+                    f"{same} of {len(images)} images ({variant}) are identical to their truth: their PSNR is infinite, "
+                    "and the mean is that of the others."
+                )
     console.say(f"Report: {report}")
     held = ("results", "std", "protocol", "conditions")
     found = {name: evaluated[name] for name in held} | {

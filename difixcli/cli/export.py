@@ -30,6 +30,7 @@ def export(
     """Write a run's Gaussians, or the surfaces of another method as coloured points, as a PLY file."""
     from difixcli.scenes.scene import WORLDS
 
+    output = output.expanduser().absolute()
     if world not in WORLDS:
         raise unknown("world", world, WORLDS)
     if output.suffix.lower() != ".ply" or output.is_dir():
@@ -44,7 +45,7 @@ def export(
     on, _ = pick_device(Device.auto)
     # on the device it was trained on, unless that is not here
     reconstruction = Reconstruction.load(run, device=None if on == "cuda" else on)
-    make_folder(output.absolute().parent)
+    make_folder(output.parent)
     reconstruction.export(output, world)
     count = reconstruction.gaussians
     if count is not None and reconstruction.left_out:

@@ -1,4 +1,4 @@
-"""`difix finetune`: a fixer trained on pairs, a super-resolver on photos."""
+"""`difix finetune`: a fixer trained on pairs, a super-resolver on photos, view-conditioned diffusion on scenes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,18 @@ if TYPE_CHECKING:
 
 WHAT = "What is trained"
 STEPS = "Steps"
-# options that mean nothing to a super-resolver
-_OF_FIXERS = ("stream", "train", "lora_rank", "gram_weight", "accumulate", "dtype", "gradient_checkpointing")
+_OF_FIXERS = ("stream", "train", "lora_rank", "gram_weight", "accumulate", "gradient_checkpointing")
+# options that mean nothing to other tasks
+_STRANGE = {
+    "super-resolution": (*_OF_FIXERS, "dtype"),
+    "view-diffusion": (*_OF_FIXERS, "crop", "patience"),
+}
 
 
 class Task(str, Enum):
     fixer = "fixer"
     super_resolution = "super-resolution"
+    view_diffusion = "view-diffusion"
 
 
 @console.handled
@@ -37,14 +42,17 @@ def finetune(
         list[str] | None,
         typer.Argument(
             help="Folders made by difix curate, data.json files, or addresses of tars (streamed); "
-            "for super-resolution, scenes, and runs of difix distill --prior super-resolution --reduce N."
+            "for super-resolution, scenes, and runs of difix distill --prior super-resolution --reduce N; "
+            "for view-diffusion, scenes."
         ),
     ] = None,
-    task: Annotated[Task, typer.Option(help="fixer, or super-resolution, which learns from photos.")] = Task.fixer,
+    task: Annotated[
+        Task, typer.Option(help="fixer; super-resolution, which learns from photos; view-diffusion, from scenes.")
+    ] = Task.fixer,
     base: Annotated[
         str,
         typer.Option(
-            help="tiny, small or medium from scratch (for super-resolution, scratch), or the weights to go on from."
+            help="tiny, small or medium from scratch (for other tasks, scratch), or the weights to go on from."
         ),
     ] = "bundled",
     photos: Annotated[Path | None, typer.Option(help="Folder of any photos, to make samples from.")] = None,
@@ -64,7 +72,11 @@ def finetune(
     ] = None,
     iterations: Annotated[
         int | None,
-        typer.Option(help="Training steps (default 10000; super-resolution 3000).", min=1, rich_help_panel=STEPS),
+        typer.Option(
+            help="Training steps (default 10000; super-resolution 3000; view-diffusion 6000, of each network).",
+            min=1,
+            rich_help_panel=STEPS,
+        ),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Samples a step and process.", min=1, rich_help_panel=STEPS)] = None,
     accumulate: Annotated[
@@ -101,11 +113,16 @@ def finetune(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a fixer on pairs, or a super-resolver on photos.
+    """Train a fixer on pairs, a super-resolver on photos, or view-conditioned diffusion on scenes.
 
     Fixers train on several GPUs and machines with accelerate launch -m difixcli finetune …
     """
-    from difixcli.training.options import SuperResolutionOptions, TrainingOptions, parsed_options
+    from difixcli.training.options import (
+        SuperResolutionOptions,
+        TrainingOptions,
+        ViewDiffusionOptions,
+        parsed_options,
+    )
 
     if not pairs and photos is None:
         what = "folders made by difix curate" if task is Task.fixer else "scenes"
@@ -129,20 +146,27 @@ def finetune(
         "dtype": dtype,
         "gradient_checkpointing": gradient_checkpointing,
     }
-    if task is Task.super_resolution:
-        given = options | {"stream": stream or None}
-        for name in _OF_FIXERS:
-            if given[name] is not None:
-                raise InputError(f"--{name.replace('_', '-')} is for fixers; leave it out with --task {task.value}.")
-    other = parsed_options(settings or [], TrainingOptions if task is Task.fixer else SuperResolutionOptions)
+    given = options | {"stream": stream or None}
+    for name in _STRANGE.get(task.value, ()):
+        if given[name] is not None:
+            whose = "fixers" if name in _OF_FIXERS else "other tasks"
+            raise InputError(f"--{name.replace('_', '-')} is for {whose}; leave it out with --task {task.value}.")
+    kinds: dict[Task, type] = {
+        Task.fixer: TrainingOptions,
+        Task.super_resolution: SuperResolutionOptions,
+        Task.view_diffusion: ViewDiffusionOptions,
+    }
+    other = parsed_options(settings or [], kinds[task])
     for name in other:
         if name in options or name == "seed":
             raise InputError(f"{name} has an option of its own; write --{name.replace('_', '-')} instead of --set.")
     chosen = {name: value for name, value in options.items() if value is not None} | other | {"seed": seed}
     if task is Task.fixer:
         _train_fixer(pairs or [], base, photos, stream, on, chosen, output, force, as_json)
-    else:
+    elif task is Task.super_resolution:
         _train_super_resolver(pairs or [], base, photos, on, chosen, output, force, as_json)
+    else:
+        _train_view_diffusion(pairs or [], base, photos, on, chosen, output, force, as_json)
 
 
 def _train_fixer(
@@ -166,7 +190,9 @@ def _train_fixer(
     arguments = {"pairs": sources, "base": base, "photos": photos, "stream": stream}
     arguments |= {name: value for name, value in chosen.items() if name not in FREE}
     local = [Path(source) for source in sources if not is_remote(source)]
-    inputs = {str(source): fingerprint(pair_files(source)) for source in local} | fixer_input(base, "base")
+    inputs = {str(source): fingerprint(pair_files(source), content=False) for source in local} | fixer_input(
+        base, "base"
+    )
     inputs |= _photos_input(photos)
     names = [source.name if source.is_dir() else source.parent.name for source in local[:3]]
     folder = output or Path("outputs") / "fixers" / "-".join([file_name(base), *(names or ["photos"])])
@@ -230,7 +256,7 @@ def _train_super_resolver(
     inputs = scene_inputs(*loaded) | _photos_input(photos)
     inputs |= {f"run {folder}": fingerprint(run_files(folder)) for folder in runs}
     if held:
-        inputs["base"] = fingerprint(held, content=True)
+        inputs["base"] = fingerprint(held)
     names = [scene.name for scene in loaded[:3]] or ["photos"]
     folder = output or Path("outputs") / "super-resolvers" / "-".join([file_name(base), *names])
     frames = [frame.image_path for scene in loaded for frame in scene.frames]
@@ -258,11 +284,71 @@ def _train_super_resolver(
     console.finish(shown, as_json, console.figures_table(title, results["validation"]))
 
 
-def _training_scene(spec: str) -> Scene:
-    """A scene with its photos at full size, whose poses do not matter."""
+def _train_view_diffusion(
+    scenes: list[str],
+    base: str,
+    photos: Path | None,
+    on: str,
+    chosen: Mapping[str, Any],
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    from difixcli.priors.view_diffusion.files import view_diffusion_files
+    from difixcli.training import ViewDiffusionOptions, processes, train_view_diffusion
+    from difixcli.training.options import VIEW_DIFFUSION_FREE
+
+    if not scenes:
+        raise InputError("View-conditioned diffusion learns from posed photos; name scenes beside --photos.")
+    if processes.join(on).num_processes > 1:
+        raise InputError("View-conditioned diffusion trains in one process; leave accelerate launch out.")
+    options = dict(chosen)
+    if (count := options.pop("iterations", None)) is not None:
+        networks = ("epipolar_iterations", "vae_iterations", "diffusion_iterations")
+        if twice := [name for name in networks if name in options]:
+            raise InputError(f"--iterations is every network's; leave it out beside --set {twice[0]}.")
+        options |= dict.fromkeys(networks, count)
+    defaults = ViewDiffusionOptions()
+    loaded = [_training_scene(scene, options.get("canvas", defaults.canvas)) for scene in scenes]
+    arguments: dict[str, Any] = {"task": Task.view_diffusion.value, "base": base, "photos": photos}
+    arguments["scenes"] = [scene_spec(scene) for scene in scenes]
+    arguments |= {name: value for name, value in options.items() if name not in VIEW_DIFFUSION_FREE}
+    held = view_diffusion_files(base)
+    inputs = scene_inputs(*loaded) | _photos_input(photos)
+    if held:
+        inputs["base"] = fingerprint(held)
+    names = [scene.name for scene in loaded[:3]]
+    folder = output or Path("outputs") / "view-diffusion" / "-".join([file_name(base), *names])
+    frames = [frame.image_path for scene in loaded for frame in scene.frames]
+    run = Run.open(folder, "finetune", arguments, inputs, force, reads=[*held, *frames, *([photos] if photos else [])])
+    announce(run, base=base, scenes=[scene.name for scene in loaded], photos=photos, device=on)
+    networks = ("epipolar_iterations", "vae_iterations", "diffusion_iterations")
+    total = sum(options.get(name, getattr(defaults, name)) for name in networks)
+    with console.progress("train", total) as update:
+        results = train_view_diffusion(
+            loaded,
+            base,
+            run.folder,
+            photos=photos,
+            device=on,
+            progress=update,
+            report=_view_diffusion_news,
+            **options,
+        )
+    run.finish(results)
+    console.say(f"The weights are in {run.folder}")
+    shown = {"results": results, "output": str(run.folder)}
+    tables = []
+    if results["validation"]:
+        tables.append(console.figures_table("views that were not trained on", results["validation"]))
+    console.finish(shown, as_json, *tables)
+
+
+def _training_scene(spec: str, size: int | None = None) -> Scene:
+    """A scene to train on, with what is odd about it said."""
     from difixcli.scenes import load_scene
 
-    scene = load_scene(spec)
+    scene = load_scene(spec, size)
     for warning in scene.warnings:
         console.warn(warning)
     return scene
@@ -294,6 +380,28 @@ def _super_resolution_news(record: Mapping[str, Any]) -> None:
         console.say(f"step {record['step']}: {'; '.join(parts)}" + (", best" if record["best"] else ""))
 
 
+def _view_diffusion_news(record: Mapping[str, Any]) -> None:
+    """What of view-conditioned diffusion's log is worth a line at the terminal."""
+    if record["event"] == "start":
+        counts, options = record["photos"], record["options"]
+        console.say(
+            f"{counts['views']} views of {counts['scenes']} scenes, {counts['folder']} other photos; {counts['held']} "
+            f"views for validation; {options['dtype']}"
+        )
+        if not counts["held"]:
+            console.warn("No scene has eight photos, so nothing is validated.")
+    elif record["event"] == "validation":
+        names = ("nearest", "warped", "eft", "vldm", "vae")
+        told = [
+            f"{name} PSNR {record[f'{name}_psnr']:.2f}, st-LPIPS {record[f'{name}_st_lpips']:.4f}"
+            for name in names
+            if f"{name}_psnr" in record
+        ]
+        console.say(f"{record['network']} done: {'; '.join(told)}")
+    elif record["event"] in ("epipolar", "vae", "diffusion") and record["step"] % 500 == 0:
+        console.say(f"{record['event']} step {record['step']}: loss {record['loss']:.4f}, {record['seconds']:.0f} s")
+
+
 def _training_news(record: Mapping[str, Any]) -> None:
     """What of a training's log is worth a line at the terminal."""
     if record["event"] == "start":
@@ -301,6 +409,11 @@ def _training_news(record: Mapping[str, Any]) -> None:
         what = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         loss = options["perceptual"] if options["perceptual_weight"] else "no perceptual loss"
         console.say(f"{what}; crops of {record['crop']} pixels; {options['pixel']} and {loss}; {options['dtype']}")
+        if record["crop"] < options["crop"]:
+            console.warn(
+                f"The pairs are smaller than the crops of {options['crop']} pixels that were asked for: crops of "
+                f"{record['crop']} are trained on."
+            )
         if record["dropped"]:
             name, why = next(iter(record["dropped"].items()))
             console.warn(f"{len(record['dropped'])} cannot be used; log.jsonl says why. {name}: {why}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from difixcli.cli.inputs import (
     scene_spec,
 )
 from difixcli.cli.options import (
+    SPLIT_RULES,
     Device,
     DeviceOption,
     FixerOption,
@@ -36,13 +38,26 @@ from difixcli.cli.options import (
     SizeOption,
 )
 from difixcli.cli.outputs import announce, beside_others, folder_beside
-from difixcli.errors import InputError
+from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, fingerprint
+
+VIEWS = "Novel views"
+_IMAGES, _NOVEL_VIEW = "images", "novel-view"
+_SLOW = 50 * 10**6  # pixels
 
 
 @console.handled
 def fix(
-    source: Annotated[Path | None, typer.Argument(help="An image or a folder of images.")] = None,
+    source: Annotated[
+        Path | None, typer.Argument(help="An image or a folder of images; with --task novel-view a scene.")
+    ] = None,
+    task: Annotated[
+        str,
+        typer.Option(
+            help="images (default), or novel-view: views of a SCENE of two to four photos, straight from view "
+            "diffusion's networks."
+        ),
+    ] = _IMAGES,
     reference: ReferenceOption = None,
     scene: Annotated[
         str | None, typer.Option(help="Posed scene whose frames the images are named after: nearest photos by pose.")
@@ -65,6 +80,35 @@ def fix(
         str | None,
         typer.Option(help="With --upscale, what does it: bundled, a file that spandrel reads, a folder, a hub name."),
     ] = None,
+    split: Annotated[
+        str | None, typer.Option(help=f"Which photos are looked at: {SPLIT_RULES}.", rich_help_panel=VIEWS)
+    ] = None,
+    trajectory: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to look from: spiral, orbit, interpolate, around (:N frames), shift:0.1, or PATH.json of "
+            "nerfstudio's viewer; the split's test views by default.",
+            rich_help_panel=VIEWS,
+        ),
+    ] = None,
+    camera: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where to look from: JSON with a transform_matrix (4×4, as in the scene's transforms.json), or frames "
+            "with one each.",
+            rich_help_panel=VIEWS,
+        ),
+    ] = None,
+    view_diffusion: Annotated[
+        str | None,
+        typer.Option(
+            help="The networks: a folder of difix finetune --task view-diffusion; this version brings none.",
+            rich_help_panel=VIEWS,
+        ),
+    ] = None,
+    denoise_steps: Annotated[
+        int | None, typer.Option(help="Denoising steps of a view (default 25).", min=1, rich_help_panel=VIEWS)
+    ] = None,
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Also write NAME.confidence.png; takes twice as long.")
     ] = False,
@@ -82,7 +126,31 @@ def fix(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Clean images, with clean photos of the same scene beside them; or make them larger."""
+    """Clean images, with clean photos of the same scene beside them; make them larger; or make views of a scene."""
+    if task not in (_IMAGES, _NOVEL_VIEW):
+        raise unknown("task", task, (_IMAGES, _NOVEL_VIEW))
+    of_views = {
+        **{"--split": split, "--trajectory": trajectory, "--camera": camera, "--view-diffusion": view_diffusion},
+        "--denoise-steps": denoise_steps,
+    }
+    if task == _IMAGES and (said := [option for option, value in of_views.items() if value is not None]):
+        raise InputError(f"{said[0]} belongs to --task novel-view; name that, or leave it out.")
+    if task == _NOVEL_VIEW:
+        of_images = {
+            **{"--reference": reference, "--scene": scene, "--references": references, "--resize": resize},
+            **{"--tile": tile, "--fill-unseen": fill_unseen, "--confidence": confidence, "--export": export},
+            **{"--upscale": upscale, "--sr": sr, "--merge-lora": merge_lora, "--compile": compiled},
+            **{"--fixer": fixer != "bundled", "--dtype": dtype is not Precision.auto},
+        }
+        if said := [option for option, value in of_images.items() if value]:
+            raise InputError(f"{said[0]} says nothing to --task novel-view, which fixes no image; leave it out.")
+        from difixcli.cli.view_diffusion import novel_views
+
+        novel_views(
+            str(source or "."), view_diffusion, split, trajectory, camera, denoise_steps, size, seed, device, output,
+            force, as_json,
+        )  # fmt: skip
+        return
     from difixcli.enhancement.fix import FixOptions, fix_images
     from difixcli.enhancement.images import has_alpha, listed_images
     from difixcli.enhancement.references import ReferencePhotos, check_references
@@ -125,7 +193,13 @@ def fix(
     if is_video(source):
         raise InputError(f"{source} is a video; use difix enhance for it.")
     folder = output or folder_beside(source, "fixed")
-    files = list(listed_images(source, folder, size))
+    sizes = listed_images(source, folder, size)
+    files = list(sizes)
+    if slow := [path for path, (width, height) in sizes.items() if width * height > _SLOW]:
+        console.say(
+            f"{slow[0].name} has {math.prod(sizes[slow[0]]) // 10**6} million pixels; an image of that size takes "
+            "minutes, and progress counts whole images. --size N works at a smaller one."
+        )
     photos = [photo for path in reference or [] for photo in photos_of(path)]
     for warning in check_references(files, photos):
         console.warn(warning)
@@ -152,7 +226,7 @@ def fix(
     arguments |= {"scene": scene and scene_spec(scene), "count": count if photos or scene else None}
     arguments |= {"tile": tile, "dtype": str(network.dtype), "compiled": compiled}
     # by content: renders made anew often have the names and sizes of those before
-    inputs = {"source": fingerprint(files, content=True), "references": fingerprint(photos, content=True)}
+    inputs = {"source": fingerprint(files), "references": fingerprint(photos)}
     inputs |= fixer_input(fixer) | ({} if posed is None else scene_inputs(posed))
     reads = [source, *photos, *files_read(fixer, *([] if posed is None else [posed]))]
     if output is None:

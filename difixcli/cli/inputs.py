@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ def pick_device(device: Device, preset: Preset | None = None) -> tuple[str, str]
     Commands that train a reconstruction name a preset. On a CPU torch then has one thread: the compiled kernels bring
     their own, and a second one of torch's spins against them. Networks alone may have all threads.
     """
+    if "torch" not in sys.modules:  # what follows shows no sign of life for seconds
+        console.say("Loading torch …")
     import torch
 
     from difixcli.torchvision_cure import cure
@@ -67,8 +70,8 @@ def open_fixer(name: str, device: str, dtype: Precision = Precision.auto, compil
 
 def open_scene(spec: str, size: int | None, preset: str) -> Scene:
     """Load a scene at the asked size, or at what the preset can carry."""
+    from difixcli.samples.sample import sample_folder
     from difixcli.scenes import load_scene
-    from difixcli.scenes.sample import sample_folder
 
     if size is None and preset == "cpu":
         size = 240
@@ -77,6 +80,7 @@ def open_scene(spec: str, size: int | None, preset: str) -> Scene:
         console.say(f"Painting the sample scene {name}, once; this takes a minute.")
     if name == spec:
         _pose_once(Path(spec))
+    console.say(f"Reading the scene {spec} …")
     scene = load_scene(spec, size)
     for warning in scene.warnings:
         console.warn(warning)
@@ -91,12 +95,13 @@ def _pose_once(source: Path) -> None:
         return
     from difixcli.cli.pose import posed
     from difixcli.posing import pose_inputs
-    from difixcli.runs import read_json
+    from difixcli.runs import run_record
 
     folder, done = posed_folder(source), posed_already(source)
     changed = False
     if done is not None:
-        if read_json(done / "run.json")["inputs"] == pose_inputs(source):
+        record = run_record(done)
+        if record is not None and record["inputs"] == pose_inputs(source):
             console.say(f"{source} was posed before: using {done}")
             return
         changed = True
@@ -119,7 +124,7 @@ def scene_spec(spec: str) -> str:
 
 
 def scene_inputs(*scenes: Scene) -> dict[str, str]:
-    """Fingerprints of the scenes: their photos' names and sizes, masks, poses, lenses and seed points."""
+    """Fingerprints of the scenes: their photos, masks, poses, lenses and seed points."""
     from difixcli.scenes import scene_fingerprint
 
     return {f"scene {scene.name}": scene_fingerprint(scene) for scene in scenes}
@@ -136,7 +141,7 @@ def fixer_input(name: str, key: str = "fixer") -> dict[str, str]:
     from difixcli.fixer import local_files
 
     files = local_files(name)
-    return {key: fingerprint(files, content=True)} if files else {}
+    return {key: fingerprint(files)} if files else {}
 
 
 def files_read(fixer: str, *scenes: Scene) -> list[Path]:

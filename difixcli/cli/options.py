@@ -44,13 +44,13 @@ def _checked_seed(seed: int) -> int:
 SceneArgument = Annotated[
     str,
     typer.Argument(
-        help="A posed scene's folder, photos or a video (posed first, once), or sample:room, sample:street."
+        help="A posed scene's folder, photos or a video (posed first, once), or sample:room, street, table, interior."
     ),
 ]
 MethodOption = Annotated[str, typer.Option(help="Any nerfstudio method: nerfacto, splatfacto, a plug-in's.")]
 SPLIT_RULES = (
-    "Which frames train: test-every:N (all but every N-th), every:N, clusters, groups:K, names:PATTERN, camera:ID, "
-    "file:JSON, own"
+    "Which frames train: test-every:N (all but every N-th), every:N, clusters, groups:K, views:K, sparse:K, "
+    "co3d:K, names:PATTERN, camera:ID, file:JSON, own"
 )
 SPLIT_DEFAULT = "Default: the scene's own, else test-every:8."
 SplitOption = Annotated[str | None, typer.Option(help=f"{SPLIT_RULES}, all. {SPLIT_DEFAULT}")]

@@ -29,7 +29,7 @@ def pose(
     """Find where photos were taken from, and write them as a scene that every command takes."""
     from difixcli.scenes.unposed import posed_folder
 
-    folder = output or posed_folder(source)
+    folder = (output or posed_folder(source)).expanduser().absolute()
     check_folder(folder)
     results = posed(source, folder, frames, seed, force)
     console.finish({"results": results, "output": str(folder)}, as_json)

@@ -15,15 +15,20 @@ from difixcli.runs import make_folder
 
 @console.handled
 def sample(
-    name: Annotated[str, typer.Argument(help="room or street.")],
+    name: Annotated[str, typer.Argument(help="room, street, table or interior.")],
     folder: Annotated[Path, typer.Argument(help="Where to write the scene; made if missing.")],
+    size: Annotated[int | None, typer.Option(help="Long side of the photos, in pixels (default 320).", min=16)] = None,
     seed: SeedOption = 0,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a procedural posed scene with true images at every pose."""
+    """Write a procedural posed scene with true images at every pose.
+
+    room and street are two places; table (things seen from arcs around them) and interior (a room walked through) are
+    other places with every --seed.
+    """
+    from difixcli.samples.sample import check_sample, write_sample
     from difixcli.scenes import load_scene
-    from difixcli.scenes.sample import check_sample, write_sample
 
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; choose another folder.")
@@ -32,7 +37,7 @@ def sample(
     check_sample(name)
     make_folder(folder)
     console.say(f"Painting {name}; this takes a minute.")
-    write_sample(name, folder, seed)
+    write_sample(name, folder, seed, size)
     scene = load_scene(str(folder))
     console.say(f"Wrote {len(scene.frames)} posed images to {folder}.")
     console.finish({"frames": len(scene.frames), "folder": str(folder)}, as_json)

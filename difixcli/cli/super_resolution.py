@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difixcli import console
 from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, scene_spec, size_of, split_input
-from difixcli.cli.options import Device, Preset
+from difixcli.cli.options import Device
 from difixcli.cli.outputs import announce, beside_others, folder_beside
+from difixcli.cli.requests import Request, held, start_files
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, fingerprint
 
@@ -25,32 +26,6 @@ UPSCALE = 4
 _ROUNDS = 4  # T of the paper
 _SIZE = 240  # pixels, the long side of small photos on a CPU
 _RAYS = 0.8  # share of rays that are the large views'
-
-
-@dataclass(frozen=True)
-class Request:
-    """What of `difix distill`'s options super-resolution heeds, as they were given."""
-
-    scene: str
-    method: str | None
-    split: str | None
-    start: Path | None
-    iterations: int | None
-    further: int | None
-    rounds: int | None
-    share: float | None
-    loss: list[str]
-    from_round: int | None
-    compare: bool
-    size: int | None
-    seed: int
-    preset: Preset
-    device: Device
-    settings: list[str]
-    output: Path | None
-    force: bool
-    as_json: bool
-    update_asked: bool
 
 
 def read_enlargement(
@@ -70,7 +45,7 @@ def read_enlargement(
     return Enlargement(upscale or UPSCALE, reduce or 1, check_operator(operator or "area"), name, chosen)
 
 
-def distill_larger(request: Request, enlargement: Enlargement) -> None:
+def distill_larger(request: Request, enlargement: Enlargement, update_asked: bool) -> None:
     """Train, super-resolve, train on what came of it, round by round."""
     from difixcli.distillation.schedule import make_schedule
     from difixcli.priors.super_resolution.files import resolver_files
@@ -92,7 +67,6 @@ def distill_larger(request: Request, enlargement: Enlargement) -> None:
     if request.compare and not split.test:
         raise InputError(f"The split {rule!r} holds out no photo to compare by; leave --compare out.")
 
-    from difixcli.cli.distill import held, start_files
     from difixcli.distillation.settings import RAISED, Settings, read_terms
     from difixcli.distillation.super_resolution import SuperResolution, further_iterations
     from difixcli.priors.super_resolution.enlargement import small_and_large
@@ -145,9 +119,9 @@ def distill_larger(request: Request, enlargement: Enlargement) -> None:
     files = resolver_files(enlargement.resolver)
     inputs = {**scene_inputs(loaded), **split_input(loaded, split)}
     if files:
-        inputs["super-resolver"] = fingerprint(files, content=True)
+        inputs["super-resolver"] = fingerprint(files)
     if request.start is not None:
-        inputs["start"] = fingerprint(begun, content=True)
+        inputs["start"] = fingerprint(begun)
     folder, run = held(request.output, loaded, method, arguments, inputs, request.force, request.from_round)
     resolver: SuperResolver | None = None
     if run is None or not run.done:
@@ -158,7 +132,7 @@ def distill_larger(request: Request, enlargement: Enlargement) -> None:
             on,
             update=enlargement.update,
         )
-        if request.update_asked and not resolver.steps_alone:
+        if update_asked and not resolver.steps_alone:
             raise InputError(f"--sr-update says nothing to {enlargement.resolver}, which has one step; leave it out.")
         reads = [*files_read("bundled", loaded), *files, *begun]
         run = Run.open(folder, "distill", arguments, inputs, request.force, reads=reads)
@@ -206,7 +180,7 @@ def _check_reduction(terms: Mapping[str, float], enlargement: Enlargement) -> No
 def _arguments(plan: Settings, request: Request, size: int | None, rule: str) -> dict[str, Any]:
     """What a run is known by."""
     kept = {**vars(plan), "schedule": vars(plan.schedule), "enlargement": asdict(plan.enlargement)}  # type: ignore[arg-type]
-    for name in ("targets", "references", "trust", "drop_below", "guard"):  # of the fixer's prior
+    for name in ("targets", "references", "trust", "drop_below", "guard", "seeking"):  # of other priors
         del kept[name]
     return {**kept, "scene": scene_spec(request.scene), "size": size, "split": rule}
 
@@ -238,7 +212,7 @@ def resolver_cleaner(asked: dict[str, Any], device: str, seed: int) -> tuple[Cle
 
     name, operator = asked["resolver"], asked["operator"]
     resolver = open_super_resolver(name, asked["upscale"], operator, device, update=asked["update"])
-    found = fingerprint(resolver_files(name), content=True)
+    found = fingerprint(resolver_files(name))
     return by_resolver(resolver, operator, seed), {"super-resolver": found}
 
 
@@ -272,7 +246,7 @@ def enlarge(
     resolver = open_super_resolver(name, factor, "area", on)
     weights = resolver_files(name)
     arguments = {"source": source.absolute(), "upscale": factor, "sr": name, "size": size, "seed": seed}
-    inputs = {"source": fingerprint(files, content=True), "super-resolver": fingerprint(weights, content=True)}
+    inputs = {"source": fingerprint(files), "super-resolver": fingerprint(weights)}
     if output is None:
         folder = beside_others(folder, "fix", arguments)
     run = Run.open(folder, "fix", arguments, inputs, force, reads=[source, *weights])

@@ -1,6 +1,6 @@
 """Claims: at most one process at a time works on a thing, on file systems that machines share.
 
-NFS has no lock that can be relied on, but the creation of a file that must not exist yet is atomic there, too. So the
+NFS has no lock that can be relied on, but to link a file to a name that must not exist yet is atomic there, too. So the
 claims on NAME are files NAME.000001, NAME.000002, … of which none is ever removed, and the last counts: whoever makes
 the next one, which is allowed when the last is released or its holder is dead, holds NAME. As numbers only grow and a
 number is made by one process alone, there is nothing that two processes could take over at the same time.
@@ -16,6 +16,7 @@ import glob
 import json
 import os
 import platform
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -85,11 +86,9 @@ class Claims:
             return None
         path = _numbered(self.folder, name, last + 1)
         try:
-            opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            _create(path, json.dumps({**_myself(), "released": False}))
         except FileExistsError:
             return None
-        with os.fdopen(opened, "w", encoding="utf-8") as file:
-            json.dump({**_myself(), "released": False}, file)
         return Claim(path, beat, lost)
 
     def _last(self, name: str) -> int:
@@ -119,13 +118,29 @@ class Claims:
         self._seen[path] = (touched, since)
         try:
             holder = json.loads(text)
-        except json.JSONDecodeError:  # made a moment ago, or by a process that died in between
+        except json.JSONDecodeError:  # without links: made a moment ago, or by a process that died in between
             holder = {}
         if holder.get("released"):
             return True
         if holder.get("machine") == _myself()["machine"] and _begun(holder["pid"]) != holder["begun"]:
             return True
         return now - since > DEAD
+
+
+def _create(path: Path, text: str) -> None:
+    """Make a file that must not exist yet, whole from its first moment on; FileExistsError where it does."""
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
+    temporary.write_text(text, encoding="utf-8")
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        if os.stat(temporary).st_nlink == 1:  # else it was made, and a server's first answer was lost
+            raise
+    except OSError:  # a file system without links: what it says follows a moment later
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    finally:
+        temporary.unlink()
 
 
 def _machine() -> str:
@@ -145,7 +160,7 @@ def _myself() -> dict[str, Any]:
 def _begun(pid: int) -> str:
     try:
         facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone, or going while it was read
         if Path("/proc/self/stat").exists():
             return ""
     else:

@@ -23,6 +23,7 @@ from typing import Any
 from difixcli.cluster.claims import Claims
 from difixcli.errors import InputError
 from difixcli.runs import JOBS, file_name, read_json, write_json
+from difixcli.shapes import built
 
 WAITING, RUNNING, DONE, FAILED, INTERRUPTED = "waiting", "running", "done", "failed", "interrupted"
 DIED = "died"  # running by its record, but nobody holds it any more
@@ -40,7 +41,7 @@ class Job:
     """
 
     name: str
-    line: Sequence[str] = ()
+    line: list[str] = field(default_factory=list)
     directory: str = ""
     state: str = WAITING
     attempt: int = 0
@@ -107,10 +108,7 @@ class Jobs:
         path = self._record(name)
         if not path.is_file():
             return None
-        try:
-            return Job(**read_json(path))
-        except TypeError:
-            raise InputError(f"{path} is no record of a job of difix; remove it and run the same line again.") from None
+        return built(Job, read_json(path), path, "it is no record of a job of difix: remove it")
 
     def __iter__(self) -> Iterator[Job]:
         """All jobs as their records have them, sorted by name."""

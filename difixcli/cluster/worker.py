@@ -18,13 +18,12 @@ from types import FrameType
 from typing import Any
 
 from difixcli.cluster.jobs import DONE, FAILED, Job, Jobs
-from difixcli.interrupts import SIGNALS
+from difixcli.interrupts import SIGNALS, interruption
 
 JOB = "DIFIX_JOB"
 """The environment variable that tells a process which job it is: the folder of the run, a colon and the job's name."""
 HELD = 75
 """The exit code of a job's process that found another at work on it (EX_TEMPFAIL)."""
-INTERRUPTED = 130
 _POLL = 2.0
 _PATIENCE = 0.2
 
@@ -43,7 +42,7 @@ class Worker:
     max_failed: int | None = None
     gpus: str | None = None
     _child: subprocess.Popen | None = field(default=None, repr=False)
-    _stopped: bool = False
+    _stopped: int = 0  # the signal that asked for the end
 
     def __call__(self, tell: Callable[[Job], None] | None = None) -> dict[str, str]:
         """Work until every job is done or has failed; their states by name. KeyboardInterrupt when asked to stop.
@@ -59,11 +58,11 @@ class Worker:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if self._stopped:
+        if stopped := self._stopped:
             if requeue is not None:
-                self._stopped = False
+                self._stopped = 0
                 requeue()  # ends the process
-            raise KeyboardInterrupt
+            raise interruption(stopped)
         return {job.name: job.state for job in Jobs(self.folder) if job.name in self.attempts}
 
     def checkpoint(self) -> Any:
@@ -73,10 +72,10 @@ class Worker:
         return DelayedSubmission(Worker(self.folder, self.attempts, self.max_failed, self.gpus))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_child": None, "_stopped": False}
+        return {**vars(self), "_child": None, "_stopped": 0}
 
     def _stop(self, number: int, _: FrameType | None) -> None:
-        self._stopped = True
+        self._stopped = self._stopped or number
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(signal.SIGTERM)
 

@@ -13,6 +13,7 @@ OUTPUT/{train,test}/*.tar       with the format webdataset, instead of the image
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +24,18 @@ import numpy as np
 
 from difixcli.errors import InputError
 from difixcli.runs import atomic, read_json, write_json
+from difixcli.shapes import Each, built
 
 MANIFEST = "data.json"
 SCENE_FILE = "scene.json"
 STAGE_FILE = "pairs.json"
 MODELS = "models"
+_STAGE = {
+    "split": (None, Each([str])),
+    "pairs": Each({"psnr": (None, float), "ssim": (None, float)}),
+    "dropped": Each(str),
+    "seconds": {"reconstruction": float, "pairs": float},
+}
 PSNR_BINS = np.arange(8.0, 37.0, 2.0)
 """Edges (dB) of the histogram of PSNR; what lies outside counts in the first or last bin."""
 
@@ -77,19 +85,14 @@ def write_stage(
 def stage_stands(home: Path, split: Mapping[str, Sequence[str]] | None) -> bool:
     """Whether a stage is finished, with this very split; one whose record is broken is not."""
     try:
-        held = read_json(home / STAGE_FILE)
+        return bool(read_json(home / STAGE_FILE, _STAGE)["split"] == split)
     except InputError:
         return False
-    return isinstance(held, dict) and {"pairs", "dropped", "seconds"} <= held.keys() and held.get("split") == split
 
 
 def read_scene(file: Path) -> SceneRecord:
     """A scene's record; InputError when it is missing or broken."""
-    held = read_json(file)
-    try:
-        return SceneRecord(**held)
-    except TypeError:
-        raise InputError(f"{file} is no record of difix curate; remove {file.parent} and curate again.") from None
+    return built(SceneRecord, read_json(file), file, f"it is no record of difix curate: remove {file.parent}")
 
 
 def write_manifest(folder: Path) -> None:
@@ -122,7 +125,7 @@ def scene_records(folder: Path) -> dict[Path, SceneRecord]:
 def _stages(homes: Mapping[Path, SceneRecord]) -> Iterator[tuple[SceneRecord, Path, dict[str, Any]]]:
     for scene, record in homes.items():
         for file in sorted(scene.glob(f"*/{STAGE_FILE}")):
-            yield record, file.parent, read_json(file)
+            yield record, file.parent, read_json(file, _STAGE)
 
 
 def _write_entries(file: TextIO, entries: dict[str, Any], first: bool) -> bool:
@@ -135,7 +138,10 @@ def _write_entries(file: TextIO, entries: dict[str, Any], first: bool) -> bool:
 
 def _summary(record: SceneRecord, home: Path, stage: dict[str, Any]) -> StageSummary:
     pairs = list(stage["pairs"].values())
-    psnr = np.array([entry["psnr"] for entry in pairs])
+    # JSON has no infinity: the PSNR of a render that is its photo is null
+    psnr = np.array([math.inf if entry["psnr"] is None else entry["psnr"] for entry in pairs])
+    measured = psnr[np.isfinite(psnr)]
+    ssim = [entry["ssim"] for entry in pairs if entry["ssim"] is not None]
     counts, _ = np.histogram(np.clip(psnr, PSNR_BINS[0], PSNR_BINS[-1]), PSNR_BINS)
     return StageSummary(
         scene=record.name,
@@ -144,8 +150,8 @@ def _summary(record: SceneRecord, home: Path, stage: dict[str, Any]) -> StageSum
         test=record.test,
         pairs=len(pairs),
         dropped=dict(Counter(stage["dropped"].values())),
-        psnr=float(psnr.mean()) if pairs else 0.0,
-        ssim=float(np.mean([entry["ssim"] for entry in pairs])) if pairs else 0.0,
+        psnr=float(measured.mean()) if len(measured) else 0.0,
+        ssim=float(np.mean(ssim)) if ssim else 0.0,
         histogram=counts.tolist(),
         seconds=stage["seconds"],
     )

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from difixcli.cluster.jobs import DONE, FAILED, Job, Jobs
 from difixcli.curation.curate import Curated, Failure, finish
-from difixcli.curation.manifest import SCENE_FILE, STAGE_FILE, read_scene, scene_records
+from difixcli.curation.manifest import SCENE_FILE, STAGE_FILE, SceneRecord, read_scene, scene_records
 from difixcli.errors import InputError
-from difixcli.runs import read_json, write_json
+from difixcli.runs import read_json, run_record, write_json
 
 _FEW = 5  # how many scenes a message names
 
@@ -30,15 +30,7 @@ def merge(folders: Sequence[Path], output: Path, partial: bool = False) -> Curat
     different formats, a scene that is for training here and for testing there, and files of one name with different
     content.
     """
-    failed, left = _found(folders)
-    if left and not partial:
-        raise InputError(
-            f"{_named(left)} {'is' if len(left) == 1 else 'are'} still to be made; run the same line again, or merge "
-            "what is there with --partial."
-        )
-    formats = {record.format for folder in folders for record in scene_records(folder).values()}
-    if len(formats) > 1:
-        raise InputError("One of the folders holds tars and another images; merge those of one --format.")
+    failed, left = check_merge(folders, partial)
     for folder in folders:
         if folder.resolve() == output.resolve():
             continue
@@ -55,18 +47,46 @@ def merge(folders: Sequence[Path], output: Path, partial: bool = False) -> Curat
     return replace(finish(output, failed), left=left)
 
 
+def check_merge(folders: Sequence[Path], partial: bool = False) -> tuple[dict[str, Failure], list[str]]:
+    """The scenes that failed, and the names of those that are still to be made, of all runs in the folders.
+
+    Raises InputError for folders that cannot be merged (see `merge`), as far as that can be told before files are
+    compared. Nothing is written.
+    """
+    failed, left = _found(folders)
+    if left and not partial:
+        raise InputError(
+            f"{_named(left)} {'is' if len(left) == 1 else 'are'} still to be made; run the same line again, or merge "
+            "what is there with --partial."
+        )
+    seen: dict[str, SceneRecord] = {}
+    for folder in folders:
+        for home, record in scene_records(folder).items():
+            if (other := seen.setdefault(home.name, record)) == record:
+                continue
+            if other.format != record.format:
+                break
+            raise InputError(
+                f"{home / SCENE_FILE} and another of that scene disagree about the scene's photos or whether it is for "
+                "testing; curate it the same way in both."
+            )
+    formats = {record.format for folder in folders for record in scene_records(folder).values()}
+    if len(formats) > 1:
+        raise InputError("One of the folders holds tars and another images; merge those of one --format.")
+    return failed, left
+
+
 def _found(folders: Sequence[Path]) -> tuple[dict[str, Failure], list[str]]:
     """The scenes that failed, and the names of those that are still to be made, of all runs in the folders."""
     jobs: dict[str, dict[str, list[Job]]] = {}  # by run and scene: parts of one run may lie in several folders
     for folder in folders:
-        record = folder / "run.json"
-        held = read_json(record) if record.is_file() else {}
-        if held.get("command") != "curate":
+        held = run_record(folder)
+        if held is None or held["command"] != "curate":
             raise InputError(f"{folder} holds no pairs of difix curate; name the folders it wrote.")
         known = jobs.setdefault(json.dumps(held["arguments"], sort_keys=True), {})
         jobs_there = list(Jobs(folder))
-        if not jobs_there and held.get("state") != "done":
-            raise InputError(f"The run of {record} has not finished; run its line again, then merge.")
+        if not jobs_there and held["state"] != "done":
+            raise InputError(f"The run of {folder / 'run.json'} has not finished; run its line again, then merge.")
         for job in jobs_there:
             known.setdefault(job.name, []).append(job)
     failed: dict[str, Failure] = {}
@@ -104,7 +124,7 @@ def _same(path: Path, target: Path) -> bool:
     """Whether two files say the same; how long a stage took does not count."""
     if path.name != STAGE_FILE:
         return filecmp.cmp(path, target, shallow=False)
-    one, other = ({**read_json(file), "seconds": None} for file in (path, target))
+    one, other = ({**read_json(file, dict), "seconds": None} for file in (path, target))
     return one == other
 
 

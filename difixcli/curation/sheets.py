@@ -80,7 +80,7 @@ def write_index(folder: Path, stages: Sequence[StageSummary], failed: Mapping[st
         f"<title>Pairs</title><style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
     )
     with atomic(folder / INDEX) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # names may be no UTF-8
     return folder / INDEX
 
 

@@ -35,7 +35,7 @@ from difixcli.distillation.rounds import Rounds
 from difixcli.distillation.schedule import pseudo_cameras, same_pose
 from difixcli.distillation.settings import Settings
 from difixcli.distillation.targets import make_targets
-from difixcli.errors import InputError
+from difixcli.errors import InputError, short
 from difixcli.reconstruction import PseudoView, Reconstruction
 from difixcli.runs import Progress, Run, read_image, write_image
 from difixcli.scenes import nearest_cameras
@@ -47,10 +47,12 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 _PHOTOS = "photos"  # folder of the model that photos alone have taught
-_PLAIN = "plain"
+PLAIN = "plain"
 LARGE = "large"  # folder of large renders where there is no truth of their size
 COMPARED = ("low_resolution", "supersampled", "bicubic", "per_image")
 """Folders of what super-resolution is compared with."""
+MEAN = "mean"
+"""Folder of what mode seeking is compared with, beside the plain model."""
 
 
 class Distillation:
@@ -95,26 +97,32 @@ class Distillation:
     def _photos(self) -> Reconstruction:
         """The run's reconstruction, trained on photos to the end of their part or beyond."""
         if any((self.folder / "nerfstudio_models").glob("*.ckpt")):
-            model = Reconstruction.load(self.folder, self.scene, self.split.train)
+            try:
+                model = Reconstruction.load(self.folder, self.scene, self.split.train)
+            except InputError:
+                if (told := self.rounds.recover(self.folder / _PHOTOS)) is None:
+                    raise
+                self._say(told)
+                model = Reconstruction.load(self.folder, self.scene, self.split.train)
         else:
-            model = self._begun()
+            model = self._begun(self.folder, self.schedule.photos)
         self._train(model, self.schedule.photos, "photos alone" if self.schedule.rounds else "plain training")
         if self.schedule.rounds:
             _fork(self.folder, self.folder / _PHOTOS)
         return model
 
-    def _begun(self) -> Reconstruction:
-        """A new reconstruction, or the one that the run starts from."""
+    def _begun(self, folder: Path, iterations: int) -> Reconstruction:
+        """A new reconstruction in `folder` of a schedule of so many iterations, or the one that the run starts from."""
         settings = self.settings
         if settings.start is None:
             model = Reconstruction.create(
                 self.scene,
                 self.split.train,
                 method=settings.method,
-                folder=self.folder,
+                folder=folder,
                 preset=settings.preset,
                 device=settings.device,
-                iterations=self.schedule.photos,
+                iterations=iterations,
                 overrides=settings.overrides,
                 seed=settings.seed,
             )
@@ -125,7 +133,7 @@ class Distillation:
                 Path(settings.start),
                 self.scene,
                 self.split.train,
-                self.folder,
+                folder,
                 settings.preset,
                 settings.device,
                 self.schedule.iterations,
@@ -252,12 +260,7 @@ class Distillation:
         self, model: Reconstruction, photos_only: Reconstruction, prior: Prior, number: int, label: str
     ) -> dict[str, Any]:
         """A round's record, not judged yet; its pictures are written on the way."""
-        cameras = pseudo_cameras(
-            [self.scene.frames[i].camera for i in self.split.train],
-            [target.camera for target in self.targets],
-            self.schedule,
-            number,
-        )
+        cameras = self._cameras(number)
         train = [self.scene.frames[i].camera for i in self.split.train]
         views = []
         for target, camera in zip(self.targets, cameras, strict=True):
@@ -295,6 +298,11 @@ class Distillation:
             "dropped": len(entries) - len(counted),
             "mean_confidence": float(np.mean(confidences)),
         }
+
+    def _cameras(self, number: int) -> list[Camera]:
+        """Where each target's view stands in a round."""
+        train = [self.scene.frames[i].camera for i in self.split.train]
+        return pseudo_cameras(train, [target.camera for target in self.targets], self.schedule, number)
 
     def _written(self, view: View, proposal: Proposal, number: int) -> dict[str, Any]:
         """Write what was proposed for a view; its entry in the round's record."""
@@ -342,11 +350,21 @@ class Distillation:
         if record is None:
             model.set_pseudo_views([], 0.0)
             return
+        with self._timed("taking up views"):
+            model.set_pseudo_views(self._views_of(record, prior), record["share"])
+
+    def _views_of(self, record: Mapping[str, Any], prior: Prior) -> list[PseudoView]:
+        """The pseudo-views of a round's record that are trained on."""
         index = {frame.name: i for i, frame in enumerate(self.scene.frames)}
         views = []
         for entry in record["views"]:
             if entry["dropped"] is not None:
                 continue
+            if entry["nearest"] not in index:
+                raise InputError(
+                    f"A round of {self.folder} names the photo {short(entry['nearest'])}, which the scene lacks; "
+                    "restore its round.json, or begin anew with --force."
+                )
             fresh = None
             if entry["fresh"]:
                 if not isinstance(prior, Refreshing):
@@ -364,8 +382,7 @@ class Distillation:
                     files.get("photo"),
                 )
             )
-        with self._timed("taking up views"):
-            model.set_pseudo_views(views, record["share"])
+        return views
 
     def _told(self, record: dict[str, Any]) -> str:
         """A round's views in words."""
@@ -393,7 +410,7 @@ class Distillation:
         """Photos alone: trained as long as the whole with a comparison, else as their part of the run has left it."""
         if not self.settings.compare:
             return Reconstruction.load(self.folder / _PHOTOS, self.scene, self.split.train)
-        return self._compared(_PLAIN, [])
+        return self._compared(PLAIN, [])
 
     def _compared(self, name: str, views: Sequence[PseudoView]) -> Reconstruction:
         """What the model of photos alone becomes in all further iterations on these views, or on photos without any."""
@@ -437,7 +454,7 @@ def _camera(entry: Mapping[str, Any]) -> Camera:
 
 def _sweep(folder: Path) -> None:
     """Remove what a killed process was writing; not in parts of the folder that another command may be writing to."""
-    models = (_PHOTOS, _PLAIN, *COMPARED)
+    models = (_PHOTOS, PLAIN, MEAN, *COMPARED)
     for stale in [
         *folder.glob(".*.part"),
         *(path for part in ("rounds", "renders", "path", LARGE) for path in (folder / part).rglob(".*.part")),
@@ -454,6 +471,8 @@ def _fork(source: Path, target: Path) -> None:
         return
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    left_out = shutil.ignore_patterns("run.json", "rounds", "renders", "path", LARGE, _PHOTOS, _PLAIN, *COMPARED, ".*")
+    left_out = shutil.ignore_patterns(
+        "run.json", "rounds", "renders", "path", LARGE, _PHOTOS, PLAIN, MEAN, *COMPARED, ".*"
+    )
     shutil.copytree(source, part, ignore=left_out)
     part.rename(target)

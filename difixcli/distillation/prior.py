@@ -25,13 +25,16 @@ from difixcli.reference_views import References, ReferenceViews
 from difixcli.scenes.scene import Camera, Scene
 
 if TYPE_CHECKING:
+    from difixcli.distillation.seeking import Seeking
     from difixcli.fixer import Fixer
+    from difixcli.novel_views import NovelViews
     from difixcli.priors.super_resolution.resolver import SuperResolver
-    from difixcli.reconstruction import Reconstruction, Render
+    from difixcli.reconstruction import Reconstruction, Render, Wanted
 
 GROUP = "difixcli.priors"
 FIXER = "fixer"
 SUPER_RESOLUTION = "super-resolution"
+VIEW_DIFFUSION = "view-diffusion"
 
 _RENDERS_HELD = 4
 
@@ -149,10 +152,11 @@ class Prior(Protocol):
 class Refreshing(Prior, Protocol):
     """A prior that proposes anew for every training step, as mode seeking does."""
 
-    def refresh(self, name: str, render: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Image and weight of the view called `name` for one training step, from its render at this moment.
+    def refresh(self, name: str, render: Callable[[], np.ndarray]) -> Wanted:
+        """What the view called `name` shall look like at one training step.
 
-        Called for proposals with `fresh` only. `render` is (H, W, 3) float32 RGB in [0, 1].
+        Called for proposals with `fresh` only. `render()` shows the view at this moment, (H, W, 3) float32 RGB in
+        [0, 1]. Global random numbers follow from the run's seed and the step.
         """
 
 
@@ -160,8 +164,8 @@ class Refreshing(Prior, Protocol):
 class Context:
     """What a prior is made with: the command's fixer, the scene, and the options that concern every prior.
 
-    `fixer` is None, and `resolver` not, where it is the super-resolution prior that is asked for; `operator` is how the
-    scene's photos were made smaller (see `images.reduced`).
+    `fixer` is None where another of our priors is asked for: `resolver` is the super-resolution prior's, `operator` is
+    how the scene's photos were made smaller (see `images.reduced`); `novel_views` and `seeking` are view diffusion's.
     `references` is how many photos stand beside a view (None: as many as the prior takes); `trust` and `drop_below` say
     what is trained on and `terms` by which loss terms (see `settings.Settings`).
     """
@@ -176,11 +180,13 @@ class Context:
     terms: Mapping[str, float]
     resolver: SuperResolver | None = None
     operator: Operator = "area"
+    novel_views: NovelViews | None = None
+    seeking: Seeking | None = None
 
 
 def known_priors() -> list[str]:
     """Names of the priors that can be used here: ours and those of installed packages, sorted."""
-    return sorted({FIXER, SUPER_RESOLUTION, *(entry.name for entry in entry_points(group=GROUP))})
+    return sorted({FIXER, SUPER_RESOLUTION, VIEW_DIFFUSION, *(entry.name for entry in entry_points(group=GROUP))})
 
 
 def check_prior(name: str) -> None:
@@ -204,6 +210,10 @@ def make_prior(name: str, context: Context) -> Prior:
         from difixcli.distillation.super_resolution_prior import SuperResolutionPrior
 
         return SuperResolutionPrior(context)
+    if name == VIEW_DIFFUSION:
+        from difixcli.distillation.view_diffusion_prior import ViewDiffusionPrior
+
+        return ViewDiffusionPrior(context)
     entry = next(entry for entry in entry_points(group=GROUP) if entry.name == name)
     try:
         made = entry.load()(context)

@@ -18,14 +18,39 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from difixcli.errors import InputError
+from difixcli.errors import InputError, short
 from difixcli.reconstruction import latest_checkpoint
+from difixcli.reconstruction.checkpoints import MODELS, read_checkpoint
 from difixcli.runs import read_json, write_json
+from difixcli.shapes import Each
 
 KEPT_BYTES = 8 * 2**30
 """How much checkpoints of earlier rounds may fill; the oldest go first."""
 
 _RECORD = "round.json"
+_VIEW = {
+    "target": str,
+    "frame": (None, str),
+    "camera_to_world": [[float]],
+    "lens": [float],
+    "nearest": str,
+    "files": Each(str),
+    "terms": Each(float),
+    "fresh": bool,
+    "figures": Each((None, float)),
+    "dropped": (None, str),
+    "kept": bool,
+}
+_ROUND = {
+    "round": int,
+    "share": float,
+    "views": [_VIEW],
+    "kept": int,
+    "dropped": int,
+    "mean_confidence": (None, float),
+    "accepted?": bool,
+    "guard?": {"gain": (None, float)},
+}
 
 
 class Rounds:
@@ -41,7 +66,7 @@ class Rounds:
     def record(self, number: int) -> dict[str, Any] | None:
         """What is written of a round, None before its fixes are whole."""
         path = self.folder(number) / _RECORD
-        return read_json(path) if path.is_file() else None
+        return _read(path) if path.is_file() else None
 
     def write(self, number: int, record: dict[str, Any]) -> None:
         write_json(self.folder(number) / _RECORD, record)
@@ -54,7 +79,7 @@ class Rounds:
     def rejected(self) -> dict[str, Any] | None:
         """The record of the round that was taken back, if one was."""
         found = sorted(self.parent.glob(f"*-rejected/{_RECORD}"))
-        return read_json(found[0]) if found else None
+        return _read(found[0]) if found else None
 
     def records(self) -> list[dict[str, Any]]:
         """The accepted rounds' records, in order."""
@@ -110,6 +135,31 @@ class Rounds:
             if found is not None and int(found[1]) >= number:
                 shutil.rmtree(folder)
 
+    def recover(self, photos: Path) -> str | None:
+        """Where the run's newest checkpoint is damaged: go back to the last whole one that is kept, and say so.
+
+        That is the beginning of a round, or the whole training on photos that the folder `photos` holds. None, and
+        nothing has changed, where the newest one is whole, or no other is.
+        """
+        newest = latest_checkpoint(self.run)
+        if _is_whole(newest):
+            return None
+        for number in reversed(self._numbers()):
+            if any(map(_is_whole, sorted(self.folder(number).glob("*.ckpt"))[-1:])):
+                newest.unlink()
+                self.rewind(number)
+                where = f"the beginning of round {number}"
+                break
+        else:
+            kept = sorted((photos / MODELS).glob("*.ckpt"))[-1:]
+            if not any(map(_is_whole, kept)):
+                return None
+            newest.unlink()
+            _link(kept[0], newest.with_name(kept[0].name))
+            self.forget_from(1)
+            where = "the end of the training on photos"
+        return f"The newest checkpoint, {newest.name}, is damaged: going on from {where}, the last whole one."
+
     def restore(self, number: int) -> None:
         """Let the checkpoint that a round began from be the run's again; InputError where it is lost."""
         checkpoints = sorted(self.folder(number).glob("*.ckpt"))
@@ -134,6 +184,25 @@ class Rounds:
 
     def _numbers(self) -> list[int]:
         return sorted(int(path.name) for path in self.parent.glob("*") if path.name.isdecimal())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A round's record; InputError for one that is broken."""
+    record: dict[str, Any] = read_json(path, _ROUND)
+    for view in record["views"]:
+        if len(view["lens"]) != 6 or [len(row) for row in view["camera_to_world"]] != [4] * 4 or min(view["lens"]) <= 0:
+            raise InputError(f"{path} has a view ({short(view['target'])}) without a camera; restore it or remove it.")
+        if "target" not in view["files"]:
+            raise InputError(f"{path} has a view ({short(view['target'])}) without an image; restore it or remove it.")
+    return record
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        read_checkpoint(checkpoint)
+    except InputError:
+        return False
+    return True
 
 
 def _link(source: Path, target: Path) -> None:

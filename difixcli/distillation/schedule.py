@@ -106,6 +106,8 @@ def check_schedule(
     ):
         if value is not None and kind not in kinds:
             raise InputError(f"{option} says nothing to the schedule {kind}; leave it out.")
+    if rounds is not None and rounds < 1:
+        raise InputError(f"--rounds {rounds} is no number of rounds; ask for 1 or more, or for --schedule none.")
     if step is not None and not step > 0:
         raise InputError(f"The step {step} must be positive: it is how far pseudo-views move in a round.")
     if share is not None and not 0 < share < 1:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from difixcli.distillation.schedule import Schedule
+from difixcli.distillation.seeking import Seeking
 from difixcli.errors import InputError, unknown
 from difixcli.priors.super_resolution.enlargement import Enlargement
 
@@ -68,7 +69,7 @@ class Settings:
     trained on. `terms` are the loss terms that count for pseudo-views (see `reconstruction.objective`). Learning rates
     begin the rounds at `raised` of their first values, or where training on photos has left them if that is more.
     `guard` says whether rounds that do harm are taken back. `start` is an existing reconstruction to go on from.
-    `enlargement` is there with the super-resolution prior alone.
+    `enlargement` is there with the super-resolution prior alone, `seeking` with view diffusion's.
     """
 
     method: str
@@ -88,6 +89,7 @@ class Settings:
     guard: bool = True
     start: str | None = None
     enlargement: Enlargement | None = None
+    seeking: Seeking | None = None
 
 
 def find_profile(name: str) -> Profile:

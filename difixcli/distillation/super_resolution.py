@@ -18,6 +18,7 @@ Without a comparison `low_resolution` is the model of photos alone as their part
 from __future__ import annotations
 
 import gc
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -39,6 +40,7 @@ from difixcli.reconstruction.presets import most_gaussians
 from difixcli.runs import Progress, Run, write_image
 from difixcli.scenes import load_mask, load_photo
 from difixcli.scenes.scene import Scene, Split
+from difixcli.shapes import check_shape
 
 if TYPE_CHECKING:
     from difixcli.priors.super_resolution.resolver import SuperResolver
@@ -97,6 +99,8 @@ class SuperResolution(Distillation):
         return replace(super()._context(), resolver=self.resolver, operator=self.enlargement.operator)
 
     def _told(self, record: dict[str, Any]) -> str:
+        shape = {"views": [{"figures": {"low_resolution_psnr": float, "detail": float}}]}
+        check_shape(record, shape, self.rounds.folder(record["round"]) / "round.json")
         figures = [view["figures"] for view in record["views"]]
         agreement, detail = (float(np.mean([one[key] for one in figures])) for key in ("low_resolution_psnr", "detail"))
         return (
@@ -145,7 +149,7 @@ class SuperResolution(Distillation):
         return views
 
     def _seed_of(self, name: str) -> int:
-        return self.settings.seed ^ zlib.crc32(name.encode())
+        return self.settings.seed ^ zlib.crc32(os.fsencode(name))
 
     # Pictures and figures
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -57,7 +58,7 @@ class SuperResolutionPrior:
         render = as_planes(shown.render(view).color, resolver.device)
         terms = self._terms
         if shown.number == 1:
-            state = resolver.begin(photo, shown.rounds, self._seed ^ zlib.crc32(view.name.encode()))
+            state = resolver.begin(photo, shown.rounds, self._seed ^ zlib.crc32(os.fsencode(view.name)))
         else:
             state = resolver.advance(photo, self._states[view.name], render)
         if shown.number == 1 and shown.rounds > 1 and resolver.takes_renders and (alone := photos_alone(terms)):

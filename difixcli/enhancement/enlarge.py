@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import zlib
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ def enlarge_images(
                 unreadable.append(error)
             else:
                 with torch.no_grad():
-                    image = by_itself(resolver, photo, STEPS, seed ^ zlib.crc32(path.stem.encode()))
+                    image = by_itself(resolver, photo, STEPS, seed ^ zlib.crc32(os.fsencode(path.stem)))
                 write_image(output / f"{path.stem}.png", as_pixels(image))
             update(done)
     made = len(todo) - len(unreadable)

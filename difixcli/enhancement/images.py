@@ -12,7 +12,7 @@ import numpy as np
 
 from difixcli.errors import InputError
 from difixcli.evaluation.pictures import image_files
-from difixcli.runs import IMAGE_SUFFIXES, read_image
+from difixcli.runs import IMAGE_SUFFIXES, open_image, read_image
 from difixcli.scenes.loading import natural_order
 
 SMALLEST = 16
@@ -74,18 +74,11 @@ def listed_images(source: Path, output: Path, size: int | None = None) -> dict[P
 
 def checked_size(path: Path) -> tuple[int, int]:
     """(width, height), upright, from an image's header, so that a broken file is known before the work begins."""
-    from PIL import Image
-
-    if not path.exists():
-        raise InputError(f"There is no image {path}; check its name.")
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            # a PNG's may stand behind its pixels, which are not read here
-            turned = image.format != "PNG" and image.getexif().get(_ORIENTATION, 1) >= 5
-            return (height, width) if turned else (width, height)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as an image; restore it or remove it.") from error
+    with open_image(path) as image:
+        width, height = image.size
+        # a PNG's may stand behind its pixels, which are not read here
+        turned = image.format != "PNG" and image.getexif().get(_ORIENTATION, 1) >= 5
+        return (height, width) if turned else (width, height)
 
 
 def check_large_enough(name: str, width: int, height: int) -> None:
@@ -98,9 +91,7 @@ def check_large_enough(name: str, width: int, height: int) -> None:
 
 def has_alpha(path: Path) -> bool:
     """Whether an image's header says that pixels may be transparent."""
-    from PIL import Image
-
-    with Image.open(path) as image:
+    with open_image(path) as image:
         return "A" in image.getbands() or "transparency" in image.info
 
 

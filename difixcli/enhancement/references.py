@@ -12,7 +12,7 @@ import numpy as np
 from difixcli.enhancement.images import checked_size, resized
 from difixcli.enhancement.similar import SimilarPhotos
 from difixcli.errors import InputError, near
-from difixcli.runs import read_image
+from difixcli.runs import open_image, read_image
 from difixcli.scenes import load_photo, nearest_cameras
 from difixcli.scenes.scene import Scene
 
@@ -169,13 +169,10 @@ def _some(names: Sequence[str]) -> str:
 
 def _glance(path: Path) -> np.ndarray:
     """A photo, upright, at about the size that is enough to see what it shows."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (_LOOK, _LOOK))  # a JPEG is decoded no finer than that
-            small = ImageOps.exif_transpose(image).convert("RGB")
-            small.thumbnail((_LOOK, _LOOK))
-            return np.asarray(small, dtype=np.float32) / 255
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as an image ({error}); restore it or remove it.") from error
+    with open_image(path) as image:
+        image.draft("RGB", (_LOOK, _LOOK))  # a JPEG is decoded no finer than that
+        small = ImageOps.exif_transpose(image).convert("RGB")
+        small.thumbnail((_LOOK, _LOOK))
+        return np.asarray(small, dtype=np.float32) / 255

@@ -22,6 +22,11 @@ from difixcli.runs import Progress, make_folder, read_image, read_json, write_im
 
 VIDEO, SIDE_BY_SIDE, SPLIT_SCREEN = "video", "side_by_side", "split_screen"
 _FILM_FILE = "film.json"
+_FILM = {
+    "fps": float,
+    "steadiness": (None, {"input": (None, float), "output": (None, float)}),
+    **dict.fromkeys((VIDEO, SIDE_BY_SIDE, SPLIT_SCREEN), (None, str)),
+}
 _MEASURED = 640  # long side at which steadiness is measured: flow on larger frames takes longer than some fixers
 
 
@@ -139,9 +144,10 @@ def make_film(
     files = {name: output / f"{name}.mp4" for name in names}
     record = output / _FILM_FILE
     if record.is_file() and all(file.is_file() for file in files.values()):
-        held = read_json(record)
-        if isinstance(held, dict) and held.get("wanted") == wanted:
-            return held["results"]
+        held = read_json(record, {"wanted": dict, "results": _FILM})
+        if held["wanted"] == wanted:
+            results: dict[str, Any] = held["results"]
+            return results
     steadiness = _Steadiness() if measure and frames > 1 else None
     with ExitStack() as stack:
         update = stack.enter_context(progress("video", frames)) if progress else lambda done: None

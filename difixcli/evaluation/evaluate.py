@@ -19,7 +19,7 @@ from difixcli.errors import InputError
 from difixcli.evaluation.consistency import SMALLEST, EpipolarPair, WarpedPair, tsed, warped_difference
 from difixcli.evaluation.metrics import METRICS, best_unsharp, default_metrics, how_made, metrics_against, summary
 from difixcli.evaluation.pictures import image_files, image_size
-from difixcli.evaluation.protocols import OWN, Protocol, check_enlargement, check_split
+from difixcli.evaluation.protocols import OWN, Protocol, check_enlargement, check_seeds, check_split
 from difixcli.evaluation.run_folders import TRUTH, RunFolder, row_names
 from difixcli.runs import Progress, read_image
 from difixcli.scenes.loading import natural_order
@@ -125,11 +125,14 @@ def evaluate_runs(
     return {**over_scenes(scenes), "scenes": scenes}
 
 
-def suggested_metrics(folders: Sequence[Path]) -> tuple[tuple[str, ...], str]:
+def suggested_metrics(folders: Sequence[Path], protocol: Protocol = OWN) -> tuple[tuple[str, ...], str]:
     """What to measure of runs unless told otherwise, which is quick on a CPU, and a sentence on what is left out.
 
-    Beside `default_metrics` that is the warped difference, and TSED where the poses are known.
+    Beside `default_metrics` that is the warped difference, and TSED where the poses are known; neither where a protocol
+    cuts every view to its object.
     """
+    if protocol.crop is not None:
+        return default_metrics(), ""
     runs = [RunFolder.read(folder) for folder in folders]
     if not all(_consecutive(run) for run in runs):
         return default_metrics(), ""
@@ -174,7 +177,7 @@ class _Views:
 
     def truth(self, stem: str) -> np.ndarray:
         """(H, W, 3) in [0, 1]."""
-        return self.protocol.sized(read_image(self._truth_file(stem)))
+        return self._shown(read_image(self._truth_file(stem)), stem)
 
     def image(self, name: str, stem: str) -> np.ndarray:
         """(H, W, 3) in [0, 1] of one variant; InputError when its size is not the truth's."""
@@ -185,10 +188,33 @@ class _Views:
                 f"{image} is {ours[0]}×{ours[1]} pixels but {photo} is {theirs[0]}×{theirs[1]}; "
                 "render or resize them to one size."
             )
-        return self.protocol.sized(read_image(image))
+        return self._shown(read_image(image), stem)
 
     def mask(self, stem: str) -> np.ndarray | None:
-        """(H, W) bool, or None where the view has no mask."""
+        """(H, W) bool, or None where every pixel of the view counts, as every one of an object's before black does."""
+        joined = self._joined(stem)
+        if self.protocol.crop is not None:
+            return None if self._object(stem).any() else np.zeros(self.size(stem)[::-1], dtype=bool)
+        return None if joined is None else self.protocol.sized(joined)
+
+    def _shown(self, image: np.ndarray, stem: str) -> np.ndarray:
+        """An image (H, W, 3) as the protocol measures it."""
+        if self.protocol.crop is not None:
+            return self.protocol.crop.cut(image, self._object(stem))
+        return self.protocol.sized(image)
+
+    def _object(self, stem: str) -> np.ndarray:
+        """(H, W) bool: where a view's object is. InputError where nothing says so."""
+        joined = self._joined(stem)
+        if joined is None:
+            raise InputError(
+                f"The protocol {self.protocol.name} measures objects before black, but {stem} has no mask; give the "
+                "scene masks, or name a folder of them with --masks."
+            )
+        return joined
+
+    def _joined(self, stem: str) -> np.ndarray | None:
+        """(H, W) bool at the files' size: where all folders of masks say that the view counts; None without any."""
         joined = None
         for folder in self.masks:
             path = folder / f"{stem}.png"
@@ -202,7 +228,7 @@ class _Views:
                     "make them the same size."
                 )
             joined = mask if joined is None else joined & mask
-        return None if joined is None else self.protocol.sized(joined)
+        return joined
 
     def size(self, stem: str) -> tuple[int, int]:
         """(width, height) at which a view is measured."""
@@ -224,7 +250,13 @@ def _evaluate_scene(
     if plan.protocol.rule is not None:
         for run in runs:
             check_split(plan.protocol, *run.scene_and_split, str(run.folder))
+            check_seeds(plan.protocol, run.scene_and_split[0])
             check_enlargement(plan.protocol, run.arguments.get("enlargement"), str(run.folder))
+    if plan.protocol.crop is not None and (said := sorted({"tsed", "warped"} & set(plan.metrics or ()))):
+        raise InputError(
+            f"{said[0]} compares whole neighbouring views, and the protocol {plan.protocol.name} cuts each to its "
+            "object; leave it out."
+        )
     first = runs[0]
     masks = [first.masks] if first.masks.is_dir() else []
     masks += [plan.masks] if plan.masks is not None else []
@@ -443,10 +475,10 @@ def _conditions(views: _Views, plan: Plan, split: str, measured: int, masked: bo
         "protocol": protocol.name,
         "split": split,
         "views": f"{protocol.views}: {measured}" + (f", {empty} more wholly masked" if empty else ""),
-        "crop": "none",
+        "crop": "none" if protocol.crop is None else f"the object's box and {protocol.crop.context:g} of it around",
         "resize": protocol.resize,
         "size": f"{size} pixels",
-        "mask": " and ".join(dict.fromkeys(kinds)) or "none",
+        "mask": "black outside the object" if protocol.crop else " and ".join(dict.fromkeys(kinds)) or "none",
         "colour correction": "none" if plan.correction is None else f"{plan.correction}, for cc figures",
     }
 

@@ -231,13 +231,17 @@ def evaluate_images(
 
 
 def summary(per_image: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean and population standard deviation of each figure over the images; InputError when there are none."""
+    """Mean and population standard deviation of each figure over the images; InputError when there are none.
+
+    Images that are identical to their truth have an infinite PSNR, and count only where all are.
+    """
     if not per_image:
         raise InputError("There is no image to measure; check the folders' names.")
     columns = {key: np.array([figures[key] for figures in per_image]) for key in per_image[0]}
-    mean = {key: float(values.mean()) for key, values in columns.items()}
-    # identical images have infinite PSNR, whose spread is no number
-    std = {key: float(values.std()) if np.isfinite(values).all() else math.nan for key, values in columns.items()}
+    # identical images have infinite PSNR; where all are, so is the mean, and the spread is no number
+    counted = {key: values[~np.isinf(values)] for key, values in columns.items()}
+    mean = {key: float((counted[key] if len(counted[key]) else values).mean()) for key, values in columns.items()}
+    std = {key: float(counted[key].std()) if np.isfinite(values).any() else math.nan for key, values in columns.items()}
     return mean, std
 
 

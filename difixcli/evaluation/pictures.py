@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from difixcli.errors import InputError
-from difixcli.runs import IMAGE_SUFFIXES
+from difixcli.runs import IMAGE_SUFFIXES, open_image
 
 CONFIDENCE = ".confidence.png"
 """What follows an image's name in that of its confidence."""
@@ -42,15 +42,8 @@ def _images(folder: Path) -> list[Path]:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) from an image file's header; InputError when it is missing or broken."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as opened:
-            return opened.size
-    except FileNotFoundError:
-        raise InputError(f"The image {path} does not exist; check its name.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as an image ({error}); restore it or remove it.") from error
+    with open_image(path) as opened:
+        return opened.size
 
 
 def fit(image: np.ndarray, width: int) -> np.ndarray:

@@ -20,16 +20,48 @@ _DL3DV_SIDE = 960  # DL3DV's 960P release
 
 
 @dataclass(frozen=True)
+class ObjectCrop:
+    """A square picture of an object before black: everything outside its mask is black, in renders and photos alike.
+
+    The box around the mask is made larger by `context` of its width and height (half of it on each side), cut where the
+    photo ends, scaled until its longer side has `side` pixels, and filled up with black to the right and below.
+    """
+
+    context: float
+    side: int
+
+    def cut(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """(side, side, 3) of an image (H, W, 3) in [0, 1] and its object's mask (H, W) bool, which is not empty."""
+        import cv2
+
+        rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+        spans = []
+        for found, end in ((rows, mask.shape[0]), (columns, mask.shape[1])):
+            margin = self.context / 2 * (found[-1] + 1 - found[0])
+            spans.append(slice(max(0, round(found[0] - margin)), min(end, round(found[-1] + 1 + margin))))
+        part = np.where(mask[..., None], image, 0)[spans[0], spans[1]]
+        scale = self.side / max(part.shape[:2])
+        height, width = (max(1, round(size * scale)) for size in part.shape[:2])
+        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        picture = np.zeros((self.side, self.side, 3), dtype=np.float32)
+        picture[:height, :width] = np.clip(
+            cv2.resize(part.astype(np.float32), (width, height), interpolation=how), 0, 1
+        )
+        return picture
+
+
+@dataclass(frozen=True)
 class Protocol:
     """How images are measured.
 
     `enlargement` says what a run of super-resolution was asked for, as its record has it, or is None.
 
     `split` says which views train and which are measured; `rule` makes it for a scene, given the split that the run
-    was made with, or is None where the run's own stands. `views` says which of the measured views count; none is ever
-    cropped. `long_side` is the size in pixels that larger images are shrunk to (area-averaged) together with their
-    truth and mask. With `visibility` only pixels count that a training photo sees too. With `by_camera` the figures
-    are also given for each camera of a rig.
+    was made with, or is None where the run's own stands. `views` says which of the measured views count. `long_side`
+    is the size in pixels that larger images are shrunk to (area-averaged) together with their truth and mask; `crop`
+    is how a view is cut to its object, or None. With `visibility` only pixels count that a training photo sees too.
+    With `by_camera` the figures are also given for each camera of a rig. With `known_seeds` the scene must say which
+    photos saw its seed points, so that training has none from the others.
     """
 
     name: str
@@ -40,9 +72,13 @@ class Protocol:
     visibility: bool = False
     by_camera: bool = False
     enlargement: Mapping[str, int | str] | None = None
+    crop: ObjectCrop | None = None
+    known_seeds: bool = False
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """The (width, height) at which an image of that size is measured."""
+        if self.crop is not None:
+            return self.crop.side, self.crop.side
         if self.long_side is None or max(width, height) <= self.long_side:
             return width, height
         scale = self.long_side / max(width, height)
@@ -61,6 +97,8 @@ class Protocol:
 
     @property
     def resize(self) -> str:
+        if self.crop is not None:
+            return f"the object's box to a long side of {self.crop.side} pixels"
         if self.long_side is None:
             return "none"
         return f"area-averaged to a long side of at most {self.long_side} pixels"
@@ -107,13 +145,20 @@ _SUPER_RESOLUTION = Protocol(
 )  # fmt: skip
 LLFF_SR = replace(_SUPER_RESOLUTION, name="llff-sr")
 MIP360_SR = replace(_SUPER_RESOLUTION, name="mip360-sr")
-SPARSE = Protocol("sparse", "every N-th view trains", "all others")
+CO3D = Protocol(
+    "co3d-2view", "two of 32 evenly spaced frames train", "the other thirty", lambda scene, held: "co3d:2",
+    crop=ObjectCrop(context=0.3, side=256), known_seeds=True,
+)  # fmt: skip
+SPARSE = Protocol("sparse", "every eighth view is measured, K of the others train", "all of them", known_seeds=True)
+EVERY = Protocol("every", "every N-th view trains", "all others")
+SPARSE_VIEWS = (2, 3, 6, 9)
 
-_NAMES = ("nerfbusters", "dl3dv", "rds", "llff-sr", "mip360-sr", "sparse:N")
+_NAMES = ("nerfbusters", "dl3dv", "rds", "llff-sr", "mip360-sr", "co3d-2view", "sparse:K", "every:N")
 
 
 def parse_protocol(text: str) -> Protocol:
-    """The protocol of a name: `nerfbusters`, `dl3dv`, `rds`, `llff-sr`, `mip360-sr` or `sparse:N`.
+    """The protocol of a name: `nerfbusters`, `dl3dv`, `rds`, `llff-sr`, `mip360-sr`, `co3d-2view`, `sparse:K` or
+    `every:N`.
 
     - `nerfbusters` (Warburg et al., ICCV 2023): two paths (see `default_split_rule`), the first trains; only pixels of
       the second that a training photo sees too count; size as rendered.
@@ -123,22 +168,53 @@ def parse_protocol(text: str) -> Protocol:
       as rendered.
     - `llff-sr`, `mip360-sr` (3DSR, ICCV 2025): photos made 8 times smaller (bicubic), results 4 times larger than that;
       every eighth photo is measured at the result's size.
-    - `sparse:N`: every N-th view trains, all others are measured; size as rendered.
+    - `co3d-2view` (SparseFusion, CVPR 2023): 32 evenly spaced frames of a CO3D sequence, two of which train; measured
+      in the object's box, with 0.3 of context, at 256 pixels, before black. Conventions of ours: which two (the paper
+      shuffles by the sequence's number in a list, we by the seed 0), masks cut at one half and not at 0.4, and renders
+      masked as the photo is, since methods other than the paper's have a background. Which network its LPIPS has is
+      not known here; every figure names its own.
+    - `sparse:K`, K = 2, 3, 6 or 9 (Mip-NeRF 360 with few views, as in ReconFusion and ReconX): every eighth photo is
+      measured, K of the others train, evenly spaced by index; size as rendered. Conventions of ours: even spacing,
+      which is RegNeRF's (ReconFusion publishes lists of its own, which `--split file:` takes).
+    - `every:N`: every N-th view trains, all others are measured; size as rendered.
 
-    None crops; in all of them what a photo's own mask leaves out does not count. InputError for any other name.
+    `co3d-2view` and `sparse:K` want a scene that says which photos saw its seed points (a COLMAP model), of which only
+    those that training photos saw are used. Only `co3d-2view` crops; in the others what a photo's own mask leaves out
+    does not count. InputError for any other name.
     """
     name, _, argument = text.strip().partition(":")
-    fixed = {protocol.name: protocol for protocol in (NERFBUSTERS, DL3DV, RDS, LLFF_SR, MIP360_SR)}
+    fixed = {protocol.name: protocol for protocol in (NERFBUSTERS, DL3DV, RDS, LLFF_SR, MIP360_SR, CO3D)}
     if name in fixed and not argument:
         return fixed[name]
-    if name == SPARSE.name:
+    if name == EVERY.name:
         if not argument.isdecimal() or int(argument) < 2:
-            raise InputError(f"The protocol {text!r} needs a whole number of at least 2, as in sparse:4.")
-        rule = f"every:{int(argument)}"
-        return replace(SPARSE, name=f"sparse:{int(argument)}", split=rule, rule=lambda scene, held: rule)
+            raise InputError(f"The protocol {text!r} needs a whole number of at least 2, as in every:4.")
+        return _by_rule(EVERY, f"every:{int(argument)}", f"every:{int(argument)}")
+    if name == SPARSE.name:
+        if not argument.isdecimal() or int(argument) not in SPARSE_VIEWS:
+            raise InputError(
+                f"The protocol {text!r} is not published: it has 2, 3, 6 or 9 training views, as in sparse:3; where "
+                "every N-th view trains, name every:N."
+            )
+        rule = f"sparse:{int(argument)}"
+        return _by_rule(SPARSE, rule, f"{SPARSE.split.replace('K', argument)}")
     if name in fixed:
         raise InputError(f"The protocol {text!r} takes no argument; write {name}.")
     raise unknown("protocol", text, _NAMES, f"There are {', '.join(_NAMES)}.")
+
+
+def _by_rule(protocol: Protocol, rule: str, split: str) -> Protocol:
+    """The protocol with one rule for every scene, and called after it."""
+    return replace(protocol, name=rule, split=split, rule=lambda scene, held: rule)
+
+
+def check_seeds(protocol: Protocol, scene: Scene) -> None:
+    """InputError where a protocol wants to know which photos saw the seed points, and the scene does not."""
+    if protocol.known_seeds and scene.tracks is None and len(scene.points):
+        raise InputError(
+            f"The protocol {protocol.name} allows no seed points from held-out photos, and {scene.name} does not say "
+            "which photos saw its own; put its COLMAP model into colmap/sparse/0, or remove the points and train again."
+        )
 
 
 def check_split(protocol: Protocol, scene: Scene, held: Split, where: str) -> None:

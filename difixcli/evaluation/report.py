@@ -164,7 +164,7 @@ def write_report(evaluated: Mapping[str, Any], output: Path, title: str) -> Path
         + f"\n<script>{_SCRIPT}</script>\n</body></html>\n"
     )
     with atomic(output) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # names may be no UTF-8
     return output
 
 

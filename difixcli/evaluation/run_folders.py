@@ -16,11 +16,15 @@ from difixcli.runs import read_json
 from difixcli.scenes.loading import load_scene, natural_order, scene_name
 from difixcli.scenes.scene import Scene, Split
 from difixcli.scenes.splits import make_split
+from difixcli.shapes import Each
 
 TRUTH = "truth"
 MASK = "mask"
 _ORDER = (
     "plain",
+    "eft",
+    "vldm",
+    "mean",
     "fixed",
     "low_resolution",
     "supersampled",
@@ -33,6 +37,8 @@ _MOMENT = r"\d{4}-\d\d-\d\d_\d{6}"  # of which difix makes a run's folder unless
 _CHOICES = frozenset(
     {"method", "preset", "kind", "fixer", "start", "seed", "references", "trust", "targets", "overrides"}
 )
+_RECORD = {"command?": str, "arguments?": dict, "timings?": Each(float)}
+_ROUND = {"round": int, "views": [{"figures?": dict}], "guard?": dict}
 _NOT_A_FIGURE = (
     *("round", "schedule", "views", "camera_to_world", "width", "height"),
     *("share", "support", "accepted", "kept", "fresh"),  # of the schedule, a verdict, or the same as mean confidence
@@ -80,9 +86,7 @@ class RunFolder:
             raise InputError(f"{renders} holds no renders beside {TRUTH}; finish the run first.")
         names.sort(key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
         file = folder / "run.json"
-        record = read_json(file) if file.is_file() else {}
-        if not isinstance(record, dict) or not isinstance(record.get("arguments", {}), dict):
-            raise InputError(f"{file} was not written by difix distill; restore it or remove it.")
+        record = read_json(file, _RECORD) if file.is_file() else {}
         return cls(folder, record, {name: renders / name for name in names})
 
     @property
@@ -163,27 +167,24 @@ class RunFolder:
         for file in sorted(self.folder.glob("rounds/*/round.json")):
             if "-" in file.parent.name:  # a round that was taken back is no part of the run
                 continue
-            held = read_json(file)
-            if not isinstance(held, dict) or not isinstance(held.get("round"), int):
-                continue
+            held = read_json(file, _ROUND)
             figures = {key: [value] for key, value in held.items() if key not in _NOT_A_FIGURE}
-            if isinstance(guard := held.get("guard"), dict):
+            if guard := held.get("guard"):
                 figures["agreement with photos"] = [guard.get("gain")]
-            for view in held.get("views") or []:
-                noted = {**view, **view.get("figures", {})} if isinstance(view, dict) else {}
+            for view in held["views"]:
+                noted = {**view, **view.get("figures", {})}
                 for key, value in noted.items():
                     if key not in _NOT_A_FIGURE:
                         figures.setdefault(key, []).append(value)
             for key, values in figures.items():
-                numbers = [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
+                numbers = [float(v) for v in values if isinstance(v, float) or (isinstance(v, int) and abs(v) < 2**53)]
+                numbers = [v for v in numbers if math.isfinite(v)]
                 if numbers:
                     name = key.replace("_", " ")
                     series.setdefault(name, []).append([held["round"], sum(numbers) / len(numbers)])
-        timings = self.record.get("timings")
-        for key, value in (timings if isinstance(timings, dict) else {}).items():
-            if key.startswith("round ") and key.endswith(": train"):
-                number = key.removeprefix("round ").partition("/")[0]
-                series.setdefault("seconds of training", []).append([int(number), float(value)])
+        for key, value in self.record.get("timings", {}).items():
+            if number := re.fullmatch(r"round (\d{1,9})/.*: train", key):
+                series.setdefault("seconds of training", []).append([int(number[1]), float(value)])
         told = {name: points for name, points in series.items() if name != "dropped" or any(y for _, y in points)}
         return {name: sorted(points) for name, points in told.items()}
 
@@ -250,6 +251,13 @@ def _made(arguments: Mapping[str, Any]) -> dict[str, str]:
         said["share"] = f"share {share:g}"
     if (step := schedule.get("step")) is not None:
         said["step"] = f"step {step:g}"
+    if isinstance(seeking := arguments.get("seeking"), dict):
+        words = [
+            f"seek {seeking.get('seek')}",
+            f"{seeking.get('steps')} denoising steps",
+            f"reuse {seeking.get('reuse')}",
+        ]
+        said["seeking"] = " ".join([*words, *(["annealed"] if seeking.get("anneal") else [])])
     told = {"scene", "split", "size", "compare", "device", "schedule", *said}
     for key in sorted(arguments.keys() - told):
         if (value := arguments[key]) not in (None, False, [], {}, ["test"]):

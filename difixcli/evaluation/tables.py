@@ -32,7 +32,7 @@ def write_table(evaluated: Mapping[str, Any], output: Path) -> Path:
             cells = [_cell(figures.get(key)) for key in keys]
             writer.writerow(["(all)", variant, statistic, view, *cells, "over scenes of each scene's mean"])
     with atomic(output) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+        temporary.write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace")
     return output
 
 

@@ -320,7 +320,9 @@ class FixerNetwork(nn.Module):
 
     def _unet_pass(self, latents: Tensor, attention: dict[str, Any]) -> Tensor:
         prompt = self.prompt[None].expand(latents.shape[0], -1, -1).to(latents.dtype)
-        return self.unet(latents, self.config.timestep, prompt, cross_attention_kwargs=attention, return_dict=False)[0]
+        # a number would be copied to the device, which waits for it; filling does not
+        step = torch.full((1,), self.config.timestep, dtype=torch.int64, device=latents.device)
+        return self.unet(latents, step, prompt, cross_attention_kwargs=attention, return_dict=False)[0]
 
     def _without_noise(self, latents: Tensor, noise: Tensor) -> Tensor:
         alpha = self._alpha()

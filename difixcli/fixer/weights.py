@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difixcli.errors import InputError, near, out_of_memory, unknown
+from difixcli.errors import InputError, near, out_of_memory, short, unknown
 from difixcli.fixer.network import ADAPTER, LORA_ALPHA, SKIP_INIT, FixerConfig, FixerNetwork
-from difixcli.runs import atomic, read_json
+from difixcli.runs import read_json
+from difixcli.shapes import built
+from difixcli.tensor_files import read_pickled, read_safetensors, write_network
 from difixcli.torchvision_cure import cure
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -105,22 +105,7 @@ def local_files(name_or_path: str | Path) -> list[Path]:
 
 def save_network(network: FixerNetwork, folder: Path) -> Path:
     """Writes config.json and model.safetensors, each whole or not at all; returns the folder."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    try:
-        with atomic(folder / "model.safetensors") as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt"})
-        with atomic(folder / "config.json") as temporary:
-            text = json.dumps({"format": FORMAT, **network.config.to_json()}, indent=2) + "\n"
-            temporary.write_text(text, encoding="utf-8")
-    except (OSError, SafetensorError) as error:  # safetensors hides the system's error in its own
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(
-            f"The fixer cannot be written to {folder} ({reason}); make room on the disk or choose another folder."
-        ) from error
-    return folder
+    return write_network(network, {"format": FORMAT, **network.config.to_json()}, folder, "The fixer")
 
 
 @torch.no_grad()
@@ -169,11 +154,9 @@ def _load_own(folder: Path) -> FixerNetwork:
     values = _read_config(folder / "config.json")
     if values.pop("format", None) != FORMAT:
         raise InputError(f"{folder / 'config.json'} is not a fixer's configuration; give a folder this program wrote.")
-    known = {f.name for f in dataclasses.fields(FixerConfig)}
-    if unknown := sorted(set(values) - known):
-        raise InputError(f"{folder / 'config.json'} has unknown entries ({', '.join(unknown)}); update difixcli.")
+    config = built(FixerConfig, values, folder / "config.json", "update difixcli")
     source = folder / "model.safetensors"
-    return _filled(lambda: FixerConfig(**values), _read_tensors(source), source)
+    return _filled(lambda: config, _read_tensors(source), source)
 
 
 def _load_published(folder: Path, views: int) -> FixerNetwork:
@@ -215,17 +198,15 @@ def _published_vae(folder: Path, views: int) -> tuple[FixerConfig, dict[str, Ten
 def _load_trainer_file(path: Path) -> FixerNetwork:
     if not path.is_file():
         raise InputError(f"There is no file {path}; give the model_N.pkl that the release's trainer wrote.")
+    # mapped: what is not read (the optimiser is twice the U-Net) takes no memory; files of old torch cannot be
+    saved = read_pickled(path, "give a whole checkpoint of the release's trainer", mapped=True)
     try:
-        # mapped: what is not read (the optimiser is twice the U-Net) takes no memory; files of old torch cannot be
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         unet, vae = dict(saved["state_dict_unet"]), dict(saved["state_dict_vae"])
         rank, targets = int(saved["rank_vae"]), sorted(saved["vae_lora_target_modules"])
         if not all(isinstance(value, Tensor) for value in (*unet.values(), *vae.values())):
             raise ValueError("its state dicts hold other things than tensors")
-    except Exception as error:  # torch raises many kinds for a damaged file, some without a word
-        if out_of_memory(error):
-            raise
-        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {short(str(error))}"
         raise InputError(f"{path} is not a whole checkpoint of the release's trainer ({reason}).") from error
     del saved
     base = path.parent if (path.parent / "vae").is_dir() else _download(SD_TURBO)
@@ -294,9 +275,13 @@ def _filled(make_config: Callable[[], FixerConfig], tensors: dict[str, Tensor], 
         with torch.device("meta"):  # nothing is initialised only to be overwritten
             network = FixerNetwork(make_config())
         network.load_state_dict(tensors, assign=True)
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+    except Exception as error:  # diffusers builds whatever a configuration asks for, and stumbles anywhere
+        if out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{source} does not fit the configuration beside it ({reason}).") from error
+        raise InputError(
+            f"{source} does not fit the configuration beside it ({reason}); give a whole fixer folder."
+        ) from error
     return network
 
 
@@ -367,19 +352,11 @@ def _download(name: str) -> Path:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is not a JSON object; give a whole fixer folder.")
+    values: dict[str, Any] = read_json(path, dict)
     return values
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not path.is_file():
         raise InputError(f"{path} is missing; give a whole fixer folder.")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged or not whole ({error}); fetch it again.") from error
+    return read_safetensors(path, "fetch it again")

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from difixcli.errors import InputError
-from difixcli.runs import atomic
+from difixcli.runs import atomic, open_image
 from difixcli.scenes.image_paths import read_heif, undecoded
 
 MASKS = "masks"
@@ -45,15 +45,14 @@ def read_photo(path: Path) -> Photo:
     """What the header of a photo says; InputError when it cannot be read."""
     read_heif()
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             exif = image.getexif()
             details = exif.get_ifd(_EXIF)
             orientation = exif.get(_ORIENTATION, 1)
             plain = _AS_THEY_ARE.get(image.format or "") == image.mode and "transparency" not in image.info
             width, height = image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        lost = InputError(f"The photo {path} cannot be read ({error}); restore it or remove it.")
-        raise undecoded(path) or lost from None
+    except InputError as error:
+        raise undecoded(path) or error from None
     turned = orientation not in (0, 1)
     if orientation in (5, 6, 7, 8):
         width, height = height, width

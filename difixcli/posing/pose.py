@@ -32,14 +32,14 @@ ADVICE = (
 
 
 def pose_inputs(source: Path) -> dict[str, str]:
-    """Fingerprints of what is posed: photos by name and size, masks and videos by content.
+    """Fingerprints of what is posed: photos, masks and videos by content.
 
     Raises InputError for what is neither a folder of photos nor a video.
     """
     if not source.exists():
         raise InputError(f"There is no folder or video {source}; check its name.")
     if is_video(source):
-        return {"video": fingerprint([source], content=True)}
+        return {"video": fingerprint([source])}
     folder = photo_folder(source)
     if folder is None:
         check_formats(source)
@@ -50,7 +50,7 @@ def pose_inputs(source: Path) -> dict[str, str]:
         raise InputError(f"{folder} holds {len(photos)} photos, which is too few to tell where they stood. {ADVICE}")
     found = {"photos": fingerprint(photos)}
     if masks := [photo.mask for photo in map(read_photo, photos) if photo.mask is not None]:
-        found["masks"] = fingerprint(masks, content=True)
+        found["masks"] = fingerprint(masks)
     return found
 
 
@@ -118,7 +118,7 @@ def _files(source: Path, work: Path, frames: int, progress: Progress, say: Calla
     listed = work / "frames.json"
     if not listed.is_file():
         write_json(listed, choose_frames(source, frames, say, progress))
-    numbers = read_json(listed)
+    numbers: list[int] = read_json(listed, [int])
     with progress("Writing frames", len(numbers)) as done:
         return write_frames(source, numbers, work / "frames", done)
 
@@ -149,7 +149,7 @@ def _model(
     """Map, unless that is done, and write the model to `work/model`; what there is to say of it."""
     listed = work / "model.json"
     if listed.is_file():
-        facts: dict[str, Any] = read_json(listed)
+        facts: dict[str, Any] = read_json(listed, {"names": [str]})
         return facts
     with progress("Placing photos", count) as done:
         model = mapping.map_photos(database, pictures, work, count, seed, say, lambda placed: done(min(placed, count)))

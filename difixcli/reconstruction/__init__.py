@@ -5,13 +5,14 @@ from difixcli.reconstruction.methods import draws_images, has_gaussians, is_spla
 from difixcli.reconstruction.presets import PRESETS, default_iterations
 from difixcli.reconstruction.reconstruction import Reconstruction
 from difixcli.reconstruction.start import start_from
-from difixcli.reconstruction.views import PseudoView, Render
+from difixcli.reconstruction.views import PseudoView, Render, Wanted
 
 __all__ = [
     "PRESETS",
     "PseudoView",
     "Reconstruction",
     "Render",
+    "Wanted",
     "default_iterations",
     "draws_images",
     "has_gaussians",

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from difixcli.errors import InputError, out_of_memory
+from difixcli.errors import InputError
+from difixcli.tensor_files import read_pickled
 
 MODELS = "nerfstudio_models"
 
@@ -27,14 +28,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises InputError for a file that cannot be read, or that holds other objects (which would be code).
     """
-    try:
-        with torch.serialization.safe_globals(_numpy_numbers()):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file, some without a word
-        if out_of_memory(error):
-            raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"The checkpoint {path} cannot be read ({reason}); train again.") from None
+    with torch.serialization.safe_globals(_numpy_numbers()):
+        state = read_pickled(path, "restore it, or train again")
     if not isinstance(state, dict) or not isinstance(state.get("pipeline"), dict):
         raise InputError(f"{path} is no checkpoint of nerfstudio; name a run that ns-train or difix made.")
     return state

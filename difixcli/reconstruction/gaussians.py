@@ -7,6 +7,7 @@ look too thin or too bright where that is left out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from difixcli.errors import InputError
 from difixcli.runs import atomic
+from difixcli.scenes.ply import FARTHEST, check_counts
 
 _DIRECTIONS = 256  # more than the 25 functions of degree 4 need
 _MIP = "SplatRenderMode: mip"
@@ -103,14 +105,15 @@ class Gaussians:
     def read(cls, path: Path) -> Gaussians:
         """Read a PLY file as the 3DGS release, gsplat and nerfstudio write it, or one that SuperSplat has compressed.
 
-        Gaussians that are not finite are left out. Raises InputError for a file that is missing, cut short, a plain
-        point cloud, without harmonics, or empty.
+        Gaussians that are not finite, or reach `FARTHEST`, are left out. Raises InputError for a file that is missing,
+        cut short, a plain point cloud, without harmonics, or empty.
         """
         from plyfile import PlyData, PlyParseError
 
         from difixcli.reconstruction.compressed_ply import PACKED, unpacked
 
         vertices: Mapping[str, np.ndarray]
+        check_counts(path)
         try:
             file = PlyData.read(str(path))
             data = file["vertex"].data
@@ -122,6 +125,8 @@ class Gaussians:
         except (PlyParseError, KeyError, ValueError, OSError) as error:
             raise InputError(f"{path} cannot be read as a PLY file of Gaussians ({error}); export it again.") from None
         names = list(vertices)
+        if not len(data):
+            raise InputError(f"{path} holds no Gaussian (its list of vertices is empty); export it again.")
         shape = [*"xyz", "opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
         if missing := [name for name in shape if name not in names]:
             kind = "a plain point cloud" if "opacity" not in names else "no Gaussians"
@@ -129,7 +134,9 @@ class Gaussians:
                 f"{path} is {kind} (it has no {missing[0]}); name a .ply of trained 3D Gaussians, or train anew."
             )
         base = [f"f_dc_{i}" for i in range(3)]
-        rest = sorted((name for name in names if name.startswith("f_rest_")), key=lambda name: int(name[7:]))
+        rest = sorted(
+            (name for name in names if re.fullmatch(r"f_rest_[0-9]{1,3}", name)), key=lambda name: int(name[7:])
+        )
         count = len(rest) // 3 + 1
         if any(name not in names for name in base) or len(rest) % 3 or round(count**0.5) ** 2 != count or count > 25:
             raise InputError(
@@ -144,7 +151,7 @@ class Gaussians:
         parts = [columns(list("xyz")), columns(shape[4:7]), columns(shape[7:11]), columns(["opacity"])]
         higher = columns(rest).reshape(len(data), 3, count - 1).transpose(0, 2, 1)
         parts.append(np.concatenate([columns(base)[:, None], higher], axis=1).reshape(len(data), -1))
-        finite = np.isfinite(np.concatenate(parts, axis=1)).all(axis=1)
+        finite = (np.abs(np.concatenate(parts, axis=1)) < FARTHEST).all(axis=1)  # NaN is not
         if not finite.any():
             raise InputError(f"{path} holds no Gaussian that is finite; export it again.")
         means, scales, quats, opacities, harmonics = (torch.from_numpy(part[finite]) for part in parts)
@@ -185,7 +192,10 @@ class Gaussians:
 
 def not_finite(left_out: int, count: int, name: str) -> str:
     """The sentence that says how many of a file's or model's Gaussians were left out."""
-    return f"{left_out} of the {count} Gaussians of {name} have values that are not finite, and were left out."
+    return (
+        f"{left_out} of the {count} Gaussians of {name} have values that are not finite, or beyond any scene, and were "
+        "left out."
+    )
 
 
 def _after(first: Tensor, quats: Tensor) -> Tensor:

@@ -26,9 +26,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -179,13 +181,18 @@ def _proposed(outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
     color = final_color(outputs)
     image, weight = batch["image"].to(color.device), batch[WEIGHT].to(color.device)
     image = image.float() / 255 if image.dtype == torch.uint8 else image
+    parts = []
     for drawn in batch[DRAWN]:
         if drawn.fresh is not None and drawn.rays is None:
-            render = _resized(color.detach().float().clamp(0, 1), image.shape[:2])
-            fresh, trust = drawn.fresh(render.cpu().numpy())
-            image = torch.from_numpy(fresh).to(image)
+            render = _resized(color.detach().float().clamp(0, 1), image.shape[:2]).cpu().numpy()
+            wanted = drawn.fresh(partial(np.copy, render))
+            image = torch.from_numpy(wanted.image).to(image)
+            trust = wanted.weight
             weight = torch.ones_like(weight) if trust is None else torch.from_numpy(trust)[..., None].to(weight)
-    return {**batch, "image": image, WEIGHT: weight}
+            parts.append(replace(drawn, terms=wanted.terms or drawn.terms))
+        else:
+            parts.append(drawn)
+    return {**batch, "image": image, WEIGHT: weight, DRAWN: parts}
 
 
 def _trusted(outputs: dict[str, Any], batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -8,7 +8,8 @@ loss counts for them, and how far each pixel is trusted, is the objective's busi
 
 Rays are drawn from all pixels of all views alike, but for views that cannot be taught so: where a term of the loss
 needs neighbouring pixels, rays come as a square of one view; where the target is proposed anew at every draw, they come
-from one view too, which is rendered whole for the proposal (without gradient: about as long as H · W / 3 rays train).
+from one view too, which is rendered whole if the proposal asks for it (without gradient: about as long as H · W / 3
+rays train).
 Such draws are larger and rarer, so that on average every view still gives as many rays as any other, and each ray
 counts as if all batches were alike.
 """
@@ -19,6 +20,7 @@ import copy
 import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ from difixcli.reconstruction.objective import (
     square,
 )
 from difixcli.reconstruction.surroundings import RandomState
-from difixcli.reconstruction.views import PseudoView
+from difixcli.reconstruction.views import PseudoView, Wanted
 from difixcli.scenes.scene import Camera
 
 
@@ -169,7 +171,7 @@ class PseudoViewSource:
         fresh = None
         if view.fresh is not None:
 
-            def fresh(render: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+            def fresh(render: Callable[[], np.ndarray]) -> Wanted:
                 return _propose(view, render, f"{self._seed}:{step}")
 
         place = (chance.random(), chance.random())
@@ -271,24 +273,26 @@ class _OneView:
                 pixels.append(torch.stack([flat // width, flat % width], dim=1))
             drawn.append(Drawn(view.terms, torch.arange(size) + part * size, shape, photo=photo))
         y, x = torch.cat(pixels).unbind(dim=1)
-        image, weight = self._target(number, step)
+        image, weight, terms = self._target(number, step)
+        drawn = [dataclasses.replace(part, terms=terms) for part in drawn]
         bundle = self._generator(torch.stack([torch.full_like(y, number), y, x], dim=1))
         if bundle.camera_indices is not None:
             bundle.camera_indices = torch.full_like(bundle.camera_indices, self._ids[number])
         indices = torch.stack([torch.full_like(y, self._ids[number]), y, x], dim=1)
         return bundle, {"image": image[y, x], "indices": indices, WEIGHT: weight[y, x][:, None], DRAWN: drawn}
 
-    def _target(self, number: int, step: int) -> tuple[Tensor, Tensor]:
-        """A view's image (H, W, 3) and trust (H, W), float32 in [0, 1]."""
+    def _target(self, number: int, step: int) -> tuple[Tensor, Tensor, Mapping[str, float]]:
+        """A view's image (H, W, 3) and trust (H, W), float32 in [0, 1], and the terms that count."""
         view, image, weight = self._views[number], self._images[number], self._weights[number]
         if image is not None and weight is not None:
-            return image.float() / 255, weight.float() / 255
-        fresh, trust = _propose(view, self._render(view.camera), f"{self._seed}:{step}")
-        return torch.from_numpy(fresh), torch.ones(fresh.shape[:2]) if trust is None else torch.from_numpy(trust)
+            return image.float() / 255, weight.float() / 255, view.terms
+        wanted = _propose(view, partial(self._render, view.camera), f"{self._seed}:{step}")
+        trust = torch.ones(wanted.image.shape[:2]) if wanted.weight is None else torch.from_numpy(wanted.weight)
+        return torch.from_numpy(wanted.image), trust, wanted.terms or view.terms
 
 
-def _propose(view: PseudoView, render: np.ndarray, when: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """What a view's `fresh` makes of a render, float32 in [0, 1].
+def _propose(view: PseudoView, render: Callable[[], np.ndarray], when: str) -> Wanted:
+    """What a view's `fresh` wants at a step, float32 in [0, 1].
 
     Random numbers that it draws follow from `when`, and training's go on as if it had drawn none.
     """
@@ -296,14 +300,19 @@ def _propose(view: PseudoView, render: np.ndarray, when: str) -> tuple[np.ndarra
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chance = RandomState(random.Random(f"{when}:fresh").getrandbits(32))
     with chance.active(), torch.autocast(device, enabled=False):
-        image, weight = view.fresh(render)
+        wanted = view.fresh(render)
+    image, weight = wanted.image, wanted.weight
     size = (view.camera.height, view.camera.width)
     if image.shape != (*size, 3) or (weight is not None and weight.shape != size):
         shapes = f"an image of {image.shape} and weights of {None if weight is None else weight.shape}"
         raise InputError(f"For a view of {size} pixels {shapes} were proposed; both must have the view's size.")
-    return (
+    if wanted.terms is not None and wanted.terms.keys() != view.terms.keys():
+        names = f"{', '.join(wanted.terms)}, not {', '.join(view.terms)}"
+        raise InputError(f"For a view the loss terms {names} were proposed; they must be the view's own.")
+    return Wanted(
         np.ascontiguousarray(image, np.float32).clip(0, 1),
         None if weight is None else np.ascontiguousarray(weight, np.float32).clip(0, 1),
+        wanted.terms,
     )
 
 

@@ -23,6 +23,7 @@ from difixcli.errors import InputError
 from difixcli.reconstruction.checkpoints import latest_checkpoint, read_checkpoint, write_checkpoint
 from difixcli.reconstruction.configuration import Recipe
 from difixcli.runs import atomic, read_json, write_json
+from difixcli.shapes import built
 
 if TYPE_CHECKING:
     from difixcli.reconstruction.seed_depth import SeedRays
@@ -43,10 +44,11 @@ class RunFolder:
     def read_recipe(self) -> Recipe:
         """What the run was created with; InputError for a folder that holds no run, or another version's."""
         path = self.path / "reconstruction.json"
-        try:
-            return Recipe(**read_json(path))
-        except TypeError:
-            raise InputError(f"{path} was written by another version; train again.") from None
+        recipe = built(Recipe, read_json(path), path, "it was written by another version: train again")
+        for world in (recipe.world, recipe.source_to_world):
+            if world is not None and [len(row) for row in world] != [4] * 4:
+                raise InputError(f"{path} has a world that is no matrix of 4 by 4 numbers; restore it.")
+        return recipe
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write what the run was created with: from here on the folder holds a run."""

@@ -115,10 +115,8 @@ def method_of(run: Path) -> str:
     """The method of a nerfstudio run in nerfstudio's registry; InputError for what is none."""
     own = run / "reconstruction.json"
     if own.is_file():  # a configuration knows variants (nerfacto-big) by their parent's name
-        recipe = read_json(own)
-        if not isinstance(recipe, dict) or not isinstance(recipe.get("method"), str):
-            raise InputError(f"{own} names no method; restore it, or name another run.")
-        return str(recipe["method"])
+        method: str = read_json(own, {"method": str})["method"]
+        return method
     return read_config(run / "config.yml").method
 
 
@@ -140,7 +138,7 @@ def _of_run(path: Path, scene: Scene, method: str | None) -> tuple[str, list[Ori
 def _own_photos(path: Path) -> list[int]:
     """The frames that a run of ours was trained on; of others it is not known, and there are none."""
     own = path / "reconstruction.json"
-    return list(read_json(own)["train"]) if own.is_file() else []
+    return list(read_json(own, {"train": [int]})["train"]) if own.is_file() else []
 
 
 def _model_state(path: Path) -> dict[str, Tensor]:

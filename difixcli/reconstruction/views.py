@@ -11,12 +11,25 @@ import numpy as np
 
 from difixcli.scenes.scene import Camera
 
-Fresh = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
-"""From a view's present render, (H, W, 3) float32 RGB in [0, 1], to the image that it shall look like, of that kind,
-and how far each pixel is trusted, (H, W) float32 in [0, 1] (None: wholly)."""
-
 _NOTHING = 0.05
 """Rays with less accumulated opacity than this have no depth."""
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """What a view shall look like at one training step.
+
+    `image` is (H, W, 3) float32 RGB in [0, 1], `weight` (H, W) float32 in [0, 1] how far each pixel is trusted (None:
+    wholly). `terms` says for this step how much each of the view's loss terms counts (None: as the view says).
+    """
+
+    image: np.ndarray
+    weight: np.ndarray | None = None
+    terms: Mapping[str, float] | None = None
+
+
+Fresh = Callable[[Callable[[], np.ndarray]], Wanted]
+"""From a function that shows the view at this moment, (H, W, 3) float32 RGB in [0, 1], to what it shall look like."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,9 +1,8 @@
-"""Posed photo sets: reading, splitting, camera paths, the sample scenes."""
+"""Posed photo sets: reading, splitting, camera paths."""
 
 from difixcli.scenes.loading import check_scene, load_scene, scene_fingerprint, scene_name
 from difixcli.scenes.photo_store import load_mask, load_photo
 from difixcli.scenes.poses import nearest_cameras, pose_distance
-from difixcli.scenes.sample import write_sample
 from difixcli.scenes.scene import Camera, Frame, Scene, Split
 from difixcli.scenes.splits import DEFAULT_RULE, check_rule, default_split_rule, make_split
 from difixcli.scenes.trajectories import Trajectory, interpolate, make_trajectory, orbit, spiral, step_towards
@@ -31,5 +30,4 @@ __all__ = [
     "scene_name",
     "spiral",
     "step_towards",
-    "write_sample",
 ]

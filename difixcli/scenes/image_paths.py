@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, features
 
 from difixcli.errors import InputError
-from difixcli.runs import IMAGE_SUFFIXES
+from difixcli.runs import IMAGE_SUFFIXES, open_image
 
 # Of formats that PIL reads only with a library that it may lack.
 _LIBRARY_FORMATS = {".avif": "AVIF", ".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC"}
@@ -26,6 +26,7 @@ PHOTO_FOLDERS = ("images", "images_raw", "rgb", "input")
 """Where a scene's photos lie that no file names, or names without a folder, or with one of another machine."""
 MASK_FOLDERS = ("masks", "mask")
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 4096  # bytes, of Linux's file systems
 _ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _ORIENTATION = 0x0112
 _LLFF_COPY = re.compile(r"image\d+")
@@ -51,12 +52,11 @@ def image_header(path: Path) -> ImageHeader:
     if path.suffix.lower() in _RAW_SUFFIXES and (error := undecoded(path)):
         raise error
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             transparent = "A" in image.getbands() or "transparency" in image.info
             return ImageHeader(*image.size, transparent)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        lost = InputError(f"The image {path} cannot be read; replace it or remove its frame.")
-        raise undecoded(path) or lost from None
+    except InputError as error:
+        raise undecoded(path) or error from None
 
 
 def undecoded(path: Path) -> InputError | None:
@@ -106,6 +106,14 @@ def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether one (width, height) is another one scaled, to a pixel of rounding."""
     (w, h), (v, g) = size, other
     return abs(h - w * g / v) <= 1 or abs(w - h * v / g) <= 1
+
+
+def is_path(text: object) -> bool:
+    """Whether it is a text that may be the path of a file on any system; the empty one is."""
+    if not isinstance(text, str):
+        return False
+    parts = text.replace("\\", "/").split("/")
+    return len(text) < _LONGEST_PATH and all(len(os.fsencode(part)) <= _LONGEST_NAME for part in parts)
 
 
 def plain_path(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ import numpy as np
 
 from difixcli.errors import InputError
 from difixcli.runs import fingerprint
+from difixcli.scenes.co3d import ANNOTATIONS, annotations_of, read_co3d
 from difixcli.scenes.colmap import MODEL_FOLDERS, borrow_tracks, find_model, read_colmap
 from difixcli.scenes.image_paths import find_copies, find_masks, image_header, lies_on_its_side, same_shape
 from difixcli.scenes.lenses import pinhole
@@ -38,6 +40,7 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
     `images/image_train_*` and `image_eval_*`), Nerfbusters' captures (`transforms.json`, two paths told by name, see
     `default_split_rule`), and DL3DV (`transforms.json` at the top or in `nerfstudio/`). Where `images/` was not
     downloaded but `images_2/`, `images_4/` or `images_8/` was, photos are taken from there.
+    A sequence's folder of CO3D is read with the annotations in its category's folder (see `read_co3d`).
     Photos of any lens that `lenses.MODELS` names are read, and undistorted to its `pinhole`. Those of another size than
     declared, but of its shape, have their lens scaled; those that are declared upright are turned as their EXIF
     orientation says. An alpha channel is a photo's mask, and where no frame names a mask those in `masks/` or `mask/`
@@ -55,7 +58,7 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
         raise InputError(f"The working size {size} is not a number of pixels; give a positive --size.")
     check_scene(spec)
     if str(spec).startswith(SAMPLE_PREFIX):
-        from difixcli.scenes.sample import cached_sample
+        from difixcli.samples.sample import cached_sample
 
         return _build_scene(scene_name(spec), cached_sample(scene_name(spec)), size)
     root = Path(spec)
@@ -70,7 +73,7 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
 def check_scene(spec: str | Path) -> None:
     """Raises InputError for what names no scene at all (see `load_scene`); what is in its folder is not read."""
     if str(spec).startswith(SAMPLE_PREFIX):
-        from difixcli.scenes.sample import check_sample
+        from difixcli.samples.sample import check_sample
 
         check_sample(scene_name(spec))
         return
@@ -82,10 +85,11 @@ def check_scene(spec: str | Path) -> None:
 
 
 def is_posed(root: Path) -> bool:
-    """Whether a folder holds what `load_scene` reads poses from: a transforms.json, Blender's files, a COLMAP model."""
+    """Whether a folder holds what `load_scene` reads poses from: a transforms.json, Blender's files, a COLMAP model, or
+    the annotations of CO3D beside it."""
     names = (TRANSFORMS, *(f"transforms_{half}.json" for half in HALVES))
     listed = any((root / folder / name).is_file() for folder in TRANSFORMS_FOLDERS for name in names)
-    return listed or find_model(root) is not None
+    return listed or find_model(root) is not None or annotations_of(root) is not None
 
 
 def scene_name(spec: str | Path) -> str:
@@ -101,11 +105,11 @@ def scene_name(spec: str | Path) -> str:
 def scene_fingerprint(scene: Scene) -> str:
     """A short hash of everything a scene was read from, whatever its layout and working size.
 
-    Photos count by name and size, masks by content, and poses, lenses and seed points by value.
+    Photos and masks count by name and content, and poses, lenses and seed points by value.
     """
     digest = hashlib.sha256(fingerprint([frame.image_path for frame in scene.frames]).encode())
     masks = [frame.mask_path for frame in scene.frames if frame.mask_path is not None]
-    digest.update(fingerprint(masks, content=True).encode())
+    digest.update(fingerprint(masks).encode())
     for frame in scene.frames:
         lens = frame.lens
         numbers = np.array([lens.fx, lens.fy, *lens.centre, *lens.distortion])
@@ -113,7 +117,7 @@ def scene_fingerprint(scene: Scene) -> str:
             digest.update(np.round(values, 6).astype("<f8").tobytes())
         if lens.kind != "perspective":
             digest.update(f"{lens.kind} {lens.circle}".encode())
-        digest.update(frame.name.encode())
+        digest.update(os.fsencode(frame.name))
     digest.update(np.ascontiguousarray(scene.points, dtype="<f4").tobytes())
     digest.update(np.ascontiguousarray(scene.colors).tobytes())
     if scene.tracks is not None:
@@ -145,6 +149,10 @@ def _read_source(root: Path) -> Source:
             return read_split_transforms(halves)
     if find_model(root) is not None:
         return read_colmap(root)
+    if annotations_of(root) is not None:
+        return read_co3d(root)
+    if (root / ANNOTATIONS).is_file():
+        raise InputError(f"{root} is a category of CO3D with many sequences; name the folder of one of them.")
     check_formats(root)
     raise InputError(
         f"{root.absolute()} holds no scene: there is neither a transforms.json (or transforms_train.json) nor "

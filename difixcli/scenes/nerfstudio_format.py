@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import posixpath
@@ -13,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from difixcli.errors import InputError, unknown
-from difixcli.runs import write_json
-from difixcli.scenes.image_paths import MASK_FOLDERS, find_images, image_header, plain_path
+from difixcli.errors import InputError, short, unknown
+from difixcli.runs import read_json, write_json
+from difixcli.scenes.image_paths import MASK_FOLDERS, find_images, image_header, is_path, plain_path
 from difixcli.scenes.lenses import KINDS, Lens, distortion_of, model_kind
 from difixcli.scenes.ply import read_points
 from difixcli.scenes.poses import rigid_pose, unscaled_pose
 from difixcli.scenes.scene import Camera
 from difixcli.scenes.source import Source, SourceFrame
 
+_LARGEST = 1e30  # far beyond any length, in any unit; NaN is not below it
 HALVES = ("train", "val", "test")
 LISTED_DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 """What nerfstudio's `distortion_params` lists, in its order; for FISHEYE624 it lists that model's twelve numbers."""
@@ -113,17 +113,16 @@ def frame_name(image_path: Path, root: Path) -> str:
 
 
 def _meta(path: Path) -> dict[str, Any]:
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}); export the scene again.") from None
+    meta: Any = read_json(path, cure="export the scene again")
     if not isinstance(meta, dict) or not isinstance(meta.get("frames"), list) or not meta["frames"]:
         raise InputError(f"{path} has no frames; export the scene again or name another folder.")
     for number, entry in enumerate(meta["frames"]):
-        if not isinstance(entry, dict) or not isinstance(entry.get("file_path"), str):
+        if not isinstance(entry, dict) or not is_path(entry.get("file_path")):
             raise InputError(f"Frame {number} of {path} has no file_path; add it or remove the frame.")
-        if not isinstance(entry.get("mask_path") or "", str):
+        if not is_path(entry.get("mask_path") or ""):
             raise InputError(f"The mask_path of frame {number} of {path} is no path; correct or remove it.")
+    if not is_path(meta.get("ply_file_path") or ""):
+        raise InputError(f"The ply_file_path of {path} is no path; correct or remove it.")
     return meta
 
 
@@ -285,7 +284,7 @@ def _lens(entry: Mapping[str, Any], where: str) -> Lens:
 
 def _distortion(entry: Mapping[str, Any], where: str) -> tuple[str, tuple[float, ...]]:
     """The kind of one frame's lens and its numbers: `distortion_params` where given, as in nerfstudio, or by name."""
-    model = str(entry.get("camera_model") or "OPENCV").upper()
+    model = short(str(entry.get("camera_model") or "OPENCV").upper())
     kind = model_kind(model, where)
     if entry.get("is_fisheye") and kind == "perspective":
         model, kind = "OPENCV_FISHEYE", "fisheye"
@@ -323,6 +322,6 @@ def _number(entry: Mapping[str, Any], key: str, where: str) -> float | None:
             value = float(value)
         except ValueError:
             raise InputError(f"{key} of {where} is {value!r}, not a number; export the scene again.") from None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGEST:
         raise InputError(f"{key} of {where} is {value!r}, not a number; export the scene again.")
     return float(value)

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from difixcli.errors import InputError
+from difixcli.errors import InputError, short
+from difixcli.runs import unreadable
+
+FARTHEST = 1e12
+"""A coordinate of as much or more, in whatever unit, is no place in a scene but a damaged number."""
 
 GREY = 128
 """The colour of points whose file has none."""
 
 _COLOR_NAMES = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"))
 _HEADER_LINES = 200  # more than any has
+_HEADER_LINE = 1000  # bytes
 _HARMONICS = ("f_dc_0", "f_dc_1", "f_dc_2")
 _FIRST_HARMONIC = 0.28209479177387814  # 1 / (2 √π)
 
@@ -29,6 +34,7 @@ def read_points(path: Path, warnings: list[str] | None = None) -> tuple[np.ndarr
     from plyfile import PlyData, PlyParseError
 
     notes: list[str] = [] if warnings is None else warnings
+    check_counts(path)
     try:
         vertices = PlyData.read(str(path))["vertex"]
         if "packed_position" in (vertices.data.dtype.names or ()):
@@ -40,7 +46,7 @@ def read_points(path: Path, warnings: list[str] | None = None) -> tuple[np.ndarr
     except (PlyParseError, KeyError, ValueError, OSError) as error:
         raise InputError(f"The seed points {path} cannot be read as a PLY point cloud ({error}).") from None
     names = set(vertices.data.dtype.names or ())
-    finite = np.isfinite(points).all(axis=1)
+    finite = (np.abs(points) < FARTHEST).all(axis=1)  # NaN is not
     colors = np.full((len(points), 3), GREY, dtype=np.uint8)
     found = next((channels for channels in (*_COLOR_NAMES, _HARMONICS) if names.issuperset(channels)), None)
     if found is not None:
@@ -52,8 +58,29 @@ def read_points(path: Path, warnings: list[str] | None = None) -> tuple[np.ndarr
         else:
             colors[finite] = _bytes(values[finite] * _to_bytes(values[finite]))
     if lost := int((~finite).sum()):
-        notes.append(f"{lost} of {len(points)} seed points in {path.name} are not finite and left out")
+        notes.append(
+            f"{lost} of {len(points)} seed points in {path.name} are not finite, or beyond any scene, and left out"
+        )
     return points[finite], colors[finite]
+
+
+def check_counts(path: Path) -> None:
+    """Raises InputError for a PLY file whose header claims more than its bytes can hold: room for it is made first."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            for line in islice(file, _HEADER_LINES):
+                words = line[:_HEADER_LINE].split()
+                if words[:1] == [b"element"] and len(words) == 3 and words[2].isdigit() and int(words[2][:20]) > size:
+                    count, what = (short(word.decode("latin-1"), 40) for word in (words[2], words[1]))
+                    raise InputError(
+                        f"{path} claims to hold {count} of the kind {what!a}, which its {size} bytes cannot; export it "
+                        "again."
+                    )
+                if words == [b"end_header"]:
+                    return
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def count_vertices(path: Path) -> int:

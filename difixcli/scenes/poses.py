@@ -35,7 +35,7 @@ def rigid_pose(matrix: object, where: str) -> np.ndarray:
     """
     try:
         pose = np.array(matrix, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"The pose of {where} is not a 4×4 matrix of numbers; export the poses again.") from None
     if pose.shape == (3, 4):
         pose = np.vstack([pose, [0, 0, 0, 1]])
@@ -67,7 +67,7 @@ def unscaled_pose(matrix: object, where: str) -> tuple[np.ndarray, float]:
     """
     try:
         pose = np.array(matrix, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return rigid_pose(matrix, where), 1.0
     scale = float(np.sqrt((pose[:3, :3] ** 2).sum() / 3)) if pose.shape in ((3, 4), (4, 4)) else 1.0
     if not np.isfinite(scale) or scale < _LEAST_SCALE or abs(scale**2 - 1) <= RIGID_TOLERANCE:
@@ -132,6 +132,17 @@ def look_at(position: np.ndarray, target: np.ndarray, up: np.ndarray) -> np.ndar
     pose[:3, :3] = np.stack([right, np.cross(back, right), back], axis=1)
     pose[:3, 3] = position
     return pose
+
+
+def meeting_point(cameras: Sequence[Camera]) -> np.ndarray:
+    """The point (3,) nearest to all optical axes (least squares); the mean position if all are parallel."""
+    positions = np.stack([camera.position for camera in cameras])
+    axes = np.stack([camera.camera_to_world[:3, 2] for camera in cameras])
+    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
+    normal = across.sum(axis=0)
+    if np.linalg.cond(normal) > 1e8:
+        return positions.mean(axis=0)
+    return np.linalg.solve(normal, np.einsum("nij,nj->i", across, positions))
 
 
 def normalisation(poses: np.ndarray) -> np.ndarray:

@@ -27,10 +27,13 @@ def worlds_of_run(folder: Path, scene: Scene) -> list[np.ndarray]:
     """
     own = folder / "reconstruction.json"
     if own.is_file():  # its data set is in its world already, so that dataparser_transforms.json is the identity
-        recipe = read_json(own)
-        if not isinstance(recipe, dict) or recipe.get("frames") != [frame.name for frame in scene.frames]:
+        recipe = read_json(own, {"frames?": [str], "world?": (None, [[float]])})
+        if recipe.get("frames") != [frame.name for frame in scene.frames]:
             raise InputError(f"{folder} was made from other photos than those of {scene.root}; name its own scene.")
-        return [np.eye(4) if recipe.get("world") is None else np.array(recipe["world"])]
+        world = recipe.get("world")
+        if world is not None and [len(row) for row in world] != [4] * 4:
+            raise InputError(f"{own} has a world that is no matrix of 4 by 4 numbers; restore it.")
+        return [np.eye(4) if world is None else np.array(world)]
     run = _run_from_original(folder / TRANSFORMS)
     return [run @ original for original in _originals(scene)]
 
@@ -48,9 +51,9 @@ def _originals(scene: Scene) -> list[np.ndarray]:
 
 def _run_from_original(path: Path) -> np.ndarray:
     """The (4, 4) similarity of a run's `dataparser_transforms.json`: from the original data's world into the run's."""
-    held = read_json(path)
-    scale = held.get("scale") if isinstance(held, dict) else None
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
+    held = read_json(path, {"scale?": object})
+    scale = held.get("scale")
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < 1e30:
         raise InputError(f"{path} has no positive scale; name the folder of a nerfstudio run.")
     run = rigid_pose(held.get("transform"), f"transform in {path}")
     run[:3] *= scale

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -10,10 +9,27 @@ from pathlib import Path
 import numpy as np
 
 from difixcli.errors import InputError, unknown
-from difixcli.scenes.scene import Scene, Split
+from difixcli.runs import read_json
+from difixcli.scenes.scene import Camera, Scene, Split
+from difixcli.scenes.sparse_views import farthest_views, pose_spread
 
-RULES = ("test-every", "every", "clusters", "groups", "names", "camera", "file", "own", "all")
+RULES = (
+    "test-every",
+    "every",
+    "clusters",
+    "groups",
+    "views",
+    "sparse",
+    "co3d",
+    "names",
+    "camera",
+    "file",
+    "own",
+    "all",
+)
 SPLIT_FILE = "split.json"
+CO3D_FRAMES = 32
+"""How many frames of a CO3D sequence SparseFusion's split has."""
 DEFAULT_RULE = "test-every:8"
 """The split of a scene whose own layout asks for none: the convention of LLFF, Mip-NeRF 360 and 3DGS."""
 
@@ -48,6 +64,13 @@ def make_split(scene: Scene, rule: str, need_test: bool = True) -> Split:
     - `groups`: the two cameras farthest apart by ‖R_i − R_j‖_F + ‖t_i − t_j‖ seed two groups, every camera joins its
       nearer seed, the larger group trains. `groups:K`: only K mutually farthest cameras of that group train, all
       others are targets (ArtiFixer; K = 2 to 12 there).
+    - `views:K`: the K mutually farthest photos that overlap train (K ≥ 2; see `sparse_views.farthest_views`), all
+      others are targets. Where the scene's own layout says which photos train (see `default_split_rule`), they are
+      among those.
+    - `sparse:K`: frames 0, 8, 16… are targets; of the others K train, evenly spaced by index from the first to the
+      last, and the rest is in neither half (few views of Mip-NeRF 360 and LLFF, as RegNeRF and its successors choose).
+    - `co3d:K`: of 32 frames evenly spaced by index (or all, where there are fewer) K train and the others are targets;
+      which K, a shuffle of them says (SparseFusion's split of a CO3D sequence; the shuffle's seed is 0, which is ours).
     - `names:PATTERN`: frames that match train, the others are targets; `names:train=PATTERN,test=PATTERN` uses only
       frames that match either. A pattern with `*`, `?` or `[` must match the whole name or the whole file name;
       without, it may stand anywhere in the name (`names:_train_`).
@@ -70,7 +93,16 @@ def make_split(scene: Scene, rule: str, need_test: bool = True) -> Split:
     elif kind == "clusters":
         train, test = _clusters(np.stack([frame.camera.position for frame in scene.frames]))
     elif kind == "groups":
-        train, test = _groups(np.stack([frame.camera.camera_to_world for frame in scene.frames]), argument)
+        train, test = _groups([frame.camera for frame in scene.frames], argument)
+    elif kind == "views":
+        own = default_split_rule(scene)
+        among = range(len(scene.frames)) if own == DEFAULT_RULE else make_split(scene, own, need_test=False).train
+        train = farthest_views(scene, among, int(argument))
+        test = [i for i in range(len(scene.frames)) if i not in train]
+    elif kind == "sparse":
+        train, test = _sparse(scene, int(argument))
+    elif kind == "co3d":
+        train, test = _of_a_sequence(scene, int(argument))
     elif kind == "names":
         train, test = _by_names(scene, argument, rule)
     elif kind == "camera":
@@ -106,6 +138,8 @@ def check_rule(rule: str) -> None:
         raise InputError(f"The split rule {rule!r} takes no argument; write {kind}.")
     if kind == "groups" and argument and (not argument.isdecimal() or int(argument) < 1):
         raise InputError(f"The split rule {rule!r} needs a whole number of at least 1, as in groups:6, or none.")
+    if kind in ("views", "sparse", "co3d") and (not argument.isdecimal() or int(argument) < 2):
+        raise InputError(f"The split rule {rule!r} needs a whole number of at least 2, as in {kind}:3.")
     if kind == "names":
         _patterns(argument, rule)
     if kind == "camera" and not argument:
@@ -117,6 +151,32 @@ def check_rule(rule: str) -> None:
 def _every(count: int, step: int) -> tuple[list[int], list[int]]:
     """Indices 0, step, 2·step… below `count`, and the others."""
     return list(range(0, count, step)), [i for i in range(count) if i % step]
+
+
+def _sparse(scene: Scene, count: int) -> tuple[list[int], list[int]]:
+    """`count` frames evenly spaced by index among those that are no eighth one, and every eighth one."""
+    test, others = _every(len(scene.frames), 8)
+    return _spaced(others, count, scene), test
+
+
+def _of_a_sequence(scene: Scene, count: int) -> tuple[list[int], list[int]]:
+    """`count` of 32 evenly spaced frames, by a shuffle of them, and the others."""
+    frames = list(range(len(scene.frames)))
+    shown = _spaced(frames, min(CO3D_FRAMES, len(frames)), scene)
+    order = np.random.default_rng(0).permutation(len(shown))
+    if count >= len(shown):
+        raise InputError(f"{scene.name} has {len(shown)} frames, of which {count} cannot train; give it more.")
+    return [shown[i] for i in order[:count]], [shown[i] for i in order[count:]]
+
+
+def _spaced(frames: Sequence[int], count: int, scene: Scene) -> list[int]:
+    """`count` of the frames, evenly spaced from the first to the last."""
+    if count > len(frames):
+        raise InputError(
+            f"{scene.name} has {len(frames)} photos to choose {count} training ones from; ask for fewer, or give the "
+            "scene more photos."
+        )
+    return [frames[round(place)] for place in np.linspace(0, len(frames) - 1, count)]
 
 
 def _clusters(positions: np.ndarray) -> tuple[list[int], list[int]]:
@@ -139,12 +199,9 @@ def _clusters(positions: np.ndarray) -> tuple[list[int], list[int]]:
     return groups[0], groups[1]
 
 
-def _groups(poses: np.ndarray, argument: str) -> tuple[list[int], list[int]]:
-    """Two groups of poses (N, 4, 4) seeded by the farthest pair; the larger one, or `argument` of its poses, trains."""
-    from scipy.spatial.distance import cdist
-
-    rotations, positions = poses[:, :3, :3].reshape(-1, 9), poses[:, :3, 3]
-    distances = cdist(rotations, rotations) + cdist(positions, positions)
+def _groups(cameras: Sequence[Camera], argument: str) -> tuple[list[int], list[int]]:
+    """Two groups of cameras seeded by the farthest pair; the larger one, or `argument` of its cameras, trains."""
+    distances = pose_spread(cameras)
     seeds = np.unravel_index(np.argmax(distances), distances.shape)
     nearer = distances[:, seeds].argmin(axis=1)
     # The larger one trains; of equals, the one with the first frame.
@@ -159,7 +216,7 @@ def _groups(poses: np.ndarray, argument: str) -> tuple[list[int], list[int]]:
         while len(train) < min(int(argument), len(group)):
             left = [i for i in group if i not in train]
             train.append(left[int(distances[np.ix_(left, train)].min(axis=1).argmax())])
-    return train, [i for i in range(len(poses)) if i not in set(train)]
+    return train, [i for i in range(len(cameras)) if i not in set(train)]
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -216,16 +273,9 @@ def _from_file(scene: Scene, argument: str) -> tuple[list[int], list[int]]:
         path = scene.root / argument
     if not path.is_file():
         raise InputError(f"The split file {argument} exists neither here nor in {scene.root}.")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"The split file {path} cannot be read as JSON ({error}).") from None
-    if not isinstance(data, dict) or not isinstance(data.get("train"), list):
-        raise InputError(f'The split file {path} must hold {{"train": [names], "test": [names]}}.')
+    data = read_json(path, {"train": [str], "test?": [str]}, 'it must hold {"train": [names], "test": [names]}')
     train = _indices(scene, data["train"], path)
     if "test" in data:
-        if not isinstance(data["test"], list):
-            raise InputError(f'The split file {path} must hold {{"train": [names], "test": [names]}}.')
         test = _indices(scene, data["test"], path)
     else:
         test = [i for i in range(len(scene.frames)) if i not in set(train)]
@@ -235,17 +285,17 @@ def _from_file(scene: Scene, argument: str) -> tuple[list[int], list[int]]:
     return train, test
 
 
-def _indices(scene: Scene, names: Sequence[object], path: Path) -> list[int]:
+def _indices(scene: Scene, names: Sequence[str], path: Path) -> list[int]:
     by_name: dict[str, list[int]] = {}
     for i, frame in enumerate(scene.frames):
         for key in {frame.name, Path(frame.name).name, Path(frame.name).stem}:
             by_name.setdefault(key, []).append(i)
     found = []
     for name in names:
-        matches = by_name.get(name, []) if isinstance(name, str) else []
+        matches = by_name.get(name, [])
         if len(matches) != 1:
             if matches:
                 raise InputError(f"The split file {path} names {name}, which fits several frames; write whole names.")
-            raise unknown(f"frame of {scene.name}", str(name), by_name, f"The split file {path} names it.")
+            raise unknown(f"frame of {scene.name}", name, by_name, f"The split file {path} names it.")
         found.append(matches[0])
     return sorted(set(found))

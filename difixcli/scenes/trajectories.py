@@ -21,11 +21,13 @@ from difixcli.scenes.poses import (
     apply_similarity,
     look_at,
     matrix_of,
+    meeting_point,
     nearest_cameras,
     pose_distance,
     pose_distances,
     rigid_pose,
 )
+from difixcli.scenes.ring import around
 from difixcli.scenes.run_worlds import TRANSFORMS, worlds_of_run
 from difixcli.scenes.scene import Camera, Frame, Scene
 
@@ -54,6 +56,7 @@ def make_trajectory(scene: Scene, train: Sequence[int], spec: str) -> Trajectory
 
     - `spiral`, `spiral:N`: around the most central training camera (`spiral`), N cameras, 120 by default.
     - `orbit`, `orbit:N`: on a level circle about the point they look at; to and fro where they stand on one side of it.
+    - `around`, `around:N`: on the circle fitted to them, higher and lower at random (`ring.around`); no film's path.
     - `interpolate`, `interpolate:N`: a smooth path through them, ends included, in their own order or from neighbour
       to neighbour, whichever is shorter; of a rig, the camera with the most photos.
     - `shift:2m`, `shift:0.1`: each of them moved to the right of travel, by metres (metric scenes only) or by a share
@@ -97,6 +100,8 @@ def check_trajectory(spec: str) -> None:
     if kind not in _PATHS:
         raise unknown("trajectory", kind, [*_PATHS, "shift"], "A file of nerfstudio's viewer ends with .json.")
     if argument and not (argument.isdecimal() and 0 < int(argument) < _MOST):
+        if argument.isdecimal():
+            raise InputError(f"{spec} asks for {argument} cameras; a path has 1 to {_MOST - 1}.")
         raise InputError(f"{spec} does not say how many cameras; write {kind}:120.")
 
 
@@ -184,7 +189,7 @@ def spiral(cameras: Sequence[Camera], n: int, turns: int = 2) -> list[Camera]:
     pose = centre.camera_to_world
     gaps = [np.linalg.norm(cameras[i].position - centre.position) for i in nearest_cameras(centre, cameras, 3)[1:]]
     radius = float(np.mean(gaps)) if gaps else LONE_RADIUS
-    focus = _focus(cameras)
+    focus = meeting_point(cameras)
     depth = float((centre.position - focus) @ pose[:3, 2])
     target = pose[:3, 3] - pose[:3, 2] * max(depth, 2 * radius, 1e-3)
     path = []
@@ -207,7 +212,7 @@ def orbit(cameras: Sequence[Camera], n: int) -> list[Camera]:
         raise InputError(f"An orbit needs at least one camera and one frame, not {len(cameras)} and {n}.")
     positions = np.stack([camera.position for camera in cameras])
     forward = -np.stack([camera.camera_to_world[:3, 2] for camera in cameras])
-    focus = _focus(cameras)
+    focus = meeting_point(cameras)
     inward = float(np.einsum("ni,ni->n", focus - positions, forward).mean())
     if abs(inward) < 1e-6:  # parallel axes, or a lone camera: nothing to go round but what lies ahead
         extent = float(np.linalg.norm(positions.max(0) - positions.min(0)))
@@ -262,6 +267,7 @@ _PATHS: Mapping[str, Callable[[Sequence[Camera], int], list[Camera]]] = {
     "spiral": spiral,
     "orbit": orbit,
     "interpolate": _through,
+    "around": around,
 }
 
 
@@ -458,7 +464,7 @@ def _pose(entry: object, key: str, where: str) -> np.ndarray:
         raise InputError(f"There is no {key} for {where}; save the path again.")
     try:
         matrix = np.array(entry[key], dtype=np.float64).reshape(4, 4)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"The pose of {where} is not 16 numbers; save the path again.") from None
     return rigid_pose(matrix, where)
 
@@ -468,14 +474,3 @@ def _number(held: Mapping[str, object], key: str, where: object, least: float, m
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:  # NaN is not
         raise InputError(f"{key} is {value!r} for {where}, not between {least:g} and {most:g}; save the path again.")
     return float(value)
-
-
-def _focus(cameras: Sequence[Camera]) -> np.ndarray:
-    """The point (3,) nearest to all optical axes (least squares); the mean position if all are parallel."""
-    positions = np.stack([camera.position for camera in cameras])
-    axes = np.stack([camera.camera_to_world[:3, 2] for camera in cameras])
-    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
-    normal = across.sum(axis=0)
-    if np.linalg.cond(normal) > 1e8:
-        return positions.mean(axis=0)
-    return np.linalg.solve(normal, np.einsum("nij,nj->i", across, positions))

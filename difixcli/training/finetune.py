@@ -26,6 +26,7 @@ from difixcli.evaluation.metrics import best_unsharp, evaluate_images, image_met
 from difixcli.fixer import SMALL_SIZES, Fixer, new_small_fixer
 from difixcli.fixer.diagnostics import CollapseSigns, collapse_signs
 from difixcli.runs import atomic, make_folder, write_json
+from difixcli.tensor_files import read_pickled
 from difixcli.training import processes
 from difixcli.training.averaging import averaged
 from difixcli.training.batches import Batch, Draw, Plan, TrainingBatches, whole
@@ -492,13 +493,11 @@ class _Training:
         """The last checkpoint, if there is one."""
         if not self.checkpoint.is_file():
             return None
-        try:
-            # mapped: at full width it is 10 GiB, and every process on a machine reads it
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
-            if not {"identity", "inspected", "places"} <= state.keys():
-                raise ValueError("it lacks entries")
-        except Exception as error:  # torch raises many kinds for a damaged file
-            raise InputError(f"{self.checkpoint} is damaged; remove {self.output} and start again.") from error
+        # mapped: at full width it is 10 GiB, and every process on a machine reads it
+        cure = f"remove {self.output} and start again"
+        state: Any = read_pickled(self.checkpoint, cure, mapped=True)
+        if not isinstance(state, dict) or not {"identity", "inspected", "places"} <= state.keys():
+            raise InputError(f"{self.checkpoint} is no checkpoint of a training; {cure}.")
         return state
 
     def _resume(self, state: Mapping[str, Any]) -> None:

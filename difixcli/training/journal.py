@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from difixcli.errors import InputError
 from difixcli.runs import atomic, finite, write_image
+from difixcli.shapes import check_shape, parsed
 from difixcli.training.batches import Batch
 
 _ROWS = 6  # of a grid
@@ -97,6 +99,9 @@ def picture(images: Tensor) -> np.ndarray:
 
 def _step_of(line: str) -> int:
     try:
-        return int(json.loads(line).get("step", -1))
-    except json.JSONDecodeError:  # a line cut short by a kill
+        record = parsed(line, "a record")
+        check_shape(record, {"step?": int}, "a record")
+    except InputError:  # a line cut short by a kill
         return 2**62
+    step: int = record.get("step", -1)
+    return step

@@ -15,15 +15,19 @@ Parts = Literal["all", "unet", "decoder", "skips"]
 
 _AT_LEAST_ONE = (
     "iterations", "batch", "accumulate", "crop", "validate_every", "validation_pairs", "checkpoint_every", "log_every",
-    "signs_every", "validation_photos",
+    "signs_every", "validation_photos", "canvas", "size", "width", "depths", "latent_channels", "unet_width",
+    "window", "diffusion_window", "pictures", "repeats", "validation_views",
 )  # fmt: skip
 FREE = ("batch", "accumulate", "workers", "gradient_checkpointing", "cache_mib")
 """Options that change how a step is computed, but not what: a training may go on with others."""
 SUPER_RESOLUTION_FREE = ("cache_mib",)
 """The same of a super-resolver's training."""
+VIEW_DIFFUSION_FREE = ("seconds", "checkpoint_every")
+"""The same of view-conditioned diffusion's."""
 
 _SHARES = (
     "photo_share", "drop_references", "ema", "improved_share", "misled_share", "render_share", "bicubic_share",
+    "drop_condition", "epipolar_share",
 )  # fmt: skip
 
 
@@ -168,7 +172,63 @@ class SuperResolutionOptions:
     seed: int = 0
 
 
-Options = TypeVar("Options", TrainingOptions, SuperResolutionOptions)
+@dataclass(frozen=True)
+class ViewDiffusionOptions:
+    """How to train view-conditioned diffusion: three networks, one after another."""
+
+    canvas: int = 128
+    """Pixels of the photos' long side; they train at this down to three quarters of it."""
+    size: int = 96
+    """Pixels of the long side that the model is for; like the four after it for networks from scratch only."""
+    width: int = 32
+    """Of the epipolar transformer's tokens."""
+    depths: int = 32
+    latent_channels: int = 8
+    unet_width: int = 64
+    """Of the U-Net's first level."""
+    epipolar_iterations: int = 6000
+    vae_iterations: int = 3000
+    diffusion_iterations: int = 6000
+    """0 of one of these leaves that network as it is."""
+    seconds: float = 0.0
+    """Time for everything, shared out among the networks; their iterations end earlier if need be. 0 for no limit."""
+    epipolar_share: float = 0.5
+    """Of the seconds; the autoencoder's and the U-Net's follow from it."""
+    batch: int = 16
+    """Views a step of the epipolar transformer; `pictures` of the autoencoder."""
+    window: int = 48
+    """Pixels of the views' random square windows."""
+    diffusion_window: int = 96
+    """The same for the autoencoder and the U-Net; what reaches beyond a photo does not count."""
+    pictures: int = 32
+    repeats: int = 4
+    """Times that a view is used in a step of the U-Net, each time with other noise."""
+    learning_rate: float = 1e-3
+    vae_learning_rate: float = 5e-4
+    diffusion_learning_rate: float = 5e-4
+    warm_up: int = 100
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+    ema: float = 0.998
+    """Decay of the running average of the weights, which is what is kept; 0 keeps the weights."""
+    perceptual: Perceptual = "st-lpips-alex"
+    perceptual_weight: float = 0.1
+    depth_weight: float = 0.05
+    """Of the seed points' depths in the epipolar transformer's loss."""
+    kl_weight: float = 1e-5
+    """Of the latents' distance from a standard normal distribution in the autoencoder's loss."""
+    drop_condition: float = 0.1
+    """Share of the U-Net's samples without a condition."""
+    photo_share: float = 0.5
+    """Share of the autoencoder's pictures from the folder of photos, where there is one."""
+    dtype: Precision = "fp32"
+    validation_views: int = 16
+    checkpoint_every: int = 1000
+    log_every: int = 50
+    seed: int = 0
+
+
+Options = TypeVar("Options", TrainingOptions, SuperResolutionOptions, ViewDiffusionOptions)
 
 
 def with_options(defaults: Options, options: Mapping[str, Any], device: str) -> Options:

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from difixcli.errors import InputError
-from difixcli.runs import read_image, read_json
+from difixcli.errors import InputError, short
+from difixcli.runs import open_image, read_image, read_json
+from difixcli.shapes import fault_of
 from difixcli.training.tars import members_by_key
 
 SMALLEST = 16  # pixels of a render's shorter side
@@ -120,8 +121,8 @@ def _read_manifest(file: Path, pairs: PairSet) -> None:
             pairs.note(split, key, entries[key])
             try:
                 into.append(_entry(key, entries[key], file.parent))
-            except ValueError as error:
-                pairs.dropped[f"{file}: {key}"] = str(error)
+            except (ValueError, OSError) as error:  # names that no file can have
+                pairs.dropped[f"{file}: {short(key)}"] = short(str(error), 300)
 
 
 def _read_tars(tars: Sequence[Path], pairs: PairSet) -> None:
@@ -156,8 +157,8 @@ def pair_of_members(key: str, members: Mapping[str, Openable]) -> PairFiles:
 
 
 def _entry(key: str, entry: Any, folder: Path) -> PairFiles:
-    if not isinstance(entry, dict):
-        raise ValueError("is not an object")
+    if (fault := fault_of(entry, _PAIR)) is not None:
+        raise ValueError(fault)
 
     def placed(value: Any) -> str:
         if not isinstance(value, str):
@@ -176,6 +177,14 @@ def _entry(key: str, entry: Any, folder: Path) -> PairFiles:
         aligned=tuple(placed(value) for value in entry.get("aligned_refs") or ()),
         opacity=placed(entry["opacity"]) if entry.get("opacity") else None,
     )
+
+
+_PAIR = {
+    "ref_images?": (None, [str]),
+    "ref_image?": (None, str),
+    "aligned_refs?": (None, [str]),
+    "opacity?": (None, str),
+}
 
 
 class Inspection(NamedTuple):
@@ -221,15 +230,11 @@ def _shorter_side(pair: PairFiles) -> int:
 
 def _header(picture: Picture) -> tuple[int, int]:
     """Height and width of an image that is not decoded."""
-    from PIL import Image
-
-    try:
-        with _opener(picture).open("rb") as file, Image.open(file) as opened:
-            return opened.height, opened.width
-    except FileNotFoundError:
-        raise ValueError(f"{picture} is missing") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{picture} cannot be read as an image ({error})") from error
+    opener = _opener(picture)
+    if isinstance(opener, Path) and not opener.exists():
+        raise ValueError(f"{picture} is missing")
+    with open_image(opener) as opened:
+        return opened.height, opened.width
 
 
 def _check_shape(picture: Picture, size: tuple[int, int], render: tuple[int, int], stretch: float) -> None:

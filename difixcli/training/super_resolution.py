@@ -24,6 +24,7 @@ from difixcli.images import agreeing, enlarged
 from difixcli.priors.super_resolution.network import SuperResolutionConfig, SuperResolutionNetwork
 from difixcli.runs import atomic, make_folder, write_json
 from difixcli.scenes import Scene
+from difixcli.tensor_files import read_pickled
 from difixcli.training.averaging import averaged
 from difixcli.training.batches import Batch
 from difixcli.training.finetune import gain
@@ -317,12 +318,10 @@ class _Training:
             raise InputError(f"Training stopped at step {self.step} ({self._kept()}): {error}") from error
 
     def _resume(self) -> None:
-        try:
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-            if not {"identity", "weights", "best"} <= state.keys():
-                raise ValueError("it lacks entries")
-        except Exception as error:  # torch raises many kinds for a damaged file
-            raise InputError(f"{self.checkpoint} is damaged; remove {self.output} and start again.") from error
+        cure = f"remove {self.output} and start again"
+        state: Any = read_pickled(self.checkpoint, cure, self.device)
+        if not isinstance(state, dict) or not {"identity", "weights", "best"} <= state.keys():
+            raise InputError(f"{self.checkpoint} is no checkpoint of a training; {cure}.")
         if state["identity"] != self.identity:
             raise InputError(
                 f"{self.output} holds a training with other photos, base or options; choose another output folder."

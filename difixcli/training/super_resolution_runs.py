@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from difixcli.errors import InputError
-from difixcli.priors.super_resolution.enlargement import Enlargement, small_and_large
-from difixcli.runs import read_image, read_json
+from difixcli.errors import InputError, short
+from difixcli.priors.super_resolution.enlargement import SHAPE, Enlargement, small_and_large
+from difixcli.runs import read_image, read_json, run_record
 from difixcli.scenes import load_photo, load_scene
+
+_VIEW = {"frame": str, "files": {"photo": str, "render": str}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +33,8 @@ class SceneView:
 
 def is_super_resolution_run(folder: Path) -> bool:
     """Whether a folder is a run of `difix distill --prior super-resolution`."""
-    record = folder / "run.json"
-    held = read_json(record) if record.is_file() else None
-    if not isinstance(held, dict) or held.get("command") != "distill":
-        return False
-    return bool((held.get("arguments") or {}).get("enlargement"))
+    held = run_record(folder)
+    return held is not None and held["command"] == "distill" and bool(held["arguments"].get("enlargement"))
 
 
 def run_files(folder: Path) -> list[Path]:
@@ -51,10 +50,10 @@ def scene_views(folder: Path, factor: int) -> list[SceneView]:
     truth of its size) or were reduced bicubically, that makes scenes larger by another factor, and for photos that
     are not there any more.
     """
-    record = read_json(folder / "run.json")
-    asked = record["arguments"]["enlargement"]
-    enlargement = Enlargement(**asked)
-    if record.get("state") != "done":
+    arguments = {"scene": str, "size": (None, int), "enlargement": SHAPE}
+    record = read_json(folder / "run.json", {"state": str, "arguments": arguments})
+    enlargement = Enlargement(**{key: record["arguments"]["enlargement"][key] for key in SHAPE})
+    if record["state"] != "done":
         raise InputError(f"The run {folder} is not done; finish it before training on what it shows.")
     if enlargement.upscale != factor or enlargement.operator != "area" or enlargement.reduce < enlargement.upscale:
         raise InputError(
@@ -64,8 +63,12 @@ def scene_views(folder: Path, factor: int) -> list[SceneView]:
     scene = load_scene(record["arguments"]["scene"], record["arguments"]["size"])
     large = {frame.name: frame for frame in small_and_large(scene, enlargement)[1].frames}
     views = []
-    for entry in read_json(_last_round(folder) / "round.json")["views"]:
+    for entry in read_json(_last_round(folder) / "round.json", {"views": [_VIEW]})["views"]:
         files = {kind: folder / "rounds" / entry["files"][kind] for kind in ("photo", "render")}
+        if entry["frame"] not in large:
+            raise InputError(
+                f"The run {folder} shows {short(entry['frame'])}, which its scene does not have; run again."
+            )
         truth = _bytes(load_photo(large[entry["frame"]]))
         views.append(SceneView(_bytes(read_image(files["photo"])), _bytes(read_image(files["render"])), truth))
     return views

@@ -114,7 +114,7 @@ def memory(frames: list[int], training: int, method: str, iterations: int, size:
 
 def repeat_sample(folder: Path, count: int) -> None:
     """A scene of `count` frames: the sample street's, over and over. Memory does not care what they show."""
-    from difixcli.scenes.sample import cached_sample
+    from difixcli.samples.sample import cached_sample
 
     sample = cached_sample("street")
     meta = json.loads((sample / "transforms.json").read_text())

@@ -159,7 +159,7 @@ def test_losses_and_figures_are_the_cpus() -> None:
     (images, *_), target = inputs(2, 64, 64), inputs(2, 64, 64)[1][:, 0]
     totals = []
     for device in ("cpu", "cuda"):
-        given = images.to(device).requires_grad_()
+        given = images.detach().to(device, copy=True).requires_grad_()
         total, _ = FixerLoss("l2", "st-lpips-alex", 1.0, 0.5, 0, 0, device)(given, target.to(device), 0)
         total.backward()
         assert given.grad is not None

@@ -31,6 +31,10 @@ class Enlargement:
     update: Update
 
 
+SHAPE = {"upscale": int, "reduce": int, "operator": str, "resolver": str, "update": str}
+"""The shape of an `Enlargement` in a run's record."""
+
+
 def small_and_large(scene: Scene, enlargement: Enlargement) -> tuple[Scene, Scene]:
     """The scene whose photos are `reduce` times smaller, and the one that is `upscale` times larger than that.
 

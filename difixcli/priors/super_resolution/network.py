@@ -13,7 +13,6 @@ of a view can be truer than what one photo can say, or wrong; w says for every p
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,9 @@ from torch.nn import functional
 from difixcli.errors import InputError
 from difixcli.images import enlarged
 from difixcli.priors.super_resolution.files import BUNDLED
-from difixcli.runs import atomic, read_json
+from difixcli.runs import read_json
+from difixcli.shapes import built
+from difixcli.tensor_files import read_weights, write_network
 
 FORMAT = "difixcli-super-resolution-1"
 _BRANCH_SCALE = 0.1  # of a block's branch at the start, as EDSR scales its residuals
@@ -139,7 +140,7 @@ class SuperResolutionNetwork(nn.Module):
                 "difix finetune --task super-resolution wrote."
             )
         network = cls._configured(folder / "config.json")
-        tensors = _tensors(source)
+        tensors = read_weights(source)
         try:
             network.load_state_dict(tensors)
         except RuntimeError as error:
@@ -152,43 +153,9 @@ class SuperResolutionNetwork(nn.Module):
         values: Any = read_json(path)
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise InputError(f"{path} is not a super-resolver's configuration; give a folder this program wrote.")
-        known = {field.name for field in dataclasses.fields(SuperResolutionConfig)}
-        if extra := sorted(set(values) - known):
-            raise InputError(f"{path} has unknown entries ({', '.join(extra)}); update difixcli.")
-        return cls(SuperResolutionConfig(**values))
+        return cls(built(SuperResolutionConfig, values, path, "update difixcli"))
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes config.json and model.safetensors, each whole or not at all; returns the folder, made if missing."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        try:
-            with atomic(folder / "model.safetensors") as temporary:
-                save_file(tensors, temporary, metadata={"format": "pt"})
-            with atomic(folder / "config.json") as temporary:
-                values = {"format": FORMAT, **dataclasses.asdict(self.config)}
-                temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        except (OSError, SafetensorError) as error:  # safetensors hides the system's error in its own
-            reason = " ".join(str(error).split())[:120]
-            raise InputError(
-                f"The super-resolver cannot be written to {folder} ({reason}); make room on the disk or choose "
-                "another folder."
-            ) from error
-        return folder
-
-
-def _tensors(source: Path) -> dict[str, Tensor]:
-    """The tensors of a file, float32 and finite."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(source)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{source} is damaged ({' '.join(str(error).split())[:120]}); restore it.") from error
-    for name, value in tensors.items():
-        if not bool(torch.isfinite(value).all()):
-            raise InputError(f"{source} holds values that are not numbers (in '{name}'); give undamaged weights.")
-    return {name: value.float() for name, value in tensors.items()}
+        values = {"format": FORMAT, **dataclasses.asdict(self.config)}
+        return write_network(self, values, Path(folder), "The super-resolver")

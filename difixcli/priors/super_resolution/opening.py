@@ -14,6 +14,7 @@ from difixcli.priors.super_resolution.latent_diffusion import LatentDiffusion, l
 from difixcli.priors.super_resolution.resolver import SuperResolver
 from difixcli.priors.super_resolution.schedule import UPDATES, Update
 from difixcli.priors.super_resolution.single_step import SingleStep
+from difixcli.tensor_files import read_pickled, read_safetensors
 from difixcli.torchvision_cure import cure
 
 X4_UPSCALER = "stabilityai/stable-diffusion-x4-upscaler"
@@ -111,22 +112,11 @@ def _file(path: Path, factor: int, operator: Operator, device: str) -> SuperReso
 
 def _tensors(path: Path) -> dict:
     """What a file of weights holds; nothing in it is run."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path} is not a file of weights that is read here; give a {', '.join(SUFFIXES)} file.")
-    try:
-        if path.suffix.lower() == ".safetensors":
-            return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged or not whole ({error}); fetch it again.") from error
-    except Exception as error:  # torch raises many kinds for a damaged file, some without a word
-        if out_of_memory(error):
-            raise
-        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise InputError(f"{path} does not hold tensors alone, or is damaged ({reason}).") from error
+    if path.suffix.lower() == ".safetensors":
+        return read_safetensors(path, "fetch it again")
+    tensors = read_pickled(path, "fetch it again")
     if not isinstance(tensors, dict):
         raise InputError(f"{path} holds no network's weights; give the file of a super-resolver.")
     return tensors

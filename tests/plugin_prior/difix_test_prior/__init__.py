@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
 from difixcli.distillation.prior import Context, Proposal, Round
+from difixcli.reconstruction import Wanted
 
 
 class Drift:
@@ -35,8 +36,8 @@ class Drift:
             terms = {"l2": 1.0, "low_resolution:2": 0.5}
             yield Proposal(image, np.maximum(seen, 0.1).astype(np.float32), terms, fresh=True, figures=figures)
 
-    def refresh(self, name: str, render: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        return 0.5 * (render + self._images[name].numpy()), None
+    def refresh(self, name: str, render: Callable[[], np.ndarray]) -> Wanted:
+        return Wanted(0.5 * (render() + self._images[name].numpy()))
 
     def state(self) -> dict[str, Any]:
         return {"images": dict(self._images), "random": self._random.get_state()}

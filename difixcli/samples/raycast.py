@@ -40,7 +40,7 @@ class Solid:
     its axis along local z. `painters` maps face names (`-x` … `+z` for a box, `side`, `-z`, `+z` for a cylinder,
     `side` for a sphere) to painters; `*` is the rest; a face without either is never seen and stays black. `inside`
     shows the inner faces of a box (a room). `emission` multiplies the paint of surfaces that shine and take no baked
-    light (0: none). `density` is texels per metre.
+    light (0: none). `density` is texels per metre, `light_density` those of baked light (None: as the world has it).
     """
 
     kind: str
@@ -51,6 +51,7 @@ class Solid:
     inside: bool = False
     emission: float = 0.0
     density: float = 160.0
+    light_density: float | None = None
 
     @property
     def faces(self) -> tuple[str, ...]:
@@ -407,7 +408,8 @@ class World:
                     texture[..., :3] *= solid.emission
                     grids.append((0, 0))
                     continue
-                columns, rows = (max(4, round(side * light_density)) for side in (wide, high))
+                lit = solid.light_density or light_density
+                columns, rows = (max(4, round(side * lit)) for side in (wide, high))
                 grids.append((rows, columns))
                 where, normal = solid.positions(face, columns, rows)
                 points.append(where + SURFACE_OFFSET * normal)

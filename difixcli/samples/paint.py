@@ -6,12 +6,12 @@ rng); it returns (H, W, 4) float32: sRGB colour and gloss, all in [0, 1]. Row 0 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
 
-from difixcli.scenes.raycast import Painter
+from difixcli.samples.raycast import Painter
 
 Color = tuple[float, float, float]
 
@@ -440,6 +440,60 @@ def facade(wall: Painter, storey: float = 3.0, bay: float = 2.0, shop: Color | N
     return paint
 
 
+def patches(colors: Sequence[Color], cell: float = 0.1) -> Painter:
+    """Irregular fields of a few colours with sharp borders, as of camouflage or of batik."""
+
+    def paint(width: int, height: int, density: float, rng: np.random.Generator) -> np.ndarray:
+        level = noise((height, width), cell * density, rng, 4)
+        bounds = np.quantile(level[::2, ::2], np.linspace(0, 1, len(colors) + 1)[1:-1])
+        rgb = _layers(
+            colors[0], *((_soft(level > bound), color) for bound, color in zip(bounds, colors[1:], strict=True))
+        )
+        return _picture(rgb * (1 + 0.07 * noise((height, width), 4, rng, 2)[..., None]), 0.05)
+
+    return paint
+
+
+def dots(ground: Color, ink: Color, period: float = 0.08, gloss: float = 0.0) -> Painter:
+    """Dots of several sizes on a grid that is out of line from row to row."""
+
+    def paint(width: int, height: int, density: float, rng: np.random.Generator) -> np.ndarray:
+        x, y = _metres(width, height, density)
+        row = np.floor(y / period).astype(int)
+        along = x / period + rng.uniform(0, 1, row.max() + 1)[row]
+        column = np.floor(along).astype(int)
+        radius = rng.uniform(0.15, 0.45, (row.max() + 1, column.max() + 1))[row, column]
+        dot = np.hypot(along % 1 - 0.5, (y / period) % 1 - 0.5) < radius
+        rgb = _layers(ground, (_soft(dot), ink))
+        return _picture(rgb * (1 + 0.06 * noise((height, width), 0.5 * density, rng, 4)[..., None]), gloss)
+
+    return paint
+
+
+def stripes(colors: Sequence[Color], period: float = 0.2, gloss: float = 0.0, upright: bool = True) -> Painter:
+    """Bands of random widths, up and down or around."""
+
+    def paint(width: int, height: int, density: float, rng: np.random.Generator) -> np.ndarray:
+        x, y = _metres(width, height, density)
+        along = x if upright else y
+        edges = np.cumsum(rng.uniform(0.1, 0.6, 4 + int(4 * (along.max() + 0.1) / period))) * period
+        band = np.searchsorted(edges, along)
+        shown = np.asarray(colors, dtype=np.float32)[rng.integers(len(colors), size=len(edges) + 1)]
+        rgb = shown[band] * (1 + 0.08 * noise((height, width), 0.3 * density, rng, 4)[..., None])
+        return _picture(rgb, gloss)
+
+    return paint
+
+
+def scaled(painter: Painter, factor: float) -> Painter:
+    """The same paint with everything in it `factor` times as large."""
+
+    def paint(width: int, height: int, density: float, rng: np.random.Generator) -> np.ndarray:
+        return painter(width, height, density * factor, rng)
+
+    return paint
+
+
 def car_side(color: Color) -> Painter:
     """The flank of a car: doors, handles, a sill; the wheels are solids of their own."""
 
@@ -511,6 +565,28 @@ def wheel() -> Painter:
         return _picture(rgb * (1 + 0.06 * noise((height, width), 4, rng, 2)[..., None]), 0.3)
 
     return paint
+
+
+def sky(rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
+    """A sky: directions (3, N) to linear colours (N, 3), blue to haze with broken clouds."""
+    from scipy.ndimage import map_coordinates
+
+    around, overlap = 1024, 128
+    strip = noise((256, around + overlap), 90, rng, 6, stretch=2)
+    # The last columns turn into those before the first, so that the sky has no seam behind the camera.
+    clouds = strip[:, overlap:].copy()
+    blend = np.linspace(0, 1, overlap, dtype=np.float32)
+    clouds[:, -overlap:] = (1 - blend) * clouds[:, -overlap:] + blend * strip[:, :overlap]
+
+    def shine(directions: np.ndarray) -> np.ndarray:
+        height = np.clip(directions[2], 0, 1)
+        column = (np.arctan2(directions[0], directions[1]) / (2 * np.pi) + 0.5) * (around - 1)
+        cloud = map_coordinates(clouds, np.stack([(1 - height) * 255, column]), order=1, mode="nearest")
+        cover = np.clip(1.3 * cloud + 0.15, 0, 1)[:, None]
+        blue = np.array([0.22, 0.42, 0.80]) + (1 - height[:, None]) ** 2 * np.array([0.42, 0.34, 0.10])
+        return (blue + 0.75 * cover * (np.array([1.0, 0.99, 0.97]) - blue)).astype(np.float32)
+
+    return shine
 
 
 def _metres(width: int, height: int, density: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,207 @@
+"""`difix distill` with the fixer's prior or another package's: train, render, fix, train on the fixes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from difixcli import console
+from difixcli.cli.inputs import (
+    files_read,
+    fixer_input,
+    open_fixer,
+    open_scene,
+    pick_device,
+    scene_inputs,
+    scene_spec,
+    size_of,
+    split_input,
+)
+from difixcli.cli.outputs import announce
+from difixcli.cli.requests import Request, held, start_files
+from difixcli.errors import InputError, unknown
+from difixcli.runs import Run, fingerprint
+
+
+@dataclass(frozen=True)
+class Fixes:
+    """The options that only rounds of fixing heed, as they were given."""
+
+    fixer: str
+    schedule: str
+    profile: str
+    step: float | None
+    prior: str
+    references: int | None
+    trust: str | None
+    drop_below: float | None
+    guard: bool
+
+
+def distill_fixes(request: Request, asked: Fixes) -> None:
+    """Train on photos, then round by round on what the prior proposes."""
+    from difixcli.distillation.schedule import make_schedule
+    from difixcli.distillation.settings import Settings, find_profile, read_terms, support_wanted
+    from difixcli.scenes import DEFAULT_RULE, default_split_rule, make_split
+
+    aims = request.targets or ["test"]
+    preset_values = find_profile(asked.profile)
+    trusted = asked.trust or preset_values.trust
+    support = support_wanted(trusted, asked.drop_below)
+    terms = read_terms(request.loss)
+    if asked.schedule == "none":
+        given = {
+            "--compare": request.compare,
+            "--no-guard": not asked.guard,
+            "--profile": asked.profile != "difix",
+            "--prior": asked.prior != "fixer",
+            "--trust": asked.trust is not None,
+            "--drop-below": asked.drop_below is not None,
+            "--loss": bool(request.loss),
+        }
+        if said := [option for option, there in given.items() if there]:
+            raise InputError(f"{said[0]} says nothing to the schedule none, which is training on photos; leave it out.")
+    elif request.start is not None and request.iterations is not None:
+        raise InputError("With --start training on photos is done; say with --further how long the rounds are.")
+    on, sizes = pick_device(request.device, request.preset)
+    loaded = open_scene(request.scene, request.size, sizes)
+    rule = request.split or default_split_rule(loaded)
+    if request.split is None and rule == DEFAULT_RULE and "test" not in aims:
+        rule = "all"  # no photo has to be held out where none is aimed at
+    chosen = make_split(loaded, rule, need_test="test" in aims)
+    if len(chosen.train) == 1:
+        console.warn(f"The split {rule} leaves one photo to train on, which shows nothing of depth; hold out fewer.")
+    inputs = {**scene_inputs(loaded), **split_input(loaded, chosen), **fixer_input(asked.fixer)}
+
+    from difixcli.distillation.distill import Distillation
+    from difixcli.reconstruction import default_iterations, draws_images, known_methods, method_config
+    from difixcli.reconstruction.compilation import compile_ahead
+    from difixcli.reconstruction.objective import check_terms
+
+    method, rounds, step, share = request.method, request.rounds, asked.step, request.share
+    if method is None:
+        method = "splatfacto"
+        if request.start is not None and request.start.is_dir():
+            from difixcli.reconstruction.start import method_of
+
+            method = method_of(request.start)
+    if method not in (methods := known_methods()):
+        raise unknown("method", method, methods)
+    drawn = "images" if draws_images(method_config(method)) else "rays"
+    terms = terms or dict(preset_values.terms[drawn])
+    check_terms(terms, loaded.frames[0].camera.height, loaded.frames[0].camera.width)
+    steps = request.iterations or default_iterations(method, sizes)
+    of_rounds = (
+        (request.further or steps) if request.start is not None and asked.schedule != "none" else request.further
+    )
+    if rounds is None and preset_values.iterations_a_round is not None and asked.schedule == "progressive":
+        rounds = max(1, (of_rounds or steps) // preset_values.iterations_a_round)
+    if step is None and asked.schedule == "progressive":
+        step = preset_values.step
+    if share is None and asked.schedule != "none":
+        share = preset_values.share[drawn]
+    planned = make_schedule(
+        sizes,
+        0 if request.start is not None and asked.schedule != "none" else steps,
+        of_rounds,
+        rounds,
+        asked.schedule,
+        step,
+        share,
+    )
+    plan = Settings(
+        method=method,
+        preset=sizes,
+        device=on,
+        schedule=planned,
+        seed=request.seed,
+        compare=request.compare,
+        overrides=request.settings,
+        targets=aims,
+        prior=asked.prior,
+        references=preset_values.references if asked.references is None else asked.references,
+        trust=trusted,
+        drop_below=support,
+        terms=terms,
+        raised=preset_values.raised,
+        guard=asked.guard,
+        start=None if request.start is None else str(request.start.expanduser().absolute()),
+    )
+    distillation = Distillation(loaded, chosen, plan)
+    arguments = {
+        **vars(plan),
+        "schedule": vars(planned),
+        "scene": scene_spec(request.scene),
+        "size": request.size,
+        "split": rule,
+    }
+    arguments["fixer"] = asked.fixer
+    del arguments["enlargement"], arguments["seeking"]
+    paths = [Path(aim).expanduser() for aim in aims if aim.lower().endswith(".json")]
+    inputs |= {str(path): fingerprint([path]) for path in paths}
+    begun = start_files(request.start)
+    if request.start is not None:
+        inputs["start"] = fingerprint(begun)
+    folder, run = held(request.output, loaded, method, arguments, inputs, request.force, request.from_round)
+    network = None
+    if run is None or not run.done:  # what is done needs no fixer, which may be far away
+        network = open_fixer(asked.fixer, on)
+        run = Run.open(
+            folder,
+            "distill",
+            arguments,
+            inputs,
+            request.force,
+            reads=[*files_read(asked.fixer, loaded), *paths, *begun],
+        )
+    timetable = f"{planned.photos} iterations on photos, no fixes ({asked.schedule})"
+    if planned.rounds:
+        timetable = (
+            f"{planned.photos} iterations on photos, then {planned.rounds} rounds of {planned.every} "
+            f"({asked.schedule}), {planned.share:.0%} of them on views by the prior {asked.prior}"
+        )
+    announce(
+        run,
+        scene=f"{loaded.name}, {len(chosen.train)} photos train, {len(chosen.test)} test ({rule})",
+        method=f"{method}, preset {sizes} on {on}, seed {request.seed}",
+        size=size_of(loaded),
+        start=request.start,
+        targets=f"{', '.join(aims)}: {len(distillation.targets)} views",
+        schedule=timetable,
+        fixer=asked.fixer,
+    )
+    if not chosen.test:
+        console.say("No photo is held out, so nothing is measured; --split holds some out.")
+    if network is None:
+        results = run.record["results"]
+    else:
+        compile_ahead(method, on, console.say)
+        results = distillation.run(network, run, console.progress, console.say)
+        run.finish(results)
+    found = run.record.get("rounds", {})
+    if found:
+        console.say(_outcome(found, planned.rounds))
+    title = f"{loaded.name}, {method}: {len(chosen.test)} test views"
+    tables = [console.figures_table(title, results)] if results else []
+    console.say(f"Pictures: {run.folder / ('renders' if results else 'path')}")
+    if results:
+        console.say(f"For a report: difix eval {run.folder}")
+    if "distilled" in results:
+        console.say(
+            "distilled is the 3D model as it renders: the same thing from every side, for viewers and exports; "
+            "enhanced is the same renders, each fixed once more: cleaner one by one, for pictures and films."
+        )
+    console.finish({"results": results, "rounds": found, "output": str(run.folder)}, request.as_json, *tables)
+
+
+def _outcome(found: dict[str, Any], rounds: int) -> str:
+    """What became of the rounds, and which model was handed over."""
+    kept = f"Views dropped: {found['dropped']}. "
+    if not found["taken_back"]:
+        return kept + f"All {rounds} rounds were accepted; the distilled model is handed over."
+    number = found["taken_back"]
+    told = f"Round {number} made the views less like the photos and was taken back (--no-guard keeps it); "
+    if found["accepted"]:
+        return kept + told + f"what {number - 1} rounds have taught is handed over."
+    return kept + told + "the model of photos alone is handed over, trained to the end."

@@ -1,0 +1,269 @@
+"""`difix distill --prior view-diffusion`: a scene from two to four photos; `difix fix --task novel-view`: its views."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from difixcli import console
+from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, scene_spec, size_of, split_input
+from difixcli.cli.options import Device
+from difixcli.cli.outputs import announce, beside_others, folder_beside
+from difixcli.cli.requests import Request, held, start_files
+from difixcli.errors import InputError, unknown
+from difixcli.runs import Run, fingerprint
+
+if TYPE_CHECKING:
+    from difixcli.distillation.seeking import Seeking
+    from difixcli.distillation.settings import Settings
+    from difixcli.priors.view_diffusion.model import ViewDiffusion
+    from difixcli.scenes.scene import Scene
+
+MOST = 9
+"""Photos beyond which nothing is gained by looking at all of them, and everything takes longer."""
+_SIZE = 96  # pixels, the long side on a CPU: the bundled networks'
+_AROUND = {"cpu": 24, "gpu": 50}  # cameras drawn around the photos; the release's are 50
+_ROUNDS = 6
+_FEW = 4  # photos of a scene that all train, unless a split says otherwise
+_SAMPLE_STEPS = 25  # of DDIM
+_SHARE = 0.5  # the release takes a step on a photo and one on a view in turn
+
+
+def distill_few(
+    request: Request, network: str | None, seek: str | None, steps: int | None, reuse: int | None, anneal: bool
+) -> None:
+    """Train on a few photos and, around them, on what diffusion says is likely."""
+    from difixcli.distillation.schedule import make_schedule
+    from difixcli.distillation.seeking import SEEK, check_seek, make_seeking
+    from difixcli.scenes import make_split
+    from difixcli.scenes.sparse_views import check_sparse_views
+
+    check_seek(seek or SEEK[0], steps, reuse, anneal)
+    if request.start is not None and request.iterations is not None:
+        raise InputError("With --start training on photos is done; say with --further how long the rounds are.")
+    rounds = _ROUNDS if request.rounds is None else request.rounds
+    if rounds < 2 and seek != "mean":
+        raise InputError(
+            f"Of {rounds} rounds none is left after the first third, on EFT's pictures; ask for 2 or more."
+        )
+    on, sizes = pick_device(request.device, request.preset)
+    size = _SIZE if request.size is None and sizes == "cpu" else request.size
+    loaded = open_scene(request.scene, size, "gpu")
+    rule = request.split or few_photos_rule(loaded)
+    split = make_split(loaded, rule, need_test="test" in (request.targets or ()))
+    check_sparse_views(loaded, split.train)
+    if request.compare and not split.test:
+        raise InputError(f"The split {rule!r} holds out no photo to compare by; leave --compare out.")
+    if len(split.train) > MOST:
+        console.warn(
+            f"{len(split.train)} photos train, all of which the networks look at for every view; they are for two to "
+            f"four, of which --split views:3 makes three."
+        )
+    aims = request.targets or [f"around:{_AROUND[sizes]}", *(["test"] if split.test else [])]
+    seeking = make_seeking(sizes, network and _absolute(network), seek, steps, reuse, anneal)
+
+    from difixcli.distillation.settings import Settings, read_terms
+    from difixcli.distillation.view_diffusion import ModeSeeking, own_terms, photo_iterations, planned
+    from difixcli.novel_views import NovelViews
+    from difixcli.priors.view_diffusion.files import view_diffusion_files
+    from difixcli.reconstruction import default_iterations, draws_images, known_methods, method_config
+    from difixcli.reconstruction.compilation import compile_ahead
+    from difixcli.reconstruction.objective import check_terms
+
+    method = request.method or "splatfacto"
+    if request.method is None and request.start is not None and request.start.is_dir():
+        from difixcli.reconstruction.start import method_of
+
+        method = method_of(request.start)
+    if method not in (methods := known_methods()):
+        raise unknown("method", method, methods)
+    terms = read_terms(request.loss) or own_terms(draws_images(method_config(method)))
+    for aim in {(frame.camera.width, frame.camera.height) for frame in loaded.frames}:
+        check_terms(terms, aim[1], aim[0])
+    further = request.further or default_iterations(method, sizes)
+    photos = 0 if request.start is not None else request.iterations or photo_iterations(further)
+    schedule = make_schedule(sizes, photos, further, rounds, share=request.share or _SHARE)
+    plan = Settings(
+        method=method,
+        preset=sizes,
+        device=on,
+        schedule=schedule,
+        seed=request.seed,
+        compare=request.compare,
+        overrides=request.settings,
+        targets=aims,
+        prior="view-diffusion",
+        terms=terms,
+        raised=1.0,
+        guard=False,
+        start=None if request.start is None else str(request.start.expanduser().absolute()),
+        seeking=seeking,
+    )
+    made = ModeSeeking(loaded, split, plan)
+    arguments = _arguments(plan, seeking, request, size, rule)
+    files = view_diffusion_files(seeking.network)
+    begun = start_files(request.start)
+    inputs = {**scene_inputs(loaded), **split_input(loaded, split), "view-diffusion": fingerprint(files)}
+    inputs |= {str(path): fingerprint([path]) for path in _paths(aims)}
+    if request.start is not None:
+        inputs["start"] = fingerprint(begun)
+    folder, run = held(request.output, loaded, method, arguments, inputs, request.force, request.from_round)
+    networks = None
+    if run is None or not run.done:
+        networks = open_networks(seeking.network, on)
+        reads = [*files_read("bundled", loaded), *files, *_paths(aims), *begun]
+        run = Run.open(folder, "distill", arguments, inputs, request.force, reads=reads)
+    announce(
+        run,
+        scene=f"{loaded.name}, {len(split.train)} photos train, {len(split.test)} test ({rule})",
+        method=f"{method}, preset {sizes} on {on}, seed {request.seed}",
+        size=size_of(loaded),
+        start=request.start,
+        targets=f"{', '.join(aims)}: {len(made.targets)} views, {schedule.share:.0%} of what is drawn",
+        schedule=planned(schedule, seeking.seek),
+        seek=f"{seeking.seek}" if seeking.seek == "mean" else f"{seeking.seek}, {seeking.steps} denoising steps, each "
+        f"x̂₀ for {seeking.reuse} draws",
+        points=f"{len(made.scene.points):,} of {len(loaded.points):,} seed points are known from these photos",
+    )  # fmt: skip
+    if not split.test:
+        console.say("No photo is held out, so nothing is measured; --split holds some out.")
+    if networks is None:
+        results = run.record["results"]
+    else:
+        compile_ahead(method, on, console.say)
+        results = made.seek(NovelViews(networks, made.scene, split.train), run, console.progress, console.say)
+        run.finish(results)
+    console.say(f"Pictures: {run.folder / ('renders' if results else 'path')}")
+    if results:
+        console.say(f"For a report: difix eval {run.folder}")
+    title = f"{loaded.name}, {method}: {len(split.test)} test views"
+    tables = [console.figures_table(title, results)] if results else []
+    console.finish({"results": results, "output": str(run.folder)}, request.as_json, *tables)
+
+
+def novel_views(
+    source: str,
+    network: str | None,
+    split: str | None,
+    trajectory: str | None,
+    camera: Path | None,
+    steps: int | None,
+    size: int | None,
+    seed: int,
+    device: Device,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Render views from the networks alone: the split's test views, a path's, or a file's."""
+    from difixcli.scenes import check_rule, check_scene, make_split, make_trajectory
+    from difixcli.scenes.camera_files import read_cameras
+    from difixcli.scenes.sparse_views import check_sparse_views
+    from difixcli.scenes.trajectories import check_trajectory, path_world_note
+
+    check_scene(source)
+    if split is not None:
+        check_rule(split)
+    if trajectory is not None and camera is not None:
+        raise InputError("--trajectory and --camera both say where to look from; leave one of them out.")
+    if trajectory is not None:
+        check_trajectory(trajectory)
+        if (note := path_world_note(trajectory)) is not None:
+            console.say(note)
+    loaded = open_scene(source, size, "gpu")
+    rule = split or few_photos_rule(loaded)
+    chosen = make_split(loaded, rule, need_test=trajectory is None and camera is None)
+    check_sparse_views(loaded, chosen.train)
+    views = [(loaded.file_names[i], loaded.frames[i].camera) for i in chosen.test]
+    where, fps, files = f"the {len(views)} test views", None, []
+    if camera is not None:
+        views = read_cameras(camera.expanduser(), loaded, loaded.frames[chosen.train[0]].camera)
+        where, files = f"{len(views)} of {camera}", [camera.expanduser()]
+    elif trajectory is not None:
+        path = make_trajectory(loaded, chosen.train, trajectory)
+        views = [(f"frame_{number:05d}", one) for number, one in enumerate(path.cameras, start=1)]
+        where, fps = f"{trajectory}, {len(views)} frames", path.fps
+        files = _paths([trajectory])
+
+    from difixcli.enhancement.novel_views import render_novel_views
+    from difixcli.enhancement.runs import path_fingerprint
+    from difixcli.novel_views import NovelViews
+    from difixcli.priors.view_diffusion.files import view_diffusion_files
+
+    on, _ = pick_device(device)
+    name = _absolute(network or "bundled")
+    weights = view_diffusion_files(name)
+    steps = steps or _SAMPLE_STEPS
+    arguments: dict[str, Any] = {
+        "task": "novel-view",
+        "scene": scene_spec(source),
+        "size": size,
+        "split": rule,
+        "seed": seed,
+    }
+    arguments |= {"view-diffusion": name, "trajectory": trajectory, "camera": camera and camera.absolute()}
+    arguments |= {"steps": steps}
+    inputs = {
+        **scene_inputs(loaded),
+        **split_input(loaded, chosen),
+        "view-diffusion": fingerprint(weights),
+    }
+    inputs["views"] = path_fingerprint([one for _, one in views])
+    if output is None:
+        folder = f"{loaded.name}_views" if source.startswith("sample:") else folder_beside(Path(source), "views")
+        output = beside_others(Path(folder), "fix", arguments)
+    networks = open_networks(name, on)
+    reads = [*files_read("bundled", loaded), *weights, *files]
+    run = Run.open(output, "fix", arguments, inputs, force, reads=reads)
+    announce(
+        run,
+        scene=f"{loaded.name}, {len(chosen.train)} photos are looked at ({rule})",
+        views=f"{where}, drawn in {steps} steps, seed {seed}; the networks' size is {networks.size} pixels",
+        device=on,
+    )
+    results = render_novel_views(
+        views, run.folder, NovelViews(networks, loaded, chosen.train), seed, steps, fps, console.progress
+    )
+    run.finish(results)
+    pace = results["seconds_per_frame"]
+    console.say(f"Views in {run.folder}: {results['frames']}" + (f", {pace:.2f} s each" if pace else ""))
+    console.say(f"EFT's own: {run.folder / 'eft'}")
+    console.finish({"results": results, "output": str(run.folder)}, as_json)
+
+
+def few_photos_rule(scene: Scene) -> str:
+    """The split where none is asked for: the scene's own, all photos of a scene of a few, three of any other."""
+    from difixcli.scenes import DEFAULT_RULE, default_split_rule
+
+    if len(scene.frames) <= _FEW:
+        return "all"
+    own = default_split_rule(scene)
+    return "views:3" if own == DEFAULT_RULE else own
+
+
+def open_networks(name: str, device: str) -> ViewDiffusion:
+    """The view-conditioned diffusion model called `name`, to be used; its licence is said."""
+    from difixcli.priors.view_diffusion.model import ViewDiffusion
+
+    model = ViewDiffusion.from_pretrained(name, device)
+    console.say(f"View diffusion {name}: licence {model.licence}")
+    return model
+
+
+def _absolute(name: str) -> str:
+    """A folder's name from the root on, since a run is gone on with from anywhere."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if name != "bundled" and path.exists() else name
+
+
+def _arguments(plan: Settings, seeking: Seeking, request: Request, size: int | None, rule: str) -> dict[str, Any]:
+    """What a run is known by."""
+    kept = {**vars(plan), "schedule": vars(plan.schedule), "seeking": asdict(seeking)}
+    for name in ("references", "trust", "drop_below", "guard", "enlargement"):  # of other priors
+        del kept[name]
+    return {**kept, "scene": scene_spec(request.scene), "size": size, "split": rule}
+
+
+def _paths(aims: list[str]) -> list[Path]:
+    return [Path(aim).expanduser() for aim in aims if aim.lower().endswith(".json")]
