@@ -277,7 +277,7 @@ def tell_failures(jobs: Jobs, bad: Sequence[Job]) -> None:
 @contextmanager
 def claimed() -> Iterator[None]:
     """Within a job's process: claim the job and report on it; ends the process where another is at work on it."""
-    folder, _, name = os.environ.pop(JOB, "").rpartition(":")
+    folder, _, name = os.environ.get(JOB, "").rpartition(":")
     if not name:
         yield
         return

@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 import platform
 import signal
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -60,19 +61,26 @@ class Job:
 
 @dataclass
 class Report:
-    """What the process that works on a job tells of it; `failure` is set by what fails without raising."""
+    """What the process that works on a job tells of it; `failure` is set by what fails without raising.
+
+    `write` is called when it begins with something new; what it comes to is written now and then (see `Jobs.working`).
+    """
 
     job: Job
     failure: str = ""
     fault: str = ""
+    write: Callable[[], None] | None = None
     _first: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def progress(self, label: str, done: int, total: int) -> None:
         """So many of `total` steps of what it is doing are done."""
         now = time.time()
+        new = label not in self._first
         since, before = self._first.setdefault(label, (now, done))
         rate = (done - before) / (now - since) if now > since else 0.0
         self.job = replace(self.job, label=label, step=done, total=total, rate=round(rate, 4))
+        if new and self.write is not None:
+            self.write()
 
     def fail(self, message: str, fault: str = "") -> None:
         """It has failed, for this reason."""
@@ -148,9 +156,14 @@ class Jobs:
         """
         parent = os.getppid()
         report = Report(Job(name))
+        lock = threading.Lock()  # the claim's thread writes, too
+
+        def write() -> None:
+            with lock:
+                self._write(report.job)
 
         def beat() -> None:
-            self._write(report.job)
+            write()
             if os.getppid() != parent and "DIFIX_JOB" in os.environ:  # whoever waits for the outcome is gone
                 stop()
 
@@ -166,8 +179,9 @@ class Jobs:
             held, state=RUNNING, attempt=held.attempt + 1, node=_node(), pid=os.getpid(), number=_number(),
             begun=time.time(), ended=0.0, label="", step=0, total=0, rate=0.0, message="", fault="",
         )  # fmt: skip
+        report.write = write
         try:
-            self._write(report.job)
+            write()
             yield report
         except KeyboardInterrupt:
             report.job = replace(report.job, state=INTERRUPTED)
@@ -180,8 +194,9 @@ class Jobs:
                 report.job = replace(report.job, state=FAILED, message=report.failure, fault=report.fault)
             elif report.job.state == RUNNING:
                 report.job = replace(report.job, state=DONE)
+            report.job = replace(report.job, ended=time.time())
             if claim.held:
-                self._write(replace(report.job, ended=time.time()))
+                write()
             claim.release()
 
     def bury(self, begun: Job, pid: int, message: str) -> None:

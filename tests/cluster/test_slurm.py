@@ -12,17 +12,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from commands import difix as here
 from small_scenes import small_sample
 
 from . import slurm as real
 from .slurm import Slurm, until
 
 ROOT = Path(__file__).parents[2]
-NAMES = {f"images/train_{i:03d}.png" for i in range(11)}
+NAMES = {f"images/train_{i:03d}.png" for i in range(7)}
 TOY = ["--size", "48", "--preset", "cpu", "--device", "cpu"]
-PAIRS = ["--split", "every:2", "--strategy", "underfit", "--stop", "40%", *TOY, "--keep", "failed"]
-LONG = 4000
-"""Iterations that take long enough (half a minute) for something to happen to them."""
+PAIRS = ["--split", "every:2", "--strategy", "underfit", "--stop", "40%", *TOY, "--keep", "failed", "--keep", "perfect"]
+LONG = 2000
+"""Iterations that take long enough (some seconds until 40 %) for something to happen to them."""
 
 
 @pytest.fixture(scope="session")
@@ -37,23 +38,27 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     home = tmp_path_factory.mktemp("scenes")
-    return [small_sample("room", home / name, 64, NAMES) for name in ("a", "b", "c")]
+    return [small_sample("room", home / name, 48, NAMES) for name in ("a", "b", "c")]
+
+
+@pytest.fixture(scope="session")
+def environment(slurm: Slurm) -> dict[str, str]:
+    """Of programs whose jobs find SLURM and this checkout."""
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**slurm.environment, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+
+
+def _line(*words: object) -> list[str]:
+    return [sys.executable, "-m", "difixcli", *map(str, words)]
 
 
 @pytest.fixture
-def difix(slurm: Slurm, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+def difix(environment: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Runs the program where its jobs find SLURM."""
-    environment = {
-        **slurm.environment,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "OMP_NUM_THREADS": "1",
-        "NUMBA_NUM_THREADS": "1",
-    }
 
     def run(*words: object, code: int = 0) -> subprocess.CompletedProcess:
-        line = [sys.executable, "-m", "difixcli", *map(str, words)]
         made = subprocess.run(
-            line, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=800
+            _line(*words), env=environment, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=800
         )
         assert made.returncode == code, (made.returncode, made.stdout[-3000:], made.stderr[-3000:])
         return made
@@ -82,64 +87,83 @@ def _begun_again(slurm: Slurm, folder: Path, name: str, attempt: int) -> None:
         slurm.hurry()
         return _record(folder, name)["attempt"] == attempt
 
-    until(begun, 120, f"{name} is begun again")
+    until(begun, 400, f"{name} is begun again")
 
 
 def _in_training(folder: Path, name: str) -> bool:
     record = _record(folder, name)
-    return record["state"] == "running" and record["step"] > 50
+    return record["state"] == "running" and record["step"] > 0
+
+
+def _saved(models: Path) -> int:
+    """The iterations that the one checkpoint in a model's folder has behind it."""
+    (checkpoint,) = models.glob("nerfstudio_models/*.ckpt")
+    return int(checkpoint.stem.removeprefix("step-")) + 1
 
 
 def test_failed_killed_drained_and_put_back_comes_to_a_plain_run(
-    slurm: Slurm, difix: Callable, scenes: list[Path], tmp_path: Path
+    slurm: Slurm, difix: Callable, environment: dict[str, str], scenes: list[Path], tmp_path: Path
 ) -> None:
-    line = ["curate", *scenes, *PAIRS, "--iterations", LONG]
-    plain = tmp_path / "plain"
-    difix(*line, "-o", plain)
-    # a fourth is broken
+    """One array of four scenes: one is killed, two are asked to end in two ways, the fourth is broken."""
     bad = shutil.copytree(scenes[1], tmp_path / "bad")
     (bad / "transforms.json").write_text('{"frames": [')
-    out = tmp_path / "out"
-    line += ["-o", out]
-    line.insert(2, bad)
-    number = difix(*line, "--cluster", "slurm", "--time", "20", "--cpus", "2", "--memory", "1").stdout.strip()
+    line = ["curate", *scenes, bad, *PAIRS, "--iterations", LONG]
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    sent = ["-o", out, "--cluster", "slurm", "--time", "20", "--cpus", "2", "--memory", "1"]
+    number = difix(*line, *sent).stdout.strip()
     assert number.isdecimal()
-    until(lambda: all(_record(out, name)["state"] for name in "abc"), 30, "all scenes are known")
+    assert all(_record(out, name)["state"] for name in ("a", "b", "c", "bad"))
     # one is killed, without any warning
     until(lambda: _in_training(out, "a"), 240, "a trains")
-    slurm.run("scontrol", "update", f"nodename={_record(out, 'a')['node']}", "state=drain", "reason=test", check=True)
-    assert slurm.states()[_record(out, "a")["node"]].startswith("drng")
     os.kill(_record(out, "a")["pid"], signal.SIGKILL)
-    until(lambda: _record(out, "a")["state"] == "failed", 60, "the killed one is told of")
-    assert "SIGKILL" in _record(out, "a")["message"]
-    slurm.run("scontrol", "update", f"nodename={_record(out, 'a')['node']}", "state=resume", check=True)
-    # another is put back into the queue and goes on
+    # another is put back into the queue by whoever drains its node; the third is warned that its time is over
     until(lambda: _in_training(out, "b"), 240, "b trains")
     before = _record(out, "b")
+    node = before["node"]
+    slurm.run("scontrol", "update", f"nodename={node}", "state=drain", "reason=test", check=True)
     slurm.run("scontrol", "requeue", before["number"], check=True)
-    until(lambda: _record(out, "b")["state"] == "interrupted", 60, "it has saved")
+    until(lambda: _in_training(out, "c"), 240, "c trains")
+    warned = _record(out, "c")
+    slurm.run("scancel", "--signal=USR1", warned["number"], check=True)
+    for name in "bc":
+        until(lambda name=name: _record(out, name)["state"] == "interrupted", 120, f"{name} has saved")
+        assert _record(out, name)["step"] <= _saved(out / name / "models" / "underfit-every-2") < 0.4 * LONG
+    until(lambda: _record(out, "a")["state"] == "failed", 60, "the killed one is told of")
+    assert "SIGKILL" in _record(out, "a")["message"]
     _begun_again(slurm, out, "b", before["attempt"] + 1)
+    assert _record(out, "b")["node"] != node and slurm.states()[node].startswith("dr")
+    slurm.run("scontrol", "update", f"nodename={node}", "state=resume", check=True)
+    # meanwhile, what it should come to
+    undisturbed = subprocess.Popen(
+        _line(*line, "-o", plain), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path
+    )
+    _begun_again(slurm, out, "c", warned["attempt"] + 1)
     until(lambda: not slurm.jobs(), 600, "the queue is empty")
-    states = {name: _record(out, name)["state"] for name in ("a", "b", "c", "bad")}
-    assert states == {"a": "failed", "b": "done", "c": "done", "bad": "failed"}
+    states = {name: _record(out, name)["state"] for name in ("a", "b", "bad", "c")}
+    assert states == {"a": "failed", "b": "done", "bad": "failed", "c": "done"}
+    log = (out / "jobs" / "b.log").read_text()
+    assert log.count("difix curate") == 2  # appended
     status = difix("status", out, "--json")
     assert {name: job["state"] for name, job in _told(status)["jobs"].items()} == states
     assert "transforms.json" in status.stderr
-    assert _record(out, "b")["node"] in slurm.nodes
     # the same line tries only those that failed; the broken one fails again
-    again = difix(*line, "--cluster", "slurm", "--time", "20", "--wait", "--json", code=3)
+    again = difix(*line, *sent, "--wait", "--json", code=3)
     assert list(_told(again)["results"]["failed"]) == ["bad"]
-    assert [_record(out, name)["attempt"] for name in "abc"] == [2, 2, 1]
-    # mended, it is like another's photos: the whole is what a plain run makes of all four
-    shutil.copy(scenes[1] / "transforms.json", bad)
-    assert _told(difix(*line, "--cluster", "slurm", "--time", "20", "--wait", "--json"))["results"]["failed"] == {}
-    difix(*[word if word != out else plain for word in line])
-    assert _files(out) == _files(plain)
-    difix("curate", "--merge", out)
-    assert _files(out) == _files(plain)
+    assert [_record(out, name)["attempt"] for name in "abc"] == [2, 2, 2]
+    assert here("curate", "--merge", out).exit_code == 3
+    assert undisturbed.wait(600) == 3
+    made = _files(out)
+    assert made == _files(plain) and len(made) > 3 * len(NAMES)
 
 
-@pytest.mark.parametrize("sent", ["TERM", "USR1", "INT"])
+def test_slurms_refusals_are_sentences(difix: Callable, scenes: list[Path], tmp_path: Path) -> None:
+    line = ["distill", *scenes, *TOY, "--cluster", "slurm", "--time", "20", "-o", tmp_path / "out"]
+    made = difix(*line, "--partition", "nowhere", code=2)
+    assert "partition" in made.stderr and "Traceback" not in made.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("sent", ["TERM", "INT"])
 def test_a_signal_saves_and_puts_back(
     sent: str, slurm: Slurm, difix: Callable, scenes: list[Path], tmp_path: Path
 ) -> None:
@@ -151,9 +175,7 @@ def test_a_signal_saves_and_puts_back(
     slurm.run("scancel", f"--signal={sent}", number, check=True)
     until(lambda: _record(out, "a-splatfacto")["state"] == "interrupted", 60, "it has saved")
     step = _record(out, "a-splatfacto")["step"]
-    (checkpoint,) = (out / "a" / "splatfacto" / "nerfstudio_models").glob("*.ckpt")
-    saved = int(checkpoint.stem.removeprefix("step-")) + 1
-    assert step <= saved < LONG  # nothing is lost
+    assert step <= _saved(out / "a" / "splatfacto") < LONG  # nothing is lost
     _begun_again(slurm, out, "a-splatfacto", 2)
     until(lambda: not slurm.jobs(), 240, "the queue is empty")
     assert _record(out, "a-splatfacto")["state"] == "done"
@@ -164,6 +186,7 @@ def test_a_signal_saves_and_puts_back(
     assert _files(out / "a" / "splatfacto") == _files(plain)
 
 
+@pytest.mark.long
 def test_what_is_cancelled_stays_so_and_a_full_job_is_many(
     slurm: Slurm, difix: Callable, scenes: list[Path], tmp_path: Path
 ) -> None:
@@ -198,25 +221,36 @@ def test_what_is_cancelled_stays_so_and_a_full_job_is_many(
     assert tables[0] == tables[1]
 
 
-def test_slurms_refusals_are_sentences(difix: Callable, scenes: list[Path], tmp_path: Path) -> None:
-    line = ["distill", *scenes, *TOY, "--cluster", "slurm", "--time", "20", "-o", tmp_path / "out"]
-    made = difix(*line, "--partition", "nowhere", code=2)
-    assert "partition" in made.stderr and "Traceback" not in made.stderr
-
-
-def test_a_recipe_runs_to_its_table_past_a_broken_scene(slurm: Slurm, tmp_path: Path) -> None:
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "name"),
+    [
+        ("dl3dv", ["TRAIN", "TEST"], lambda i: f"images/{i:05d}.png"),
+        ("nerfbusters", ["TEST"], lambda i: f"images/frame_{1 + i % 2}_{i:05d}.png"),
+        ("rds", ["TRAIN", "TEST", "front"], lambda i: f"{('front', 'left')[i % 2]}/{i:05d}.png"),
+    ],
+)
+def test_a_recipe_runs_to_its_table_past_a_broken_scene(
+    recipe: str, arguments: list[str], name: Callable[[int], str], environment: dict[str, str], tmp_path: Path
+) -> None:
     from test_recipes import _toy_scene
 
     for place in ("train", "test"):
-        _toy_scene(tmp_path / place / "a", 8, lambda i: f"images/{i:05d}.png")
+        _toy_scene(tmp_path / place / "a", 8, name)
     bad = shutil.copytree(tmp_path / "test" / "a", tmp_path / "test" / "bad")
     (bad / "transforms.json").write_text('{"frames": [')
-    environment = {**slurm.environment, "PYTHONPATH": str(ROOT), "SMOKE": "1", "METRICS": "psnr"}
-    environment |= {"METHODS": "splatfacto", "CLUSTER": "--cluster slurm --time 20", "OMP_NUM_THREADS": "1"}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
-    line = ["sh", ROOT / "recipes" / "dl3dv" / "run.sh", *(tmp_path / name for name in ("train", "test", "out"))]
+    told = {"SMOKE": "1", "METRICS": "psnr", "METHODS": "splatfacto", "CLUSTER": "--cluster slurm --time 20"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    places = {"TRAIN": tmp_path / "train", "TEST": tmp_path / "test"}
+    line = ["sh", ROOT / "recipes" / recipe / "run.sh", *(places.get(word, word) for word in arguments)]
     made = subprocess.run(
-        list(map(str, line)), env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=800
+        [*map(str, line), str(tmp_path / "out")],
+        env={**environment, **told, "PATH": path},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=800,
     )
     assert made.returncode == 3, made.stderr[-3000:]
     assert "bad-splatfacto: failed" in made.stderr and "Missing in this: bad-splatfacto" in made.stderr
