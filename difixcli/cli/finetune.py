@@ -64,6 +64,13 @@ def finetune(
         int | None,
         typer.Option(help="Rank of the decoder's adapters (SD-Turbo: 4).", min=1, rich_help_panel=WHAT),
     ] = None,
+    perceptual: Annotated[
+        str | None,
+        typer.Option(
+            help="The loss's network: lpips-vgg (default for SD-Turbo's layout), st-lpips-vgg or st-lpips-alex.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
     perceptual_weight: Annotated[
         float | None, typer.Option(help="Weight of the perceptual loss.", min=0, rich_help_panel=WHAT)
     ] = None,
@@ -83,7 +90,10 @@ def finetune(
         int | None, typer.Option(help="Batches added up for a step.", min=1, rich_help_panel=STEPS)
     ] = None,
     crop: Annotated[
-        int | None, typer.Option(help="Pixels of the random square crops.", min=16, rich_help_panel=STEPS)
+        int | None,
+        typer.Option(
+            help="Pixels of the random square crops (SD-Turbo's layout: whole frames).", min=16, rich_help_panel=STEPS
+        ),
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.", rich_help_panel=STEPS)] = None,
     warm_up: Annotated[
@@ -139,6 +149,7 @@ def finetune(
         "lora_rank": lora_rank,
         "learning_rate": learning_rate,
         "warm_up": warm_up,
+        "perceptual": perceptual,
         "perceptual_weight": perceptual_weight,
         "gram_weight": gram_weight,
         "ema": ema,
@@ -190,21 +201,29 @@ def _train_fixer(
     arguments = {"pairs": sources, "base": base, "photos": photos, "stream": stream}
     arguments |= {name: value for name, value in chosen.items() if name not in FREE}
     local = [Path(source) for source in sources if not is_remote(source)]
-    inputs = {str(source): fingerprint(pair_files(source), content=False) for source in local} | fixer_input(
-        base, "base"
-    )
-    inputs |= _photos_input(photos)
+
+    def inputs() -> dict[str, str]:
+        held = {str(source): fingerprint(pair_files(source), content=False) for source in local}
+        return held | fixer_input(base, "base") | _photos_input(photos)
+
     names = [source.name if source.is_dir() else source.parent.name for source in local[:3]]
     folder = output or Path("outputs") / "fixers" / "-".join([file_name(base), *(names or ["photos"])])
     reads = [*local, *([photos] if photos else []), *files_read(base)]
     process = processes.join(on)
     main = process.is_main_process
-    run = Run.open(folder, "finetune", arguments, inputs, force, reads=reads) if main else None
-    process.wait_for_everyone()  # the first process alone holds the run; the others work into its folder
+    run = Run.open(folder, "finetune", arguments, inputs(), force, reads=reads) if main else None
+    processes.wait()  # the first process alone holds the run; the others work into its folder
     total = chosen.get("iterations", TrainingOptions().iterations)
     told = {"photos": photos, "device": on, "processes": process.num_processes}
     if run is not None:
         announce(run, base=base, pairs=sources, **told)
+
+    def report(record: Mapping[str, Any]) -> None:
+        if run is not None and record["event"] == "start":  # what was decided for all processes
+            decided = {"perceptual": record["options"]["perceptual"], "judge": record["judge"]}
+            run.save(results={**decided, "options": record["options"]})
+        _training_news(record)
+
     with console.progress("train", total) if main else contextlib.nullcontext() as update:
         results = train_fixer(
             sources,
@@ -214,7 +233,7 @@ def _train_fixer(
             stream=stream,
             device=on,
             progress=update,
-            report=_training_news,
+            report=report,
             **chosen,
         )
     process.destroy_process_group()
@@ -408,7 +427,10 @@ def _training_news(record: Mapping[str, Any]) -> None:
         counts, options = record["pairs"], record["options"]
         what = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         loss = options["perceptual"] if options["perceptual_weight"] else "no perceptual loss"
-        console.say(f"{what}; crops of {record['crop']} pixels; {options['pixel']} and {loss}; {options['dtype']}")
+        size = f"crops of {record['crop']} pixels"
+        if not options["crop"]:
+            size = f"whole frames at {options['frame_width']}×{options['frame_height']}"
+        console.say(f"{what}; {size}; {options['pixel']} and {loss}; {options['dtype']}")
         if record["crop"] < options["crop"]:
             console.warn(
                 f"The pairs are smaller than the crops of {options['crop']} pixels that were asked for: crops of "
@@ -426,7 +448,15 @@ def _training_news(record: Mapping[str, Any]) -> None:
         console.say(
             f"step {record['step']}: PSNR {record['psnr']:.2f} ({record['psnr_gain']:+.2f}), "
             f"SSIM {record['ssim']:.4f} ({record['ssim_gain']:+.4f}), "
-            f"st-LPIPS {record['st_lpips']:.4f} ({record['st_lpips_gain']:+.4f})" + (", best" if record["best"] else "")
+            + _judged(record)
+            + (", best" if record["best"] else "")
         )
     elif record["event"] == "skipped":
         console.warn(f"{record['pair']} is skipped: {record['reason']}")
+
+
+def _judged(record: Mapping[str, Any]) -> str:
+    """The judge's figure of a validation, and how much it has gained."""
+    key = "st_lpips" if "st_lpips" in record else "st_lpips_alex"
+    name = "st-LPIPS" if key == "st_lpips" else "st-LPIPS (Alex)"
+    return f"{name} {record[key]:.4f} ({record[f'{key}_gain']:+.4f})"

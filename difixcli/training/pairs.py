@@ -197,8 +197,9 @@ class Inspection(NamedTuple):
 def inspect_pairs(files: Sequence[PairFiles], crop: int, multiple: int) -> Inspection:
     """Look at the headers of renders and photos, and whether the other files are there.
 
-    The crop is the asked one, or, a multiple of `multiple`, what nine tenths of the pairs are large enough for; the
-    smaller ones are dropped. It is the same at every step, because whoever trains beside us must agree about it.
+    The crop is the asked one (0 for whole frames, which any size makes), or, a multiple of `multiple`, what nine
+    tenths of the pairs are large enough for; the smaller ones are dropped. It is the same at every step, because
+    whoever trains beside us must agree about it.
     """
     dropped: dict[int, str] = {}
     sides: dict[int, int] = {}
@@ -207,7 +208,7 @@ def inspect_pairs(files: Sequence[PairFiles], crop: int, multiple: int) -> Inspe
             sides[i] = _shorter_side(pair)
         except (InputError, ValueError) as error:
             dropped[i] = str(error)
-    if sides:
+    if sides and crop:
         fitting = sorted(sides.values())[int(_LEFT_OUT * len(sides))]
         crop = min(crop, max(fitting // multiple, 1) * multiple)
     for i, side in sides.items():
@@ -262,8 +263,15 @@ class PairStore:
     them, or registered by optical flow where a manifest has only raw ones.
     """
 
-    def __init__(self, files: Sequence[PairFiles], kind: References, views: int, cache_mib: float = 512) -> None:
-        self.files, self.kind, self.views = list(files), kind, views
+    def __init__(
+        self,
+        files: Sequence[PairFiles],
+        kind: References,
+        views: int,
+        cache_mib: float = 512,
+        frame: tuple[int, int] | None = None,
+    ) -> None:
+        self.files, self.kind, self.views, self.frame = files, kind, views, frame
         self._kept: dict[int, Loaded] = {}
         self._free = cache_mib * 2**20
 
@@ -274,7 +282,7 @@ class PairStore:
         """The decoded pair; InputError or ValueError when it cannot be read."""
         if index in self._kept:
             return self._kept[index]
-        loaded = decode(self.files[index], self.kind, self.views)
+        loaded = decode(self.files[index], self.kind, self.views, self.frame)
         size = sum(part.nbytes for part in loaded)
         if size <= self._free:
             self._kept[index] = loaded
@@ -288,20 +296,57 @@ class PairStore:
         return min(len(there), self.views)
 
 
-def decode(pair: PairFiles, kind: References, views: int) -> Loaded:
-    """Read a pair with at most `views` references; InputError or ValueError when it cannot be read."""
+def decode(pair: PairFiles, kind: References, views: int, frame: tuple[int, int] | None = None) -> Loaded:
+    """Read a pair with at most `views` references; InputError or ValueError when it cannot be read.
+
+    With a `frame` (height, width) all of its images are stretched to that, each from its own pixels, as the release
+    does; aligned references and opacity with the render.
+    """
     render = _pixels(pair.render)
     height, width = render.shape[:2]
     if min(height, width) < SMALLEST:
         raise ValueError(f"{pair.render} is smaller than {SMALLEST} pixels")
-    target = _photo(pair.target, height, width, _STRETCH)
+    if frame is not None and kind == "raw":  # from the photo's own pixels
+        photo = _pixels(pair.target)
+        _check_shape(pair.target, (photo.shape[0], photo.shape[1]), (height, width), _STRETCH)
+        target = resized_bytes(photo, *frame)
+    else:
+        target = _photo(pair.target, height, width, _STRETCH)
     opacity = np.full((height, width), 255, np.uint8)
     if pair.opacity is not None:
         opacity = _pixels(pair.opacity).mean(axis=-1).astype(np.uint8)
         if opacity.shape != (height, width):
             raise ValueError(f"{pair.opacity} has another size than its render")
-    references, visibility = _references(pair, render, kind, views)
-    return Loaded(render, target, references, visibility, opacity)
+    if frame is not None and kind == "raw":
+        photos = [resized_bytes(_pixels(picture), *frame) for picture in pair.references[:views]]
+        references = np.stack(photos) if photos else np.zeros((0, *frame, 3), np.uint8)
+        visibility = np.full(references.shape[:3], 255, np.uint8)
+    else:
+        references, visibility = _references(pair, render, kind, views)
+    loaded = Loaded(render, target, references, visibility, opacity)
+    return loaded if frame is None else _stretched(loaded, frame)
+
+
+def _stretched(pair: Loaded, frame: tuple[int, int]) -> Loaded:
+    """A decoded pair, aligned with its render, at another size."""
+    references = [resized_bytes(view, *frame) for view in pair.references]
+    visibility = [resized_bytes(view, *frame) for view in pair.visibility]
+    return Loaded(
+        resized_bytes(pair.render, *frame),
+        resized_bytes(pair.target, *frame),
+        np.stack(references) if references else np.zeros((0, *frame, 3), np.uint8),
+        np.stack(visibility) if visibility else np.zeros((0, *frame), np.uint8),
+        resized_bytes(pair.opacity, *frame),
+    )
+
+
+def resized_bytes(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W) or (H, W, C) uint8 at another size: antialiased bilinear, as the release's data set does it."""
+    from PIL import Image
+
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def _references(pair: PairFiles, render: np.ndarray, kind: References, views: int) -> tuple[np.ndarray, np.ndarray]:

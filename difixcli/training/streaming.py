@@ -214,7 +214,7 @@ class _Decoded:
             for name, value in sample.items()
             if isinstance(value, bytes)
         }
-        loaded = decode(pair_of_members(key, members), self.kind, self.plan.views)
+        loaded = decode(pair_of_members(key, members), self.kind, self.plan.views, self.plan.frame)
         if min(loaded.render.shape[:2]) < self.plan.crop:
             raise ValueError(f"{key} is smaller than the crops of {self.plan.crop} pixels")
         return loaded
