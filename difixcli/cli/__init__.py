@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from difixcli import __version__, console, streams
 from difixcli.cli.curate import curate
 from difixcli.cli.distill import distill
+from difixcli.cli.download import download
 from difixcli.cli.enhance import enhance
 from difixcli.cli.evaluate import evaluate
 from difixcli.cli.export import export
@@ -100,5 +101,6 @@ for _command, _name in (
     (evaluate, "eval"),
     (export, "export"),
     (sample, "sample"),
+    (download, "download"),
 ):
     app.command(_name)(_command)

@@ -58,16 +58,21 @@ class Fixer:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         merge: bool = False,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
     ) -> Fixer:
         """Loads weights by name or from a path.
 
         `bundled` is the small fixer that comes with the package. A path is a folder (ours, or the published diffusers
         layout) or a `.pkl` of the release's trainer. Anything else of the form OWNER/NAME comes from the Hugging Face
-        hub or its cache. Raises InputError for what is none of these or holds damaged weights.
+        hub or its cache: of a `revision` (branch, tag or commit), with a `token` for private ones, in another
+        `cache_dir` than the hub's own. Raises InputError for what is none of these or holds damaged weights.
 
         `merge` works adapters into the weights they adapt: the same pixels sooner, but not what to fine-tune.
         """
-        network = load_network(name_or_path)
+        network = load_network(name_or_path, revision, token, cache_dir)
         if merge:
             network = merge_adapters(network)
         return cls(network).to(device, dtype)
