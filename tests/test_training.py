@@ -437,7 +437,7 @@ def test_small_images_make_small_crops_and_few_smaller_ones_are_left_out(pairs: 
     assert inspect_pairs(files, 32, 16).crop == 32
     save(tmp_path / "small.png", texture(0, 20, 24))
     small = str(tmp_path / "small.png")
-    mixed = [replace(files[0], render=small, target=small), *files * 3]
+    mixed = [replace(files[0], render=small, target=small), *list(files) * 3]
     dropped, crop = inspect_pairs(mixed, 512, 16)
     assert crop == 48 and list(dropped) == [0] and "smaller than the crops of 48" in dropped[0]
 
@@ -851,6 +851,82 @@ def test_recipes_are_lines_that_difix_and_accelerate_understand() -> None:
 def test_an_unknown_base(pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no base called tinny; did you mean tiny"):
         finetune([pairs], "tinny", tmp_path / "out")
+
+
+@pytest.fixture
+def recorded(pairs: Path) -> Path:
+    """The pairs with their files' sizes and hashes, in a manifest as curation writes it: a line a pair."""
+    from difixcli.curation.pairs import recorded_files
+
+    manifest = json.loads((pairs / "data.json").read_text())
+    for split in manifest.values():
+        for entry in split.values():
+            entry["files"] = recorded_files(pairs, entry)
+            entry["camera"] = {"height": 48, "width": 56}
+    lines = {s: ",\n".join(f"{json.dumps(k)}: {json.dumps(e)}" for k, e in manifest[s].items()) for s in manifest}
+    text = '{"train": {\n' + lines["train"] + '\n}, "test": {\n' + lines["test"] + "\n}}\n"
+    assert json.loads(text) == manifest
+    (pairs / "data.json").write_text(text)
+    return pairs
+
+
+def test_what_curation_recorded_is_believed_until_a_file_is_read(recorded: Path, tmp_path: Path) -> None:
+    """No file is looked at beforehand; one that changed, or is gone, is skipped when its turn comes."""
+    first = read_manifests([recorded])
+    for path in (recorded / "render0.png", recorded / "photo1.png"):
+        path.rename(path.with_suffix(".away"))
+    manifest = read_manifests([recorded])
+    assert manifest.fingerprint == first.fingerprint and list(manifest.train) == list(first.train)
+    assert manifest.train[2].size == (48, 56) and len(manifest.train[2].recorded) == 6
+    assert inspect_pairs(manifest.train, 512, 16) == ({}, 48)
+    shutil.copy(recorded / "photo3.png", recorded / "photo1.png")  # an image, but another
+    store = PairStore(manifest.train, "aligned", 2)
+    with pytest.raises(ValueError, match=r"render0\.png is missing"):
+        store[0]
+    with pytest.raises(ValueError, match=r"photo1\.png has changed since it was curated"):
+        store[1]
+    np.testing.assert_array_equal(store[2].target, texture(2))
+    results = finetune([recorded], "tiny", tmp_path / "out", iterations=2, **{**FAST, "perceptual_weight": 0.0})
+    assert set(results["skipped"]) == {"pair0", "pair1"} and not results["dropped"]
+
+
+def test_a_manifest_of_a_line_a_pair_is_read_as_any_other(recorded: Path) -> None:
+    by_line = read_manifests([recorded])
+    text = json.dumps(json.loads((recorded / "data.json").read_text()), indent=1)
+    (recorded / "data.json").write_text(text)
+    whole = read_manifests([recorded])
+    assert list(by_line.train) == list(whole.train) and list(by_line.test) == list(whole.test)
+    assert by_line.fingerprint == whole.fingerprint and by_line.train[1:3] == [whole.train[1], whole.train[2]]
+    (recorded / "data.json").write_text('{"train": {\n"a": {"image"\n}, "test": {\n}}\n')
+    with pytest.raises(InputError, match=r"data\.json"):
+        read_manifests([recorded])
+
+
+def test_of_a_large_set_without_records_some_headers_are_looked_at(
+    pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from difixcli.training import pairs as module
+
+    monkeypatch.setattr(module, "LOOKED_AT", 2)
+    (pairs / "render1.png").unlink()  # of four pairs the first and the third are looked at
+    assert inspect_pairs(read_manifests([pairs]).train, 512, 16) == ({}, 48)
+    (pairs / "render2.png").unlink()
+    assert list(inspect_pairs(read_manifests([pairs]).train, 512, 16).dropped) == [2]
+
+
+def test_bytes_are_what_a_reading_in_numbers_gives(tmp_path: Path) -> None:
+    from difixcli.runs import read_image
+    from difixcli.training.pairs import _bytes, _pixels
+
+    rng = np.random.default_rng(0)
+    kinds = {"RGB": (9, 7, 3), "RGBA": (9, 7, 4), "L": (9, 7), "LA": (9, 7, 2)}
+    for mode, shape in kinds.items():
+        path = tmp_path / f"{mode}.png"
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8), mode).save(path)
+        for alpha in (False, True):
+            np.testing.assert_array_equal(_pixels(str(path), alpha), _bytes(read_image(path, alpha=alpha)))
+    Image.fromarray(rng.integers(0, 65536, (9, 7)).astype(np.uint16)).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(_pixels(str(tmp_path / "deep.png")), _bytes(read_image(tmp_path / "deep.png")))
 
 
 def test_pairs_that_changed_do_not_resume(pairs: Path, tmp_path: Path) -> None:

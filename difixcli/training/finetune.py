@@ -34,7 +34,7 @@ from difixcli.training.batches import Batch, Draw, Plan, TrainingBatches, whole
 from difixcli.training.journal import Journal, picture
 from difixcli.training.losses import FixerLoss
 from difixcli.training.options import FREE, TrainingOptions, judge_of, learning_rate, with_options
-from difixcli.training.pairs import Inspection, PairStore, decode, inspect_pairs, read_manifests
+from difixcli.training.pairs import Inspection, PairFiles, PairStore, decode, inspect_pairs, read_manifests
 from difixcli.training.parts import AllViews, all_views, choose_parts, recompute_activations, with_rank
 from difixcli.training.streaming import StreamedBatches, split_sources
 from difixcli.training.synthetic import PhotoPairs
@@ -146,6 +146,8 @@ class _Training:
         device: str,
         report: Callable[[Mapping[str, Any]], None] | None,
     ) -> None:
+        from diffusers.training_utils import EMAModel
+
         self.fixer, self.options, self.output = fixer, options, make_folder(output)
         self.network = fixer.network
         self.accelerator = processes.accelerator(device, options.dtype)
@@ -159,12 +161,11 @@ class _Training:
         self.weights = [parameters[name] for name in self.names]
         if options.gradient_checkpointing:
             recompute_activations(self.network)
-        optimiser = torch.optim.AdamW(
-            self.weights, lr=options.learning_rate, betas=(0.9, 0.999), weight_decay=options.weight_decay
-        )
+        rates = {"lr": options.learning_rate, "betas": (0.9, 0.999), "weight_decay": options.weight_decay}
+        optimiser = torch.optim.AdamW(self.weights, **rates, fused=True)
         shown = AllViews(self.network) if options.supervise == "all" else self.network
         self.model, self.optimiser = self.accelerator.prepare(shown, optimiser)
-        self.average = [w.detach().clone() for w in self.weights] if options.ema else None
+        self.average = EMAModel(self.weights, decay=options.ema, foreach=True) if options.ema else None
         self.loss = FixerLoss(
             options.pixel,
             options.perceptual,
@@ -208,7 +209,7 @@ class _Training:
         else:
             inspected = processes.from_first(lambda: inspect_pairs(manifest.train, options.crop, config.multiple))
         crop = max(options.crop // config.multiple, 1) * config.multiple if tars and options.crop else inspected.crop
-        used = [pair for i, pair in enumerate(manifest.train) if i not in inspected.dropped]
+        used = manifest.train.without(sorted(inspected.dropped)) if inspected.dropped else manifest.train
         self.inspected = inspected
         self.dropped = dict(manifest.dropped)
         self.dropped |= {_named(self.dropped, manifest.train[i].id): why for i, why in inspected.dropped.items()}
@@ -290,7 +291,7 @@ class _Training:
             if progress is not None:
                 progress(self.step)
         if self.best is None and self.main:
-            with averaged(self.weights, self.average):
+            with averaged(self.weights, self.average and self.average.shadow_params):
                 self._write_weights()
         fixed = self.best["figures"] if self.best else None
         results = {
@@ -312,7 +313,9 @@ class _Training:
         processes.wait()
         return results
 
-    def _loader(self, used: list[Any], tars: list[str], pictures: PhotoPairs | None, plan: Plan) -> DataLoader[Draw]:
+    def _loader(
+        self, used: Sequence[PairFiles], tars: list[str], pictures: PhotoPairs | None, plan: Plan
+    ) -> DataLoader[Draw]:
         """This process's rounds from the present step on."""
         workers, kind = self.options.workers, self.fixer.config.references
         start = self.step * plan.accumulate
@@ -366,9 +369,7 @@ class _Training:
         self._check_finite(means["loss"], norm)
         self.optimiser.step()
         if self.average is not None:
-            decay = min(options.ema, (1 + self.step) / (10 + self.step))  # it must forget the first steps
-            with torch.no_grad():
-                torch._foreach_lerp_(self.average, [w.detach() for w in self.weights], 1 - decay)
+            self.average.step(self.weights)
         self.losses = [*self.losses[-99:], means["loss"]]
         if self.step % options.log_every == 0:
             mean = {"mean_loss": float(np.mean(self.losses))}
@@ -461,7 +462,7 @@ class _Training:
         assert self.baselines is not None
         own: list[tuple[int, dict[str, float], np.ndarray]] = []
         device = str(self.accelerator.device)
-        with averaged(self.weights, self.average):
+        with averaged(self.weights, self.average and self.average.shadow_params):
             fixer = Fixer(self.network, self.fixer.tile)  # what it keeps of references goes with it
             for i in range(self.accelerator.process_index, len(self.validation), self.ranks):
                 batch = self.validation[i]
@@ -501,7 +502,7 @@ class _Training:
             "step": self.step,
             "seconds": self.seconds,
             "weights": dict(zip(self.names, (w.detach() for w in self.weights), strict=True)),
-            "average": None if self.average is None else dict(zip(self.names, self.average, strict=True)),
+            "average": None if self.average is None else dict(zip(self.names, self.average.shadow_params, strict=True)),
             "optimiser": self.optimiser.state_dict(),
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "losses": self.losses,
@@ -555,8 +556,10 @@ class _Training:
         with torch.no_grad():
             for name, weight in zip(self.names, self.weights, strict=True):
                 weight.copy_(state["weights"][name])
-            for name, average in zip(self.names, self.average or (), strict=False):
-                average.copy_(state["average"][name])
+            if self.average is not None:
+                for name, shadow in zip(self.names, self.average.shadow_params, strict=True):
+                    shadow.copy_(state["average"][name])
+                self.average.optimization_step = self.step
         self.optimiser.load_state_dict(state["optimiser"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
