@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
 WHAT = "What is trained"
 STEPS = "Steps"
-_OF_FIXERS = ("stream", "train", "lora_rank", "gram_weight", "accumulate", "gradient_checkpointing")
+_OF_FIXERS = (
+    "track",
+    "push_to_hub",
+    "stream",
+    "train",
+    "lora_rank",
+    "gram_weight",
+    "accumulate",
+    "gradient_checkpointing",
+)
 # options that mean nothing to other tasks
 _STRANGE = {
     "super-resolution": (*_OF_FIXERS, "dtype"),
@@ -117,6 +126,16 @@ def finetune(
         bool | None,
         typer.Option("--gradient-checkpointing", help="Less memory, a third slower.", rich_help_panel=RUNNING),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Also log to wandb, comet_ml, mlflow, …; TensorBoard always.", rich_help_panel=RUNNING),
+    ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME", help="Upload the fixer and its model card at the end.", rich_help_panel=RUNNING
+        ),
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
     output: OutputOption = None,
@@ -157,7 +176,7 @@ def finetune(
         "dtype": dtype,
         "gradient_checkpointing": gradient_checkpointing,
     }
-    given = options | {"stream": stream or None}
+    given = options | {"stream": stream or None, "track": track or None, "push_to_hub": push_to_hub}
     for name in _STRANGE.get(task.value, ()):
         if given[name] is not None:
             whose = "fixers" if name in _OF_FIXERS else "other tasks"
@@ -173,7 +192,7 @@ def finetune(
             raise InputError(f"{name} has an option of its own; write --{name.replace('_', '-')} instead of --set.")
     chosen = {name: value for name, value in options.items() if value is not None} | other | {"seed": seed}
     if task is Task.fixer:
-        _train_fixer(pairs or [], base, photos, stream, on, chosen, output, force, as_json)
+        _train_fixer(pairs or [], base, photos, stream, on, track or [], push_to_hub, chosen, output, force, as_json)
     elif task is Task.super_resolution:
         _train_super_resolver(pairs or [], base, photos, on, chosen, output, force, as_json)
     else:
@@ -186,17 +205,25 @@ def _train_fixer(
     photos: Path | None,
     stream: bool,
     on: str,
+    track: list[str],
+    push_to_hub: str | None,
     chosen: Mapping[str, Any],
     output: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
+    from difixcli.fixer.weights import looks_like_hub_name
     from difixcli.training import TrainingOptions, processes
     from difixcli.training import finetune as train_fixer
+    from difixcli.training.card import push
     from difixcli.training.options import FREE
     from difixcli.training.pairs import pair_files
     from difixcli.training.streaming import is_remote
+    from difixcli.training.trackers import check_trackers
 
+    if push_to_hub is not None and not looks_like_hub_name(push_to_hub):
+        raise InputError(f"--push-to-hub {push_to_hub} is no name on the hub; write OWNER/NAME.")
+    check_trackers(track)
     sources = [pair if is_remote(pair) else str(Path(pair).expanduser().absolute()) for pair in pairs]
     arguments = {"pairs": sources, "base": base, "photos": photos, "stream": stream}
     arguments |= {name: value for name, value in chosen.items() if name not in FREE}
@@ -234,6 +261,7 @@ def _train_fixer(
             device=on,
             progress=update,
             report=report,
+            track=track,
             **chosen,
         )
     process.destroy_process_group()
@@ -246,7 +274,11 @@ def _train_fixer(
     if results["validation"]:
         tables.append(console.figures_table(f"validation, best of step {results['best_step']}", results["validation"]))
     console.say(f"Use it with --fixer {run.folder}")
-    console.finish({"results": results, "output": str(run.folder)}, as_json, *tables)
+    told = {"results": results, "output": str(run.folder)}
+    if push_to_hub is not None:
+        told["pushed"] = push(run.folder, push_to_hub)
+        console.say(f"Pushed: {told['pushed']}")
+    console.finish(told, as_json, *tables)
 
 
 def _train_super_resolver(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -89,13 +90,14 @@ class Fixer:
         return save_network(self.network, Path(folder))
 
     def is_saved_in(self, folder: str | Path) -> bool:
-        """Whether a folder holds this very fixer, as `save_pretrained` writes it."""
+        """Whether a folder holds this very fixer, in whatever layout."""
         try:
             held = load_network(folder)
         except InputError:
             return False
         ours, theirs = self.network.state_dict(), held.state_dict()
-        return held.config == self.config and all(torch.equal(ours[name].cpu().float(), theirs[name]) for name in ours)
+        mine, its = (dataclasses.replace(c, lora_targets=sorted(c.lora_targets)) for c in (self.config, held.config))
+        return mine == its and all(torch.equal(ours[name].cpu().float(), theirs[name]) for name in ours)
 
     def compile(self) -> None:
         """Has torch compile the network's parts when each is first used, anew for every size of image."""

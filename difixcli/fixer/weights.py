@@ -191,11 +191,11 @@ def _published_vae(folder: Path, views: int) -> tuple[FixerConfig, dict[str, Ten
     config = FixerConfig(
         unet=_accepted(UNet2DConditionModel, _read_config(folder / "unet" / "config.json")),
         vae=_accepted(AutoencoderKL, vae_values),
-        views=views,
+        views=int(vae_values.get("views", views)),
         skip_scale=0.0 if vae_values.get("ignore_skip") else float(vae_values.get("gamma", 1.0)),
         lora_rank=tensors[adapted[0] + ending].shape[0] if adapted else 0,
         lora_targets=adapted,
-        licence=NVIDIA_LICENCE if adapted else STABILITY_LICENCE,
+        licence=str(vae_values.get("licence") or (NVIDIA_LICENCE if adapted else STABILITY_LICENCE)),
         beta_start=beta_start,
         beta_end=beta_end,
     )

@@ -31,6 +31,7 @@ from difixcli.tensor_files import read_pickled
 from difixcli.training import processes
 from difixcli.training.averaging import averaged
 from difixcli.training.batches import Batch, Draw, Plan, TrainingBatches, whole
+from difixcli.training.card import write_card
 from difixcli.training.journal import Journal, picture
 from difixcli.training.losses import FixerLoss
 from difixcli.training.options import FREE, TrainingOptions, judge_of, learning_rate, with_options
@@ -38,6 +39,7 @@ from difixcli.training.pairs import Inspection, PairFiles, PairStore, decode, in
 from difixcli.training.parts import AllViews, all_views, choose_parts, recompute_activations, with_rank
 from difixcli.training.streaming import StreamedBatches, split_sources
 from difixcli.training.synthetic import PhotoPairs
+from difixcli.training.trackers import check_trackers, open_trackers
 
 # Limits beyond which a network has collapsed and further training is wasted (measured on small ones).
 MAX_UNET_STD = 50.0
@@ -60,16 +62,18 @@ def finetune(
     photos: Path | None = None,
     stream: bool = False,
     device: str = "cpu",
+    track: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
     report: Callable[[Mapping[str, Any]], None] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Train a fixer on pairs and write it to `output`, a folder that `Fixer.from_pretrained` loads.
 
-    The folder holds the best weights by validation (on the manifests' "test" pairs, or on synthetic ones where there
-    are only photos; without either the last), `log.jsonl`, `tensorboard/`, `validation/STEP.png` (render, fixed,
-    truth, references) and `checkpoints/last.pt`. Called again with the same arguments it goes on from that
-    checkpoint, exactly. Under `accelerate launch` all processes call it, with an output folder all of them see.
+    The folder holds the best weights by validation with their model card (on the manifests' "test" pairs, or on
+    synthetic ones where there are only photos; without either the last), `log.jsonl`, `tensorboard/`,
+    `validation/STEP.png` (render, fixed, truth, references) and `checkpoints/last.pt`. Called again with the same
+    arguments it goes on from that checkpoint, exactly. Under `accelerate launch` all processes call it, with an output
+    folder all of them see.
 
     Args:
         pairs: folders with a `data.json` or tars, such files, or addresses of tars (`streaming.split_sources`); may
@@ -77,6 +81,7 @@ def finetune(
         base: `tiny`, `small` or `medium` for random weights, or any name or path `Fixer.from_pretrained` takes.
         photos: a folder of any photos from which synthetic pairs are made (needs aligned references).
         stream: read local tars one after the other, too, instead of looking pairs up in them.
+        track: accelerate's trackers that get the values too, such as `wandb`; TensorBoard always does.
         progress: called with the number of steps done.
         report: called with every record written to the log.
         options: fields of `TrainingOptions` that shall differ from the defaults for this kind of network.
@@ -103,10 +108,17 @@ def finetune(
     _check_perceptual(chosen, options)
     if photos is None and options.get("photo_share") is not None:
         raise InputError("The training option photo_share is the share of --photos; name a folder of them.")
+    check_trackers(track)
     training = _Training(with_rank(fixer, chosen.lora_rank, seed), chosen, output, device, report)
+    sources = [str(source) for source in pairs]
     try:
-        training.load_data([str(source) for source in pairs], photos, stream, str(base))
-        return training.run(progress)
+        training.load_data(sources, photos, stream, str(base))
+        if training.main:
+            training.journal.trackers = open_trackers(track, output, asdict(chosen))
+        results = training.run(progress)
+        if training.main:
+            write_card(output, str(base), sources, photos, asdict(chosen), results, fixer.licence)
+        return results
     finally:
         training.journal.close()
 

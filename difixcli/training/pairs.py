@@ -126,22 +126,30 @@ def read_manifests(sources: Sequence[Path]) -> PairSet:
 
 def _read_manifest(file: Path, pairs: PairSet) -> None:
     folder = str(file.parent)
-    found: dict[str, list[tuple[str, bytes, Any]]] = {"train": [], "test": []}
+    splits = {split: _Split(folder) for split in ("train", "test")}
     for split, key, entry in _manifest_entries(file):
-        digest = hashlib.sha256(json.dumps([split, key, entry], sort_keys=True).encode()).digest()
+        into = splits[split]
+        into.digests[key] = hashlib.sha256(json.dumps([split, key, entry], sort_keys=True).encode()).digest()
         try:
-            found[split].append((key, digest, _known_of(key, entry)))
+            known = _known_of(key, entry)
         except ValueError as error:
-            found[split].append((key, digest, None))
             pairs.dropped[f"{file}: {short(key)}"] = short(str(error), 300)
-    for split, into in (("train", pairs.train), ("test", pairs.test)):
-        entries = Entries(lambda known: _pair_of(known, folder))
-        found[split].sort(key=lambda one: one[0])
-        for _, _, known in found[split]:
-            if known is not None:
-                entries.append(known)
-        pairs.note(digest for _, digest, _ in found[split])
-        into.add(entries)
+            continue
+        into.keys.append(key)
+        into.entries.append(known)
+    for split, found in splits.items():
+        pairs.note(found.digests[key] for key in sorted(found.digests))
+        order = sorted(range(len(found.keys)), key=found.keys.__getitem__)
+        (pairs.train if split == "train" else pairs.test).add(Joined([found.entries], np.array(order, np.int64)))
+
+
+class _Split:
+    """What was read of a manifest's split, in the file's order."""
+
+    def __init__(self, folder: str) -> None:
+        self.keys: list[str] = []
+        self.digests: dict[str, bytes] = {}
+        self.entries: Entries[PairFiles] = Entries(lambda known: _pair_of(known, folder))
 
 
 def _manifest_entries(file: Path) -> Iterator[tuple[str, str, Any]]:
