@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import multiprocessing
@@ -249,6 +250,8 @@ def test_what_stands_beside_a_pair(strategy: str, curated: Callable[[str], Path]
         assert np.allclose(entry["camera"]["camera_to_world"], camera.camera_to_world, atol=1e-8)
         size = (camera.width, camera.height)
         paths = [entry["image"], entry["target_image"], entry["opacity"], *entry["ref_images"], *entry["aligned_refs"]]
+        contents = {path: (folder / path).read_bytes() for path in paths}
+        assert entry["files"] == {p: [len(c), hashlib.sha256(c).hexdigest()[:16]] for p, c in contents.items()}
         assert all(Image.open(folder / path).size == size for path in paths)
         assert Image.open(folder / entry["opacity"]).mode == "L"
         assert all(Image.open(folder / path).mode == "RGBA" for path in entry["aligned_refs"])

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from difixcli import __version__, console, interrupts, streams
 from difixcli.cli.curate import curate
 from difixcli.cli.distill import distill
+from difixcli.cli.download import download
 from difixcli.cli.enhance import enhance
 from difixcli.cli.evaluate import evaluate
 from difixcli.cli.export import export
@@ -102,5 +103,6 @@ for _command, _name in (
     (export, "export"),
     (sample, "sample"),
     (status, "status"),
+    (download, "download"),
 ):
     app.command(_name)(_command)

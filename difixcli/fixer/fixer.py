@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -58,16 +59,21 @@ class Fixer:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         merge: bool = False,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
     ) -> Fixer:
         """Loads weights by name or from a path.
 
         `bundled` is the small fixer that comes with the package. A path is a folder (ours, or the published diffusers
         layout) or a `.pkl` of the release's trainer. Anything else of the form OWNER/NAME comes from the Hugging Face
-        hub or its cache. Raises InputError for what is none of these or holds damaged weights.
+        hub or its cache: of a `revision` (branch, tag or commit), with a `token` for private ones, in another
+        `cache_dir` than the hub's own. Raises InputError for what is none of these or holds damaged weights.
 
         `merge` works adapters into the weights they adapt: the same pixels sooner, but not what to fine-tune.
         """
-        network = load_network(name_or_path)
+        network = load_network(name_or_path, revision, token, cache_dir)
         if merge:
             network = merge_adapters(network)
         return cls(network).to(device, dtype)
@@ -84,13 +90,14 @@ class Fixer:
         return save_network(self.network, Path(folder))
 
     def is_saved_in(self, folder: str | Path) -> bool:
-        """Whether a folder holds this very fixer, as `save_pretrained` writes it."""
+        """Whether a folder holds this very fixer, in whatever layout."""
         try:
             held = load_network(folder)
         except InputError:
             return False
         ours, theirs = self.network.state_dict(), held.state_dict()
-        return held.config == self.config and all(torch.equal(ours[name].cpu().float(), theirs[name]) for name in ours)
+        mine, its = (dataclasses.replace(c, lora_targets=sorted(c.lora_targets)) for c in (self.config, held.config))
+        return mine == its and all(torch.equal(ours[name].cpu().float(), theirs[name]) for name in ours)
 
     def compile(self) -> None:
         """Has torch compile the network's parts when each is first used, anew for every size of image."""
