@@ -18,14 +18,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-
 from difixcli import __version__
 from difixcli.digests import digests_of
 from difixcli.errors import InputError, out_of_memory
 from difixcli.shapes import RESTORE, Each, check_shape, parsed
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # numpy alone costs a third of what `difix --help` does
+    import numpy as np
     from PIL.Image import Image
 
 try:
@@ -433,6 +432,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
     The suffix says how: `.png` loses nothing; `.webp` and `.jpg` (no transparency) are of high quality.
     """
+    import numpy as np
     from PIL import Image
 
     pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
@@ -456,6 +456,7 @@ def read_image(path: Openable, alpha: bool = False, upright: bool = False) -> np
     that are only looked at, wrong for posed ones, whose intrinsics belong to the pixels as they are stored.
     InputError when it is missing or broken.
     """
+    import numpy as np
     from PIL import ImageOps
 
     with open_image(path) as opened:
