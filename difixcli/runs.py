@@ -428,14 +428,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write (H, W), (H, W, 3) or (H, W, 4) float values in [0, 1] as an 8-bit image, whole or not at all.
+    """Write (H, W), (H, W, 3) or (H, W, 4), uint8 or float values in [0, 1], as an 8-bit image, whole or not at all.
 
     The suffix says how: `.png` loses nothing; `.webp` and `.jpg` (no transparency) are of high quality.
     """
     import numpy as np
     from PIL import Image
 
-    pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    pixels = image if image.dtype == np.uint8 else (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
     encoded = io.BytesIO()  # the encoders hide why a file could not be written
     Image.fromarray(pixels).save(encoded, **_ENCODERS[path.suffix])
     with atomic(path) as temporary:
