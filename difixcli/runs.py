@@ -18,14 +18,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-
 from difixcli import __version__
 from difixcli.digests import digests_of
 from difixcli.errors import InputError, out_of_memory
 from difixcli.shapes import RESTORE, Each, check_shape, parsed
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # numpy alone costs a third of what `difix --help` does
+    import numpy as np
     from PIL.Image import Image
 
 try:
@@ -419,13 +418,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write (H, W), (H, W, 3) or (H, W, 4) float values in [0, 1] as an 8-bit image, whole or not at all.
+    """Write (H, W), (H, W, 3) or (H, W, 4), uint8 or float values in [0, 1], as an 8-bit image, whole or not at all.
 
     The suffix says how: `.png` loses nothing; `.webp` and `.jpg` (no transparency) are of high quality.
     """
+    import numpy as np
     from PIL import Image
 
-    pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    pixels = image if image.dtype == np.uint8 else (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
     encoded = io.BytesIO()  # the encoders hide why a file could not be written
     Image.fromarray(pixels).save(encoded, **_ENCODERS[path.suffix])
     with atomic(path) as temporary:
@@ -446,6 +446,7 @@ def read_image(path: Openable, alpha: bool = False, upright: bool = False) -> np
     that are only looked at, wrong for posed ones, whose intrinsics belong to the pixels as they are stored.
     InputError when it is missing or broken.
     """
+    import numpy as np
     from PIL import ImageOps
 
     with open_image(path) as opened:
