@@ -57,8 +57,8 @@ def evaluate(
     geometry: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A run on all photos of a scene (--split all), whose depth counts for nerfbusters' masks and "
-            "cross-view; repeatable, one a scene."
+            help="A run on all photos of a scene (--split all), or on those of several, whose depth counts for "
+            "nerfbusters' masks and cross-view; repeatable."
         ),
     ] = None,
     device: DeviceOption = Device.auto,
@@ -82,7 +82,10 @@ def evaluate(
     prediction, missing = _runs_of(prediction)
     if not prediction:
         raise InputError(f"None of the runs is finished ({', '.join(missing)}); see what became of them: difix status.")
-    for path in [*prediction, *([masks] if masks else []), *(geometry or [])]:
+    geometry, lost = _runs_of(geometry or [])
+    if lost:
+        raise InputError(f"The --geometry of {', '.join(lost)} is not finished; see what became of it: difix status.")
+    for path in [*prediction, *([masks] if masks else []), *geometry]:
         if not path.exists():
             raise InputError(f"There is no {path}; check its name.")
     if color_correct is not None and color_correct not in CORRECTIONS:
@@ -108,7 +111,7 @@ def evaluate(
             console.warn(left_out)
     if cluster.name is not None and (not all(runs) or not cluster.wait):
         raise InputError("--cluster measures runs, and their one table is made at the end: add --wait.")
-    plan = Plan(keys, color_correct, way, masks, inception, on, geometry or (), found_poses)  # type: ignore[arg-type]
+    plan = Plan(keys, color_correct, way, masks, inception, on, geometry, found_poses)  # type: ignore[arg-type]
     first = prediction[0].absolute()
     if not all(runs):
         folder = output or folder_beside(first, "eval")
