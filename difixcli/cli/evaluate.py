@@ -121,6 +121,10 @@ def evaluate(
         folder = output or (first if len(runs) == 1 else Path("outputs") / "comparisons" / _joined(prediction))
         make_folder(folder)
         if cluster.name is not None:
+            if "fid" in (keys or ()):
+                console.warn(
+                    "Jobs measure a scene each, so FID is a mean over scenes, and not of their images as one set."
+                )
             evaluated, failed = _by_jobs(prediction, common, folder, cluster)
             missing += failed
         elif len(runs) == 1:
