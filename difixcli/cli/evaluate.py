@@ -22,6 +22,7 @@ from difixcli.runs import file_name, make_folder, read_json, write_json
 
 _OWN = ("prediction", "output", "as_json", "cluster")
 """Parameters that say nothing of how a scene is measured."""
+_TELLING = 0.5  # of the truth's own pose AUC
 
 
 @console.handled
@@ -155,6 +156,8 @@ def evaluate(
         tables.append(console.figures_table(title if not scenes else "Mean over scenes", rows, spreads))
     for name, value in evaluated.get("reference", {}).items():
         console.say(f"{METRICS[name].name} of the truth itself: {value:.{METRICS[name].digits}f}")
+    if evaluated.get("reference", {}).get("pose_auc", 1) < _TELLING:
+        console.warn("Not even the true images' cameras are found anew here, so pose AUC says little of the others.")
     console.say("; ".join(f"{name}: {said}" for name, said in evaluated["conditions"].items()))
     for one in scenes.values() if scenes else [evaluated]:
         for variant, images in one["per_image"].items():
