@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from difixcli import interrupts
 from difixcli.errors import InputError, near, unknown
 from difixcli.evaluation.metrics import best_unsharp, image_metrics, summary
 from difixcli.evaluation.perceptual import lpips_available
@@ -289,19 +290,25 @@ class _Training:
             self.journal({"event": "baselines", **self.baselines})
         started, pause = time.monotonic(), _SAVE_AFTER
         rounds = iter(self.loader)
-        while self.step < options.iterations and not self._stopped_early():
-            due = self._train(rounds, self.main and time.monotonic() - started > pause)
-            self.step += 1
-            last = self.step == options.iterations
-            if self.validation and (self.step % options.validate_every == 0 or last):
-                self._validate()
-            if due or last or self.step % options.checkpoint_every == 0 or self._stopped_early():
-                now = time.monotonic()
-                self.seconds, started = self.seconds + now - started, now
-                self._save()
-                pause = max(_SAVE_AFTER, (time.monotonic() - now) / _SAVE_SHARE)
-            if progress is not None:
-                progress(self.step)
+        ending = False
+        with interrupts.saving():
+            while self.step < options.iterations and not self._stopped_early():
+                due, ending = self._train(rounds, self.main and time.monotonic() - started > pause)
+                self.step += 1
+                last = self.step == options.iterations
+                if self.validation and (self.step % options.validate_every == 0 or last):
+                    self._validate()
+                if due or ending or last or self.step % options.checkpoint_every == 0 or self._stopped_early():
+                    now = time.monotonic()
+                    self.seconds, started = self.seconds + now - started, now
+                    self._save()
+                    pause = max(_SAVE_AFTER, (time.monotonic() - now) / _SAVE_SHARE)
+                if progress is not None:
+                    progress(self.step)
+                if ending:
+                    break
+        if ending and self.step < options.iterations:  # another process was asked
+            raise interrupts.Terminated
         if self.best is None and self.main:
             with averaged(self.weights, self.average and self.average.shadow_params):
                 self._write_weights()
@@ -332,6 +339,7 @@ class _Training:
         workers, kind = self.options.workers, self.fixer.config.references
         start = self.step * plan.accumulate
         common: dict[str, Any] = {"batch_size": None, "pin_memory": self.accelerator.device.type == "cuda"}
+        common["worker_init_fn"] = interrupts.leave_to_parent
         if tars:
             streamed: Dataset[Draw] = StreamedBatches(tars, pictures, plan, kind, start, self.places, workers)
             return DataLoader(streamed, num_workers=min(workers, 1), **common)
@@ -339,10 +347,10 @@ class _Training:
         batches = TrainingBatches(store, pictures, plan)
         return DataLoader(batches, sampler=range(start, len(batches)), num_workers=workers, **common)
 
-    def _train(self, rounds: Iterator[Draw], due: bool) -> bool:
+    def _train(self, rounds: Iterator[Draw], due: bool) -> tuple[bool, bool]:
         """One step: forward, loss, backward in every round, then clip, update, average.
 
-        Returns whether the first process finds a checkpoint `due`, for all of them.
+        Returns, for all processes, whether the first finds a checkpoint `due`, and whether any was asked to end.
         """
         options = self.options
         rate = learning_rate(self.step, options)
@@ -375,8 +383,9 @@ class _Training:
             terms = {name: terms.get(name, 0) + value / options.accumulate for name, value in found.items()}
         norm = self.accelerator.clip_grad_norm_(self.weights, options.clip)
         # one exchange a step tells every process the same, and one look at the device is all that a GPU waits for
-        told = torch.stack([*terms.values(), norm, terms["loss"].new_tensor(float(due))]).float()
-        *values, norm, due_somewhere = self.accelerator.reduce(told, "mean").tolist()
+        flags = terms["loss"].new_tensor([float(due), float(interrupts.asked())])
+        told = torch.stack([*terms.values(), norm, *flags]).float()
+        *values, norm, due_somewhere, asked_somewhere = self.accelerator.reduce(told, "mean").tolist()
         means = dict(zip(terms, values, strict=True))
         self._check_finite(means["loss"], norm)
         self.optimiser.step()
@@ -386,7 +395,7 @@ class _Training:
         if self.step % options.log_every == 0:
             mean = {"mean_loss": float(np.mean(self.losses))}
             self.journal({"event": "step", "step": self.step, **means, **mean, "gradient": norm, "rate": rate})
-        return due_somewhere > 0
+        return due_somewhere > 0, asked_somewhere > 0
 
     def _changed_again(self, output: Tensor, batch: Batch, noise: Tensor | None) -> Tensor:
         """How much a second pass changes of the first one's output: (), the mean distance."""
