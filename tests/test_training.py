@@ -851,6 +851,32 @@ def test_two_processes_train_like_one_and_go_on_where_one_stopped(pairs: Path, t
     assert apart < 1e-3 * moved
 
 
+def test_the_first_process_may_work_longer_than_others_would_wait(tmp_path: Path) -> None:
+    """Here they give up on a common step after two seconds, as NCCL does after ten minutes."""
+    program = tmp_path / "long.py"
+    program.write_text(
+        "import time\n"
+        "from datetime import timedelta\n"
+        "from difixcli.torchvision_cure import cure; cure()\n"
+        "from accelerate import PartialState\n"
+        "state = PartialState(cpu=True, timeout=timedelta(seconds=2))\n"
+        "from difixcli.training import processes\n"
+        "processes.join('cpu')\n"
+        "made = processes.from_first(lambda: time.sleep(4) or [state.process_index, 'made'])\n"
+        "time.sleep(4 * state.is_main_process)\n"
+        "processes.wait()\n"
+        "print(state.process_index, made, flush=True)\n"
+        "state.destroy_process_group()\n"
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    surroundings["ACCELERATE_USE_CPU"] = "true"
+    ran = subprocess.run([*launch, str(program)], capture_output=True, text=True, env=surroundings, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert sorted(ran.stdout.splitlines()) == ["0 [0, 'made']", "1 [0, 'made']"]
+
+
 def test_recipes_are_lines_that_difix_and_accelerate_understand() -> None:
     import typer.main
     from accelerate.commands.launch import launch_command_parser

@@ -26,6 +26,7 @@ from difixcli.evaluation.metrics import best_unsharp, image_metrics, summary
 from difixcli.evaluation.perceptual import lpips_available
 from difixcli.fixer import SMALL_SIZES, Fixer, new_small_fixer
 from difixcli.fixer.diagnostics import CollapseSigns, collapse_signs
+from difixcli.fixer.weights import merge_adapters
 from difixcli.runs import atomic, make_folder, write_json
 from difixcli.tensor_files import read_pickled
 from difixcli.training import processes
@@ -101,7 +102,7 @@ def finetune(
     fixer = processes.first_goes_first(lambda: _base(base, seed))
     small = fixer.config.references == "aligned"
     defaults = TrainingOptions.for_small(device) if small else TrainingOptions.for_published(device)
-    chosen = with_options(defaults, options, device)
+    chosen = processes.from_first(lambda: with_options(defaults, options, device))  # decided once, for all of them
     if photos is not None and not small:
         raise InputError("Synthetic pairs from --photos have aligned references, which this fixer's layout cannot use.")
     _check_options(chosen, fixer, photos)
@@ -475,7 +476,8 @@ class _Training:
         own: list[tuple[int, dict[str, float], np.ndarray]] = []
         device = str(self.accelerator.device)
         with averaged(self.weights, self.average and self.average.shadow_params):
-            fixer = Fixer(self.network, self.fixer.tile)  # what it keeps of references goes with it
+            # adapters are merged where nothing trains; what this fixer keeps of references goes with it
+            fixer = Fixer(merge_adapters(self.network), self.fixer.tile)
             for i in range(self.accelerator.process_index, len(self.validation), self.ranks):
                 batch = self.validation[i]
                 with self.accelerator.autocast():
