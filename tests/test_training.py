@@ -900,8 +900,8 @@ def test_recipes_are_lines_that_difix_and_accelerate_understand() -> None:
     assert asked["pairs"] == ["pairs-a", "pairs-b"] and asked["output"] == Path("/out")
     assert asked["accumulate"] is None and asked["batch"] is None  # one sample a step, as in the paper
     shell = printed("slurm.sh", SLURM_NNODES="2", SLURM_GPUS_ON_NODE="4", STREAM="--stream")
-    assert shell[:3] == ["srun", "sh", "-c"]
-    line = shlex.split(shell[3].replace("$SLURM_NODEID", "1"))
+    assert shell[:4] == ["srun", "--cpus-per-task=32", "sh", "-c"]
+    line = shlex.split(shell[4].replace("$SLURM_NODEID", "1"))
     launch = launch_command_parser().parse_args(line[2:])
     assert (launch.num_processes, launch.num_machines, launch.machine_rank, launch.module) == (8, 2, 1, True)
     assert launch.training_script == "difixcli" and launch.training_script_args[0] == "finetune"

@@ -161,9 +161,10 @@ def fix(
             force, as_json,
         )  # fmt: skip
         return
-    from difixcli.enhancement.fix import FixOptions, fix_images
-    from difixcli.enhancement.images import has_alpha, listed_images
-    from difixcli.enhancement.references import ReferencePhotos, check_references
+    from difixcli.enhancement.fix import fix_images
+    from difixcli.frames.pictures import has_alpha, listed_images
+    from difixcli.frames.pipeline import FrameOptions
+    from difixcli.frames.references import ReferencePhotos, check_references
     from difixcli.scenes.unposed import is_video
 
     if merge_lora and export is None:
@@ -232,7 +233,7 @@ def fix(
     else:
         count = min(count, len(posed.frames) - 1)  # an image's own frame is none of them
         choice = ReferencePhotos.by_pose(posed, files, count)
-    options = FixOptions(
+    options = FrameOptions(
         resize is Resize.release, confidence, seed if fill_unseen or network.config.fill_unseen else None
     )
     arguments = {"source": source.absolute(), "references": photos, "fixer": fixer, "size": size, **vars(options)}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from difixcli.errors import InputError, out_of_memory, unknown
 from difixcli.fixer.network import EncodedReferences, FixerConfig, FixerNetwork, small_config
+from difixcli.fixer.registered import RegisteredPhotos
 from difixcli.fixer.tiling import Window, fade, windows
 from difixcli.fixer.tone import keep_unseen_tone
 from difixcli.fixer.weights import load_network, merge_adapters, save_network
@@ -125,7 +126,7 @@ class Fixer:
     def __call__(
         self,
         images: Tensor,
-        references: Tensor | ReferenceEncoding | None = None,
+        references: Tensor | ReferenceEncoding | RegisteredPhotos | None = None,
         opacity: Tensor | None = None,
         visibility: Tensor | None = None,
         fill_seed: int | None = None,
@@ -138,7 +139,8 @@ class Fixer:
         Args:
             images: (B, 3, H, W) in [0, 1], any size.
             references: (B, V, 3, H, W) in [0, 1], raw or aligned as `config.references` says, any number of them; or
-                raw ones encoded, which then stand beside every image; or None.
+                raw ones encoded, which then stand beside every image; or aligned ones as registered photos, which bring
+                their own visibility and are sampled window by window; or None.
             opacity: (B, 1, H, W) the renders' accumulated opacity in [0, 1], or None for full.
             visibility: (B, V, 1, H, W) in [0, 1], where aligned references are believable, or None for everywhere;
                 where none is, and without references, the render's tone is kept.
@@ -188,7 +190,7 @@ class Fixer:
     def second_opinion(
         self,
         images: Tensor,
-        references: Tensor | None = None,
+        references: Tensor | RegisteredPhotos | None = None,
         opacity: Tensor | None = None,
         visibility: Tensor | None = None,
         fill_seed: int | None = None,
@@ -197,26 +199,34 @@ class Fixer:
 
         Where it differs from the first, the fixer has guessed.
         """
-        beside, opacity, visibility = (None if x is None else x.flip(-1) for x in (references, opacity, visibility))
+        opacity, visibility = (None if x is None else x.flip(-1) for x in (opacity, visibility))
+        if isinstance(references, RegisteredPhotos):
+            beside: Tensor | RegisteredPhotos | None = references.mirrored()
+        else:
+            beside = None if references is None else references.flip(-1)
         return self(images.flip(-1), beside, opacity, visibility, fill_seed).flip(-1)
 
     def _one(
         self,
         i: int,
         images: Tensor,
-        references: Tensor | None,
+        references: Tensor | RegisteredPhotos | None,
         opacity: Tensor | None,
         visibility: Tensor | None,
         fill_seed: int | None,
     ) -> Tensor:
         """The i-th sample alone, (1, 3, H, W)."""
-        beside, opacity, visibility = (None if x is None else x[i : i + 1] for x in (references, opacity, visibility))
+        opacity, visibility = (None if x is None else x[i : i + 1] for x in (opacity, visibility))
+        if isinstance(references, RegisteredPhotos):
+            beside: Tensor | RegisteredPhotos | None = references[i]
+        else:
+            beside = None if references is None else references[i : i + 1]
         return self(images[i : i + 1], beside, opacity, visibility, fill_seed)
 
     def _tiled(
         self,
         images: Tensor,
-        references: Tensor | None,
+        references: Tensor | RegisteredPhotos | None,
         opacity: Tensor | None,
         visibility: Tensor | None,
         noise: Tensor | None,
@@ -239,7 +249,7 @@ class Fixer:
         self,
         images: Tensor,
         fixed: Tensor,
-        references: Tensor | None,
+        references: Tensor | RegisteredPhotos | None,
         visibility: Tensor | None,
         opacity: Tensor | None,
     ) -> Tensor:
@@ -248,13 +258,15 @@ class Fixer:
             return fixed
         if references is None or not references.shape[1]:
             return keep_unseen_tone(images, fixed, None, opacity)
+        if isinstance(references, RegisteredPhotos):
+            visibility = references.visibility()
         return fixed if visibility is None else keep_unseen_tone(images, fixed, visibility, opacity)
 
     def _fixed(
         self,
         window: Window,
         images: Tensor,
-        references: Tensor | None,
+        references: Tensor | RegisteredPhotos | None,
         opacity: Tensor | None,
         visibility: Tensor | None,
         noise: Tensor | None,
@@ -262,7 +274,9 @@ class Fixer:
         """The clean pixels of one window."""
         image, opacity, visibility = (self._prepared(window.of(x)) for x in (images, opacity, visibility))
         beside: Tensor | EncodedReferences | None = None
-        if references is not None and references.shape[1]:
+        if isinstance(references, RegisteredPhotos):
+            beside, visibility = map(self._prepared, references.cut(window, self.device))
+        elif references is not None and references.shape[1]:
             cut = window.of(references)
             beside = self._encoded(cut) if self.config.references == "raw" else self._prepared(cut)
         if noise is not None:
@@ -351,12 +365,14 @@ def _nbytes(values: Tensor) -> int:
     return values.numel() * values.element_size()
 
 
-def _check_shapes(images: Tensor, references: Tensor | None, opacity: Tensor | None, visibility: Tensor | None) -> None:
+def _check_shapes(
+    images: Tensor, references: Tensor | RegisteredPhotos | None, opacity: Tensor | None, visibility: Tensor | None
+) -> None:
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be (B, 3, H, W), not {tuple(images.shape)}")
     batch, _, height, width = images.shape
     if references is not None and (
-        references.ndim != 5 or (references.shape[0], *references.shape[2:]) != (batch, 3, height, width)
+        len(references.shape) != 5 or (references.shape[0], *references.shape[2:]) != (batch, 3, height, width)
     ):
         raise ValueError(f"references must be (B, V, 3, H, W) like the images, not {tuple(references.shape)}")
     if opacity is not None and opacity.shape != (batch, 1, height, width):

@@ -101,7 +101,7 @@ def pair_files(source: Path) -> list[Path]:
     if not tars:
         raise InputError(
             f"{source} holds neither a data.json nor tars in train/; name a folder that difix curate has finished "
-            "(shards need difix curate --merge)."
+            "(difix curate --merge --partial makes one of a part)."
         )
     return tars
 
