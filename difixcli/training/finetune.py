@@ -174,7 +174,11 @@ class _Training:
         self.weights = [parameters[name] for name in self.names]
         if options.gradient_checkpointing:
             recompute_activations(self.network)
-        rates = {"lr": options.learning_rate, "betas": (0.9, 0.999), "weight_decay": options.weight_decay}
+        rates: dict[str, Any] = {
+            "lr": options.learning_rate,
+            "betas": (0.9, 0.999),
+            "weight_decay": options.weight_decay,
+        }
         optimiser = torch.optim.AdamW(self.weights, **rates, fused=True)
         shown = AllViews(self.network) if options.supervise == "all" else self.network
         self.model, self.optimiser = self.accelerator.prepare(shown, optimiser)
@@ -304,7 +308,7 @@ class _Training:
             if progress is not None:
                 progress(self.step)
         if self.best is None and self.main:
-            with averaged(self.weights, self.average and self.average.shadow_params):
+            with averaged(self.weights, self._averages()):
                 self._write_weights()
         fixed = self.best["figures"] if self.best else None
         results = {
@@ -475,7 +479,7 @@ class _Training:
         assert self.baselines is not None
         own: list[tuple[int, dict[str, float], np.ndarray]] = []
         device = str(self.accelerator.device)
-        with averaged(self.weights, self.average and self.average.shadow_params):
+        with averaged(self.weights, self._averages()):
             # adapters are merged where nothing trains; what this fixer keeps of references goes with it
             fixer = Fixer(merge_adapters(self.network), self.fixer.tile)
             for i in range(self.accelerator.process_index, len(self.validation), self.ranks):
@@ -496,6 +500,10 @@ class _Training:
         over = {f"{name}_gain": value - self.baselines["identity"][name] for name, value in figures.items()}
         self.journal({"event": "validation", "step": self.step, **figures, **over, "gain": score, "best": better})
         self.journal.images(self.step, self.validation, [one[2] for one in every])
+
+    def _averages(self) -> list[Tensor] | None:
+        """The running averages of the weights, in their order."""
+        return None if self.average is None else self.average.shadow_params
 
     def _stopped_early(self) -> bool:
         return bool(self.options.patience) and self.waited >= self.options.patience
