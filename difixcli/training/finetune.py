@@ -27,6 +27,7 @@ from difixcli.evaluation.metrics import best_unsharp, image_metrics, summary
 from difixcli.evaluation.perceptual import lpips_available
 from difixcli.fixer import SMALL_SIZES, Fixer, new_small_fixer
 from difixcli.fixer.diagnostics import CollapseSigns, collapse_signs
+from difixcli.fixer.weights import merge_adapters
 from difixcli.runs import atomic, make_folder, write_json
 from difixcli.tensor_files import read_pickled
 from difixcli.training import processes
@@ -102,7 +103,7 @@ def finetune(
     fixer = processes.first_goes_first(lambda: _base(base, seed))
     small = fixer.config.references == "aligned"
     defaults = TrainingOptions.for_small(device) if small else TrainingOptions.for_published(device)
-    chosen = with_options(defaults, options, device)
+    chosen = processes.from_first(lambda: with_options(defaults, options, device))  # decided once, for all of them
     if photos is not None and not small:
         raise InputError("Synthetic pairs from --photos have aligned references, which this fixer's layout cannot use.")
     _check_options(chosen, fixer, photos)
@@ -174,7 +175,11 @@ class _Training:
         self.weights = [parameters[name] for name in self.names]
         if options.gradient_checkpointing:
             recompute_activations(self.network)
-        rates = {"lr": options.learning_rate, "betas": (0.9, 0.999), "weight_decay": options.weight_decay}
+        rates: dict[str, Any] = {
+            "lr": options.learning_rate,
+            "betas": (0.9, 0.999),
+            "weight_decay": options.weight_decay,
+        }
         optimiser = torch.optim.AdamW(self.weights, **rates, fused=True)
         shown = AllViews(self.network) if options.supervise == "all" else self.network
         self.model, self.optimiser = self.accelerator.prepare(shown, optimiser)
@@ -310,7 +315,7 @@ class _Training:
         if ending and self.step < options.iterations:  # another process was asked
             raise interrupts.Terminated
         if self.best is None and self.main:
-            with averaged(self.weights, self.average and self.average.shadow_params):
+            with averaged(self.weights, self._averages()):
                 self._write_weights()
         fixed = self.best["figures"] if self.best else None
         results = {
@@ -483,8 +488,9 @@ class _Training:
         assert self.baselines is not None
         own: list[tuple[int, dict[str, float], np.ndarray]] = []
         device = str(self.accelerator.device)
-        with averaged(self.weights, self.average and self.average.shadow_params):
-            fixer = Fixer(self.network, self.fixer.tile)  # what it keeps of references goes with it
+        with averaged(self.weights, self._averages()):
+            # adapters are merged where nothing trains; what this fixer keeps of references goes with it
+            fixer = Fixer(merge_adapters(self.network), self.fixer.tile)
             for i in range(self.accelerator.process_index, len(self.validation), self.ranks):
                 batch = self.validation[i]
                 with self.accelerator.autocast():
@@ -503,6 +509,10 @@ class _Training:
         over = {f"{name}_gain": value - self.baselines["identity"][name] for name, value in figures.items()}
         self.journal({"event": "validation", "step": self.step, **figures, **over, "gain": score, "best": better})
         self.journal.images(self.step, self.validation, [one[2] for one in every])
+
+    def _averages(self) -> list[Tensor] | None:
+        """The running averages of the weights, in their order."""
+        return None if self.average is None else self.average.shadow_params
 
     def _stopped_early(self) -> bool:
         return bool(self.options.patience) and self.waited >= self.options.patience
