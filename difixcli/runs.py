@@ -484,7 +484,7 @@ def open_image(path: Openable) -> Iterator[Image]:
         with path.open("rb") as whole:
             raw = getattr(whole, "raw", None)
             file = CappedFile(raw) if isinstance(raw, io.FileIO) else whole
-            with Image.open(file) as image:
+            with Image.open(file) as image:  # the one place where it is
                 _check_claim(image, file)
                 yield image
     except InputError:

@@ -28,6 +28,7 @@ from difixcli.cli.options import (
 from difixcli.cli.outputs import announce
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, check_folder, file_name
+from difixcli.wording import counted
 
 if TYPE_CHECKING:
     from difixcli.curation.curate import Curated
@@ -204,7 +205,7 @@ def finish_pairs(curated: Curated, folder: Path, as_json: bool) -> None:
     results, folder = curated.results(), folder.expanduser().absolute()
     where = folder / "data.json" if (folder / "data.json").is_file() else folder
     if results["pairs"]:
-        console.say(f"{results['pairs']} pairs, renders at {results['psnr']:.2f} dB on average: {where}")
+        console.say(f"{counted(results['pairs'], 'pair')}, renders at {results['psnr']:.2f} dB on average: {where}")
     elif dropped := {name: count for name, count in results["dropped"].items() if count}:
         said = ", ".join(f"{count} {name}" for name, count in dropped.items())
         console.warn(f"No pair is left ({said}); train longer, or keep them with --keep {next(iter(dropped))}.")

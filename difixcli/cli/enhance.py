@@ -34,6 +34,7 @@ from difixcli.cli.outputs import announce, beside_others, folder_beside
 from difixcli.errors import InputError
 from difixcli.runs import Run, fingerprint, run_record
 from difixcli.shapes import check_shape
+from difixcli.wording import counted
 
 if TYPE_CHECKING:
     from difixcli.enhancement import Film
@@ -144,7 +145,9 @@ def _enhance_images(
     results = enhance_images(source, run.folder, network, photos, size, film, count, console.progress)
     run.finish(results)
     if results["frames"] < 0.9 * results["announced"] - 1:
-        console.warn(f"{source} says it has {results['announced']} frames, but only {results['frames']} can be read.")
+        console.warn(
+            f"{source} says it has {counted(results['announced'], 'frame')}, but only {results['frames']} can be read."
+        )
     _finish_frames(results, run.folder, as_json)
 
 
@@ -204,7 +207,11 @@ def _enhance_run(
     part = "-".join(["enhanced", *([path.name] if path else []), *(["steady"] if film.steady else [])])
     folder = output or beside_others(source / part, "enhance", arguments)
     run = Run.open(folder, "enhance", arguments, inputs, force, reads=reads)
-    announce(run, scene=scene.name, trajectory=f"{trajectory}, {len(path.cameras)} frames" if path else "test views")
+    announce(
+        run,
+        scene=scene.name,
+        trajectory=f"{trajectory}, {counted(len(path.cameras), 'frame')}" if path else "test views",
+    )
     # where it was trained, unless that is not here or another place is asked for
     where = None if device is Device.auto and on == "cuda" else on
     results = enhance_run(

@@ -62,6 +62,7 @@ def open_fixer(name: str, device: str, dtype: Precision = Precision.auto, compil
     half = dtype is Precision.auto and device == "cuda" and fixer.config.references == "raw"
     fixer.to(device, precision(Precision.bf16 if half else dtype))
     fixer.notice = console.warn
+    fixer.tile_done = console.tile_done
     if compiled:
         fixer.compile()
     console.say(f"Fixer {name}: licence {fixer.licence}")

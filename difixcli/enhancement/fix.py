@@ -166,8 +166,8 @@ def fix_images(
     if unreadable:
         first, *others = unreadable.values()
         raise InputError(
-            f"{first} {f'{len(others)} more cannot be read either. ' if others else ''}The other {len(beside)} of "
-            f"{len(files)} images are fixed, in {output}; what you restore, fix by itself."
+            f"{first} {f'{len(others)} more cannot be read either. ' if others else ''}All others are "
+            f"fixed ({len(beside)} of {len(files)}), in {output}; what you restore, fix by itself."
         )
     return {
         "frames": len(files),

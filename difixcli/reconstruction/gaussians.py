@@ -21,6 +21,7 @@ from torch.nn import functional
 from difixcli.errors import InputError
 from difixcli.runs import atomic
 from difixcli.scenes.ply import FARTHEST, check_counts
+from difixcli.wording import counted
 
 _DIRECTIONS = 256  # more than the 25 functions of degree 4 need
 _MIP = "SplatRenderMode: mip"
@@ -193,8 +194,8 @@ class Gaussians:
 def not_finite(left_out: int, count: int, name: str) -> str:
     """The sentence that says how many of a file's or model's Gaussians were left out."""
     return (
-        f"{left_out} of the {count} Gaussians of {name} have values that are not finite, or beyond any scene, and were "
-        "left out."
+        f"{left_out} of {counted(count, 'Gaussian')} of {name} left out: their values are not finite, or beyond any "
+        "scene."
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from difixcli.errors import InputError, unknown
+from difixcli.runs import open_image
 from difixcli.scenes.lenses import Lens
 from difixcli.scenes.nerfstudio_format import frame_name
 from difixcli.scenes.ply import read_points
@@ -167,10 +168,5 @@ def _seen(frame: SourceFrame, points: np.ndarray) -> np.ndarray:
 
 def _mask(path: Path) -> np.ndarray:
     """(H, W) bool of a mask's file."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("L")) >= 128
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"The mask {path} cannot be decoded ({error}); download it again.") from None
+    with open_image(path) as picture:
+        return np.asarray(picture.convert("L")) >= 128

@@ -9,6 +9,7 @@ import numpy as np
 
 from difixcli.errors import InputError, short
 from difixcli.runs import unreadable
+from difixcli.wording import counted
 
 FARTHEST = 1e12
 """A coordinate of as much or more, in whatever unit, is no place in a scene but a damaged number."""
@@ -59,7 +60,7 @@ def read_points(path: Path, warnings: list[str] | None = None) -> tuple[np.ndarr
             colors[finite] = _bytes(values[finite] * _to_bytes(values[finite]))
     if lost := int((~finite).sum()):
         notes.append(
-            f"{lost} of {len(points)} seed points in {path.name} are not finite, or beyond any scene, and left out"
+            f"{lost} of {counted(len(points), 'seed point')} in {path.name} not finite, or beyond any scene: left out"
         )
     return points[finite], colors[finite]
 
