@@ -118,7 +118,7 @@ def test_lists_that_cannot_be_the_split(tmp_path: Path) -> None:
         load_scene(tmp_path)
     save(tmp_path, {**data, "test_filenames": names[1:3]})
     scene = load_scene(tmp_path)
-    said(scene, "1 frames", "they train")
+    said(scene, "1 frame is listed", "they train")
     assert make_split(scene, "own").train == (0, 1) and make_split(scene, "own").test == (2,)
     plain(tmp_path)
     scene = load_scene(tmp_path)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from difixcli.errors import InputError
-from difixcli.runs import atomic
+from difixcli.runs import atomic, is_the_systems, unreadable
 from difixcli.scenes.ply import FARTHEST, check_counts
 from difixcli.wording import counted
 
@@ -124,6 +124,8 @@ class Gaussians:
             else:
                 vertices = {name: data[name] for name in data.dtype.names or ()}
         except (PlyParseError, KeyError, ValueError, OSError) as error:
+            if is_the_systems(error):
+                raise unreadable(path, error) from error
             raise InputError(f"{path} cannot be read as a PLY file of Gaussians ({error}); export it again.") from None
         names = list(vertices)
         if not len(data):

@@ -244,9 +244,8 @@ def _own_split(
     if not train or not test - train:
         return None
     if test & train:
-        warnings.append(
-            f"{counted(len(test & train), 'frame')} of {path.name} listed to train and as targets: to be trained on"
-        )
+        both = counted(len(test & train), "frame is", "frames are")
+        warnings.append(f"{both} listed in {path.name} to train and as targets: they train")
     return train, test - train
 
 

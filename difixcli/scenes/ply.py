@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from difixcli.errors import InputError, short
-from difixcli.runs import unreadable
+from difixcli.runs import is_the_systems, unreadable
 from difixcli.wording import counted
 
 FARTHEST = 1e12
@@ -45,6 +45,8 @@ def read_points(path: Path, warnings: list[str] | None = None) -> tuple[np.ndarr
             )
         points = np.stack([np.asarray(vertices[axis], dtype=np.float64) for axis in "xyz"], axis=1)
     except (PlyParseError, KeyError, ValueError, OSError) as error:
+        if is_the_systems(error):
+            raise unreadable(path, error) from error
         raise InputError(f"The seed points {path} cannot be read as a PLY point cloud ({error}).") from None
     names = set(vertices.data.dtype.names or ())
     finite = (np.abs(points) < FARTHEST).all(axis=1)  # NaN is not
