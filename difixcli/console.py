@@ -38,7 +38,7 @@ from rich.text import Text
 
 from difixcli import streams
 from difixcli.errors import LESS_MEMORY, InputError, out_of_memory
-from difixcli.runs import finite, folder_at_work, forget_runs, removed_folder
+from difixcli.runs import drop_empty_runs, finite, folder_at_work, forget_runs, removed_folder
 
 if TYPE_CHECKING:
     from difixcli.curation.manifest import StageSummary
@@ -89,6 +89,7 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except InputError as error:
             message, code = str(error), 2
+            drop_empty_runs()
         except Terminated:
             message, code = "Terminated. Run the same command again to go on from here.", 143
         except KeyboardInterrupt:

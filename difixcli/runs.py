@@ -59,6 +59,7 @@ RECORD = {
 }
 """The shape of a run's record."""
 _at_work: set[Path] = set()  # records of the runs that this process has open
+_made: dict[Path, Path] = {}  # of the runs whose folder this process made: the topmost folder that it had to make
 _locks: dict[Path, int] = {}  # open lock files; closing one would give its lock back
 _PACKAGES = ("torch", "nerfstudio", "gsplat", "diffusers", "numba", "numpy", "pycolmap")
 
@@ -164,9 +165,11 @@ class Run:
 
     @classmethod
     def _begun(cls, folder: Path, record: dict[str, Any], shard: tuple[int, int] | None) -> Run:
+        path = folder / _record_name(shard)
+        if missing := [one for one in (folder, *folder.parents) if not one.exists()]:
+            _made[path] = missing[-1]
         run = cls(make_folder(folder), record, False, shard)
         _lock(folder, shard)
-        path = run.folder / _record_name(shard)
         _at_work.discard(path)  # of the run that this one replaces
         run.save()
         _at_work.add(path)
@@ -204,6 +207,23 @@ class Run:
 def forget_runs() -> None:
     """A command begins: runs that earlier ones of this process left open are not at work any more."""
     _at_work.clear()
+    _made.clear()
+
+
+def drop_empty_runs() -> None:
+    """A command was refused: of the runs that it has open, folders that it made and wrote nothing into are removed."""
+    for record in sorted(_at_work & _made.keys()):
+        folder, top = record.parent, _made[record]
+        if record.name != _record_name(None) or not record.exists() or _has_outputs(folder):
+            continue
+        if (lock := _locks.pop(folder / _lock_name(None), None)) is not None:
+            os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+        _at_work.discard(record)
+        for parent in folder.parents:
+            if not parent.is_relative_to(top) or any(parent.iterdir()):
+                break
+            parent.rmdir()
 
 
 def folder_at_work() -> Path | None:

@@ -338,6 +338,36 @@ def test_a_full_disk_names_the_folder(tmp_path: Path) -> None:
     Run.open(tmp_path / "a-run", "fix", ARGUMENTS, {}).finish({})
 
 
+def test_a_refused_command_leaves_no_folder_that_it_made(tmp_path: Path) -> None:
+    import typer
+    from typer.testing import CliRunner
+
+    from difixcli import console
+
+    app_of_one = typer.Typer()
+    (tmp_path / "here").mkdir()
+
+    @app_of_one.command()
+    @console.handled
+    def work(folder: Path, writes: bool = False) -> None:
+        run = Run.open(folder, "fix", ARGUMENTS, {})
+        if writes:
+            write_json(run.folder / "made.json", {})
+        raise InputError("It cannot be done.")
+
+    def left(*line: str) -> list[str]:
+        ended = CliRunner().invoke(app_of_one, line)
+        assert ended.exit_code == 2 and "cannot be done" in ended.stderr
+        return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.name[0] != ".")
+
+    assert left(str(tmp_path / "new" / "er" / "run")) == ["here"]
+    assert left(str(tmp_path / "here" / "run")) == ["here"]
+    assert left(str(tmp_path / "here")) == ["here", "here/run.json"]  # it was there before
+    made = ["new", "new/run", "new/run/made.json", "new/run/run.json"]
+    assert left(str(tmp_path / "new" / "run"), "--writes") == ["here", "here/run.json", *made]
+    assert left(str(tmp_path / "new" / "run")) == ["here", "here/run.json", *made]  # work that is there is kept
+
+
 @pytest.fixture
 def guarded() -> Iterator[Path]:
     """A folder in which one of the tests' own files can be made unreadable, also to root: it works as nobody."""

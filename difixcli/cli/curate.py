@@ -87,7 +87,9 @@ def curate(
         _merge_pairs([Path(folder) for folder in scenes or ["."]], output, force, as_json)
         return
     from difixcli.curation.scene_list import expand_scenes, parse_shard, shard_of
+    from difixcli.curation.strategies import STRATEGIES, parse_stop
     from difixcli.scenes import DEFAULT_RULE, check_rule, check_scene
+    from difixcli.scenes.trajectories import check_trajectory
 
     # what can be told without torch and nerfstudio is told before they are imported, which takes long
     named = expand_scenes(scenes or ["."])
@@ -98,6 +100,19 @@ def curate(
     part = None if shard is None else parse_shard(shard)
     if output is not None:
         check_folder(output)
+    if strategy not in STRATEGIES:
+        raise unknown("strategy", strategy, STRATEGIES)
+    for option, given, users in (
+        ("--split", split, ("sparse", "underfit", "cross-camera")),
+        ("--shift", shift, ("cycle",)),
+        ("--stop", stop, ("underfit",)),
+    ):
+        if given and strategy not in users:
+            raise InputError(f"{option} belongs to {', '.join(users)} and says nothing to {strategy}; leave it out.")
+    for amount in shift or []:
+        check_trajectory(f"shift:{amount}")
+    for share in stop or []:
+        parse_stop(share)
 
     from difixcli.curation.curate import DEFAULT_SHIFTS, DEFAULT_STOPS, Recipe, check_test_scenes, plan
     from difixcli.curation.curate import curate as make_pairs
@@ -123,13 +138,6 @@ def curate(
         depth=depth,
         format=pairs_format,
     )
-    for option, given, users in (
-        ("--split", split, ("sparse", "underfit", "cross-camera")),
-        ("--shift", shift, ("cycle",)),
-        ("--stop", stop, ("underfit",)),
-    ):
-        if given and strategy not in users:
-            raise InputError(f"{option} belongs to {', '.join(users)} and says nothing to {strategy}; leave it out.")
     check_test_scenes(test_scene or [], named)
     chosen = {name: named[name] for name in shard_of(list(named), part)}
     joined = "-".join(file_name(name) for name in list(named)[:3])

@@ -9,6 +9,7 @@ import typer
 
 from difixcli import console
 from difixcli.cli.inputs import (
+    check_fixer,
     files_read,
     fixer_input,
     open_fixer,
@@ -51,6 +52,7 @@ _DISTILLED = {
     "enlargement?": (None, dict),
 }
 """The shape of what a distillation was asked for, as far as its frames depend on it."""
+_ALIKE = 0.02  # share of a figure of steadiness by which another one is no other
 
 
 @console.handled
@@ -85,6 +87,7 @@ def enhance(
     as_json: JsonOption = False,
 ) -> None:
     """Clean final renders, and write them as frames and a video."""
+    check_fixer(fixer)
     from difixcli.enhancement import Film
 
     film = Film(fps, side_by_side, split_screen, steady)
@@ -162,6 +165,10 @@ def _enhance_run(
     as_json: bool,
 ) -> None:
     """Render a distilled run along its test views or a camera path and fix every frame with its photos."""
+    from difixcli.scenes.trajectories import check_trajectory
+
+    if trajectory is not None:  # before what takes long is imported
+        check_trajectory(trajectory)
     from difixcli.cli.super_resolution import large_scene, resolver_cleaner
     from difixcli.enhancement.runs import by_fixer, enhance_run, path_fingerprint, views
     from difixcli.reconstruction import latest_checkpoint
@@ -238,10 +245,11 @@ def _finish_frames(results: dict[str, Any], folder: Path, as_json: bool) -> None
             console.say(f"{results[name]}: {results['fps']:g} frames a second")
     if steadiness := results["steadiness"]:
         before, after = (round(steadiness[which], 4) for which in ("input", "output"))
-        verdict = "steadier" if after < before else "as steady" if after == before else "less steady"
+        alike = abs(after - before) <= _ALIKE * before
+        verdict = "about as steady" if alike else "steadier" if after < before else "less steady"
         console.say(
-            f"Difference of each frame from the one before it, moved along (0: perfectly steady): {before:.4f} before "
-            f"the fixes, {after:.4f} after: {verdict}."
-            + (" What a fix adds of detail counts as a difference, too." if after > before else "")
+            "Mean colour difference of each frame from the one before it, moved along by optical flow (0: perfectly "
+            f"steady): {before:.4f} before the fixes, {after:.4f} after: {verdict}."
+            + ("" if alike or after < before else " What a fix adds of detail counts as a difference, too.")
         )
     console.finish({"results": results, "output": str(folder)}, as_json)

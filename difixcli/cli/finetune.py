@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difixcli import console
-from difixcli.cli.inputs import files_read, fixer_input, pick_device, scene_inputs, scene_spec
+from difixcli.cli.inputs import check_fixer, files_read, fixer_input, pick_device, scene_inputs, scene_spec
 from difixcli.cli.options import RUNNING, Device, DeviceOption, ForceOption, JsonOption, OutputOption, SeedOption
 from difixcli.cli.outputs import announce
 from difixcli.errors import InputError
@@ -118,6 +118,8 @@ def finetune(
 
     Fixers train on several GPUs and machines with accelerate launch -m difixcli finetune …
     """
+    if task is Task.fixer:
+        check_fixer(base)  # before what takes long is imported
     from difixcli.training.options import (
         SuperResolutionOptions,
         TrainingOptions,

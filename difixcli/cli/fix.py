@@ -10,6 +10,7 @@ import typer
 
 from difixcli import console
 from difixcli.cli.inputs import (
+    check_fixer,
     files_read,
     fixer_input,
     open_fixer,
@@ -152,6 +153,7 @@ def fix(
             force, as_json,
         )  # fmt: skip
         return
+    check_fixer(fixer)
     from difixcli.enhancement.fix import FixOptions, fix_images
     from difixcli.enhancement.images import has_alpha, listed_images
     from difixcli.enhancement.references import ReferencePhotos, check_references
