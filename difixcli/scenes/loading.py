@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from difixcli.errors import InputError
-from difixcli.runs import fingerprint
+from difixcli.runs import fingerprint, run_record
 from difixcli.scenes.co3d import ANNOTATIONS, annotations_of, read_co3d
 from difixcli.scenes.colmap import MODEL_FOLDERS, borrow_tracks, find_model, read_colmap
 from difixcli.scenes.image_paths import find_copies, find_masks, image_header, lies_on_its_side, same_shape
@@ -154,6 +154,10 @@ def _read_source(root: Path) -> Source:
         return read_co3d(root)
     if (root / ANNOTATIONS).is_file():
         raise InputError(f"{root} is a category of CO3D with many sequences; name the folder of one of them.")
+    if (record := run_record(root)) is not None:
+        made = record["arguments"].get("scene")
+        of = f", which is {made}" if isinstance(made, str) else ""
+        raise InputError(f"{root} is a run of difix {record['command']}, no scene; name the scene that it is of{of}.")
     check_formats(root)
     raise InputError(
         f"{root.absolute()} holds no scene: there is neither a transforms.json (or transforms_train.json) nor "
