@@ -32,6 +32,7 @@ from difixcli.cli.options import (
     SizeOption,
 )
 from difixcli.cli.outputs import announce, beside_others, folder_beside
+from difixcli.cli.several import over_scenes
 from difixcli.errors import InputError
 from difixcli.runs import Run, fingerprint, run_record
 from difixcli.shapes import check_shape
@@ -56,6 +57,7 @@ _ALIKE = 0.02  # share of a figure of steadiness by which another one is no othe
 
 
 @console.handled
+@over_scenes("source", None)
 def enhance(
     source: Annotated[Path, typer.Argument(help="A folder of frames, a video, or a run of difix distill.")],
     trajectory: Annotated[
