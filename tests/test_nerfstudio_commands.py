@@ -117,6 +117,7 @@ def test_splats(scene: Scene, installed: Path, tmp_path: Path) -> None:
         ["ns-eval", "--load-config", config, "--output-path", str(tmp_path / "eval.json")],
         [*render, "--split", "test", "--rendered-output-names", "rgb", "--image-format", "png"],
         *([export] if exports else []),
+        ["ns-viewer", "--load-config", config, "--viewer.websocket-port", "7391"],
     )
     held_out = [i for i in range(len(scene.frames)) if i not in TRAIN]
     results = json.loads((tmp_path / "eval.json").read_text())["results"]
@@ -146,7 +147,6 @@ def test_fields(scene: Scene, installed: Path, tmp_path: Path) -> None:
         installed,
         ["ns-eval", "--load-config", config, "--output-path", str(tmp_path / "eval.json")],
         [*cloud, "--num-points", "500", "--num-rays-per-batch", "512", *normals],
-        ["ns-viewer", "--load-config", config, "--viewer.websocket-port", "7391"],
     )
     held_out = [i for i in range(len(scene.frames)) if i not in TRAIN]
     results = json.loads((tmp_path / "eval.json").read_text())["results"]

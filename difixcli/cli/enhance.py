@@ -246,12 +246,16 @@ def _finish_frames(results: dict[str, Any], folder: Path, as_json: bool) -> None
         if results[name]:
             console.say(f"{results[name]}: {results['fps']:g} frames a second")
     if steadiness := results["steadiness"]:
-        before, after = (round(steadiness[which], 4) for which in ("input", "output"))
-        alike = abs(after - before) <= _ALIKE * before
-        verdict = "about as steady" if alike else "steadier" if after < before else "less steady"
+        before, after = steadiness["input"], steadiness["output"]
         console.say(
             "Mean colour difference of each frame from the one before it, moved along by optical flow (0: perfectly "
-            f"steady): {before:.4f} before the fixes, {after:.4f} after: {verdict}."
-            + ("" if alike or after < before else " What a fix adds of detail counts as a difference, too.")
+            f"steady): {before:.4f} before the fixes, {after:.4f} after: {_verdict(before, after)}"
         )
     console.finish({"results": results, "output": str(folder)}, as_json)
+
+
+def _verdict(before: float, after: float) -> str:
+    """What two figures of steadiness say of the fixes."""
+    if abs(after - before) <= _ALIKE * before:
+        return "about as steady."
+    return "steadier." if after < before else "less steady. What a fix adds of detail counts as a difference, too."
