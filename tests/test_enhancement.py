@@ -106,7 +106,7 @@ def test_a_sequence_becomes_a_video_in_its_order(frames, tmp_path):
         write_image(frames / f"frame_{i}.png", np.full((47, 65, 3), i / 20, np.float32))
     result = enhance_images(frames, tmp_path / "out", Inverter(), film=Film())
     video = read_video(Path(result["video"]))
-    shown = [frame / 255 for frame in video.frames]
+    shown = [frame.image / 255 for frame in video.frames]
     assert video.fps == 24 and [f.shape for f in shown] == [(48, 66, 3)] * 3  # even sides
     np.testing.assert_allclose([f.mean() for f in shown], [1 - i / 20 for i in (8, 9, 10)], atol=0.02)
     assert not list((tmp_path / "out").glob("*.part"))
@@ -123,7 +123,7 @@ def test_a_video_in_and_out(frames, tmp_path):
     assert result["frames"] == 3 and (tmp_path / "out/frame_00001.png").is_file()
     video = read_video(tmp_path / "out/video.mp4")
     assert video.fps == 10 and len(list(video.frames)) == 3
-    inverted = 1 - next(read_video(source).frames) / 255
+    inverted = 1 - next(read_video(source).frames).image / 255
     np.testing.assert_allclose(read_image(tmp_path / "out/frame_00001.png"), inverted, atol=1 / 255)
 
 
@@ -132,7 +132,7 @@ def test_a_phones_video_stands_upright_without_a_word(frames, tmp_path, capfd):
     ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
     line = [ffmpeg, "-v", "error", "-display_rotation", "90", "-i", source, "-c", "copy", tmp_path / "turned.mp4"]
     subprocess.run(line, check=True)
-    lying, upright = (next(read_video(path).frames) / 255 for path in (source, tmp_path / "turned.mp4"))
+    lying, upright = (next(read_video(path).frames).image / 255 for path in (source, tmp_path / "turned.mp4"))
     np.testing.assert_allclose(upright, np.rot90(lying), atol=2 / 255)
     assert capfd.readouterr().err == ""
 
@@ -331,9 +331,9 @@ def test_comparisons_show_both(frames, tmp_path):
     shown = read_video(tmp_path / "out/side_by_side.mp4")
     assert shown.fps == 12 and result["fps"] == 12
     for image, frame in zip(before, shown.frames, strict=True):
-        np.testing.assert_allclose(frame[:47, :64] / 255, image[:, :64], atol=0.2)
-        np.testing.assert_allclose(frame[:47, 65:130].mean() / 255, 1 - image.mean(), atol=0.02)
-    first = next(read_video(tmp_path / "out/split_screen.mp4").frames) / 255
+        np.testing.assert_allclose(frame.image[:47, :64] / 255, image[:, :64], atol=0.2)
+        np.testing.assert_allclose(frame.image[:47, 65:130].mean() / 255, 1 - image.mean(), atol=0.02)
+    first = next(read_video(tmp_path / "out/split_screen.mp4").frames).image / 255
     np.testing.assert_allclose(first[:47, :30].mean((0, 1)), before[0][:, :30].mean((0, 1)), atol=0.02)
     np.testing.assert_allclose(first[:47, 36:65].mean((0, 1)), 1 - before[0][:, 36:].mean((0, 1)), atol=0.02)
     assert first[:47, 32].mean() > 0.8

@@ -245,6 +245,8 @@ def _finish_frames(results: dict[str, Any], folder: Path, as_json: bool) -> None
     for name in ("video", "side_by_side", "split_screen"):
         if results[name]:
             console.say(f"{results[name]}: {results['fps']:g} frames a second")
+    for sentence in results.get("said", ()):
+        console.say(sentence)
     if steadiness := results["steadiness"]:
         before, after = steadiness["input"], steadiness["output"]
         console.say(

@@ -13,6 +13,7 @@ from difixcli.frames.references import Photos, ReferencePhotos
 from difixcli.frames.stages import Pace
 from difixcli.frames.writing import Shot
 from difixcli.images import as_planes
+from difixcli.video import Moment
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,9 +96,9 @@ class FramePipeline:
         self.pace = Pace.on(fixer.device.type, self.options.batch)
         self._pinned = fixer.device.type == "cuda"
 
-    def shot(self, name: str, read: Callable[[], Picture]) -> Shot:
-        """What `write_frames` takes of an image that is read when its turn comes."""
-        return Shot(name, lambda: read().color, lambda: self.prepare(name, read()))
+    def shot(self, name: str, read: Callable[[], Picture], moment: Moment | None = None) -> Shot:
+        """What `write_frames` takes of an image that is read when its turn comes; `moment` is when a film shows it."""
+        return Shot(name, lambda: read().color, lambda: self.prepare(name, read()), moment)
 
     def prepare(self, name: str, picture: Picture) -> Prepared:
         """An image of a name (that of its file, without suffix) with the photos that are to stand beside it."""

@@ -68,7 +68,7 @@ def pose(
     """
     work = run.folder / "work"
     database, pictures, masks = work / "database.db", work / "photos", work / "masks"
-    with _quiet():
+    with mapping.quiet():
         files = _files(source, work, frames, progress, say)
         photos = _named([read_photo(path) for path in files])
         with _timed(run, "photos"), progress("Reading photos", len(photos)) as done:
@@ -212,16 +212,3 @@ def _timed(run: Run, name: str) -> Iterator[None]:
     yield
     run.time(name, time.monotonic() - begun)
     run.save()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep pycolmap's log, which goes past the program's own progress, to its errors."""
-    import pycolmap
-
-    before = pycolmap.logging.minloglevel
-    pycolmap.logging.minloglevel = 3
-    try:
-        yield
-    finally:
-        pycolmap.logging.minloglevel = before
