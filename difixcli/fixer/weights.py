@@ -4,7 +4,8 @@
 - published: a diffusers folder `unet/ vae/ text_encoder/ tokenizer/ scheduler/`, whose VAE may be wrapped by PEFT
   (`….base_layer.weight`, `….lora_A.vae_skip.weight`) as NVIDIA's is, or plain as SD-Turbo's.
 - the release trainer's `model_N.pkl`: the whole U-Net, adapters and skips. The rest of the VAE and the text encoder
-  are those of the published folder it lies in, else of SD-Turbo, which that trainer always starts from.
+  are those of the published folder it lies in, else of SD-Turbo, which that trainer always starts from. GeoQuery's
+  is the same with `state_dict_geo_modules`, and stands for the folder it lies in.
 
 Nothing is unpickled but tensors, and no code comes with weights.
 """
@@ -13,6 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,11 +35,16 @@ BUNDLED = Path(__file__).parent / "bundled"
 PROMPT = "remove degradation"
 SD_TURBO = "stabilityai/sd-turbo"
 # the hub's names worth suggesting, and how many references each was trained with
-HUB_NAMES = {"nvidia/difix": 0, "nvidia/difix_ref": 1, SD_TURBO: 1}
+GEOQUERY = "DIG-UESTC/GeoQuery"
+HUB_NAMES = {"nvidia/difix": 0, "nvidia/difix_ref": 1, SD_TURBO: 1, GEOQUERY: 1}
 FORMAT = "difixcli-fixer-1"
 NVIDIA_LICENCE = (
     "NVIDIA's licence for Difix weights allows non-commercial research and evaluation only "
     "(these weights are in the layout Difix is released in)"
+)
+GEOQUERY_LICENCE = (
+    "MIT (these weights are in the layout GeoQuery is released in, which starts from SD-Turbo, whose own are under the "
+    "Stability AI community licence)"
 )
 STABILITY_LICENCE = "the Stability AI community licence of SD-Turbo"
 # Files of a hub repository that are read; nothing else is downloaded.
@@ -63,6 +72,15 @@ _ADAPTED_SUFFIXES = (
     "to_out.0",
 )
 _DEFAULT_RANK = 4
+_GEOMETRY = "state_dict_geo_modules"
+# GeoQuery's names of a module's parts, and ours
+_GEOMETRY_PARTS = {
+    **{f"geo_attn.{part}_proj": part for part in ("q", "k", "v", "out")},
+    "geo_attn.rel_pos_embed": "offsets",
+    "geo_attn.norm": "norm",
+    "weight_predictor": "weight",
+}
+_HEADER_BYTES = 2**26  # of a checkpoint without its tensors; no real one has more
 
 
 def load_network(name_or_path: str | Path) -> FixerNetwork:
@@ -82,14 +100,16 @@ def load_network(name_or_path: str | Path) -> FixerNetwork:
         return _load_trainer_file(path)
     if looks_like_hub_name(str(name_or_path)):
         name = str(name_or_path)
-        return _load_folder(_download(name), HUB_NAMES.get(name, 1))
+        return _load_folder(
+            _download(name, [*_HUB_FILES, "*.pkl"] if name == GEOQUERY else _HUB_FILES), HUB_NAMES.get(name, 1)
+        )
     known = ["bundled", *HUB_NAMES]
     siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
     raise unknown(
         "fixer",
         str(name_or_path),
         [*known, *siblings],
-        "Give bundled, the folder of a fixer, a model_N.pkl or a name on the Hugging Face hub.",
+        "Give bundled, the folder of a fixer, a .pkl of a release's trainer or a name on the Hugging Face hub.",
     )
 
 
@@ -143,11 +163,26 @@ def looks_like_hub_name(name: str) -> bool:
 def _load_folder(folder: Path, views: int) -> FixerNetwork:
     if (folder / "config.json").is_file():
         return _load_own(folder)
+    if len(found := [path for path in sorted(folder.glob("*.pkl")) if _holds_geometry(path)]) == 1:
+        return _load_trainer_file(found[0])
+    if found:
+        raise InputError(f"{folder} holds several checkpoints ({', '.join(path.name for path in found)}); name one.")
     if (folder / "unet").is_dir() and (folder / "vae").is_dir():
         return _load_published(folder, views)
     raise InputError(
         f"{folder} is not a fixer: it has neither config.json with model.safetensors nor the folders unet and vae."
     )
+
+
+def _holds_geometry(path: Path) -> bool:
+    """Whether a file of torch.save names GeoQuery's modules; nothing of it is unpickled for that."""
+    try:
+        with zipfile.ZipFile(path) as opened:
+            header = next(name for name in opened.namelist() if name.endswith("/data.pkl"))
+            with opened.open(header) as file:
+                return _GEOMETRY.encode() in file.read(_HEADER_BYTES)
+    except (OSError, zipfile.BadZipFile, StopIteration, RuntimeError, NotImplementedError, zlib.error):
+        return False  # of another program, or damaged
 
 
 def _load_own(folder: Path) -> FixerNetwork:
@@ -203,13 +238,17 @@ def _load_trainer_file(path: Path) -> FixerNetwork:
     try:
         unet, vae = dict(saved["state_dict_unet"]), dict(saved["state_dict_vae"])
         rank, targets = int(saved["rank_vae"]), sorted(saved["vae_lora_target_modules"])
+        unet |= {_geometry_name(name): value for name, value in dict(saved.get(_GEOMETRY, {})).items()}
         if not all(isinstance(value, Tensor) for value in (*unet.values(), *vae.values())):
             raise ValueError("its state dicts hold other things than tensors")
-    except (KeyError, TypeError, ValueError) as error:
+        for name in [name for name in unet if name.endswith(".geometry.offsets")]:
+            unet[name] = unet[name].squeeze(2).squeeze(0)  # theirs has room for samples and tokens
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {short(str(error))}"
         raise InputError(f"{path} is not a whole checkpoint of the release's trainer ({reason}).") from error
+    geometry = _GEOMETRY in saved
     del saved
-    base = path.parent if (path.parent / "vae").is_dir() else _download(SD_TURBO)
+    base = path.parent if (path.parent / "vae").is_dir() else _download(SD_TURBO, _HUB_FILES)
     config, tensors = _published_vae(base, views=1)
     wrapped = set(targets)
     for name in list(tensors):  # a plain base's layers move under the adapters
@@ -222,9 +261,25 @@ def _load_trainer_file(path: Path) -> FixerNetwork:
     tensors["prompt"] = prompt_embedding(base, PROMPT)
     tokens = tensors["prompt"].shape[0]
     config = dataclasses.replace(
-        config, lora_rank=rank, lora_targets=targets, prompt_tokens=tokens, licence=NVIDIA_LICENCE
+        config,
+        references="geometry" if geometry else "raw",
+        lora_rank=rank,
+        lora_targets=targets,
+        prompt_tokens=tokens,
+        licence=GEOQUERY_LICENCE if geometry else NVIDIA_LICENCE,
     )
     return _filled(lambda: config, tensors, path)
+
+
+def _geometry_name(name: str) -> str:
+    """The U-Net's name of one of GeoQuery's tensors; ValueError for what is none of these."""
+    found = re.fullmatch(r"(?:mid|(down|up)_(\d+))_(\d+)_(\d+)\.(.+?)((?:\.\d+)?\.(?:weight|bias))?", name)
+    if found is None or found[5] not in _GEOMETRY_PARTS:
+        raise ValueError(f"it has no place for '{short(name)}'")
+    way, level, place, layer = found[1], found[2], found[3], found[4]
+    block = f"{way}_blocks.{level}" if way else "mid_block"
+    part = _GEOMETRY_PARTS[found[5]] + (found[6] or "")
+    return f"{block}.attentions.{place}.transformer_blocks.{layer}.geometry.{part}"
 
 
 def _with_new_adapters(config: FixerConfig, tensors: dict[str, Tensor], source: Path) -> FixerNetwork:
@@ -336,12 +391,12 @@ def prompt_embedding(folder: Path, prompt: str) -> Tensor:
     return encoder(tokens.input_ids).last_hidden_state[0]
 
 
-def _download(name: str) -> Path:
+def _download(name: str, files: list[str]) -> Path:
     """A hub repository's files, from the cache or the network."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=files))
     except Exception as error:  # the hub's client raises errors of several libraries for a missing network
         close = [] if name in HUB_NAMES else near(name, HUB_NAMES)
         suggestion = f" (did you mean {' or '.join(close)}?)" if close else ""
