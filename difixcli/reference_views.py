@@ -5,7 +5,7 @@ This is where a reconstruction (depth) and the fixer (pixels) meet, for curation
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ _DEPTHS_HELD = 64
 # Photos are aligned from up to this many times the working size, where they have it: sampled at the working size
 # they would lose detail to interpolation.
 _DETAIL = 2
+_OPAQUE = 0.5  # accumulation from which on depth is believed
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +33,16 @@ class References:
 
     `frames` are indices into the scene's frames; `photos` are (h, w, 3) float32 RGB in [0, 1] each; `aligned`
     (V, H, W, 3) are the same photos reprojected into the render's view, `visibility` (V, H, W) in [0, 1] says where
-    that is believable.
+    that is believable. `correspondence` makes, for fixers that look references up by their geometry, which places of
+    the first so many photos the render's pixels show, (V, 3, H, W) as `fixer.correspondence.correspond` does for photos
+    brought to the render's size; None where no geometry is known.
     """
 
     frames: Sequence[int]
     photos: Sequence[np.ndarray]
     aligned: np.ndarray
     visibility: np.ndarray
+    correspondence: Callable[[int], np.ndarray] | None = None
 
 
 class ReferenceViews:
@@ -52,10 +56,12 @@ class ReferenceViews:
         self.scene, self.frames, self.reconstruction, self.count = scene, list(frames), reconstruction, count
         # neighbours on a path share references; the rest of a long one need not be held
         self._depths = lru_cache(_DEPTHS_HELD)(partial(_half_size_depth, scene, reconstruction))
+        self._seen_depths = lru_cache(_DEPTHS_HELD)(partial(seen_depth, scene, reconstruction))
 
     def refresh(self) -> None:
         """Forget the rendered depths, because the reconstruction has changed."""
         self._depths.cache_clear()
+        self._seen_depths.cache_clear()
 
     def photo(self, frame: int) -> np.ndarray:
         """(H, W, 3) the reference photo; read-only."""
@@ -64,6 +70,34 @@ class ReferenceViews:
     def depth(self, frame: int) -> np.ndarray:
         """(h, w) the reconstruction's z-depth at a reference's camera, at half its size."""
         return self._depths(frame)
+
+    def seen_depth(self, frame: int, size: tuple[int, int]) -> np.ndarray:
+        """(H, W) see `reference_views.seen_depth`."""
+        return self._seen_depths(frame, size)
+
+    def correspondence(self, frames: Sequence[int], camera: Camera, render: Render) -> np.ndarray:
+        """(V, 3, H, W) float32: which places of the frames' photos, brought to the render's size, a render made at
+        `camera` shows; see `fixer.correspondence.correspond`.
+
+        Photos' places are known where the reconstruction is opaque and no mask leaves them out, and the render's where
+        nothing that it shows hides them.
+        """
+        import torch
+
+        from difixcli.fixer.correspondence import correspond
+
+        height, width = render.depth.shape
+        cameras = [self.scene.frames[f].camera.resized(width, height) for f in frames]
+        depths = np.stack([self.seen_depth(f, (height, width)) for f in frames])
+        found = correspond(  # on the CPU, where adding up has one order
+            torch.from_numpy(depths)[None, :, None],
+            torch.stack([_matrix(c.intrinsics) for c in cameras])[None],
+            torch.stack([_matrix(c.camera_to_world) for c in cameras])[None],
+            _matrix(camera.intrinsics)[None],
+            _matrix(camera.camera_to_world)[None],
+            torch.from_numpy(opaque_depth(render))[None, None],
+        )
+        return found[0].numpy()
 
     def nearest(self, camera: Camera, exclude: Iterable[int] = (), count: int | None = None) -> list[int]:
         """The frames nearest to the camera by pose distance, nearest first, without those excluded; at most `count`,
@@ -96,9 +130,13 @@ class ReferenceViews:
         frames = self.nearest(camera, exclude, count)
         height, width = render.depth.shape
         photos = [self.photo(f) for f in frames]
+
+        def geometry(first: int) -> np.ndarray:
+            return self.correspondence(frames[:first], camera, render)
+
         if not frames or not align:
             nothing = np.zeros((0, height, width), np.float32)
-            return References(frames, photos, np.zeros((0, height, width, 3), np.float32), nothing)
+            return References(frames, photos, np.zeros((0, height, width, 3), np.float32), nothing, geometry)
         # references of one lens share one size; others are brought to the first one's
         detailed = [_detailed(self.scene.frames[f]) for f in frames]
         first = detailed[0].camera
@@ -125,7 +163,7 @@ class ReferenceViews:
             ref_masks=None if masks is None else masks.to(device),
         )
         aligned, visibility = aligned[0].permute(0, 2, 3, 1).cpu(), visibility[0, :, 0].cpu()
-        return References(frames, photos, aligned.numpy(), visibility.numpy())
+        return References(frames, photos, aligned.numpy(), visibility.numpy(), geometry)
 
 
 def _detailed(frame: Frame) -> Frame:
@@ -143,6 +181,24 @@ def _half_size_depth(scene: Scene, reconstruction: Reconstruction, frame: int) -
     return reconstruction.render(camera.resized(max(1, camera.width // 2), max(1, camera.height // 2))).depth
 
 
+def seen_depth(scene: Scene, reconstruction: Reconstruction, frame: int, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) z-depth at a frame's camera at this size (height, width), 0 where the reconstruction is not opaque or the
+    photo's mask leaves the place out.
+    """
+    import torch
+
+    depth = opaque_depth(reconstruction.render(scene.frames[frame].camera.resized(size[1], size[0])))
+    if (mask := load_mask(scene.frames[frame])) is not None:
+        whole = _resized(torch.from_numpy(mask.astype(np.float32))[None], size)[0].numpy()
+        depth = np.where(whole > 0.999, depth, 0)
+    return depth.astype(np.float32)
+
+
+def opaque_depth(render: Render) -> np.ndarray:
+    """(H, W) float32 z-depth of a render, 0 where it is not opaque: the mean over little is nowhere."""
+    return np.where(render.accumulation > _OPAQUE, render.depth, 0).astype(np.float32)
+
+
 def fix_render(fixer: Fixer, render: Render, references: References) -> np.ndarray:
     """The fixer's clean view (H, W, 3) of a render with its references, raw or aligned as its weights want them."""
     import torch
@@ -158,7 +214,10 @@ def fix_render(fixer: Fixer, render: Render, references: References) -> np.ndarr
         fixed = fixer(image, aligned, opacity, visibility)
     else:
         photos = [_resized(_planar(photo), image.shape[-2:]) for photo in references.photos[:count]]
-        fixed = fixer(image, torch.stack(photos)[None], opacity)
+        places = None
+        if fixer.config.references == "geometry" and references.correspondence is not None:
+            places = torch.from_numpy(references.correspondence(count))[None]
+        fixed = fixer(image, torch.stack(photos)[None], opacity, correspondence=places)
     return fixed[0].permute(1, 2, 0).float().cpu().numpy()
 
 

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from commands import difix, done
+from planes import intrinsics, pose
 from test_fixer import picture
-from test_fixer_inference import raw_config
+from test_fixer_inference import noisy, raw_config
 
 from difixcli.errors import InputError
 from difixcli.fixer import Fixer, FixerNetwork
-from difixcli.fixer.correspondence import correspond
+from difixcli.fixer.alignment import unproject
+from difixcli.fixer.correspondence import correspond, cropped, mirrored
+from difixcli.fixer.geometry import GeometryAttention, Places, places_by_count
+from difixcli.fixer.network import EncodedReferences
+from difixcli.fixer.tiling import windows
 from difixcli.fixer.weights import merge_adapters
+from difixcli.reconstruction import Reconstruction
+from difixcli.reference_views import ReferenceViews, fix_render, opaque_depth
+from difixcli.scenes import load_scene, make_split
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +69,7 @@ def geometry_network(**changes: object) -> FixerNetwork:
 
 def shifted(height: int, width: int, right: float, down: float, known: float = 1.0) -> torch.Tensor:
     """(1, 1, 3, H, W): what a reference shows that stands so many pixels beside the render."""
-    x, y = torch.meshgrid(torch.arange(width) + right, torch.arange(height) + down, indexing="xy")
+    x, y = torch.meshgrid(torch.arange(width) + float(right), torch.arange(height) + float(down), indexing="xy")
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
     return (torch.stack([x, y, torch.full_like(x, known)]) * inside)[None, None]
 
@@ -157,3 +169,327 @@ def test_geoquery_is_fetched_by_its_name(
     loaded = Fixer.from_pretrained("DIG-UESTC/GeoQuery")
     state = geoquery.network.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in loaded.network.state_dict().items())
+
+
+# the attention
+
+
+def by_all_copies(layer: GeometryAttention, states: torch.Tensor, places: Places) -> torch.Tensor:
+    """What one reference (B, N, C) shows, as the paper writes it: every place of the windows sampled by itself."""
+    height, width = places.height, places.width
+    x, y = places.x[:, 0], places.y[:, 0]
+
+    def at(values: torch.Tensor, right: int = 0, down: int = 0) -> torch.Tensor:
+        grid = torch.stack([2 * (x + right) / (width - 1) - 1, 2 * (y + down) / (height - 1) - 1], dim=-1)
+        planes = values.transpose(1, 2).unflatten(-1, (height, width))
+        return F.grid_sample(planes, grid[:, :, None], padding_mode="zeros", align_corners=True)[..., 0].transpose(1, 2)
+
+    def split(values: torch.Tensor) -> torch.Tensor:
+        return values.unflatten(-1, (layer.heads, -1))
+
+    steps = [(i, j) for j in range(-2, 3) for i in range(-2, 3)]  # x fastest
+    normed = layer.norm(states)
+    query = split(layer.q(layer.norm(at(states))))
+    keys = torch.stack([split(at(layer.k(normed), *step)) for step in steps], dim=2) + layer.offsets.transpose(0, 1)
+    values = torch.stack([split(at(layer.v(normed), *step)) for step in steps], dim=2)
+    there = torch.stack([(x + i >= 0) & (x + i < width) & (y + j >= 0) & (y + j < height) for i, j in steps], dim=-1)
+    scores = torch.einsum("bnhc,bnkhc->bnkh", query, keys) / keys.shape[-1] ** 0.5
+    shares = scores.masked_fill(~there[..., None], -1e9).softmax(2)
+    read = layer.out(torch.einsum("bnkh,bnkhc->bnhc", shares, values).flatten(2))
+    within = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    return read * (within & (places.valid[:, 0] > 0))[..., None]
+
+
+@pytest.fixture(scope="module")
+def layer() -> GeometryAttention:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = GeometryAttention(24, 3)
+        torch.nn.init.normal_(made.offsets)
+        return made.requires_grad_(False)
+
+
+def random_places(views: int, height: int = 7, width: int = 9, seed: int = 0) -> Places:
+    """Places in and a little outside of references of so many tokens, two thirds of them known."""
+    g = torch.Generator().manual_seed(seed)
+    x, y, known = (torch.rand(2, views, height * width, generator=g) for _ in range(3))
+    return Places(x * (width + 1) - 1, y * (height + 1) - 1, (known > 1 / 3).float(), height, width)
+
+
+def test_windows_are_those_of_all_copies(layer: GeometryAttention) -> None:
+    places = random_places(1)
+    states, own = noisy(2, 1, 63, 24, seed=1) - 0.5, noisy(2, 63, 24, seed=2) - 0.5
+    read = by_all_copies(layer, states[:, 0], places)
+    assert 0.2 < float((read == 0).all(-1).float().mean()) < 0.8
+    assert torch.allclose(layer._read(states, places), read, atol=1e-5)
+    weight = torch.sigmoid(layer.weight(torch.cat([read, own], dim=-1))) * places.valid[:, 0, :, None]
+    assert torch.allclose(layer(own, states, places), own + weight * (read - own), atol=1e-5)
+    unknown = places._replace(valid=torch.zeros_like(places.valid))
+    assert torch.equal(layer(own, states, unknown), own)
+    half = layer.to(torch.bfloat16)(own.bfloat16(), states.bfloat16(), places)
+    layer.float()
+    assert (half - layer(own, states, places)).abs().max() < 0.03
+
+
+def test_several_references_share_one_softmax_and_one_is_the_papers(layer: GeometryAttention) -> None:
+    states, own = noisy(2, 3, 63, 24, seed=1) - 0.5, noisy(2, 63, 24, seed=2) - 0.5
+    places = random_places(3)
+
+    def of(*views: int, valid: torch.Tensor | None = None) -> torch.Tensor:
+        some = [x[:, list(views)] for x in (places.x, places.y, places.valid if valid is None else valid)]
+        return layer(own, states[:, list(views)], Places(*some, places.height, places.width))
+
+    assert torch.allclose(of(0, 0), of(0), atol=1e-6)  # twice the same is once
+    assert torch.allclose(of(2, 0, 1), of(0, 1, 2), atol=1e-6)
+    assert (of(0, 1) - of(0)).abs().max() > 1e-3
+    nowhere = places.valid.clone()
+    nowhere[:, 1:] = 0
+    assert torch.allclose(of(0, 1, 2, valid=nowhere), of(0), atol=1e-6)
+    # each sample by itself
+    alone = layer(own[1:], states[1:], Places(*(x[1:] for x in places[:3]), places.height, places.width))
+    assert torch.allclose(alone, of(0, 1, 2)[1:], atol=1e-6)
+
+
+def test_windows_learn_as_they_answer(layer: GeometryAttention) -> None:
+    places = random_places(2)
+    states, own = noisy(2, 2, 63, 24, seed=1), noisy(2, 63, 24, seed=2)
+    moved = states.clone().requires_grad_()
+    output = layer(own, moved, places)
+    assert torch.allclose(output.detach(), layer(own, states, places), atol=1e-6)
+    output.square().sum().backward()
+    step = torch.zeros_like(states)
+    step[0, 1, 30] = 1e-2 * (noisy(24, seed=3) - 0.5)
+    with torch.no_grad():
+        change = layer(own, states + step, places).square().sum() - layer(own, states - step, places).square().sum()
+    assert moved.grad is not None
+    expected = 2 * float((moved.grad * step).sum())
+    assert abs(float(change) - expected) < 0.02 * abs(expected) + 1e-5
+
+
+# the fixer
+
+
+def test_any_number_of_references_batches_and_encodings(monkeypatch: pytest.MonkeyPatch) -> None:
+    fixer = Fixer(geometry_network())
+    images, photos = noisy(2, 3, 40, 44), noisy(2, 3, 40, 44, seed=1)
+    correspondence = torch.cat([shifted(40, 44, 6, -3), shifted(40, 44, -9, 2)], dim=1)
+    beside = photos[None].expand(2, -1, -1, -1, -1)
+    both = fixer(images, beside, correspondence=correspondence.expand(2, -1, -1, -1, -1))
+    encoded = fixer.encode_references(photos)
+    monkeypatch.setattr(fixer.network, "encode_references", lambda x: pytest.fail("photos are encoded again"))
+    for i, image in enumerate(images):  # what was encoded serves every frame, whatever its places
+        one = fixer(image[None], encoded, correspondence=correspondence)
+        assert torch.allclose(one, both[i : i + 1], atol=1e-5)
+    elsewhere = fixer(images[:1], encoded, correspondence=correspondence.flip(1))
+    assert (elsewhere - both[:1]).abs().max() > 1e-3
+    swapped = fixer(images[:1], photos[None].flip(1), correspondence=correspondence.flip(1))
+    assert torch.allclose(swapped, both[:1], atol=1e-5)
+    unknown = fixer(images[:1], encoded, correspondence=torch.zeros_like(correspondence))
+    assert torch.allclose(unknown, fixer(images[:1], encoded), atol=1e-5)
+    with pytest.raises(ValueError, match="correspondence must be"):
+        fixer(images[:1], encoded, correspondence=correspondence[:, :1])
+
+
+def test_one_way_references_bring_their_states_with_their_keys_and_values() -> None:
+    network = geometry_network(reference_attention="one-way")
+    image, photos = noisy(1, 3, 40, 48), noisy(1, 2, 3, 40, 48, seed=1)
+    correspondence = torch.cat([shifted(40, 48, 6, -3), shifted(40, 48, -9, 2)], dim=1)
+    with torch.no_grad():
+        encoded = network.encode_references(photos)
+        latents, skips = network.encode(image * 2 - 1)
+        found = places_by_count(correspondence, (5, 6), 3)
+        stack = torch.cat([latents[:, None], encoded.latents], 1)
+        together = network.denoise(stack.flatten(0, 1), 3, found).unflatten(0, (1, 3))[:, 0]
+        apart = network(image, encoded, correspondence=correspondence)
+    assert torch.allclose(apart, (network.decode(together, skips) + 1) / 2, atol=1e-5)
+    assert (apart - network(image, encoded)).abs().max() > 1e-3
+
+
+def test_tiles_see_their_own_part_of_the_places() -> None:
+    fixer = Fixer(geometry_network(), tile=80)
+    image, photo = noisy(1, 3, 40, 200), noisy(1, 1, 3, 40, 200, seed=1)
+    correspondence = shifted(40, 200, 21.5, 3)
+    fixed = fixer(image, photo, correspondence=correspondence)
+    first = windows(40, 200, 80, 8)[0]
+    cut = correspondence[..., : first.width].clone()
+    cut[:, :, 2] *= cut[:, :, 0] <= first.width - 1  # what the tile's part of the photo does not show
+    with torch.no_grad():
+        alone = fixer.network(first.of(image), first.of(photo), correspondence=cut).clamp(0, 1)
+    assert torch.allclose(fixed[..., :8], alone[..., :8], atol=1e-4)
+    assert (fixer(image, photo)[..., :8] - alone[..., :8]).abs().max() > 0.03
+
+
+def test_cutting_and_turning_keep_places_on_what_they_show() -> None:
+    correspondence = shifted(12, 20, 5, -2)
+    cut = cropped(correspondence, 4, 6, 8, 10)
+    assert torch.equal(cut[0, 0, :, 3, 2], torch.tensor([7.0, 1.0, 1.0]))
+    assert torch.equal(cut[0, 0, :, 3, 7], torch.tensor([12.0, 1.0, 0.0]))  # at column 12 of 10
+    assert torch.equal(cut[0, 0, :, 1, 2], torch.tensor([7.0, -1.0, 0.0]))  # above
+    turned = mirrored(correspondence)
+    assert torch.equal(turned[0, 0, :, 5, 19 - 3], torch.tensor([19.0 - 8, 3.0, 1.0]))
+    assert torch.equal(turned[0, 0, 2], correspondence[0, 0, 2].flip(-1))
+    fixer = Fixer(geometry_network())
+    image, photo = noisy(1, 3, 40, 48), noisy(1, 1, 3, 40, 48, seed=1)
+    places = shifted(40, 48, 6, -3)
+    second = fixer.second_opinion(image, photo, correspondence=places)
+    by_hand = fixer(image.flip(-1), photo.flip(-1), correspondence=shifted(40, 48, -6, -3)).flip(-1)
+    assert torch.allclose(second, by_hand, atol=1e-5)
+    assert fixer(noisy(1, 3, 37, 51), noisy(1, 1, 3, 37, 51), correspondence=shifted(37, 51, 4, 4)).shape[-1] == 51
+
+
+def most_memory(run: Callable[[], object]) -> int:
+    """The most bytes of tensors that a call has at once, beyond those there were before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    found = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(found, key=lambda one: one.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+@torch.no_grad()
+def test_geometry_takes_little_memory() -> None:
+    """Counted at heads of 64 channels, as SD-Turbo's are, in the U-Net alone: the rest of the network takes more."""
+    base = raw_config(references="geometry", lora_rank=0, lora_targets=[])
+    unet = {**base.unet, "block_out_channels": [64, 128, 128]}
+    network = FixerNetwork(dataclasses.replace(base, unet=unet)).eval().to(torch.bfloat16)
+    height, width = 144, 256
+    size = (height // 8, width // 8)
+    for views, most in ((1, 1.3), (3, 1.7)):
+        found = places_by_count(shifted(height, width, 9.3, -4.2).expand(-1, views, -1, -1, -1), size, 3)
+        latents = noisy(1, 4, *size).bfloat16()
+        references = EncodedReferences(noisy(1, views, 4, *size, seed=1).bfloat16())
+        plain = most_memory(lambda x=latents, r=references: network._denoised_render(x, r, None))
+        whole = most_memory(lambda x=latents, r=references, p=found: network._denoised_render(x, r, p))
+        assert plain < whole < most * plain
+    layer, states = GeometryAttention(64, 1), noisy(1, 1, 18 * 32, 64)
+    finest = found[18 * 32]
+    one = Places(finest.x[:, :1], finest.y[:, :1], finest.valid[:, :1], *size)
+    copies = most_memory(lambda: by_all_copies(layer, states[:, 0], one))
+    assert most_memory(lambda: layer._read(states, one)) < copies / 3
+
+
+@torch.no_grad()
+def test_geometry_is_compiled_with_the_rest_in_one_graph() -> None:
+    unet = {
+        "block_out_channels": [16, 16],
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "attention_head_dim": [1, 1],
+    }
+    network = geometry_network(unet={**raw_config().unet, **unet})
+    latents, found = noisy(2, 4, 5, 6), places_by_count(shifted(40, 48, 6, -3), (5, 6), 2)
+    told = {"views": 2, "one_way": False, "places": found}
+    expected = network._unet_pass(latents, told)
+    compiled = torch.compile(network._unet_pass, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(latents, told), expected, atol=1e-5)
+
+
+# geometry from reconstructions
+
+
+def test_places_on_a_plane_are_its_points() -> None:
+    """Two cameras that look at a plane; the reference is turned, so its depth differs from pixel to pixel."""
+    side, depth = 32, 3.0
+    k, here = intrinsics(side), pose(0.0)
+    turned = torch.eye(4)
+    angle = torch.tensor(0.1)
+    turned[:3, :3] = torch.tensor([[angle.cos(), 0, angle.sin()], [0, 1, 0], [-angle.sin(), 0, angle.cos()]])
+    turned[:3, 3] = torch.tensor([0.3, -0.1, 0.2])
+    # where each of the reference's pixels meets the plane
+    x, y = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="xy")
+    rays = torch.stack([(x - k[0, 2]) / k[0, 0], -(y - k[1, 2]) / k[1, 1], -torch.ones_like(x)], dim=-1)
+    reach = (-depth - turned[2, 3]) / (rays @ turned[:3, :3].T)[..., 2]
+    found = correspond(reach[None, None, None], k[None, None], turned[None, None], k[None], here[None])[0, 0]
+    # and where what the render's pixels show is in the reference
+    seen = unproject(torch.full((side, side), depth), k, here)
+    local = (seen - turned[:3, 3]) @ turned[:3, :3]
+    column = -k[0, 0] * local[..., 0] / local[..., 2] + k[0, 2] - 0.5
+    row = k[1, 1] * local[..., 1] / local[..., 2] + k[1, 2] - 0.5
+    known = found[2] > 0
+    within = (column > 1) & (column < side - 2) & (row > 1) & (row < side - 2)
+    assert float(known[within].float().mean()) > 0.99
+    assert not known[(column < -1) | (column > side) | (row < -1) | (row > side)].any()
+    both = known & within
+    assert float((found[0] - column)[both].abs().max()) < 0.3  # splatted from whole pixels
+    assert float((found[0] - column)[both].abs().mean()) < 0.1
+    assert float((found[1] - row)[both].abs().mean()) < 0.1
+    # a wall before the plane, in the render alone, hides what is behind it
+    wall = torch.full((1, 1, side, side), depth)
+    wall[..., : side // 2] = 1.0
+    hidden = correspond(reach[None, None, None], k[None, None], turned[None, None], k[None], here[None], wall)[0, 0]
+    assert not hidden[2, :, : side // 2 - 1].any()
+    assert torch.equal(hidden[:, :, side // 2 + 1 :], found[:, :, side // 2 + 1 :])
+    # without depth there is nothing
+    none = correspond(0 * reach[None, None, None], k[None, None], turned[None, None], k[None], here[None])
+    assert not none.any()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrow fixer that looks references up, untrained, as a folder of ours."""
+    return Fixer(merge_adapters(geometry_network())).save_pretrained(tmp_path_factory.mktemp("fixer") / "geometry")
+
+
+@pytest.fixture(scope="module")
+def run(arc: Path, saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A distillation with it, at toy size."""
+    folder = tmp_path_factory.mktemp("runs") / "arc"
+    line = ("distill", arc, "--split", "every:4", "--method", "splatfacto", "--fixer", saved, "--rounds", "1", "--json")
+    result = difix(*line, "--iterations", "60", "--size", "48", "--set", "max_gaussians=500", "--output", folder)
+    done(result)
+    assert "goes on without" not in result.stderr
+    return folder
+
+
+def test_reconstructions_bring_the_places(run: Path, arc: Path, saved: Path) -> None:
+    scene = load_scene(str(arc), 48)
+    split = make_split(scene, "every:4")
+    reconstruction = Reconstruction.load(run, scene, split.train, "cpu")
+    views = ReferenceViews(scene, split.train, reconstruction, 2)
+    camera = scene.frames[split.test[0]].camera
+    render = reconstruction.render(camera)
+    beside = views.beside(camera, render, align=False)
+    assert beside.correspondence is not None
+    found = beside.correspondence(2)
+    assert found.shape == (2, 3, *render.depth.shape)
+    assert beside.correspondence(1).shape[0] == 1
+    known = found[:, 2] > 0
+    assert known.mean() > 0.2
+    # a point that the render shows is near where the reference has it
+    opaque = render.accumulation > 0.9
+    row, column = np.nonzero(known[0] & opaque)
+    points = camera.unproject(column + 0.5, row + 0.5, render.depth[row, column].astype(np.float64))
+    x, y, _ = scene.frames[beside.frames[0]].camera.project(points)
+    apart = np.hypot(x - 0.5 - found[0, 0, row, column], y - 0.5 - found[0, 1, row, column])
+    assert np.median(apart) < 1.5
+    fixer = Fixer.from_pretrained(saved)
+    with_it = fix_render(fixer, render, beside)
+    without = fix_render(fixer, render, dataclasses.replace(beside, correspondence=None))
+    assert np.abs(with_it - without).mean() > 1e-3
+    # what is not opaque, or hidden, is not known
+    empty = dataclasses.replace(render, accumulation=np.zeros_like(render.accumulation))
+    assert not opaque_depth(empty).any()
+    before = dataclasses.replace(
+        render, depth=np.full_like(render.depth, 0.01), accumulation=np.ones_like(render.depth)
+    )
+    assert not views.correspondence(beside.frames, camera, before)[:, 2].any()
+
+
+def test_it_serves_where_fixers_do_and_says_what_it_goes_without(
+    run: Path, arc: Path, saved: Path, tmp_path: Path
+) -> None:
+    enhanced = difix("enhance", run, "--fixer", saved, "--json", "--output", tmp_path / "enhanced")
+    assert done(enhanced)["results"]["frames"] > 0
+    assert "goes on without" not in enhanced.stderr
+    # a scene alone knows poses and no depth
+    renders = tmp_path / "renders"
+    renders.mkdir()
+    for name in ("train_001.png", "train_002.png"):
+        shutil.copy(arc / "images" / name, renders)
+    line = ("fix", renders, "--fixer", saved, "--scene", arc, "--size", "48", "--json", "--output", tmp_path / "fixed")
+    fixed = difix(*line)
+    assert done(fixed)["results"]["frames"] == 2
+    assert fixed.stderr.count("goes on without") == 1

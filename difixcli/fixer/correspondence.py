@@ -60,9 +60,11 @@ def cropped(correspondence: Tensor, top: int, left: int, height: int, width: int
     Places outside of the references' rectangle are not known.
     """
     cut = correspondence[..., top : top + height, left : left + width]
-    x, y, known = cut[..., 0, :, :] - left, cut[..., 1, :, :] - top, cut[..., 2, :, :]
+    known = cut[..., 2, :, :]
+    # what is known outside keeps its place: tokens at the border lie between it and what is inside
+    x, y = (cut[..., 0, :, :] - left) * known, (cut[..., 1, :, :] - top) * known
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    return torch.stack([x, y, known], dim=-3) * (known * inside)[..., None, :, :]
+    return torch.stack([x, y, known * inside], dim=-3)
 
 
 def mirrored(correspondence: Tensor) -> Tensor:
