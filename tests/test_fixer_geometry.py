@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from commands import difix, done
-from planes import intrinsics, pose
+from commands import difix, done, refused
+from planes import intrinsics, pose, texture
+from planes import picture as picture_of
 from test_fixer import picture
 from test_fixer_inference import noisy, raw_config
 
@@ -26,7 +28,12 @@ from difixcli.fixer.tiling import windows
 from difixcli.fixer.weights import merge_adapters
 from difixcli.reconstruction import Reconstruction
 from difixcli.reference_views import ReferenceViews, fix_render, opaque_depth
+from difixcli.runs import write_image
 from difixcli.scenes import load_scene, make_split
+from difixcli.training.augmentation import augmented
+from difixcli.training.augmentation import cropped as cropped_sample
+from difixcli.training.pairs import Loaded, decode, inspect_pairs, read_manifests
+from difixcli.training.parts import with_geometry
 
 
 @pytest.fixture(scope="module")
@@ -397,7 +404,7 @@ def test_places_on_a_plane_are_its_points() -> None:
     turned = torch.eye(4)
     angle = torch.tensor(0.1)
     turned[:3, :3] = torch.tensor([[angle.cos(), 0, angle.sin()], [0, 1, 0], [-angle.sin(), 0, angle.cos()]])
-    turned[:3, 3] = torch.tensor([0.3, -0.1, 0.2])
+    turned[:3, 3] = torch.tensor([-0.3, -0.1, 0.2])
     # where each of the reference's pixels meets the plane
     x, y = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="xy")
     rays = torch.stack([(x - k[0, 2]) / k[0, 0], -(y - k[1, 2]) / k[1, 1], -torch.ones_like(x)], dim=-1)
@@ -413,9 +420,10 @@ def test_places_on_a_plane_are_its_points() -> None:
     assert float(known[within].float().mean()) > 0.99
     assert not known[(column < -1) | (column > side) | (row < -1) | (row > side)].any()
     both = known & within
-    assert float((found[0] - column)[both].abs().max()) < 0.3  # splatted from whole pixels
-    assert float((found[0] - column)[both].abs().mean()) < 0.1
-    assert float((found[1] - row)[both].abs().mean()) < 0.1
+    assert float((found[0] - column)[both].abs().max()) < 1  # splatted from whole pixels
+    assert float((found[0] - column)[both].abs().mean()) < 0.4
+    assert float((found[1] - row)[both].abs().mean()) < 0.4
+    assert float((found[0] - x)[both].abs().mean()) > 1  # it is not the render's own
     # a wall before the plane, in the render alone, hides what is behind it
     wall = torch.full((1, 1, side, side), depth)
     wall[..., : side // 2] = 1.0
@@ -438,7 +446,7 @@ def run(arc: Path, saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A distillation with it, at toy size."""
     folder = tmp_path_factory.mktemp("runs") / "arc"
     line = ("distill", arc, "--split", "every:4", "--method", "splatfacto", "--fixer", saved, "--rounds", "1", "--json")
-    result = difix(*line, "--iterations", "60", "--size", "48", "--set", "max_gaussians=500", "--output", folder)
+    result = difix(*line, "--iterations", "30", "--size", "48", "--set", "max_gaussians=300", "--output", folder)
     done(result)
     assert "goes on without" not in result.stderr
     return folder
@@ -482,7 +490,7 @@ def test_it_serves_where_fixers_do_and_says_what_it_goes_without(
     run: Path, arc: Path, saved: Path, tmp_path: Path
 ) -> None:
     enhanced = difix("enhance", run, "--fixer", saved, "--json", "--output", tmp_path / "enhanced")
-    assert done(enhanced)["results"]["frames"] > 0
+    assert done(enhanced)["frames"] > 0
     assert "goes on without" not in enhanced.stderr
     # a scene alone knows poses and no depth
     renders = tmp_path / "renders"
@@ -491,5 +499,130 @@ def test_it_serves_where_fixers_do_and_says_what_it_goes_without(
         shutil.copy(arc / "images" / name, renders)
     line = ("fix", renders, "--fixer", saved, "--scene", arc, "--size", "48", "--json", "--output", tmp_path / "fixed")
     fixed = difix(*line)
-    assert done(fixed)["results"]["frames"] == 2
+    assert done(fixed)["frames"] == 2
     assert fixed.stderr.count("goes on without") == 1
+
+
+# training
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs of a plane from two places, dim and without texture in the render, that know where the photo shows it."""
+    folder, side = tmp_path_factory.mktemp("pairs"), 40
+    k, entries = intrinsics(side), {}
+    for i in range(4):
+        views = [picture_of(texture(i), 3.0, pose(x), k, side, side) for x in (0.0, 0.6)]
+        for name, image in (("target", views[0]), ("ref", views[1]), ("render", 0.8 * views[0].mean((1, 2), True))):
+            write_image(folder / f"{name}{i}.png", image.expand(3, side, side).permute(1, 2, 0).numpy())
+        depth = torch.full((1, 1, 1, side, side), 3.0)
+        found = correspond(depth, k[None, None], pose(0.6)[None, None], k[None], pose(0.0)[None])
+        np.savez_compressed(folder / f"{i}.npz", correspondence=found[0].numpy())
+        entry = {"image": f"render{i}.png", "target_image": f"target{i}.png", "ref_images": [f"ref{i}.png"]}
+        entries[str(i)] = {**entry, "correspondence": f"{i}.npz"}
+    (folder / "data.json").write_text(json.dumps({"train": entries, "test": {"t": entries["0"]}}))
+    return folder
+
+
+def test_training_begins_as_the_paper_does_and_goes_on(pairs: Path, tmp_path: Path) -> None:
+    base = Fixer(FixerNetwork(raw_config(lora_rank=0, lora_targets=[])))
+    begun = with_geometry(base, seed=0)
+    assert begun.config == dataclasses.replace(base.config, references="geometry")
+    assert with_geometry(begun, seed=0) is begun
+    block = begun.network.unet.mid_block.attentions[0].transformer_blocks[0]
+    for mine, theirs in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("out", "to_out.0")):
+        assert torch.equal(block.geometry.get_submodule(mine).weight, block.attn1.get_submodule(theirs).weight)
+    assert torch.equal(block.geometry.norm.weight, block.norm1.weight)
+    assert not block.geometry.weight[-1].weight.any() and block.geometry.weight[-1].bias.tolist() == [-2.5]
+    folder = base.save_pretrained(tmp_path / "base")
+    line = (
+        "finetune",
+        pairs,
+        "--base",
+        folder,
+        "--set",
+        "references=geometry",
+        "--batch",
+        "2",
+        "--crop",
+        "32",
+        "--json",
+    )
+    line = (*line, "--set", "drop_references=0.4", "--perceptual-weight", "0", "--warm-up", "0", "--set", "log_every=1")
+    results = done(difix(*line, "--iterations", "4", "--output", tmp_path / "trained"))
+    assert results["steps"] == 4 and results["dropped"] == {}
+    trained = Fixer.from_pretrained(tmp_path / "trained")
+    assert trained.config.references == "geometry"
+    moved = [
+        name
+        for name, value in trained.network.state_dict().items()
+        if ".geometry." in name and not torch.equal(value, begun.network.state_dict()[name])
+    ]
+    assert any("weight.4" in name for name in moved) and any(".q.weight" in name for name in moved)
+    loaded = decode(read_manifests([pairs]).train[0], "geometry", 1)
+    assert loaded.correspondence is not None and loaded.correspondence.shape == (1, 3, 40, 40)
+    assert (loaded.correspondence[0, 2] > 0).mean() > 0.7
+
+
+def test_pairs_and_bases_without_geometry_are_refused(pairs: Path, tmp_path: Path) -> None:
+    line = ("--set", "references=geometry", "--iterations", "1", "--output", tmp_path / "out")
+    refused(difix("finetune", pairs, "--base", "tiny", *line), "aligned already", "stabilityai/sd-turbo")
+    base = Fixer(FixerNetwork(raw_config(lora_rank=0, lora_targets=[]))).save_pretrained(tmp_path / "base")
+    bare = tmp_path / "bare"
+    shutil.copytree(pairs, bare)
+    entries = json.loads((bare / "data.json").read_text())
+    for split in entries.values():
+        for entry in split.values():
+            del entry["correspondence"]
+    (bare / "data.json").write_text(json.dumps(entries))
+    refused(difix("finetune", bare, "--base", base, *line), "curate --depth")
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "objects", "shape", "infinite", "vast"])
+def test_damaged_places_drop_their_pair(pairs: Path, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "pairs"
+    shutil.copytree(pairs, folder)
+    path = folder / "0.npz"
+    good = np.load(path)["correspondence"]
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-200])
+    else:
+        wrong = {
+            "objects": np.array([{}]),
+            "shape": good[:, :2],
+            "infinite": good + np.float32(np.inf),
+            "vast": np.zeros((1, 3, 4000, 4000), np.float32),
+        }
+        np.savez_compressed(path, correspondence=wrong[damage])
+    files = read_manifests([folder]).train
+    if damage == "missing":
+        assert "missing" in inspect_pairs(files, 32, 8).dropped[0]
+    else:
+        with pytest.raises(ValueError, match="places"):
+            decode(files[0], "geometry", 1)
+    assert decode(files[0], "raw", 1).correspondence is None
+    assert decode(files[1], "geometry", 1).correspondence is not None
+
+
+def test_augmented_samples_keep_their_places() -> None:
+    """References whose pixels say where they are: what a place shows stays what it showed."""
+    side = 24
+    rows, columns = np.mgrid[:side, :side].astype(np.float32) / side
+    view = np.stack([rows, columns, np.zeros_like(rows)], axis=-1)
+    places = shifted(side, side, 3, -2)[0].numpy()
+    shows = np.roll(view, (2, -3), (0, 1))  # where known: the render shows the reference's places
+    opacity = np.full((side, side), 255, np.uint8)
+    pair = Loaded(shows, shows, view[None], np.full((1, side, side), 255, np.uint8), opacity, places)
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        sample = augmented(cropped_sample(pair, 16, rng), False, 0.0, rng)
+        strong = augmented(cropped_sample(pair, 16, rng), True, 0.0, rng)
+        for one in (sample, strong):
+            assert one.correspondence is not None
+            x, y, known = one.correspondence[0]
+            row, column = np.nonzero(known)
+            assert len(row) > 100
+            there = one.references[0][y[row, column].astype(int), x[row, column].astype(int)]
+            np.testing.assert_allclose(there, one.target[row, column], atol=1e-5)

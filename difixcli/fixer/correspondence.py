@@ -74,6 +74,12 @@ def mirrored(correspondence: Tensor) -> Tensor:
     return torch.stack([(correspondence.shape[-1] - 1 - x) * known, y, known], dim=-3)
 
 
+def transposed(correspondence: Tensor) -> Tensor:
+    """A correspondence (…, 3, H, W) of the render and its references when all are transposed."""
+    x, y, known = correspondence.transpose(-1, -2).unbind(-3)
+    return torch.stack([y, x, known], dim=-3)
+
+
 def _correspond(
     ref_depth: Tensor, ref_intrinsics: Tensor, ref_pose: Tensor, intrinsics: Tensor, pose: Tensor, depth: Tensor | None
 ) -> Tensor:

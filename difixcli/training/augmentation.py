@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
+from difixcli.fixer import correspondence
 from difixcli.training.pairs import Loaded, unit
 from difixcli.training.synthetic import Sample
 
@@ -11,17 +13,23 @@ _OPACITY_UNKNOWN = 0.1  # share of the samples whose opacity is full: not every 
 
 
 def cropped(pair: Loaded, crop: int, rng: np.random.Generator) -> Sample:
-    """The same random square of all of a pair's images; its references in random order."""
+    """The same random square of all of a pair's images; its references in random order, what they show outside of it
+    not known.
+    """
     height, width = pair.render.shape[:2]
     top, left = rng.integers(height - crop + 1), rng.integers(width - crop + 1)
     window = (slice(top, top + crop), slice(left, left + crop))
     order = rng.permutation(len(pair.references))
+    places = None
+    if pair.correspondence is not None:
+        places = correspondence.cropped(torch.from_numpy(pair.correspondence[order]), top, left, crop, crop).numpy()
     return Sample(
         unit(pair.render[window]),
         unit(pair.target[window]),
         unit(pair.references[(order, *window)]),
         unit(pair.visibility[(order, *window)]),
         unit(pair.opacity[window]),
+        places,
     )
 
 
@@ -66,13 +74,18 @@ def augmented(sample: Sample, strong: bool, reference_tone: float, rng: np.rando
     """
     images = [sample.render, sample.target, *sample.references]
     masks = [*sample.visibility, sample.opacity]
+    places = None if sample.correspondence is None else torch.from_numpy(sample.correspondence)
     if rng.random() < 0.5:
         images, masks = [a[:, ::-1] for a in images], [a[:, ::-1] for a in masks]
+        places = None if places is None else correspondence.mirrored(places)
     if strong:
         if rng.random() < 0.5:
             images, masks = [a[::-1] for a in images], [a[::-1] for a in masks]
+            if places is not None:
+                places = correspondence.transposed(correspondence.mirrored(correspondence.transposed(places)))
         if rng.random() < 0.5:
             images, masks = [a.swapaxes(0, 1) for a in images], [a.T for a in masks]
+            places = None if places is None else correspondence.transposed(places)
         if rng.random() < 0.3:
             channels = rng.permutation(3)
             images = [a[..., channels] for a in images]
@@ -92,6 +105,7 @@ def augmented(sample: Sample, strong: bool, reference_tone: float, rng: np.rando
         np.stack(references) if references else np.zeros((0, *size, 3), np.float32),
         np.stack(masks[:-1]) if len(masks) > 1 else np.zeros((0, *size), np.float32),
         masks[-1],
+        None if places is None else places.numpy(),
     )
 
 

@@ -34,7 +34,7 @@ from difixcli.training.journal import Journal, picture
 from difixcli.training.losses import FixerLoss
 from difixcli.training.options import FREE, TrainingOptions, learning_rate, with_options
 from difixcli.training.pairs import Inspection, PairStore, decode, inspect_pairs, read_manifests
-from difixcli.training.parts import choose_parts, recompute_activations, with_rank
+from difixcli.training.parts import choose_parts, recompute_activations, with_geometry, with_rank
 from difixcli.training.streaming import StreamedBatches, split_sources
 from difixcli.training.synthetic import PhotoPairs
 
@@ -98,6 +98,8 @@ def finetune(
         raise InputError("Synthetic pairs from --photos have aligned references, which this fixer's layout cannot use.")
     if photos is None and options.get("photo_share") is not None:
         raise InputError("The training option photo_share is the share of --photos; name a folder of them.")
+    if chosen.references == "geometry":
+        fixer = with_geometry(fixer, seed)
     training = _Training(with_rank(fixer, chosen.lora_rank, seed), chosen, output, device, report)
     try:
         training.load_data([str(source) for source in pairs], photos, stream, str(base))
@@ -119,7 +121,8 @@ class _Training:
     ) -> None:
         self.fixer, self.options, self.output = fixer, options, make_folder(output)
         self.network = fixer.network
-        self.accelerator = processes.accelerator(device, options.dtype)
+        geometry = fixer.config.references == "geometry"  # which has no part in steps without references
+        self.accelerator = processes.accelerator(device, options.dtype, unused=geometry)
         self.main = self.accelerator.is_main_process
         self.ranks = self.accelerator.num_processes
         self.checkpoint = make_folder(output / "checkpoints") / "last.pt"
@@ -174,6 +177,12 @@ class _Training:
         else:
             looked = [inspect_pairs(manifest.train, options.crop, config.multiple) if self.main else None]
             inspected = self._from_main(looked)
+        known = any(pair.correspondence is not None for pair in manifest.train)
+        if config.references == "geometry" and not known and not tars:
+            raise InputError(
+                "No pair says where its references show what it shows, so nothing can be learnt of their geometry; "
+                "make pairs with difix curate --depth."
+            )
         crop = max(options.crop // config.multiple, 1) * config.multiple if tars else inspected.crop
         used = [pair for i, pair in enumerate(manifest.train) if i not in inspected.dropped]
         self.inspected = inspected
@@ -306,7 +315,8 @@ class _Training:
             self.network.train()
             last = number == options.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                output = self.model(batch.images, batch.references, batch.opacity, batch.visibility, noise)
+                beside = (batch.references, batch.opacity, batch.visibility, noise, batch.correspondence)
+                output = self.model(batch.images, *beside)
                 loss, parts = self.loss(output, batch.targets, self.step)
                 if options.idempotence_weight > 0 and self.step % _AGAIN_EVERY == 0:
                     parts["again"] = options.idempotence_weight * self._changed_again(output, batch, noise)
@@ -338,7 +348,8 @@ class _Training:
     def _changed_again(self, output: Tensor, batch: Batch, noise: Tensor | None) -> Tensor:
         """How much a second pass changes of the first one's output: (), the mean distance."""
         first = output.detach().clamp(0, 1)
-        again = self.model(first, batch.references, batch.opacity, batch.visibility, noise)
+        beside = (batch.references, batch.opacity, batch.visibility, noise, batch.correspondence)
+        again = self.model(first, *beside)
         return (again.float() - first).abs().mean()
 
     def _drawn(self, draw: Draw) -> Batch:
@@ -357,7 +368,7 @@ class _Training:
     def _noise(self, index: int, images: Tensor) -> Tensor | None:
         """What networks that fill the unseen have there in round `index`; None for others."""
         config = self.fixer.config
-        if config.references != "raw" or not config.fill_unseen:
+        if not config.takes_photos or not config.fill_unseen:
             return None
         height, width = (length // config.multiple for length in images.shape[-2:])
         return self.plan.noise(index, (config.vae["latent_channels"], height, width)).to(images)
@@ -388,7 +399,8 @@ class _Training:
         told = torch.zeros(1 + len(fields(CollapseSigns)), device=self.accelerator.device)
         if batch.references is not None:  # of streamed pairs one process may have some and another none
             self.network.eval()
-            own = collapse_signs(self.network, batch.images, batch.references, batch.opacity, batch.visibility, noise)
+            beside = (batch.references, batch.opacity, batch.visibility, noise, batch.correspondence)
+            own = collapse_signs(self.network, batch.images, *beside)
             told = told.new_tensor([1.0, *asdict(own).values()])
         looked, *sums = self.accelerator.reduce(told, "sum").tolist()
         if not looked:
@@ -425,7 +437,8 @@ class _Training:
             fixer = Fixer(self.network, self.fixer.tile)  # what it keeps of references goes with it
             for i in range(self.accelerator.process_index, len(self.validation), self.ranks):
                 batch = self.validation[i]
-                fixed = picture(fixer(batch.images, batch.references, batch.opacity, batch.visibility).cpu())
+                beside = (batch.references, batch.opacity, batch.visibility, None, batch.correspondence)
+                fixed = picture(fixer(batch.images, *beside).cpu())
                 own.append((i, image_metrics(fixed, picture(batch.targets), None, device), fixed))
             every = sorted(gather_object(own), key=lambda one: one[0])
             figures = summary([one[1] for one in every])[0]

@@ -27,7 +27,8 @@ SMALLEST = 16  # pixels of a render's shorter side
 
 _STRETCH = 1.03  # how far a photo's shape may differ from its render's
 _LEFT_OUT = 0.1  # share of the pairs that may be smaller than the crop
-References = Literal["raw", "aligned"]
+_HEADER = 4096  # bytes of an array's file beyond its values, at most
+References = Literal["raw", "aligned", "geometry"]
 
 
 class Openable(Protocol):
@@ -42,7 +43,9 @@ Picture = str | Openable
 
 @dataclass(frozen=True, slots=True)
 class PairFiles:
-    """One pair's images. `aligned` are RGBA (colour and visibility); `references` raw photos."""
+    """One pair's images. `aligned` are RGBA (colour and visibility); `references` raw photos, with `correspondence` an
+    .npz of which places of theirs the render's pixels show.
+    """
 
     id: str
     render: Picture
@@ -50,6 +53,7 @@ class PairFiles:
     references: tuple[Picture, ...]
     aligned: tuple[Picture, ...]
     opacity: Picture | None
+    correspondence: Picture | None = None
 
 
 @dataclass
@@ -153,6 +157,7 @@ def pair_of_members(key: str, members: Mapping[str, Openable]) -> PairFiles:
         references=numbered("ref_image"),
         aligned=numbered("aligned_ref"),
         opacity=members.get("opacity"),
+        correspondence=members.get("correspondence"),
     )
 
 
@@ -176,6 +181,7 @@ def _entry(key: str, entry: Any, folder: Path) -> PairFiles:
         references=tuple(placed(value) for value in raw),
         aligned=tuple(placed(value) for value in entry.get("aligned_refs") or ()),
         opacity=placed(entry["opacity"]) if entry.get("opacity") else None,
+        correspondence=placed(entry["correspondence"]) if entry.get("correspondence") else None,
     )
 
 
@@ -184,6 +190,7 @@ _PAIR = {
     "ref_image?": (None, str),
     "aligned_refs?": (None, [str]),
     "opacity?": (None, str),
+    "correspondence?": (None, str),
 }
 
 
@@ -222,7 +229,7 @@ def _shorter_side(pair: PairFiles) -> int:
     if min(height, width) < SMALLEST:
         raise ValueError(f"{pair.render} is smaller than {SMALLEST} pixels")
     _check_shape(pair.target, _header(pair.target), (height, width), _STRETCH)
-    for other in (*pair.references, *pair.aligned, *([pair.opacity] if pair.opacity else [])):
+    for other in (*pair.references, *pair.aligned, pair.opacity, pair.correspondence):
         if isinstance(other, str) and not Path(other).is_file():
             raise ValueError(f"{other} is missing")
     return min(height, width)
@@ -246,20 +253,22 @@ def _check_shape(picture: Picture, size: tuple[int, int], render: tuple[int, int
 
 
 class Loaded(NamedTuple):
-    """A decoded pair, 8 bits a channel; the same layout as `synthetic.Sample`."""
+    """A decoded pair, 8 bits a channel, and its places; the same layout as `synthetic.Sample`."""
 
     render: np.ndarray  # (H, W, 3)
     target: np.ndarray  # (H, W, 3)
     references: np.ndarray  # (V, H, W, 3)
     visibility: np.ndarray  # (V, H, W), all 255 for raw references
     opacity: np.ndarray  # (H, W)
+    correspondence: np.ndarray | None = None  # (V, 3, H, W) float32, where references are wanted with their geometry
 
 
 class PairStore:
     """Pairs that are decoded when they are asked for, and kept as long as they fit into `cache_mib`.
 
-    References are brought to the kind the fixer wants: raw ones to the render's size, aligned ones as curation wrote
-    them, or registered by optical flow where a manifest has only raw ones.
+    References are brought to the kind the fixer wants: raw ones to the render's size, with geometry also what curation
+    wrote of their places (where it wrote none, none is known), aligned ones as curation wrote them, or registered by
+    optical flow where a manifest has only raw ones.
     """
 
     def __init__(self, files: Sequence[PairFiles], kind: References, views: int, cache_mib: float = 512) -> None:
@@ -275,7 +284,7 @@ class PairStore:
         if index in self._kept:
             return self._kept[index]
         loaded = decode(self.files[index], self.kind, self.views)
-        size = sum(part.nbytes for part in loaded)
+        size = sum(part.nbytes for part in loaded if part is not None)
         if size <= self._free:
             self._kept[index] = loaded
             self._free -= size
@@ -301,7 +310,8 @@ def decode(pair: PairFiles, kind: References, views: int) -> Loaded:
         if opacity.shape != (height, width):
             raise ValueError(f"{pair.opacity} has another size than its render")
     references, visibility = _references(pair, render, kind, views)
-    return Loaded(render, target, references, visibility, opacity)
+    places = _places(pair, references.shape) if kind == "geometry" else None
+    return Loaded(render, target, references, visibility, opacity, places)
 
 
 def _references(pair: PairFiles, render: np.ndarray, kind: References, views: int) -> tuple[np.ndarray, np.ndarray]:
@@ -320,12 +330,34 @@ def _references(pair: PairFiles, render: np.ndarray, kind: References, views: in
     if not photos:
         return np.zeros((0, height, width, 3), np.uint8), np.zeros((0, height, width), np.uint8)
     stacked = np.stack(photos)
-    if kind == "raw":
+    if kind != "aligned":
         return stacked, np.full(stacked.shape[:3], 255, np.uint8)
     from difixcli.fixer.alignment import register_references
 
     aligned, visible = register_references(_planar(render[None]), _planar(stacked)[None])
     return _bytes(aligned[0].permute(0, 2, 3, 1).numpy()), _bytes(visible[0, :, 0].numpy())
+
+
+def _places(pair: PairFiles, shape: tuple[int, ...]) -> np.ndarray:
+    """(V, 3, H, W) of references (V, H, W, 3), all 0 where the pair knows no places; ValueError for broken ones."""
+    views, height, width, _ = shape
+    wanted = (views, 3, height, width)
+    if pair.correspondence is None or not views:
+        return np.zeros(wanted, np.float32)
+    most = 4 * len(pair.references) * 3 * height * width + _HEADER
+    try:
+        with _opener(pair.correspondence).open("rb") as file, np.load(file, allow_pickle=False) as held:
+            if held.zip.getinfo("correspondence.npy").file_size > most:
+                raise ValueError("it is larger than its pair")
+            values = held["correspondence"]
+    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
+        raise ValueError(
+            f"{pair.correspondence} holds no places of the pair's references ({short(str(error))})"
+        ) from error
+    fits = values.ndim == 4 and values.shape[0] >= views and values.shape[1:] == wanted[1:]
+    if not fits or values.dtype != np.float32 or not np.isfinite(values).all():
+        raise ValueError(f"{pair.correspondence} does not hold float32 places {wanted} of the pair's references")
+    return values[:views]
 
 
 def _photo(picture: Picture, height: int, width: int, stretch: float) -> np.ndarray:

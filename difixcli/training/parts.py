@@ -8,6 +8,7 @@ import torch
 
 from difixcli.errors import InputError
 from difixcli.fixer import Fixer, FixerNetwork
+from difixcli.fixer.geometry import begin_geometry
 from difixcli.fixer.network import ADAPTER, LORA_ALPHA
 from difixcli.fixer.weights import new_adapters
 from difixcli.training.options import Parts
@@ -62,6 +63,31 @@ def with_rank(fixer: Fixer, rank: int, seed: int) -> Fixer:
             raise InputError(f"The base's adapters have learned with rank {old}; --lora-rank cannot be less.")
         value[:, : min(rank, old)] = rescale * learned[:, :rank]
     fresh.load_state_dict(state | tensors, assign=True)
+    return Fixer(fresh)
+
+
+def with_geometry(fixer: Fixer, seed: int) -> Fixer:
+    """The same fixer, which now looks up its references by depth and cameras, at first with small weight.
+
+    Its other tensors are shared with the fixer given; one that looks them up already is returned as it is. Raises
+    InputError for a network with aligned references, which have their geometry in them.
+    """
+    network = fixer.network
+    if fixer.config.references == "geometry":
+        return fixer
+    if not fixer.config.takes_photos:
+        raise InputError(
+            "--set references=geometry is for networks that take photos as they are (--base stabilityai/sd-turbo); the "
+            "references of this one are aligned already."
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        views = max(network.config.views, 1)
+        fresh = FixerNetwork(dataclasses.replace(network.config, references="geometry", views=views))
+    state = network.state_dict()
+    new = {name: value for name, value in fresh.state_dict().items() if name not in state}
+    fresh.load_state_dict(state | new, assign=True)
+    begin_geometry(fresh.unet)
     return Fixer(fresh)
 
 
