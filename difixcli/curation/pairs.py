@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +158,18 @@ def write_pair(home: Path, scene: Scene, pair: Pair, files: PairFiles, made: Map
             # what is rounded is a fraction of the size
             rounded = (np.rint(places * 16) / 16).astype(np.float32)
             entry["correspondence"] = _array(home, "correspondence", name, rounded)
+    entry["files"] = recorded_files(home.parents[1], entry)
     return entry
+
+
+def recorded_files(folder: Path, entry: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Bytes and the beginning of the SHA-256 of every image that an entry names: whoever trains need not look."""
+    values = (entry[key] for key in ("image", "target_image", "ref_images", "aligned_refs", "opacity"))
+    recorded = {}
+    for name in sorted({name for value in values for name in ([value] if isinstance(value, str) else value)}):
+        content = (folder / name).read_bytes()
+        recorded[name] = [len(content), hashlib.sha256(content).hexdigest()[:16]]
+    return recorded
 
 
 def _array(home: Path, kind: str, name: str, values: np.ndarray) -> str:

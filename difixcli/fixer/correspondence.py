@@ -8,6 +8,7 @@ tensors out, without gradients; no reconstruction is needed, only its depth and 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from difixcli.fixer.alignment import unproject
@@ -65,6 +66,14 @@ def cropped(correspondence: Tensor, top: int, left: int, height: int, width: int
     x, y = (cut[..., 0, :, :] - left) * known, (cut[..., 1, :, :] - top) * known
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
     return torch.stack([x, y, known * inside], dim=-3)
+
+
+def resized(correspondence: Tensor, size: tuple[int, int]) -> Tensor:
+    """A correspondence (V, 3, H, W) of the render and its references when all are stretched to another size."""
+    height, width = correspondence.shape[-2:]
+    x, y, known = F.interpolate(correspondence, size, mode="nearest").unbind(1)
+    x, y = ((x + 0.5) * (size[1] / width) - 0.5) * known, ((y + 0.5) * (size[0] / height) - 0.5) * known
+    return torch.stack([x, y, known], dim=1)
 
 
 def mirrored(correspondence: Tensor) -> Tensor:

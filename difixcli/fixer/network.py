@@ -281,10 +281,7 @@ class FixerNetwork(nn.Module):
                 seen = F.adaptive_max_pool2d(opacity, latents.shape[-2:])
                 latents = seen * latents + (1 - seen) * (torch.randn_like(latents) if noise is None else noise)
             # 3. one denoising step over all views  4. decode the render's alone
-            places = None
-            if correspondence is not None and references is not None and self.config.references == "geometry":
-                levels = len(self.config.unet["block_out_channels"])
-                places = places_by_count(correspondence, (latents.shape[-2], latents.shape[-1]), levels)
+            places = self.places(latents, correspondence if references is not None else None)
             return (self.decode(self._denoised_render(latents, references, places), skips) + 1) / 2
         if isinstance(references, EncodedReferences):
             raise ValueError("a network with aligned references needs their pixels, not their encoding")
@@ -323,6 +320,15 @@ class FixerNetwork(nn.Module):
         x = encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(encoder.mid_block(x))))
         mode = self.vae.quant_conv(x).chunk(2, dim=1)[0]
         return mode * self.vae.config.scaling_factor, skips
+
+    def places(self, latents: Tensor, correspondence: Tensor | None) -> dict[int, Places] | None:
+        """Where the tokens of the renders' latents are in their references, as `predict_noise` takes it; None where
+        nothing is known, and for networks that do not look there.
+        """
+        if correspondence is None or self.config.references != "geometry":
+            return None
+        levels = len(self.config.unet["block_out_channels"])
+        return places_by_count(correspondence, (latents.shape[-2], latents.shape[-1]), levels)
 
     def encode_references(self, references: Tensor) -> EncodedReferences:
         """References as the photos are, (B, V, 3, H, W) in [0, 1], as `forward` takes them, V at least 1.
