@@ -18,6 +18,7 @@ from planes import picture as picture_of
 from test_fixer import picture
 from test_fixer_inference import noisy, raw_config
 
+from difixcli.downloads import fetch
 from difixcli.errors import InputError
 from difixcli.fixer import Fixer, FixerNetwork
 from difixcli.fixer.alignment import unproject
@@ -172,10 +173,15 @@ def test_geoquery_is_fetched_by_its_name(
     theirs = cached("stabilityai/sd-turbo")
     shutil.copytree(golden, theirs, ignore=shutil.ignore_patterns("*.pkl", "*.npz"), copy_function=shutil.copyfile)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    loaded = Fixer.from_pretrained("DIG-UESTC/GeoQuery")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    loaded = Fixer.from_pretrained("DIG-UESTC/GeoQuery", cache_dir=tmp_path)
     state = geoquery.network.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in loaded.network.state_dict().items())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert fetch("DIG-UESTC/GeoQuery") == ours
+    shutil.rmtree(theirs)  # without the rest it is not fetched
+    with pytest.raises(InputError, match="stabilityai/sd-turbo"):
+        fetch("DIG-UESTC/GeoQuery")
 
 
 # the attention
@@ -505,6 +511,8 @@ def test_it_serves_where_fixers_do_and_says_what_it_goes_without(
 
 # training
 
+PLAIN = ("--crop", "32", "--perceptual-weight", "0", "--gram-weight", "0")
+
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -535,20 +543,8 @@ def test_training_begins_as_the_paper_does_and_goes_on(pairs: Path, tmp_path: Pa
     assert torch.equal(block.geometry.norm.weight, block.norm1.weight)
     assert not block.geometry.weight[-1].weight.any() and block.geometry.weight[-1].bias.tolist() == [-2.5]
     folder = base.save_pretrained(tmp_path / "base")
-    line = (
-        "finetune",
-        pairs,
-        "--base",
-        folder,
-        "--set",
-        "references=geometry",
-        "--batch",
-        "2",
-        "--crop",
-        "32",
-        "--json",
-    )
-    line = (*line, "--set", "drop_references=0.4", "--perceptual-weight", "0", "--warm-up", "0", "--set", "log_every=1")
+    line = ("finetune", pairs, "--base", folder, "--set", "references=geometry", *PLAIN, "--json")
+    line = (*line, "--batch", "2", "--warm-up", "0", "--set", "drop_references=0.4", "--set", "log_every=1")
     results = done(difix(*line, "--iterations", "4", "--output", tmp_path / "trained"))
     assert results["steps"] == 4 and results["dropped"] == {}
     trained = Fixer.from_pretrained(tmp_path / "trained")
@@ -565,7 +561,7 @@ def test_training_begins_as_the_paper_does_and_goes_on(pairs: Path, tmp_path: Pa
 
 
 def test_pairs_and_bases_without_geometry_are_refused(pairs: Path, tmp_path: Path) -> None:
-    line = ("--set", "references=geometry", "--iterations", "1", "--output", tmp_path / "out")
+    line = ("--set", "references=geometry", "--iterations", "1", *PLAIN, "--output", tmp_path / "out")
     refused(difix("finetune", pairs, "--base", "tiny", *line), "aligned already", "stabilityai/sd-turbo")
     base = Fixer(FixerNetwork(raw_config(lora_rank=0, lora_targets=[]))).save_pretrained(tmp_path / "base")
     bare = tmp_path / "bare"

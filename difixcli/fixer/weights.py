@@ -107,7 +107,7 @@ def load_network(
         return _load_trainer_file(path)
     if looks_like_hub_name(str(name_or_path)):
         name = str(name_or_path)
-        return _load_folder(download(name, revision, token, cache_dir), HUB_NAMES.get(name, 1))
+        return _load_folder(download(name, revision, token, cache_dir), HUB_NAMES.get(name, 1), token, cache_dir)
     known = ["bundled", *HUB_NAMES]
     siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
     raise unknown(
@@ -166,11 +166,13 @@ def looks_like_hub_name(name: str) -> bool:
     return len(parts) == 2 and all(parts) and not name.startswith((".", "~", "/")) and not Path(parts[0]).exists()
 
 
-def _load_folder(folder: Path, views: int) -> FixerNetwork:
+def _load_folder(
+    folder: Path, views: int, token: str | None = None, cache_dir: str | Path | None = None
+) -> FixerNetwork:
     if (folder / "config.json").is_file():
         return _load_own(folder)
     if len(found := [path for path in sorted(folder.glob("*.pkl")) if _holds_geometry(path)]) == 1:
-        return _load_trainer_file(found[0])
+        return _load_trainer_file(found[0], token, cache_dir)
     if found:
         raise InputError(f"{folder} holds several checkpoints ({', '.join(path.name for path in found)}); name one.")
     if (folder / "unet").is_dir() and (folder / "vae").is_dir():
@@ -236,7 +238,7 @@ def _published_vae(folder: Path, views: int) -> tuple[FixerConfig, dict[str, Ten
     return config, {f"vae.{name}": value for name, value in tensors.items()}
 
 
-def _load_trainer_file(path: Path) -> FixerNetwork:
+def _load_trainer_file(path: Path, token: str | None = None, cache_dir: str | Path | None = None) -> FixerNetwork:
     if not path.is_file():
         raise InputError(f"There is no file {path}; give the model_N.pkl that the release's trainer wrote.")
     # mapped: what is not read (the optimiser is twice the U-Net) takes no memory; files of old torch cannot be
@@ -254,7 +256,7 @@ def _load_trainer_file(path: Path) -> FixerNetwork:
         raise InputError(f"{path} is not a whole checkpoint of the release's trainer ({reason}).") from error
     geometry = _GEOMETRY in saved
     del saved
-    base = path.parent if (path.parent / "vae").is_dir() else download(SD_TURBO)
+    base = base_of(path, token, cache_dir)
     config, tensors = _published_vae(base, views=1)
     wrapped = set(targets)
     for name in list(tensors):  # a plain base's layers move under the adapters
@@ -275,6 +277,11 @@ def _load_trainer_file(path: Path) -> FixerNetwork:
         licence=GEOQUERY_LICENCE if geometry else NVIDIA_LICENCE,
     )
     return _filled(lambda: config, tensors, path)
+
+
+def base_of(path: Path, token: str | None = None, cache_dir: str | Path | None = None) -> Path:
+    """The folder with the rest of what a trainer's file holds: the one it lies in, else SD-Turbo's, from the hub."""
+    return path.parent if (path.parent / "vae").is_dir() else download(SD_TURBO, None, token, cache_dir)
 
 
 def _geometry_name(name: str) -> str:
