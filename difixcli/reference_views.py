@@ -24,6 +24,8 @@ _DEPTHS_HELD = 64
 # Photos are aligned from up to this many times the working size, where they have it: sampled at the working size
 # they would lose detail to interpolation.
 _DETAIL = 2
+_LONGEST_EDGE = 1 / 12  # of the long side: points that are farther apart know nothing of what lies between them
+_SAME_DEPTH = 1.2  # so many times farther than another, a point is of another surface
 _OPAQUE = 0.5  # accumulation from which on depth is believed
 
 
@@ -197,6 +199,55 @@ def seen_depth(scene: Scene, reconstruction: Reconstruction, frame: int, size: t
 def opaque_depth(render: Render) -> np.ndarray:
     """(H, W) float32 z-depth of a render, 0 where it is not opaque: the mean over little is nowhere."""
     return np.where(render.accumulation > _OPAQUE, render.depth, 0).astype(np.float32)
+
+
+def places_by_points(scene: Scene, frame: int, references: Sequence[int], size: tuple[int, int]) -> np.ndarray | None:
+    """(V, 3, H, W) float32: which places of references' photos an image of a frame's view shows, all of them brought to
+    this size (height, width), as `fixer.correspondence.correspond` gives it; None where the seed points say too little.
+
+    The points that a reference's photo shows, and nothing hides from the frame's camera, are known in both. Between
+    three of them that are near each other, and about as far away, places are interpolated.
+    """
+    found = [_places_by_points(scene, frame, reference, size) for reference in references]
+    return np.stack(found) if any(one[2].any() for one in found) else None
+
+
+def _places_by_points(scene: Scene, frame: int, reference: int, size: tuple[int, int]) -> np.ndarray:
+    from scipy.spatial import Delaunay, QhullError
+
+    from difixcli.reconstruction.seed_depth import depth_map, unhidden
+
+    height, width = size
+    camera, theirs = scene.frames[frame].camera.resized(width, height), scene.frames[reference].camera
+    seen = depth_map(scene, reference)
+    row, column = np.nonzero(seen)
+    points = theirs.unproject(column + 0.5, row + 0.5, seen[row, column].astype(np.float64))
+    x, y, depth = camera.project(points)
+    inside = np.flatnonzero((depth > 1e-3) & (x >= 0) & (x < width) & (y >= 0) & (y < height))
+    inside = inside[unhidden(y[inside].astype(np.int64), x[inside].astype(np.int64), depth[inside], size)]
+    nothing = np.zeros((3, height, width), np.float32)
+    at = np.stack([x[inside], y[inside]], axis=1)
+    try:
+        mesh = Delaunay(at) if len(at) > 3 else None
+    except QhullError:  # all on a line
+        mesh = None
+    if mesh is None:
+        return nothing
+    corners = mesh.simplices
+    edges = np.linalg.norm(at[corners] - at[np.roll(corners, 1, axis=1)], axis=-1).max(axis=1)
+    depths = depth[inside][corners]
+    whole = (edges < _LONGEST_EDGE * max(size)) & (depths.max(axis=1) < _SAME_DEPTH * depths.min(axis=1))
+    pixels = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)
+    inner = mesh.find_simplex(pixels)
+    known = (inner >= 0) & whole[inner]
+    into, beyond = mesh.transform[inner[known], :2], mesh.transform[inner[known], 2]
+    shares = np.einsum("nij,nj->ni", into, pixels[known] - beyond)
+    shares = np.concatenate([shares, 1 - shares.sum(axis=1, keepdims=True)], axis=1)
+    scale = np.array([width / theirs.width, height / theirs.height])
+    places = (np.stack([column, row], axis=1)[inside] + 0.5) * scale - 0.5
+    nothing[:2, known] = np.einsum("nk,nkc->cn", shares, places[corners[inner[known]]])
+    nothing[2, known] = np.isfinite(nothing[:2, known]).all(axis=0)
+    return np.nan_to_num(nothing, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def fix_render(fixer: Fixer, render: Render, references: References) -> np.ndarray:

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from commands import difix, done, refused
-from planes import intrinsics, pose, texture
+from planes import intrinsics, pose, texture, write_plane
 from planes import picture as picture_of
 from test_fixer import picture
 from test_fixer_inference import noisy, raw_config
@@ -28,7 +28,7 @@ from difixcli.fixer.network import EncodedReferences
 from difixcli.fixer.tiling import windows
 from difixcli.fixer.weights import merge_adapters
 from difixcli.reconstruction import Reconstruction
-from difixcli.reference_views import ReferenceViews, fix_render, opaque_depth
+from difixcli.reference_views import ReferenceViews, fix_render, opaque_depth, places_by_points
 from difixcli.runs import write_image
 from difixcli.scenes import load_scene, make_split
 from difixcli.training.augmentation import augmented
@@ -498,15 +498,47 @@ def test_it_serves_where_fixers_do_and_says_what_it_goes_without(
     enhanced = difix("enhance", run, "--fixer", saved, "--json", "--output", tmp_path / "enhanced")
     assert done(enhanced)["frames"] > 0
     assert "goes on without" not in enhanced.stderr
-    # a scene alone knows poses and no depth
+    # a scene alone knows no depth but that of its points
     renders = tmp_path / "renders"
     renders.mkdir()
     for name in ("train_001.png", "train_002.png"):
         shutil.copy(arc / "images" / name, renders)
-    line = ("fix", renders, "--fixer", saved, "--scene", arc, "--size", "48", "--json", "--output", tmp_path / "fixed")
-    fixed = difix(*line)
-    assert done(fixed)["frames"] == 2
-    assert fixed.stderr.count("goes on without") == 1
+    line = ("fix", renders, "--fixer", saved, "--json", "--output")
+    posed = difix(*line, tmp_path / "posed", "--scene", arc)
+    assert done(posed)["frames"] == 2 and "goes on without" not in posed.stderr
+    # of photos alone nothing is known, which is said once
+    photos = difix(*line, tmp_path / "unposed", "--reference", arc / "images" / "train_000.png")
+    assert done(photos)["frames"] == 2 and photos.stderr.count("goes on without") == 1
+    bare = tmp_path / "bare"
+    shutil.copytree(arc, bare, ignore=shutil.ignore_patterns("points.ply"))
+    transforms = json.loads((bare / "transforms.json").read_text())
+    del transforms["ply_file_path"]
+    (bare / "transforms.json").write_text(json.dumps(transforms))
+    without = difix(*line, tmp_path / "without", "--scene", bare)
+    assert done(without)["frames"] == 2 and without.stderr.count("goes on without") == 1
+    same, other = ((tmp_path / folder / "train_001.png").read_bytes() for folder in ("posed", "without"))
+    assert same != other
+
+
+def test_points_say_where_references_show_what_images_show(tmp_path: Path) -> None:
+    scene = load_scene(str(write_plane(tmp_path / "plane", 1, side=64)))
+    (found,) = places_by_points(scene, 4, [2], (32, 32))
+    x, y, known = found
+    assert 0.15 < known.mean() < 0.95
+    # all cameras look straight at the plane: the same step everywhere
+    cameras = [scene.frames[i].camera.resized(32, 32) for i in (4, 2)]
+    steps = [
+        a - b for a, b in zip(*(camera.project(scene.points[:1])[:2] for camera in reversed(cameras)), strict=True)
+    ]
+    rows, columns = np.mgrid[:32, :32]
+    assert np.abs(x - columns - steps[0])[known > 0].max() < 0.5
+    assert np.abs(y - rows - steps[1])[known > 0].max() < 0.5
+    assert abs(steps[0]) > 1
+    # where nothing is known, there is nothing
+    assert (
+        places_by_points(dataclasses.replace(scene, points=scene.points[:2], colors=scene.colors[:2]), 4, [2], (32, 32))
+        is None
+    )
 
 
 # training
