@@ -385,19 +385,14 @@ def test_geometry_takes_little_memory() -> None:
 
 
 @torch.no_grad()
-def test_geometry_is_compiled_with_the_rest_in_one_graph() -> None:
-    unet = {
-        "block_out_channels": [16, 16],
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        "attention_head_dim": [1, 1],
-    }
-    network = geometry_network(unet={**raw_config().unet, **unet})
-    latents, found = noisy(2, 4, 5, 6), places_by_count(shifted(40, 48, 6, -3), (5, 6), 2)
-    told = {"views": 2, "one_way": False, "places": found}
-    expected = network._unet_pass(latents, told)
-    compiled = torch.compile(network._unet_pass, backend="eager", fullgraph=True)
-    assert torch.allclose(compiled(latents, told), expected, atol=1e-5)
+def test_geometry_is_compiled_with_its_block_in_one_graph() -> None:
+    network = geometry_network()
+    block = network.unet.down_blocks[0].attentions[0].transformer_blocks[0]
+    told = {"views": 2, "one_way": False, "places": places_by_count(shifted(40, 48, 6, -3), (5, 6), 1)}
+    given = {"encoder_hidden_states": noisy(2, 4, 32), "cross_attention_kwargs": told}
+    states = noisy(2, 30, 16, seed=1)
+    compiled = torch.compile(block, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(states, **given), block(states, **given), atol=1e-5)
 
 
 # geometry from reconstructions

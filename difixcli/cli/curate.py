@@ -74,7 +74,7 @@ def curate(
     depth: Annotated[
         bool,
         typer.Option(
-            "--depth", help="Also write the renders' depth, and where references show what they show (float32 .npz)."
+            "--depth", help="Also write depth, and which places of the references renders show (float32 .npz)."
         ),
     ] = False,
     keep_models: Annotated[
