@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from difixcli.errors import InputError
+from difixcli.runs import unreadable
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ def read_video(path: Path, options: Sequence[str] = ()) -> Video:
     """
     import imageio_ffmpeg
 
+    try:
+        with path.open("rb"):  # FFmpeg does not say why it cannot
+            pass
+    except OSError as error:
+        raise unreadable(path, error) from error
     # of a phone's video, which FFmpeg turns upright, it says that the frames lie otherwise than in the file
     logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
     reader = imageio_ffmpeg.read_frames(str(path), output_params=list(options))

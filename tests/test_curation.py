@@ -32,7 +32,7 @@ from difixcli.curation.filters import Filters, blurred_photos
 from difixcli.curation.manifest import StageSummary, sparkline
 from difixcli.curation.pairs import Pair
 from difixcli.curation.scene_list import expand_scenes, parse_shard, shard_of
-from difixcli.curation.underfit import parse_stop
+from difixcli.curation.strategies import parse_stop
 from difixcli.errors import InputError
 from difixcli.reconstruction import Reconstruction, Render
 from difixcli.reference_views import References

@@ -45,13 +45,15 @@ class Fixer:
     are cut to the same window: neighbouring photos show about the same there, at the same scale. Places of theirs that
     lie outside of it are then not known.
 
-    `notice` is called with a sentence when something the caller may want to know happens.
+    `notice` is called with a sentence when something the caller may want to know happens, `tile_done` after each of an
+    image's windows, where there are several, with how many are done and how many there are.
     """
 
     def __init__(self, network: FixerNetwork, tile: int | None = None) -> None:
         self.network = network.eval()
         self.tile = tile
         self.notice: Callable[[str], None] = lambda message: None
+        self.tile_done: Callable[[int, int], None] = lambda done, total: None
         self._held: OrderedDict[tuple, tuple[Tensor, EncodedReferences]] = OrderedDict()
         self._held_of: tuple = ()
         self._told = False  # that references came without their geometry
@@ -261,11 +263,12 @@ class Fixer:
             return self._fixed(parts[0], images, references, opacity, visibility, noise, correspondence).to(images)
         total = torch.zeros_like(images, dtype=torch.float32)
         weights = total.new_zeros((height, width))
-        for window in parts:
+        for done, window in enumerate(parts, start=1):
             fixed = self._fixed(window, images, references, opacity, visibility, noise, correspondence)
             weight = fade(window, height, width, weights)
             window.of(total).add_(fixed.to(total) * weight)  # type: ignore[union-attr]
             window.of(weights).add_(weight)  # type: ignore[union-attr]
+            self.tile_done(done, len(parts))
         return total.div_(weights).to(images)
 
     def _toned(

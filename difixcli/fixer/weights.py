@@ -109,7 +109,7 @@ def load_network(
         name = str(name_or_path)
         return _load_folder(download(name, revision, token, cache_dir), HUB_NAMES.get(name, 1), token, cache_dir)
     known = ["bundled", *HUB_NAMES]
-    siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    siblings = [p.name for p in path.parent.iterdir() if (p / "config.json").is_file()] if path.parent.is_dir() else []
     raise unknown(
         "fixer",
         str(name_or_path),

@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from difixcli import interrupts
 from difixcli.errors import InputError, near, unknown
 from difixcli.evaluation.metrics import best_unsharp, image_metrics, summary
 from difixcli.evaluation.perceptual import lpips_available
 from difixcli.fixer import SMALL_SIZES, Fixer, new_small_fixer
 from difixcli.fixer.diagnostics import CollapseSigns, collapse_signs
+from difixcli.fixer.weights import merge_adapters
 from difixcli.runs import atomic, make_folder, write_json
 from difixcli.tensor_files import read_pickled
 from difixcli.training import processes
@@ -108,7 +110,7 @@ def finetune(
     fixer = processes.first_goes_first(lambda: _base(base, seed))
     small = fixer.config.references == "aligned"
     defaults = TrainingOptions.for_small(device) if small else TrainingOptions.for_published(device)
-    chosen = with_options(defaults, options, device)
+    chosen = processes.from_first(lambda: with_options(defaults, options, device))  # decided once, for all of them
     if photos is not None and not small:
         raise InputError("Synthetic pairs from --photos have aligned references, which this fixer's layout cannot use.")
     _check_options(chosen, fixer, photos)
@@ -183,7 +185,11 @@ class _Training:
         self.weights = [parameters[name] for name in self.names]
         if options.gradient_checkpointing:
             recompute_activations(self.network)
-        rates = {"lr": options.learning_rate, "betas": (0.9, 0.999), "weight_decay": options.weight_decay}
+        rates: dict[str, Any] = {
+            "lr": options.learning_rate,
+            "betas": (0.9, 0.999),
+            "weight_decay": options.weight_decay,
+        }
         optimiser = torch.optim.AdamW(self.weights, **rates, fused=True)
         shown = AllViews(self.network) if options.supervise == "all" else self.network
         self.model, self.optimiser = self.accelerator.prepare(shown, optimiser)
@@ -305,21 +311,27 @@ class _Training:
             self.journal({"event": "baselines", **self.baselines})
         started, pause = time.monotonic(), _SAVE_AFTER
         rounds = iter(self.loader)
-        while self.step < options.iterations and not self._stopped_early():
-            due = self._train(rounds, self.main and time.monotonic() - started > pause)
-            self.step += 1
-            last = self.step == options.iterations
-            if self.validation and (self.step % options.validate_every == 0 or last):
-                self._validate()
-            if due or last or self.step % options.checkpoint_every == 0 or self._stopped_early():
-                now = time.monotonic()
-                self.seconds, started = self.seconds + now - started, now
-                self._save()
-                pause = max(_SAVE_AFTER, (time.monotonic() - now) / _SAVE_SHARE)
-            if progress is not None:
-                progress(self.step)
+        ending = False
+        with interrupts.saving():
+            while self.step < options.iterations and not self._stopped_early():
+                due, ending = self._train(rounds, self.main and time.monotonic() - started > pause)
+                self.step += 1
+                last = self.step == options.iterations
+                if self.validation and (self.step % options.validate_every == 0 or last):
+                    self._validate()
+                if due or ending or last or self.step % options.checkpoint_every == 0 or self._stopped_early():
+                    now = time.monotonic()
+                    self.seconds, started = self.seconds + now - started, now
+                    self._save()
+                    pause = max(_SAVE_AFTER, (time.monotonic() - now) / _SAVE_SHARE)
+                if progress is not None:
+                    progress(self.step)
+                if ending:
+                    break
+        if ending and self.step < options.iterations:  # another process was asked
+            raise interrupts.Terminated
         if self.best is None and self.main:
-            with averaged(self.weights, self.average and self.average.shadow_params):
+            with averaged(self.weights, self._averages()):
                 self._write_weights()
         fixed = self.best["figures"] if self.best else None
         results = {
@@ -348,6 +360,7 @@ class _Training:
         workers, kind = self.options.workers, self.fixer.config.references
         start = self.step * plan.accumulate
         common: dict[str, Any] = {"batch_size": None, "pin_memory": self.accelerator.device.type == "cuda"}
+        common["worker_init_fn"] = interrupts.leave_to_parent
         if tars:
             streamed: Dataset[Draw] = StreamedBatches(tars, pictures, plan, kind, start, self.places, workers)
             return DataLoader(streamed, num_workers=min(workers, 1), **common)
@@ -355,10 +368,10 @@ class _Training:
         batches = TrainingBatches(store, pictures, plan)
         return DataLoader(batches, sampler=range(start, len(batches)), num_workers=workers, **common)
 
-    def _train(self, rounds: Iterator[Draw], due: bool) -> bool:
+    def _train(self, rounds: Iterator[Draw], due: bool) -> tuple[bool, bool]:
         """One step: forward, loss, backward in every round, then clip, update, average.
 
-        Returns whether the first process finds a checkpoint `due`, for all of them.
+        Returns, for all processes, whether the first finds a checkpoint `due`, and whether any was asked to end.
         """
         options = self.options
         rate = learning_rate(self.step, options)
@@ -392,8 +405,9 @@ class _Training:
             terms = {name: terms.get(name, 0) + value / options.accumulate for name, value in found.items()}
         norm = self.accelerator.clip_grad_norm_(self.weights, options.clip)
         # one exchange a step tells every process the same, and one look at the device is all that a GPU waits for
-        told = torch.stack([*terms.values(), norm, terms["loss"].new_tensor(float(due))]).float()
-        *values, norm, due_somewhere = self.accelerator.reduce(told, "mean").tolist()
+        flags = terms["loss"].new_tensor([float(due), float(interrupts.asked())])
+        told = torch.stack([*terms.values(), norm, *flags]).float()
+        *values, norm, due_somewhere, asked_somewhere = self.accelerator.reduce(told, "mean").tolist()
         means = dict(zip(terms, values, strict=True))
         self._check_finite(means["loss"], norm)
         self.optimiser.step()
@@ -403,7 +417,7 @@ class _Training:
         if self.step % options.log_every == 0:
             mean = {"mean_loss": float(np.mean(self.losses))}
             self.journal({"event": "step", "step": self.step, **means, **mean, "gradient": norm, "rate": rate})
-        return due_somewhere > 0
+        return due_somewhere > 0, asked_somewhere > 0
 
     def _changed_again(self, output: Tensor, batch: Batch, noise: Tensor | None) -> Tensor:
         """How much a second pass changes of the first one's output: (), the mean distance."""
@@ -492,8 +506,9 @@ class _Training:
         assert self.baselines is not None
         own: list[tuple[int, dict[str, float], np.ndarray]] = []
         device = str(self.accelerator.device)
-        with averaged(self.weights, self.average and self.average.shadow_params):
-            fixer = Fixer(self.network, self.fixer.tile)  # what it keeps of references goes with it
+        with averaged(self.weights, self._averages()):
+            # adapters are merged where nothing trains; what this fixer keeps of references goes with it
+            fixer = Fixer(merge_adapters(self.network), self.fixer.tile)
             for i in range(self.accelerator.process_index, len(self.validation), self.ranks):
                 batch = self.validation[i]
                 beside = (batch.references, batch.opacity, batch.visibility, None, batch.correspondence)
@@ -513,6 +528,10 @@ class _Training:
         over = {f"{name}_gain": value - self.baselines["identity"][name] for name, value in figures.items()}
         self.journal({"event": "validation", "step": self.step, **figures, **over, "gain": score, "best": better})
         self.journal.images(self.step, self.validation, [one[2] for one in every])
+
+    def _averages(self) -> list[Tensor] | None:
+        """The running averages of the weights, in their order."""
+        return None if self.average is None else self.average.shadow_params
 
     def _stopped_early(self) -> bool:
         return bool(self.options.patience) and self.waited >= self.options.patience

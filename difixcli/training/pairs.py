@@ -468,11 +468,11 @@ def _references(
     if not views:
         return np.zeros((0, height, width, 3), np.uint8), np.zeros((0, height, width), np.uint8)
     if kind == "aligned" and pair.aligned:
-        read = [read(picture, True) for picture in pair.aligned[:views]]
-        for picture, layer in zip(pair.aligned, read, strict=False):
+        opened = [read(picture, True) for picture in pair.aligned[:views]]
+        for picture, layer in zip(pair.aligned, opened, strict=False):
             if layer.shape[:2] != (height, width):
                 raise ValueError(f"{picture} has another size than its render")
-        layers = np.stack(read)
+        layers = np.stack(opened)
         return np.ascontiguousarray(layers[..., :3]), np.ascontiguousarray(layers[..., 3])
     # a reference may come from another lens; the release stretches it to the render's shape too
     photos = [_photo(picture, height, width, 4, read) for picture in pair.references[:views]]
