@@ -501,7 +501,8 @@ def test_synthetic_pairs() -> None:
     for sample in samples:
         assert sample.render.shape == sample.target.shape == (48, 48, 3)
         assert sample.references.shape == (3, 48, 48, 3) and sample.visibility.shape == (3, 48, 48)
-        for part in sample:
+        assert sample.correspondence is None
+        for part in sample[:5]:
             assert part.dtype == np.float32 and part.min() >= 0 and part.max() <= 1
         assert not sample.references[sample.visibility == 0].any()
     error = [np.sqrt(np.mean((s.render - s.target) ** 2)) for s in samples]

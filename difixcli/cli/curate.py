@@ -72,7 +72,12 @@ def curate(
     keep: Annotated[
         list[str] | None, typer.Option(help="Keep pairs that are failed, perfect or blurred; repeatable.")
     ] = None,
-    depth: Annotated[bool, typer.Option("--depth", help="Also write the renders' depth (float32 .npz).")] = False,
+    depth: Annotated[
+        bool,
+        typer.Option(
+            "--depth", help="Also write depth, and which places of the references renders show (float32 .npz)."
+        ),
+    ] = False,
     keep_models: Annotated[
         bool, typer.Option("--keep-models", help="Keep the reconstructions in SCENE/models.")
     ] = False,

@@ -228,7 +228,7 @@ def fix(
         raise InputError(f"The fixer {fixer} has no noise to invent from; leave out --fill-unseen or name another.")
     if fill_unseen and not any(has_alpha(path) for path in files):
         raise InputError(f"No image of {source} has an alpha channel to say what was not seen; drop --fill-unseen.")
-    if network.config.references == "raw" and network.config.views and not (photos or posed):
+    if network.config.takes_photos and network.config.views and not (photos or posed):
         console.warn(f"The fixer {fixer} was trained with a reference photo; give --reference, or expect less of it.")
     count = photo_count(references, network)
     if posed is None:

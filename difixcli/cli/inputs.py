@@ -73,7 +73,7 @@ def open_fixer(name: str, device: str, dtype: Precision = Precision.auto, compil
         keep_freed_memory()
     fixer = Fixer.from_pretrained(name, merge=True)
     # a blend of pixels needs their eight bits, and more
-    half = dtype is Precision.auto and device == "cuda" and fixer.config.references == "raw"
+    half = dtype is Precision.auto and device == "cuda" and fixer.config.takes_photos
     fixer.to(device, precision(Precision.bf16 if half else dtype))
     fixer.notice = console.warn
     fixer.tile_done = console.tile_done

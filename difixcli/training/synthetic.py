@@ -36,6 +36,7 @@ class Sample(NamedTuple):
     references: np.ndarray  # (V, H, W, 3)
     visibility: np.ndarray  # (V, H, W)
     opacity: np.ndarray  # (H, W)
+    correspondence: np.ndarray | None = None  # (V, 3, H, W), of raw references with their geometry
 
 
 class PhotoPairs:
