@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from difixcli.errors import InputError
+from difixcli.runs import unreadable
 
 if TYPE_CHECKING:
     import av
@@ -71,7 +72,7 @@ def read_video(path: Path, width: int | None = None) -> Video:
         rate = stream.average_rate or stream.guessed_rate
         context = stream.codec_context
         if not (context.width and context.height and rate and rate > 0):
-            raise unreadable(path)  # sound alone, or a header without a picture
+            raise no_video(path)  # sound alone, or a header without a picture
         seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
         length = stream.frames or max(round(seconds * rate), 1)
         notes = _notes(path, stream)
@@ -94,7 +95,7 @@ def read_video(path: Path, width: int | None = None) -> Video:
                 yield VideoFrame(_upright(frame, stream, width), Moment(start, span))
                 given += 1
         if not given:
-            raise unreadable(path)
+            raise no_video(path)
 
     return Video(float(rate), length, time_base, notes, frames())
 
@@ -106,7 +107,7 @@ def first_moment(container: av.container.InputContainer) -> Fraction:
     return min(starts, default=Fraction(0))
 
 
-def unreadable(path: Path) -> InputError:
+def no_video(path: Path) -> InputError:
     return InputError(f"{path} cannot be read as a video; restore it, or give a folder of its frames.")
 
 
@@ -116,8 +117,10 @@ def _opened(path: Path) -> Iterator[Any]:
 
     try:
         container = av.open(str(path), metadata_errors="replace")
+    except PermissionError as error:
+        raise unreadable(path, error) from error
     except (av.FFmpegError, OSError) as error:
-        raise unreadable(path) from error
+        raise no_video(path) from error
     with container:
         yield container
 
@@ -125,7 +128,7 @@ def _opened(path: Path) -> Iterator[Any]:
 def _picture(container: Any, path: Path) -> Any:
     streams = [one for one in container.streams.video if "attached_pic" not in str(one.disposition)]  # no cover
     if not streams:
-        raise unreadable(path)
+        raise no_video(path)
     return streams[0]
 
 

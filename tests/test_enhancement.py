@@ -30,6 +30,7 @@ from commands import difix, done, refused
 from PIL import Image
 
 from difixcli.cli import app
+from difixcli.cli.enhance import _verdict
 from difixcli.enhancement import Film, check_images, enhance_images
 from difixcli.enhancement.video import VideoWriter
 from difixcli.errors import InputError
@@ -551,6 +552,14 @@ def test_a_run_along_a_viewers_path(run: Path, tiny_fixer: Path, tmp_path: Path)
     refused(difix(*line), "equirectangular")
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [(0.02, 0.03, "less steady."), (0.0363, 0.0362, "about as steady."), (0.05, 0.04, "steadier."), (0, 0, "about as")],
+)
+def test_frames_are_called_steadier_only_where_they_are(before: float, after: float, told: str) -> None:
+    assert _verdict(before, after).startswith(told)
+
+
 def test_lines_that_differ_have_folders_that_differ(frames: Path, photos: list[Path], tiny_fixer: Path) -> None:
     plain = ("enhance", frames, "--fixer", tiny_fixer, "--json")
     beside = frames.with_name("renders_enhanced")
@@ -567,7 +576,7 @@ def test_lines_that_differ_have_folders_that_differ(frames: Path, photos: list[P
         assert (said["output"], said["kept"]) == (str(folder), kept)
         before, after = (said["steadiness"][which] for which in ("input", "output"))
         assert f"{before:.4f} before the fixes" in result.stderr
-        assert ("less steady." if after > before else "steadier.") in result.stderr
+        assert f"after: {_verdict(before, after)}" in " ".join(result.stderr.split())
     # of changed images they are not kept, and the folder is not another's to replace
     (frames / "frame_9.png").write_bytes((frames / "frame_8.png").read_bytes())
     refused(difix(*plain, "--reference", photos[0]), "renders_enhanced-2 already holds another run")

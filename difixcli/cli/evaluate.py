@@ -19,6 +19,7 @@ from difixcli.cli.outputs import folder_beside
 from difixcli.cli.several import Cluster, claimed, tell_failures, with_cluster, work
 from difixcli.errors import InputError, unknown
 from difixcli.runs import file_name, make_folder, read_json, write_json
+from difixcli.wording import counted
 
 _OWN = ("prediction", "output", "as_json", "cluster")
 """Parameters that say nothing of how a scene is measured."""
@@ -142,12 +143,12 @@ def evaluate(
         if len(prediction) == 1 or not all(runs)
         else " and ".join(path.absolute().name for path in prediction)
     )
-    title = f"{title}: {evaluated['images']} views"
+    title = f"{title}: {counted(evaluated['images'], 'view')}"
     report = write_report(evaluated, make_folder(folder) / "report.html", title)
     write_json(folder / "eval.json", evaluated)
     write_table(evaluated, folder / "eval.csv")
     tables = [
-        console.figures_table(f"{name}: {one['images']} views", one["results"], one["std"])
+        console.figures_table(f"{name}: {counted(one['images'], 'view')}", one["results"], one["std"])
         for name, one in scenes.items()
     ]
     if evaluated.get("partial"):
@@ -163,8 +164,8 @@ def evaluate(
         for variant, images in one["per_image"].items():
             if same := sum(figures.get("psnr") == math.inf for figures in images.values()):
                 console.warn(
-                    f"{same} of {len(images)} images ({variant}) are identical to their truth: their PSNR is infinite, "
-                    "and the mean is that of the others."
+                    f"{same} of {counted(len(images), 'image')} ({variant}) identical to the truth: such a PSNR is "
+                    "infinite, and the mean is that of the others."
                 )
     console.say(f"Report: {report}")
     held = ("results", "std", "protocol", "conditions")

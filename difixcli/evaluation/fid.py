@@ -7,7 +7,6 @@ as torch-fidelity converted it.
 from __future__ import annotations
 
 import hashlib
-import pickle
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from difixcli.errors import InputError
+from difixcli.tensor_files import read_pickled
 from difixcli.torchvision_cure import cure
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
@@ -46,11 +46,11 @@ def inception(path: Path, device: str = "cpu") -> nn.Module:
     cure()
     from torchmetrics.image.fid import NoTrainInceptionV3
 
+    # torch-fidelity unpickles whatever the file holds; refuse here what is more than tensors
+    read_pickled(path, f"FID needs torch-fidelity's {INCEPTION}; fetch it again", mapped=True)
     try:
-        # torch-fidelity unpickles whatever the file holds; refuse here what is more than tensors
-        torch.load(path, map_location="cpu", weights_only=True)
         network = NoTrainInceptionV3("inception-v3-compat", [str(FEATURES)], str(path))
-    except (RuntimeError, OSError, EOFError, KeyError, AttributeError, TypeError, pickle.UnpicklingError):
+    except (RuntimeError, KeyError, AttributeError, TypeError):
         raise InputError(f"{path} does not hold Inception's weights; FID needs torch-fidelity's {INCEPTION}.") from None
     network.num_features = FEATURES
     return network.to(device)
