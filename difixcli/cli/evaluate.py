@@ -85,8 +85,8 @@ def evaluate(
     if not prediction:
         raise InputError(f"None of the runs is finished ({', '.join(missing)}); see what became of them: difix status.")
     geometry, lost = _runs_of(geometry or [])
-    if lost:
-        raise InputError(f"The --geometry of {', '.join(lost)} is not finished; see what became of it: difix status.")
+    if lost:  # which is refused where a scene that is measured needs it
+        console.warn(f"The --geometry of {', '.join(lost)} is not finished.")
     for path in [*prediction, *([masks] if masks else []), *geometry]:
         if not path.exists():
             raise InputError(f"There is no {path}; check its name.")
