@@ -8,6 +8,7 @@ import os
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -129,6 +130,47 @@ def test_resuming_is_exact(pairs: Path, tmp_path: Path) -> None:
     finetune([pairs], "tiny", killed, **options)
     assert losses(killed) == losses(tmp_path / "whole")
     assert (killed / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_a_signal_to_every_process_saves_first(pairs: Path, tmp_path: Path) -> None:
+    """As SLURM sends it: to the training and to the processes that read for it. Nothing is lost."""
+    options = {**FAST, "iterations": 6, "workers": 1, "perceptual_weight": 0.0}
+    program = (
+        "import json, sys; from pathlib import Path; from difixcli import interrupts\n"
+        "from difixcli.training import finetune\n"
+        "def tell(step):\n"
+        "    print(step, flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "if __name__ == '__main__':\n"
+        "    interrupts.listen()\n"
+        "    try:\n"
+        "        finetune([Path(sys.argv[1])], 'tiny', Path(sys.argv[2]), progress=tell, **json.loads(sys.argv[3]))\n"
+        "    except interrupts.Terminated:\n"
+        "        sys.exit(143)\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    line = [sys.executable, tmp_path / "program.py", pairs, tmp_path / "asked", json.dumps(options)]
+    process = subprocess.Popen(
+        [*map(str, line)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    for step in (1, 2, 3):
+        assert process.stdout.readline() == f"{step}\n"
+        if step == 3:
+            os.killpg(process.pid, signal.SIGUSR1)
+            os.killpg(process.pid, signal.SIGTERM)
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert process.communicate(timeout=300)[0] == "4\n" and process.returncode == 143
+    assert torch.load(tmp_path / "asked" / "checkpoints" / "last.pt", weights_only=True)["step"] == 4
+    finetune([pairs], "tiny", tmp_path / "asked", **options)
+    finetune([pairs], "tiny", tmp_path / "whole", **options)
+    assert losses(tmp_path / "asked") == losses(tmp_path / "whole")
 
 
 def test_what_fills_the_unseen_is_the_same_when_training_goes_on(pairs: Path, tmp_path: Path) -> None:
@@ -459,7 +501,8 @@ def test_synthetic_pairs() -> None:
     for sample in samples:
         assert sample.render.shape == sample.target.shape == (48, 48, 3)
         assert sample.references.shape == (3, 48, 48, 3) and sample.visibility.shape == (3, 48, 48)
-        for part in sample:
+        assert sample.correspondence is None
+        for part in sample[:5]:
             assert part.dtype == np.float32 and part.min() >= 0 and part.max() <= 1
         assert not sample.references[sample.visibility == 0].any()
     error = [np.sqrt(np.mean((s.render - s.target) ** 2)) for s in samples]
