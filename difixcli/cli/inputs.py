@@ -54,7 +54,9 @@ def precision(dtype: Precision) -> torch.dtype:
     return names.get(dtype, torch.float32)
 
 
-def open_fixer(name: str, device: str, dtype: Precision = Precision.auto, compiled: bool = False) -> Fixer:
+def open_fixer(
+    name: str, device: str, dtype: Precision = Precision.auto, compiled: bool = False, tile: int | None = None
+) -> Fixer:
     """Load a fixer for use, not for training, and say under which licence it stands."""
     from difixcli.fixer import Fixer
 
@@ -65,6 +67,7 @@ def open_fixer(name: str, device: str, dtype: Precision = Precision.auto, compil
     half = dtype is Precision.auto and device == "cuda" and fixer.config.references == "raw"
     fixer.to(device, precision(Precision.bf16 if half else dtype))
     fixer.notice = console.warn
+    fixer.tile = tile
     if compiled:
         fixer.compile()
     console.say(f"Fixer {name}: licence {fixer.licence}")

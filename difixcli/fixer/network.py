@@ -92,7 +92,12 @@ class MultiViewAttention:
     With `one_way`, the first view still sees all, but the others only themselves. What it would see of them may then
     come from a pass over them alone: `record` collects keys and values layer by layer, `held` brings them, joined
     over a sample's references as (B, V·N, C).
+
+    With `first_only`, the `last` layer lets the first view alone look: what the others would see goes nowhere.
     """
+
+    def __init__(self, last: bool = False) -> None:
+        self.last = last
 
     def __call__(
         self,
@@ -103,6 +108,7 @@ class MultiViewAttention:
         temb: Tensor | None = None,
         views: int = 1,
         one_way: bool = False,
+        first_only: bool = False,
         record: list[KeysValues] | None = None,
         held: Iterator[KeysValues] | None = None,
     ) -> Tensor:
@@ -122,6 +128,9 @@ class MultiViewAttention:
             return x.unflatten(0, (-1, views)).flatten(1, 2)
 
         if not one_way:
+            if first_only and self.last:
+                first = _attend(attn.heads, queries[::views], joined(keys), joined(values))
+                return attn.to_out[0](first.repeat_interleave(views, 0))
             mixed = _attend(attn.heads, joined(queries), joined(keys), joined(values))
             return attn.to_out[0](mixed.unflatten(1, (views, -1)).flatten(0, 1))
         per_view = [x.unflatten(0, (-1, views)) for x in (queries, keys, values)]
@@ -178,6 +187,8 @@ class FixerNetwork(nn.Module):
         unet: Any = UNet2DConditionModel(**config.unet)
         vae: Any = AutoencoderKL(**config.vae)
         unet.set_attn_processor(MultiViewAttention())
+        last = next(block for block in reversed(unet.up_blocks) if hasattr(block, "attentions"))
+        last.attentions[-1].transformer_blocks[-1].attn1.set_processor(MultiViewAttention(last=True))
         self.prompt = nn.Parameter(0.02 * torch.randn(config.prompt_tokens, config.unet["cross_attention_dim"]))
         widths = list(config.vae["block_out_channels"])
         self._skips = [f"skip_conv_{i + 1}" for i in range(len(widths))]
@@ -258,7 +269,7 @@ class FixerNetwork(nn.Module):
         stack = torch.cat([views * 2 - 1, seen, flag], dim=2).flatten(0, 1)
         latents, skips = self.encode(F.pixel_unshuffle(stack, self.config.pixel_unshuffle))
         # 3. one denoising step over all views, keep the render's
-        latents = self.denoise(latents, count)
+        latents = self.denoise(latents, count, first_only=True)
         # 4. decode it with skips in which gates have chosen between the views
         chosen, scores = [], []
         for gate, skip in zip(self.gates, skips, strict=True):
@@ -307,16 +318,19 @@ class FixerNetwork(nn.Module):
             noise = self._unet_pass(latents, {"held": iter(references.memory)})
             return self._without_noise(latents, noise)
         stack = torch.cat([latents[:, None], references.latents], dim=1)
-        denoised = self.denoise(stack.flatten(0, 1), stack.shape[1])
+        denoised = self.denoise(stack.flatten(0, 1), stack.shape[1], first_only=True)
         return denoised.unflatten(0, stack.shape[:2])[:, 0]
 
-    def predict_noise(self, latents: Tensor, views: int) -> Tensor:
-        """ε̂ (B·views, c, h, w) of latents of the same shape, a sample's views one after the other."""
-        return self._unet_pass(latents, {"views": views, "one_way": self.config.reference_attention == "one-way"})
+    def predict_noise(self, latents: Tensor, views: int, first_only: bool = False) -> Tensor:
+        """ε̂ (B·views, c, h, w) of latents of the same shape, a sample's views one after the other; with `first_only`
+        right for the first of them alone.
+        """
+        one_way = self.config.reference_attention == "one-way"
+        return self._unet_pass(latents, {"views": views, "one_way": one_way, "first_only": first_only})
 
-    def denoise(self, latents: Tensor, views: int) -> Tensor:
-        """ẑ₀ of latents (B·views, c, h, w) by one step."""
-        return self._without_noise(latents, self.predict_noise(latents, views))
+    def denoise(self, latents: Tensor, views: int, first_only: bool = False) -> Tensor:
+        """ẑ₀ of latents (B·views, c, h, w) by one step; see `predict_noise`."""
+        return self._without_noise(latents, self.predict_noise(latents, views, first_only))
 
     def _unet_pass(self, latents: Tensor, attention: dict[str, Any]) -> Tensor:
         prompt = self.prompt[None].expand(latents.shape[0], -1, -1).to(latents.dtype)
