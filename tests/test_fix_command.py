@@ -51,9 +51,13 @@ def test_images_come_out_whole_and_a_second_run_keeps_them(images: Path, tiny: P
         assert fixed.mode == "RGB" and confidence.mode == "RGB"
         invented, seen, agreed = np.asarray(confidence, int).transpose(2, 0, 1)
         assert np.abs(invented + seen + agreed - 255).max() <= 2 and seen.max() > 0
+    whole = {path.name: path.read_bytes() for path in folder.glob("*.png")}
     (folder / "1.confidence.png").unlink()
     again = told(difix(*line))["results"]
     assert again["kept"] == 2 and (folder / "1.confidence.png").is_file()
+    # enhance does the same to a folder, and heeds the same options
+    same = Path(told(difix("enhance", *line[1:], "--tile", "256", "--batch", "2"))["output"])
+    assert {path.name: path.read_bytes() for path in same.glob("*.png")} == whole and len(whole) == 6
 
 
 def test_a_broken_image_stops_none_of_the_others(images: Path, tiny: Path, tmp_path: Path) -> None:
