@@ -13,6 +13,7 @@ Neither is told cameras: their pictures lead from one photo to the other, but no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ class PublishedFilm:
             transformer = self.pipeline.transformer or self.pipeline.transformer_2
             return int(self.pipeline.vae_scale_factor_spatial * max(transformer.config.patch_size[1:]))
         levels = len(self.pipeline.unet.config.block_out_channels) - 1
-        return int(self.pipeline.vae_scale_factor * 2**levels)
+        return math.lcm(8, int(self.pipeline.vae_scale_factor * 2**levels))  # 8 is what the pipeline asks for
 
     def _between(self, first: Image.Image, last: Image.Image, count: int, seed: int) -> np.ndarray:
         """(N, h, w, 3) of a model of both frames, N the least number it can make that is no less than `count`."""
@@ -150,7 +151,7 @@ class PublishedFilm:
         return np.asarray(found.frames[0])
 
     def _embedded(self, text: str) -> Tensor:
-        """(1, L, D) of a prompt as the pipeline embeds it, but for a library that mends texts, which this one needs not."""
+        """(1, L, D) of a prompt, as the pipeline embeds one that needs no mending of broken text."""
         pipeline = self.pipeline
         told = pipeline.tokenizer(
             [text], padding="max_length", max_length=_MOST_TOKENS, truncation=True, return_tensors="pt"
