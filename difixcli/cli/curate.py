@@ -40,7 +40,7 @@ def curate(
         list[str] | None,
         typer.Argument(help="Scene folders, globs, or @LIST with one a line; the current folder by default."),
     ] = None,
-    strategy: Annotated[str, typer.Option(help="sparse, cycle, underfit or cross-camera.")] = "sparse",
+    strategy: Annotated[str, typer.Option(help="sparse, cycle, underfit, cross-camera or clips.")] = "sparse",
     method: MethodOption = "splatfacto",
     split: Annotated[
         list[str] | None,
@@ -98,6 +98,7 @@ def curate(
     if output is not None:
         check_folder(output)
 
+    from difixcli.curation.clips import DEFAULT_RULE as CLIPS_RULE
     from difixcli.curation.curate import DEFAULT_SHIFTS, DEFAULT_STOPS, Recipe, check_test_scenes, plan
     from difixcli.curation.curate import curate as make_pairs
     from difixcli.reconstruction import default_iterations, known_methods
@@ -123,7 +124,7 @@ def curate(
         format=pairs_format,
     )
     for option, given, users in (
-        ("--split", split, ("sparse", "underfit", "cross-camera")),
+        ("--split", split, ("sparse", "underfit", "cross-camera", "clips")),
         ("--shift", shift, ("cycle",)),
         ("--stop", stop, ("underfit",)),
     ):
@@ -154,6 +155,7 @@ def curate(
         "underfit": {"split": rules, "stop": list(recipe.stops)},
         "cross-camera": {"split": split or "the rig's first camera"},
         "sparse": {"split": rules},
+        "clips": {"split": split or CLIPS_RULE},
     }
     announce(
         run,
