@@ -120,7 +120,7 @@ def _read_manifest(file: Path, pairs: PairSet) -> None:
         for key in sorted(entries):
             pairs.note(split, key, entries[key])
             try:
-                into.append(_entry(key, entries[key], file.parent))
+                into.append(read_manifest_entry(key, entries[key], file.parent))
             except (ValueError, OSError) as error:  # names that no file can have
                 pairs.dropped[f"{file}: {short(key)}"] = short(str(error), 300)
 
@@ -156,7 +156,8 @@ def pair_of_members(key: str, members: Mapping[str, Openable]) -> PairFiles:
     )
 
 
-def _entry(key: str, entry: Any, folder: Path) -> PairFiles:
+def read_manifest_entry(key: str, entry: Any, folder: Path) -> PairFiles:
+    """The files of a manifest's entry, the manifest being in `folder`; ValueError for one of another shape."""
     if (fault := fault_of(entry, _PAIR)) is not None:
         raise ValueError(fault)
 

@@ -47,31 +47,18 @@ class FixerFilm:
         if count < 2:
             raise InputError("A film leads from one photo to another; ask for two pictures at least.")
         config = self.network.config
-        tokens = self._tokens(span)
+        tokens = tokens_of(self.network, span)
         places = torch.linspace(0, 1, count, device=self.fixer.device)
         chosen = windows(count, config.window, min(config.shared, config.window - 1))
-        seen = _Seen(
-            _planar(span.renders),
-            _planar(span.photos),
-            torch.from_numpy(np.ascontiguousarray(span.opacity, np.float32))[:, None],
-            Geometry.of(span.cameras, span.depth),
-        )
+        seen = Seen.of(span)
         return joined(((window, self._window(seen, window, places, tokens, seed)) for window in chosen), count)
 
-    def _tokens(self, span: Span) -> Tensor | None:
-        points, colors = (torch.from_numpy(np.asarray(x, np.float32)) for x in (span.points, span.colors))
-        if not len(points):
-            return None
-        points = in_unit_cube(points, torch.from_numpy(span.cameras[0].camera_to_world))
-        return self.network.tokens(points.to(self.fixer.device), colors.to(self.fixer.device))
-
-    def _window(self, seen: _Seen, window: range, places: Tensor, tokens: Tensor | None, seed: int) -> np.ndarray:
+    def _window(self, seen: Seen, window: range, places: Tensor, tokens: Tensor | None, seed: int) -> np.ndarray:
         """The pictures (length, H, W, 3) of one window."""
         fixer, part = self.fixer, slice(window.start, window.stop)
         renders, opacity = seen.renders[part], seen.opacity[part]
         if fixer.config.references == "aligned":
-            views = [seen.geometry.beside(i, seen.renders[i], seen.photos) for i in window]
-            beside, visibility = (torch.stack([view[k] for view in views]) for k in (0, 1))
+            beside, visibility = seen.beside(window)
         else:
             # while the layers are not at work: photos are no pictures of the film
             beside = fixer.encode_references(seen.photos).photos.expand(len(window), -1, -1, -1, -1)
@@ -86,7 +73,7 @@ class FixerFilm:
             pictures = torch.stack([self._weighed(seen, i, window, fixes) for i in window])
         return pictures.permute(0, 2, 3, 1).float().cpu().numpy()
 
-    def _weighed(self, seen: _Seen, i: int, window: range, fixes: Tensor) -> Tensor:
+    def _weighed(self, seen: Seen, i: int, window: range, fixes: Tensor) -> Tensor:
         near, visibility = seen.geometry.near(i, window, fixes)
         given = (fixes[i - window.start], seen.renders[i], seen.opacity[i], near, visibility)
         told = [values[None].to(self.fixer.device, self.fixer.dtype) for values in given]
@@ -94,7 +81,7 @@ class FixerFilm:
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
+class Seen:
     """A span as tensors: renders (T, 3, H, W), photos (2, 3, H, W), opacity (T, 1, H, W)."""
 
     renders: Tensor
@@ -102,7 +89,29 @@ class _Seen:
     opacity: Tensor
     geometry: Geometry
 
+    @classmethod
+    def of(cls, span: Span) -> Seen:
+        opacity = torch.from_numpy(np.ascontiguousarray(span.opacity, np.float32))[:, None]
+        return cls(planar(span.renders), planar(span.photos), opacity, Geometry.of(span.cameras, span.depth))
 
-def _planar(images: np.ndarray) -> Tensor:
+    def beside(self, pictures: range) -> tuple[Tensor, Tensor]:
+        """Both photos as these pictures' cameras see them, (N, 2, 3, H, W), and where that is believable,
+        (N, 2, 1, H, W).
+        """
+        views = [self.geometry.beside(i, self.renders[i], self.photos) for i in pictures]
+        return torch.stack([view[0] for view in views]), torch.stack([view[1] for view in views])
+
+
+def tokens_of(network: FilmNetwork, span: Span) -> Tensor | None:
+    """A span's structure tokens (1, M, width); None of one without points."""
+    points, colors = (torch.from_numpy(np.asarray(x, np.float32)) for x in (span.points, span.colors))
+    if not len(points):
+        return None
+    device = network.neighbours.gate.device
+    points = in_unit_cube(points, torch.from_numpy(span.cameras[0].camera_to_world))
+    return network.tokens(points.to(device), colors.to(device))
+
+
+def planar(images: np.ndarray) -> Tensor:
     """(N, H, W, 3) → (N, 3, H, W) float32."""
     return torch.from_numpy(np.ascontiguousarray(np.asarray(images, np.float32).transpose(0, 3, 1, 2)))

@@ -168,6 +168,21 @@ class FilmNetwork(nn.Module):
         finally:
             self._told = None
 
+    @contextlib.contextmanager
+    def shut(self) -> Iterator[None]:
+        """All gates at zero for a while: what is filmed is what the fixer makes frame by frame."""
+        gates = [value for name, value in self.new_layers() if name.endswith("gate")]
+        kept = [float(gate) for gate in gates]
+        try:
+            with torch.no_grad():
+                for gate in gates:
+                    gate.zero_()
+            yield
+        finally:
+            with torch.no_grad():
+                for gate, value in zip(gates, kept, strict=True):
+                    gate.fill_(value)
+
     def _structured(self, i: int):  # type: ignore[no-untyped-def]
         def hook(attention: Any, given: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             if self._told is None or self._told.tokens is None:
