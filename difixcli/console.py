@@ -1,7 +1,7 @@
 """The face of the program: tables, progress and the one place where errors become messages and exit codes.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 our fault, 2 the input's or the caller's,
-130 interrupted, 143 terminated.
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 our fault, 2 the input's or the caller's, 3 some
+of several scenes failed, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import errno
 import functools
 import json
 import math
-import os
-import signal
 import sys
 import time
 import traceback
@@ -36,7 +34,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from difixcli import streams
+from difixcli import interrupts, streams
 from difixcli.errors import LESS_MEMORY, InputError, out_of_memory
 from difixcli.runs import finite, folder_at_work, forget_runs, removed_folder
 
@@ -48,6 +46,8 @@ R = TypeVar("R")
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+watcher: Callable[[str, int, int], None] | None = None
+"""Is told of all progress, too: label, how much is done, and of how much."""
 
 _LEAST_NAME = 8  # characters of a row's name that are shown in a line
 
@@ -56,23 +56,6 @@ _CALLERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.E
 
 
 _REMOVED = "The output folder {} was removed while the command was at work in it; run the same line again."
-
-
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM), as a scheduler does it before it takes the machine away."""
-
-
-def heed_termination() -> None:
-    """Let SIGTERM end a command as Ctrl-C does; processes that this one forks end as before."""
-    owner = os.getpid()
-
-    def end(number: int, frame: object) -> None:
-        if os.getpid() == owner:
-            raise Terminated
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-    signal.signal(signal.SIGTERM, end)
 
 
 def handled(command: Callable[P, R]) -> Callable[P, R]:
@@ -88,7 +71,7 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except InputError as error:
             message, code = str(error), 2
-        except Terminated:
+        except interrupts.Terminated:
             message, code = "Terminated. Run the same command again to go on from here.", 143
         except KeyboardInterrupt:
             message, code = "Interrupted. Run the same command again to go on from here.", 130
@@ -156,12 +139,19 @@ def warn(message: str) -> None:
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(_rate(task.speed or 0))
+        return Text(rate(task.speed or 0))
 
 
-def _rate(rate: float) -> str:
+def rate(a_second: float) -> str:
     """So many a second; of what takes longer than a second, how long."""
-    return f"{1 / rate:.1f} s each" if 0 < rate < 1 else f"{rate:.1f}/s"
+    return f"{1 / a_second:.1f} s each" if 0 < a_second < 1 else f"{a_second:.1f}/s"
+
+
+def span(seconds: float) -> str:
+    """A span of time: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class PlainProgress:
@@ -180,16 +170,28 @@ class PlainProgress:
         if done >= self.total or now - self.last >= 10:
             self.last = now
             since, before = self.first if done > self.first[1] else (self.start, 0)
-            rate = (done - before) / max(now - since, 1e-6)
+            pace = (done - before) / max(now - since, 1e-6)
             # the first steps compile and fill caches: they say nothing about the rest
-            left = f", {(self.total - done) / max(rate, 1e-6):.0f} s left" if self.reports and done < self.total else ""
+            left = f", {(self.total - done) / max(pace, 1e-6):.0f} s left" if self.reports and done < self.total else ""
             self.reports += 1
-            say(f"{self.label}: {done}/{self.total}, {_rate(rate)}{left}")
+            say(f"{self.label}: {done}/{self.total}, {rate(pace)}{left}")
 
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal, plain lines in a log; yields a function that takes the number done so far."""
+    with _bar(label, total) as update:
+
+        def told(done: int) -> None:
+            update(done)
+            if watcher is not None:
+                watcher(label, done, total)
+
+        yield told
+
+
+@contextmanager
+def _bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
     if not err.is_terminal:
         yield PlainProgress(label, total)
         return

@@ -31,14 +31,16 @@ from PIL import Image
 
 from difixcli.cli import app
 from difixcli.enhancement import Film, check_images, enhance_images
-from difixcli.enhancement.fix import fix_pictures
-from difixcli.enhancement.images import Picture
-from difixcli.enhancement.similar import SimilarPhotos
-from difixcli.enhancement.steadiness import steadied
 from difixcli.enhancement.video import VideoWriter
 from difixcli.errors import InputError
 from difixcli.evaluation.consistency import frame_motion, warped_difference
 from difixcli.fixer.fixer import new_small_fixer
+from difixcli.fixer.registered import RegisteredPhotos
+from difixcli.fixer.tiling import Window
+from difixcli.frames.pictures import Picture
+from difixcli.frames.pipeline import FramePipeline
+from difixcli.frames.similar import SimilarPhotos
+from difixcli.frames.steadiness import steadied
 from difixcli.runs import read_image, write_image
 from difixcli.scenes.poses import look_at
 from difixcli.video import read_video
@@ -51,6 +53,7 @@ class Inverter:
 
     def __init__(self, references: str = "raw") -> None:
         self.config = SimpleNamespace(references=references, views=1)
+        self.device = torch.device("cpu")
         self.calls: list[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]] = []
 
     def __call__(self, images, references=None, opacity=None, visibility=None, fill_seed=None):
@@ -169,9 +172,12 @@ def test_a_reference_of_another_shape_is_told(frames, photos, tmp_path):
 def test_aligned_references_are_registered(frames):
     fixer = Inverter("aligned")
     image, shifted = read_image(frames / "frame_8.png"), read_image(frames / "frame_9.png")
-    fix_pictures(fixer, [Picture(image)], [[shifted]])  # type: ignore[arg-type]
-    _, aligned, visibility = fixer.calls[0]
-    assert aligned is not None and visibility is not None and visibility.shape == (1, 1, 1, 47, 65)
+    pipeline = FramePipeline(fixer)  # type: ignore[arg-type]
+    pipeline.fix([pipeline.beside(Picture(image), [shifted])])
+    _, registered, _ = fixer.calls[0]
+    assert isinstance(registered, RegisteredPhotos)
+    aligned, visibility = registered.cut(Window(0, 0, 47, 65))
+    assert visibility.shape == (1, 1, 1, 47, 65)
     seen = visibility[0, 0, 0].numpy() > 0.5
     error = np.abs(aligned[0, 0].permute(1, 2, 0).numpy() - image).mean(-1)
     assert seen.mean() > 0.5 and error[seen].mean() < 0.5 * np.abs(shifted - image).mean()

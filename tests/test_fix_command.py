@@ -14,11 +14,12 @@ from commands import difix, refused, told
 from PIL import Image
 
 from difixcli.enhancement import fix as fix_room
-from difixcli.enhancement import images as images_room
-from difixcli.enhancement.references import ReferencePhotos
 from difixcli.errors import InputError
 from difixcli.evaluation.pictures import image_files
 from difixcli.fixer import Fixer, new_small_fixer
+from difixcli.frames import pictures as images_room
+from difixcli.frames.pipeline import FramePipeline
+from difixcli.frames.references import ReferencePhotos
 from difixcli.runs import read_image, write_image, write_json
 from difixcli.scenes import load_scene
 
@@ -89,9 +90,9 @@ def test_a_run_that_goes_on_tells_the_same_and_reads_what_it_fixes_once(
     assert [result.pop("kept") for result in (first, second)] == [0, 2]
     assert first.pop("seconds_per_frame") and second.pop("seconds_per_frame")
     assert first == second and list(first["references"]) == ["0", "1", "2"]
-    with pytest.raises(ValueError, match="as many references"):
-        pictures = [images_room.read_picture(path) for path in files[:2]]
-        fix_room.fix_pictures(fixer, pictures, [[pictures[0].color], []])
+    pipeline = FramePipeline(fixer)
+    pictures = [images_room.read_picture(path) for path in files[:2]]
+    assert not pipeline.alike(pipeline.beside(pictures[0], [pictures[1].color]), pipeline.beside(pictures[1], ()))
 
 
 def test_what_transparent_pixels_hide_does_not_come_out_when_an_image_shrinks(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from difixcli.cli import app
 from difixcli.fixer import new_small_fixer
 from difixcli.runs import write_json
 from difixcli.samples.sample import write_sample
+from difixcli.training.options import VideoOptions, parsed_options, with_options
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -75,8 +76,11 @@ def test_published_experiments(
     read = [_understood(line) for line in _printed(RECIPES / name / "run.sh", *places, tmp_path / "out")]
     assert list(dict.fromkeys(command for command, _ in read)) == commands
     distilled = [options for command, options in read if command == "distill"]
-    assert len(distilled) == 4  # two scenes, two methods
-    assert all(options["split"] == split and options["preset"].value == "gpu" for options in distilled)
+    assert len(distilled) == 1
+    for options in distilled:
+        assert [Path(scene).name for scene in options["scene"]] == ["a", "b"]
+        assert options["method"] == ["nerfacto", "splatfacto"]
+        assert options["split"] == split and options["preset"].value == "gpu"
     trained = [options for command, options in read if command == "finetune"]
     fixer = str(trained[0]["output"]) if trained else "nvidia/difix_ref"
     for options in distilled:
@@ -91,9 +95,8 @@ def test_published_experiments(
         )
         made = [str(curated["output"]) for command, curated in read if command == "curate"]
         assert options["pairs"] == made and options["batch"] == 1
-    # the end: for each method one table of both scenes
+    # the end: one table of both scenes and both methods
     tables = [options for command, options in read if command == "eval"]
-    assert [len(options["prediction"]) for options in tables] == [2, 2]
     assert {str(run) for options in tables for run in options["prediction"]} == {
         str(options["output"]) for options in distilled
     }
@@ -163,16 +166,22 @@ def test_published_experiments_run_to_their_end(
     places = {"TRAIN": tmp_path / "train", "TEST": tmp_path / "test"}
     for place in places.values():
         _toy_scene(place / "a", 8, name)
+    # one scene is broken: it is told of, and the rest is finished
+    bad = shutil.copytree(places["TEST"] / "a", places["TEST"] / "bad")
+    (bad / "transforms.json").write_text('{"frames": [')
     environment = {**os.environ, "SMOKE": "1", "PYTHONPATH": str(RECIPES.parent), "METRICS": "psnr"}
     environment["METHODS"] = "splatfacto nerfacto" if recipe == "nerfbusters" else "splatfacto"
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     line = ["sh", RECIPES / recipe / "run.sh", *(places.get(word, word) for word in arguments), tmp_path / "out"]
     made = subprocess.run(list(map(str, line)), env=environment, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr[-2000:]
-    for method in environment["METHODS"].split():
-        table = json.loads((tmp_path / "out" / f"{method}-seed-0" / "eval.json").read_text())
+    assert made.returncode == 3, made.stderr[-2000:]
+    methods = environment["METHODS"].split()
+    table = json.loads((tmp_path / "out" / "table-seed-0" / "eval.json").read_text())
+    for method in methods:
         for variant in ("plain", "fixed", "distilled", "enhanced"):
-            assert table["results"][variant]["psnr"] > 5
+            row = f"{method} {variant}" if len(methods) > 1 else variant
+            assert table["results"][row]["psnr"] > 5
+        assert f"bad-{method}" in made.stderr
 
 
 def test_the_super_resolution_experiment(scenes: Path, tmp_path: Path) -> None:
@@ -377,6 +386,20 @@ def test_the_super_resolver_is_trained_again(arc: Path, photos: list[Path], tmp_
     rows = [row.split(" | ")[0] for row in made.stdout.splitlines() if row.startswith("| ")]
     assert rows == ["| PSNR / SSIM / st-LPIPS (VGG)", "| 1 photos", "| arc"]
     assert SuperResolutionNetwork.from_pretrained(tmp_path / "out" / "bundled").factor == 4
+
+
+def test_the_video_models_recipe_reads_as_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SCENES": "a b", "HELD_OUT": "c", "OUTPUT": str(tmp_path / "out"), "SMOKE": ""}.items():
+        monkeypatch.setenv(name, value)
+    for smoke in ("", "1"):
+        monkeypatch.setenv("SMOKE", smoke)
+        clips, held, trained = (_understood(line) for line in _printed(RECIPES / "video" / "run.sh"))
+        assert clips[0] == held[0] == "curate" and clips[1]["strategy"] == held[1]["strategy"] == "clips"
+        assert clips[1]["scenes"] == ["a", "b"] and held[1]["scenes"] == ["c"] and held[1]["test_scene"] == ["*"]
+        assert trained[1]["task"].value == "video"
+        assert trained[1]["pairs"] == [str(clips[1]["output"]), str(held[1]["output"])]
+        given = parsed_options(trained[1]["settings"], VideoOptions)
+        assert with_options(VideoOptions(), given, "cpu")
 
 
 def test_the_view_diffusion_model_is_trained_again(arc: Path, photos: list[Path], tmp_path: Path) -> None:

@@ -43,20 +43,20 @@ def test_the_same_command_resumes_and_another_is_refused(tmp_path: Path) -> None
 
 
 def test_two_processes_never_work_in_one_run(tmp_path: Path) -> None:
-    """The lock goes with the process, however it ends; shards of one run have a lock each."""
+    """The lock goes with the process, however it ends; a shared run lets those in that share it."""
     line = (
         "import sys; from pathlib import Path; from difixcli.runs import Run\n"
-        "Run.open(Path(sys.argv[1]), 'distill', {'seed': 0}, {}, shard=eval(sys.argv[2]))\n"
+        "Run.open(Path(sys.argv[1]), 'distill', {'seed': 0}, {}, shared=eval(sys.argv[2]))\n"
         "print('open', flush=True); sys.stdin.read()"
     )
 
-    def start(shard: tuple[int, int] | None) -> subprocess.Popen:
-        arguments = [sys.executable, "-c", line, str(tmp_path / "run"), str(shard)]
+    def start(shared: bool) -> subprocess.Popen:
+        arguments = [sys.executable, "-c", line, str(tmp_path / "run"), str(shared)]
         process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None and process.stdout.readline() == "open\n"
         return process
 
-    with start(None) as other:
+    with start(False) as other:
         for force in (False, True):
             with pytest.raises(InputError, match="Another process is at work"):
                 Run.open(tmp_path / "run", "distill", {"seed": 0}, {}, force)
@@ -65,7 +65,10 @@ def test_two_processes_never_work_in_one_run(tmp_path: Path) -> None:
         other.kill()
     assert Run.open(tmp_path / "run", "distill", {"seed": 0}, {}).resumed
     (tmp_path / "run").rename(tmp_path / "old")
-    with start((0, 2)) as first, start((1, 2)) as second:
+    with start(True) as first, start(True) as second:
+        for force in (False, True):
+            with pytest.raises(InputError, match="Another process is at work"):
+                Run.open(tmp_path / "run", "distill", {"seed": 0}, {}, force)
         first.kill()
         second.kill()
 

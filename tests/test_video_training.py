@@ -242,9 +242,7 @@ def test_training_writes_a_model_and_goes_on(walls: Path, base: Path, tmp_path: 
         train_video([walls], base, tmp_path / "cut", **{**FAST, "seed": 1})
 
 
-def test_time_ends_training_and_without_tests_the_last_weights_stay(
-    walls: Path, base: Path, tmp_path: Path
-) -> None:
+def test_time_ends_training_and_without_tests_the_last_weights_stay(walls: Path, base: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(walls, tmp_path / "train"))
     manifest = json.loads((folder / "data.json").read_text())
     (folder / "data.json").write_text(json.dumps({**manifest, "test": {}}))

@@ -24,6 +24,7 @@ from difixcli.cli.options import (
     SizeOption,
     SplitOption,
 )
+from difixcli.cli.several import over_scenes
 from difixcli.errors import InputError
 from difixcli.runs import check_folder
 
@@ -33,6 +34,7 @@ FEW = "Few photos"
 
 
 @console.handled
+@over_scenes("scene", ".", several_methods=True)
 def distill(
     scene: SceneArgument = ".",
     method: Annotated[

@@ -31,6 +31,7 @@ from difixcli.cli.options import (
     SizeOption,
 )
 from difixcli.cli.outputs import announce, beside_others, folder_beside
+from difixcli.cli.several import over_scenes
 from difixcli.errors import InputError
 from difixcli.runs import Run, fingerprint, run_record
 from difixcli.shapes import check_shape
@@ -53,6 +54,7 @@ _DISTILLED = {
 
 
 @console.handled
+@over_scenes("source", None)
 def enhance(
     source: Annotated[Path, typer.Argument(help="A folder of frames, a video, or a run of difix distill.")],
     trajectory: Annotated[

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from difixcli import console
 from difixcli.cli.inputs import pick_device
+from difixcli.cli.lines import words
 from difixcli.cli.options import Device, DeviceOption, JsonOption, OutputOption
 from difixcli.cli.outputs import folder_beside
+from difixcli.cli.several import Cluster, claimed, tell_failures, with_cluster, work
 from difixcli.errors import InputError, unknown
-from difixcli.runs import file_name, make_folder, write_json
+from difixcli.runs import file_name, make_folder, read_json, write_json
+
+_OWN = ("prediction", "output", "as_json", "cluster")
+"""Parameters that say nothing of how a scene is measured."""
 
 
 @console.handled
+@with_cluster
 def evaluate(
     prediction: Annotated[
-        list[Path], typer.Argument(help="A run, or several to compare; or a folder of images, then the true ones.")
+        list[Path],
+        typer.Argument(
+            help="A run, or several to compare (the --output of difix distill over scenes stands for all of its runs, "
+            "@LIST for those of a file's lines); or a folder of images, then the true ones."
+        ),
     ],
     metrics: Annotated[
         str | None,
@@ -45,8 +56,11 @@ def evaluate(
     device: DeviceOption = Device.auto,
     output: OutputOption = None,
     as_json: JsonOption = False,
+    *,
+    cluster: Cluster,
 ) -> None:
     """Measure renders against photos, or compare runs: figures, pictures, and how each number was made."""
+    common = words(inspect.signature(evaluate, eval_str=True), locals(), _OWN)
     from difixcli.evaluation.color_correction import CORRECTIONS
     from difixcli.evaluation.evaluate import Plan, evaluate_folders, evaluate_run, evaluate_runs, suggested_metrics
     from difixcli.evaluation.metrics import METRICS, parse_metrics
@@ -56,6 +70,9 @@ def evaluate(
     from difixcli.evaluation.tables import write_table
     from difixcli.scenes.unposed import is_video
 
+    prediction, missing = _runs_of(prediction)
+    if not prediction:
+        raise InputError(f"None of the runs is finished ({', '.join(missing)}); see what became of them: difix status.")
     for path in [*prediction, *([masks] if masks else [])]:
         if not path.exists():
             raise InputError(f"There is no {path}; check its name.")
@@ -78,6 +95,8 @@ def evaluate(
         keys, left_out = suggested_metrics(prediction, way)
         if left_out:
             console.warn(left_out)
+    if cluster.name is not None and (not all(runs) or not cluster.wait):
+        raise InputError("--cluster measures runs, and their one table is made at the end: add --wait.")
     plan = Plan(keys, color_correct, way, masks, inception, on)  # type: ignore[arg-type]
     first = prediction[0].absolute()
     if not all(runs):
@@ -87,10 +106,15 @@ def evaluate(
     else:
         folder = output or (first if len(runs) == 1 else Path("outputs") / "comparisons" / _joined(prediction))
         make_folder(folder)
-        if len(runs) == 1:
-            evaluated = evaluate_run(first, on, metrics is None, plan, folder, console.progress)
+        if cluster.name is not None:
+            evaluated, failed = _by_jobs(prediction, common, folder, cluster)
+            missing += failed
+        elif len(runs) == 1:
+            with claimed():
+                evaluated = evaluate_run(first, on, metrics is None, plan, folder, console.progress)
         else:
-            evaluated = evaluate_runs(prediction, plan, folder, console.progress)
+            with claimed():
+                evaluated = evaluate_runs(prediction, plan, folder, console.progress)
         rows, spreads = {**evaluated["results"], **evaluated.get("baselines", {})}, evaluated["std"]
     folder = folder.expanduser().absolute()
     scenes = evaluated.get("scenes", {})
@@ -126,7 +150,57 @@ def evaluate(
     found = {name: evaluated[name] for name in held} | {
         "scenes": {name: {"results": one["results"], "std": one["std"]} for name, one in scenes.items()}
     }
-    console.finish({**found, "report": str(report)}, as_json, *tables)
+    if not missing:
+        console.finish({**found, "report": str(report)}, as_json, *tables)
+        return
+    message = f"Missing in this: {', '.join(missing)}."
+    console.finish({**found, "report": str(report), "missing": missing, "error": message}, as_json, *tables)
+    console.fail(message)
+    raise typer.Exit(3)
+
+
+def _by_jobs(runs: list[Path], common: list[str], folder: Path, cluster: Cluster) -> tuple[dict[str, Any], list[str]]:
+    """What jobs, one a scene, have measured of runs, and the scenes whose job failed."""
+    from difixcli.cluster.jobs import DONE, Jobs
+    from difixcli.evaluation.evaluate import by_scene, over_scenes
+
+    folder = folder.absolute()
+    named = by_scene([run.absolute() for run in runs])
+    scenes = {file_name(scene): scene for scene in named}
+    lines = {
+        key: ["eval", *map(str, named[scene]), *common, f"--output={folder / key}"] for key, scene in scenes.items()
+    }
+    jobs = Jobs(folder)
+    jobs.add(lines, str(Path.cwd()), anew=True)  # what was measured before may have changed since
+    outcome = work(folder, lines, "eval", cluster) or []
+    bad = [job for job in outcome if job.state != DONE]
+    tell_failures(jobs, bad)
+    made = {scenes[job.name]: read_json(folder / job.name / "eval.json") for job in outcome if job.state == DONE}
+    if not made:
+        raise InputError("Not one of the scenes could be measured; see the lines above.")
+    return {**over_scenes(made), "scenes": made}, [scenes[job.name] for job in bad]
+
+
+def _runs_of(named: list[Path]) -> tuple[list[Path], list[str]]:
+    """What was named, with finished runs in place of lines over several scenes; names of the other runs."""
+    from difixcli.cluster.jobs import DONE, Jobs
+    from difixcli.curation.scene_list import listed
+    from difixcli.runs import JOBS
+
+    runs: list[Path] = []
+    missing: list[str] = []
+    for spec in named:
+        for one in [Path(path) for path in listed(str(spec), scenes=False)] if str(spec)[0] == "@" else [spec]:
+            if not (one / JOBS).is_dir():
+                runs.append(one)
+                continue
+            for job in Jobs(one):
+                written = next((Path(word[9:]) for word in job.line if word.startswith("--output=")), None)
+                if job.state == DONE and written is not None:
+                    runs.append(written)
+                else:
+                    missing.append(job.name)
+    return runs, missing
 
 
 def _joined(folders: list[Path]) -> str:

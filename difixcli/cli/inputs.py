@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from difixcli import console
 from difixcli.cli.options import Device, Precision, Preset
 from difixcli.errors import InputError
+from difixcli.memory import keep_freed_memory
 from difixcli.runs import fingerprint
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ def open_fixer(name: str, device: str, dtype: Precision = Precision.auto, compil
     """Load a fixer for use, not for training, and say under which licence it stands."""
     from difixcli.fixer import Fixer
 
+    if device == "cpu":
+        keep_freed_memory()
     fixer = Fixer.from_pretrained(name, merge=True)
     # a blend of pixels needs their eight bits, and more
     half = dtype is Precision.auto and device == "cuda" and fixer.config.references == "raw"

@@ -229,7 +229,7 @@ def enlarge(
 ) -> None:
     """Make images larger, each by itself."""
     from difixcli.enhancement.enlarge import enlarge_images
-    from difixcli.enhancement.images import listed_images
+    from difixcli.frames.pictures import listed_images
     from difixcli.priors.super_resolution.files import resolver_files
     from difixcli.scenes.unposed import is_video
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +167,18 @@ def write_pair(home: Path, scene: Scene, pair: Pair, files: PairFiles, made: Map
             np.savez_compressed(file, depth=pair.render.depth.astype(np.float32))
         entry["depth"] = path.relative_to(home.parents[1]).as_posix()
         entry["depth_scale"], entry["metric"] = 1 / scene.unit_scale, scene.metric
+    entry["files"] = recorded_files(home.parents[1], entry)
     return entry
+
+
+def recorded_files(folder: Path, entry: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Bytes and the beginning of the SHA-256 of every image that an entry names: whoever trains need not look."""
+    values = (entry[key] for key in ("image", "target_image", "ref_images", "aligned_refs", "opacity"))
+    recorded = {}
+    for name in sorted({name for value in values for name in ([value] if isinstance(value, str) else value)}):
+        content = (folder / name).read_bytes()
+        recorded[name] = [len(content), hashlib.sha256(content).hexdigest()[:16]]
+    return recorded
 
 
 def pair_id(home: Path, scene: Scene, pair: Pair) -> str:

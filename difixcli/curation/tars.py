@@ -34,7 +34,7 @@ def write_tar(path: Path, folder: Path, entries: Mapping[str, Mapping[str, Any]]
     ):
         for key in sorted(entries):
             entry = entries[key]
-            about = {name: value for name, value in entry.items() if name not in FILE_KEYS}
+            about = {name: value for name, value in entry.items() if name not in (*FILE_KEYS, "files")}
             sample: dict[str, Any] = {"__key__": key, "json": json.dumps(about, sort_keys=True).encode()}
             for member, name in _members(entry).items():
                 sample[f"{member}{Path(name).suffix}"] = (folder / name).read_bytes()

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-_SAVE_EVERY = 500  # iterations a killed run loses at most
 _PHOTOS = "photos"  # folder of the model that photos alone have taught
 PLAIN = "plain"
 LARGE = "large"  # folder of large renders where there is no truth of their size
@@ -155,15 +154,8 @@ class Distillation:
         if first >= until:
             return
         with self._progress(label, until - first) as update:
-            while model.step < until:
-                before = model.step - first
-
-                def advance(done: int, before: int = before) -> None:
-                    update(before + done)
-
-                model.train(min(_SAVE_EVERY, until - model.step), advance)
-                with self._timed("saving"):
-                    model.save(beside={} if prior is None else {"prior": prior.state()})
+            saving = model.train_to(until, update, None if prior is None else lambda: {"prior": prior.state()})
+        self._run.time("saving", saving)
         self._run.time(label, time.monotonic() - begun)
         self._run.save()
 

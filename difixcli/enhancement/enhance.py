@@ -5,25 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from difixcli.enhancement.fix import fix_pictures
-from difixcli.enhancement.images import Picture, listed_images, read_picture, shrunk
-from difixcli.enhancement.references import ReferencePhotos, check_references
-from difixcli.enhancement.sequence import (
-    SIDE_BY_SIDE,
-    SPLIT_SCREEN,
-    VIDEO,
-    Film,
-    Shot,
-    fix_frames,
-    make_film,
-)
+from difixcli.enhancement.sequence import FILM_FILE, SIDE_BY_SIDE, SPLIT_SCREEN, VIDEO, Film, make_film
 from difixcli.errors import InputError
+from difixcli.frames.pictures import Picture, listed_images, read_picture, shrunk
+from difixcli.frames.pipeline import FrameOptions, FramePipeline
+from difixcli.frames.references import ReferencePhotos, check_references
+from difixcli.frames.writing import Shot, write_frames
 from difixcli.runs import Progress
 from difixcli.scenes.unposed import is_video
 from difixcli.video import read_video
@@ -44,6 +37,7 @@ def enhance_images(
     film: Film | None = None,
     count: int | None = None,
     progress: Progress | None = None,
+    options: FrameOptions | None = None,
 ) -> dict[str, Any]:
     """Fix an image, the images of a folder or the frames of a video into `output`/NAME.png, one frame at a time.
 
@@ -65,28 +59,32 @@ def enhance_images(
         count: of more references than that, only so many stand beside a frame, those most similar to it, the most
             similar first; otherwise, and for None, all do, in their order.
         progress: makes a progress bar from a label and a total.
+        options: how each frame is fixed.
 
     Returns {"frames": how many, "kept": how many of them an earlier call had made, "announced": how many the source
     said it has, "seconds_per_frame": of those made now, or None, "output": the folder} and what `make_film` returns.
     Raises InputError naming the file that is missing, broken or too small, and for a film of what is no sequence.
     """
     output = output.expanduser()
-    photos = ReferencePhotos.by_likeness(references, count)
+    options = options or FrameOptions()
+    pipeline = FramePipeline(fixer, ReferencePhotos.by_likeness(references, count), options)
     opened = _open(source, output, size, film)
 
-    def before(read: Callable[[], Picture]) -> np.ndarray:
-        return read().color
-
-    def fixed_frame(name: str, read: Callable[[], Picture]) -> np.ndarray:
-        picture = read()
-        return fix_pictures(fixer, [picture], [photos.beside(name, picture.color)])[0].color
-
     def shots() -> Iterator[Shot]:
-        for name, read in opened.frames():
-            once = lru_cache(1)(read)
-            yield Shot(name, partial(before, once), partial(fixed_frame, name, once))
+        return (pipeline.shot(name, read) for name, read in opened.frames())
 
-    fixed = fix_frames(shots(), opened.length, output, film is not None and film.steady, progress)
+    fixed = write_frames(
+        shots(),
+        opened.length,
+        output,
+        pipeline.fix,
+        pipeline.pace,
+        pipeline.alike,
+        options.confidence,
+        film is not None and film.steady,
+        stale=[output / FILM_FILE],
+        progress=progress,
+    )
     if not fixed.frames:
         raise InputError(f"{source} holds no frame; check that it is the right file.")
     made: dict[str, Any] = {VIDEO: None, SIDE_BY_SIDE: None, SPLIT_SCREEN: None, "fps": None, "steadiness": None}

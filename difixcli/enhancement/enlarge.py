@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from difixcli.enhancement.images import read_picture
 from difixcli.errors import InputError
+from difixcli.frames.pictures import read_picture
 from difixcli.images import as_pixels, as_planes
 from difixcli.runs import Progress, make_folder, write_image
 

@@ -111,20 +111,18 @@ def evaluate_runs(
     if len({run.folder.resolve() for run in runs}) < len(runs) or len(runs) < 2:
         raise InputError("A comparison needs two different runs at least; name each once.")
     names = row_names(runs)
-    by_scene: dict[str, list[int]] = {}
-    for i, run in enumerate(runs):
-        by_scene.setdefault(_unique_scene(run, runs), []).append(i)
-    for members in by_scene.values():
+    members_of = _by_scene(runs)
+    for members in members_of.values():
         for i in members[1:]:
             _check_comparable(runs[members[0]], runs[i])
     scenes = {}
-    for scene, members in by_scene.items():
+    for scene, members in members_of.items():
         chosen, prefixes = [runs[i] for i in members], [names[i] for i in members]
-        where = work if work is None or len(by_scene) == 1 else work / scene
+        where = work if work is None or len(members_of) == 1 else work / scene
         scenes[scene] = _evaluate_scene(chosen, prefixes, plan, where, False, progress)
     if len(scenes) == 1:
         return next(iter(scenes.values()))
-    return {**_over_scenes(scenes), "scenes": scenes}
+    return {**over_scenes(scenes), "scenes": scenes}
 
 
 def suggested_metrics(folders: Sequence[Path], protocol: Protocol = OWN) -> tuple[tuple[str, ...], str]:
@@ -485,6 +483,19 @@ def _conditions(views: _Views, plan: Plan, split: str, measured: int, masked: bo
     }
 
 
+def by_scene(folders: Sequence[Path]) -> dict[str, list[Path]]:
+    """The runs of each scene, by the scene's name."""
+    runs = [RunFolder.read(folder) for folder in folders]
+    return {scene: [runs[i].folder for i in members] for scene, members in _by_scene(runs).items()}
+
+
+def _by_scene(runs: Sequence[RunFolder]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for i, run in enumerate(runs):
+        found.setdefault(_unique_scene(run, runs), []).append(i)
+    return found
+
+
 def _unique_scene(run: RunFolder, runs: Sequence[RunFolder]) -> str:
     """A scene's name, with its folder where other scenes are called the same."""
     alike = {other.scene_spec for other in runs if other.scene_name == run.scene_name}
@@ -523,8 +534,8 @@ def _check_comparable(one: RunFolder, other: RunFolder) -> None:
             raise InputError(f"{one.folder} and {other.folder} have different masks of {stem}; run them on one scene.")
 
 
-def _over_scenes(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and spread over scenes of each row that all of them have."""
+def over_scenes(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and spread over scenes of each row that all of them have; what `evaluate_runs` returns of several."""
     rows = list(dict.fromkeys(row for scene in scenes.values() for row in scene["results"]))
     whole = [row for row in rows if all(row in scene["results"] for scene in scenes.values())]
     over = {row: summary([_shared(scene["results"][row], scenes, row) for scene in scenes.values()]) for row in whole}

@@ -281,9 +281,14 @@ class Sharpening:
 
 
 def best_unsharp(
-    views: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray | None]], judge: str = "st_lpips", device: str = "cpu"
+    views: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray | None]],
+    judge: str = "st_lpips",
+    device: str = "cpu",
+    metrics: Sequence[str] | None = None,
 ) -> Sharpening:
     """The best of four unsharp masks for (image, truth, mask) by the mean of one figure; views are taken one by one.
+
+    `metrics` are what is measured (`default_metrics` unless named); `judge` is among them.
 
     It is chosen on the very images it is measured on, so it is the most that sharpening can give: a fixer that does
     not beat it has learned no more.
@@ -291,7 +296,8 @@ def best_unsharp(
     tried: dict[tuple[float, float], list[dict[str, float]]] = {setting: [] for setting in _SHARPENINGS}
     for image, truth, mask in views:
         sharpened = (unsharp_mask(image, sigma, amount) for sigma, amount in _SHARPENINGS)
-        for setting, figures in zip(_SHARPENINGS, metrics_against(truth, sharpened, mask, device), strict=True):
+        measured = metrics_against(truth, sharpened, mask, device, metrics)
+        for setting, figures in zip(_SHARPENINGS, measured, strict=True):
             tried[setting].append(figures)
     means = [Sharpening(sigma, amount, summary(figures)[0]) for (sigma, amount), figures in tried.items()]
     sign = 1 if METRICS[judge].higher_is_better else -1

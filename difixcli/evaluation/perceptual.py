@@ -107,8 +107,8 @@ def _trained_lpips(net: Net) -> nn.Module:
     backbone = _lpips_backbone(net)
     if not backbone.is_file():
         raise InputError(
-            f"LPIPS ({net}) needs torchvision's backbone in {backbone}; put it there, or use st-LPIPS, "
-            "whose weights are installed."
+            f"LPIPS ({net}) needs torchvision's backbone in {backbone}; fetch it with difix download lpips-{net}, or "
+            "use st-LPIPS, whose weights are installed."
         )
     cure()
     import lpips
@@ -125,7 +125,7 @@ def lpips_available(net: Net = "alex") -> bool:
 
 
 @lru_cache(maxsize=4)
-def shared_network(kind: Literal["st_lpips", "lpips"], net: Net, device: str = "cpu") -> _Distance:
+def shared_network(kind: Literal["st_lpips", "lpips"], net: Net, device: str = "cpu") -> StLpips | Lpips:
     """One network for all who measure with it: building one costs a second and up to 60 MB."""
     return (StLpips(net) if kind == "st_lpips" else Lpips(net)).to(device)
 

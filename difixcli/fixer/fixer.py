@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from difixcli.errors import InputError, out_of_memory, unknown
 from difixcli.fixer.network import EncodedReferences, FixerConfig, FixerNetwork, small_config
+from difixcli.fixer.registered import RegisteredPhotos
 from difixcli.fixer.tiling import Window, fade, windows
 from difixcli.fixer.tone import keep_unseen_tone
 from difixcli.fixer.weights import load_network, merge_adapters, save_network
@@ -58,16 +60,21 @@ class Fixer:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         merge: bool = False,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
     ) -> Fixer:
         """Loads weights by name or from a path.
 
         `bundled` is the small fixer that comes with the package. A path is a folder (ours, or the published diffusers
         layout) or a `.pkl` of the release's trainer. Anything else of the form OWNER/NAME comes from the Hugging Face
-        hub or its cache. Raises InputError for what is none of these or holds damaged weights.
+        hub or its cache: of a `revision` (branch, tag or commit), with a `token` for private ones, in another
+        `cache_dir` than the hub's own. Raises InputError for what is none of these or holds damaged weights.
 
         `merge` works adapters into the weights they adapt: the same pixels sooner, but not what to fine-tune.
         """
-        network = load_network(name_or_path)
+        network = load_network(name_or_path, revision, token, cache_dir)
         if merge:
             network = merge_adapters(network)
         return cls(network).to(device, dtype)
@@ -84,13 +91,14 @@ class Fixer:
         return save_network(self.network, Path(folder))
 
     def is_saved_in(self, folder: str | Path) -> bool:
-        """Whether a folder holds this very fixer, as `save_pretrained` writes it."""
+        """Whether a folder holds this very fixer, in whatever layout."""
         try:
             held = load_network(folder)
         except InputError:
             return False
         ours, theirs = self.network.state_dict(), held.state_dict()
-        return held.config == self.config and all(torch.equal(ours[name].cpu().float(), theirs[name]) for name in ours)
+        mine, its = (dataclasses.replace(c, lora_targets=sorted(c.lora_targets)) for c in (self.config, held.config))
+        return mine == its and all(torch.equal(ours[name].cpu().float(), theirs[name]) for name in ours)
 
     def compile(self) -> None:
         """Has torch compile the network's parts when each is first used, anew for every size of image."""
@@ -118,7 +126,7 @@ class Fixer:
     def __call__(
         self,
         images: Tensor,
-        references: Tensor | ReferenceEncoding | None = None,
+        references: Tensor | ReferenceEncoding | RegisteredPhotos | None = None,
         opacity: Tensor | None = None,
         visibility: Tensor | None = None,
         fill_seed: int | None = None,
@@ -131,7 +139,8 @@ class Fixer:
         Args:
             images: (B, 3, H, W) in [0, 1], any size.
             references: (B, V, 3, H, W) in [0, 1], raw or aligned as `config.references` says, any number of them; or
-                raw ones encoded, which then stand beside every image; or None.
+                raw ones encoded, which then stand beside every image; or aligned ones as registered photos, which bring
+                their own visibility and are sampled window by window; or None.
             opacity: (B, 1, H, W) the renders' accumulated opacity in [0, 1], or None for full.
             visibility: (B, V, 1, H, W) in [0, 1], where aligned references are believable, or None for everywhere;
                 where none is, and without references, the render's tone is kept.
@@ -181,7 +190,7 @@ class Fixer:
     def second_opinion(
         self,
         images: Tensor,
-        references: Tensor | None = None,
+        references: Tensor | RegisteredPhotos | None = None,
         opacity: Tensor | None = None,
         visibility: Tensor | None = None,
         fill_seed: int | None = None,
@@ -190,26 +199,34 @@ class Fixer:
 
         Where it differs from the first, the fixer has guessed.
         """
-        beside, opacity, visibility = (None if x is None else x.flip(-1) for x in (references, opacity, visibility))
+        opacity, visibility = (None if x is None else x.flip(-1) for x in (opacity, visibility))
+        if isinstance(references, RegisteredPhotos):
+            beside: Tensor | RegisteredPhotos | None = references.mirrored()
+        else:
+            beside = None if references is None else references.flip(-1)
         return self(images.flip(-1), beside, opacity, visibility, fill_seed).flip(-1)
 
     def _one(
         self,
         i: int,
         images: Tensor,
-        references: Tensor | None,
+        references: Tensor | RegisteredPhotos | None,
         opacity: Tensor | None,
         visibility: Tensor | None,
         fill_seed: int | None,
     ) -> Tensor:
         """The i-th sample alone, (1, 3, H, W)."""
-        beside, opacity, visibility = (None if x is None else x[i : i + 1] for x in (references, opacity, visibility))
+        opacity, visibility = (None if x is None else x[i : i + 1] for x in (opacity, visibility))
+        if isinstance(references, RegisteredPhotos):
+            beside: Tensor | RegisteredPhotos | None = references[i]
+        else:
+            beside = None if references is None else references[i : i + 1]
         return self(images[i : i + 1], beside, opacity, visibility, fill_seed)
 
     def _tiled(
         self,
         images: Tensor,
-        references: Tensor | None,
+        references: Tensor | RegisteredPhotos | None,
         opacity: Tensor | None,
         visibility: Tensor | None,
         noise: Tensor | None,
@@ -232,7 +249,7 @@ class Fixer:
         self,
         images: Tensor,
         fixed: Tensor,
-        references: Tensor | None,
+        references: Tensor | RegisteredPhotos | None,
         visibility: Tensor | None,
         opacity: Tensor | None,
     ) -> Tensor:
@@ -241,13 +258,15 @@ class Fixer:
             return fixed
         if references is None or not references.shape[1]:
             return keep_unseen_tone(images, fixed, None, opacity)
+        if isinstance(references, RegisteredPhotos):
+            visibility = references.visibility()
         return fixed if visibility is None else keep_unseen_tone(images, fixed, visibility, opacity)
 
     def _fixed(
         self,
         window: Window,
         images: Tensor,
-        references: Tensor | None,
+        references: Tensor | RegisteredPhotos | None,
         opacity: Tensor | None,
         visibility: Tensor | None,
         noise: Tensor | None,
@@ -255,7 +274,9 @@ class Fixer:
         """The clean pixels of one window."""
         image, opacity, visibility = (self._prepared(window.of(x)) for x in (images, opacity, visibility))
         beside: Tensor | EncodedReferences | None = None
-        if references is not None and references.shape[1]:
+        if isinstance(references, RegisteredPhotos):
+            beside, visibility = map(self._prepared, references.cut(window, self.device))
+        elif references is not None and references.shape[1]:
             cut = window.of(references)
             beside = self._encoded(cut) if self.config.references == "raw" else self._prepared(cut)
         if noise is not None:
@@ -344,12 +365,14 @@ def _nbytes(values: Tensor) -> int:
     return values.numel() * values.element_size()
 
 
-def _check_shapes(images: Tensor, references: Tensor | None, opacity: Tensor | None, visibility: Tensor | None) -> None:
+def _check_shapes(
+    images: Tensor, references: Tensor | RegisteredPhotos | None, opacity: Tensor | None, visibility: Tensor | None
+) -> None:
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be (B, 3, H, W), not {tuple(images.shape)}")
     batch, _, height, width = images.shape
     if references is not None and (
-        references.ndim != 5 or (references.shape[0], *references.shape[2:]) != (batch, 3, height, width)
+        len(references.shape) != 5 or (references.shape[0], *references.shape[2:]) != (batch, 3, height, width)
     ):
         raise ValueError(f"references must be (B, V, 3, H, W) like the images, not {tuple(references.shape)}")
     if opacity is not None and opacity.shape != (batch, 1, height, width):

@@ -65,9 +65,16 @@ _ADAPTED_SUFFIXES = (
 _DEFAULT_RANK = 4
 
 
-def load_network(name_or_path: str | Path) -> FixerNetwork:
+def load_network(
+    name_or_path: str | Path,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> FixerNetwork:
     """A network with its weights, float32 on the CPU, from whatever `Fixer.from_pretrained` takes."""
     path = Path(name_or_path).expanduser()
+    if revision is not None and (path.exists() or str(name_or_path) == "bundled"):
+        raise InputError(f"{name_or_path} lies here, where there is no revision {revision}; leave it out.")
     if str(name_or_path) == "bundled":
         if not (BUNDLED / "model.safetensors").is_file():
             raise InputError(
@@ -82,7 +89,7 @@ def load_network(name_or_path: str | Path) -> FixerNetwork:
         return _load_trainer_file(path)
     if looks_like_hub_name(str(name_or_path)):
         name = str(name_or_path)
-        return _load_folder(_download(name), HUB_NAMES.get(name, 1))
+        return _load_folder(download(name, revision, token, cache_dir), HUB_NAMES.get(name, 1))
     known = ["bundled", *HUB_NAMES]
     siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
     raise unknown(
@@ -184,11 +191,11 @@ def _published_vae(folder: Path, views: int) -> tuple[FixerConfig, dict[str, Ten
     config = FixerConfig(
         unet=_accepted(UNet2DConditionModel, _read_config(folder / "unet" / "config.json")),
         vae=_accepted(AutoencoderKL, vae_values),
-        views=views,
+        views=int(vae_values.get("views", views)),
         skip_scale=0.0 if vae_values.get("ignore_skip") else float(vae_values.get("gamma", 1.0)),
         lora_rank=tensors[adapted[0] + ending].shape[0] if adapted else 0,
         lora_targets=adapted,
-        licence=NVIDIA_LICENCE if adapted else STABILITY_LICENCE,
+        licence=str(vae_values.get("licence") or (NVIDIA_LICENCE if adapted else STABILITY_LICENCE)),
         beta_start=beta_start,
         beta_end=beta_end,
     )
@@ -209,7 +216,7 @@ def _load_trainer_file(path: Path) -> FixerNetwork:
         reason = f"{type(error).__name__}: {short(str(error))}"
         raise InputError(f"{path} is not a whole checkpoint of the release's trainer ({reason}).") from error
     del saved
-    base = path.parent if (path.parent / "vae").is_dir() else _download(SD_TURBO)
+    base = path.parent if (path.parent / "vae").is_dir() else download(SD_TURBO)
     config, tensors = _published_vae(base, views=1)
     wrapped = set(targets)
     for name in list(tensors):  # a plain base's layers move under the adapters
@@ -336,15 +343,23 @@ def prompt_embedding(folder: Path, prompt: str) -> Tensor:
     return encoder(tokens.input_ids).last_hidden_state[0]
 
 
-def _download(name: str) -> Path:
-    """A hub repository's files, from the cache or the network."""
+def download(
+    name: str, revision: str | None = None, token: str | None = None, cache_dir: str | Path | None = None
+) -> Path:
+    """A hub repository's files, from the cache or the network; InputError where they are in neither.
+
+    `revision` is a branch, tag or commit; `token` one for private repositories, instead of the one that is logged in;
+    `cache_dir` another cache than the hub's own.
+    """
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        found = snapshot_download(name, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=_HUB_FILES)
+        return Path(found)
     except Exception as error:  # the hub's client raises errors of several libraries for a missing network
         close = [] if name in HUB_NAMES else near(name, HUB_NAMES)
         suggestion = f" (did you mean {' or '.join(close)}?)" if close else ""
+        name = name if revision is None else f"{name}' of revision '{revision}"
         raise InputError(
             f"The fixer '{name}' is neither in the Hugging Face cache nor reachable on the hub{suggestion}: "
             f"check the name and the network, or give a local folder ({type(error).__name__})."

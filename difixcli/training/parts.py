@@ -5,12 +5,49 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from difixcli.errors import InputError
 from difixcli.fixer import Fixer, FixerNetwork
 from difixcli.fixer.network import ADAPTER, LORA_ALPHA
 from difixcli.fixer.weights import new_adapters
 from difixcli.training.options import Parts
+
+
+class AllViews(nn.Module):
+    """A network with raw references whose every view is cleaned and decoded, references too, as the release trains."""
+
+    def __init__(self, network: FixerNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self,
+        images: Tensor,
+        references: Tensor | None = None,
+        opacity: Tensor | None = None,
+        visibility: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """The clean views (B, 1+V, 3, H, W) about [0, 1], the render's first; arguments as `FixerNetwork` takes them.
+
+        The render's is what the network itself gives.
+        """
+        views = all_views(images, references)
+        latents, skips = self.network.encode(views.flatten(0, 1) * 2 - 1)
+        if opacity is not None and noise is not None:  # where the render shows nothing
+            seen = F.adaptive_max_pool2d(opacity, latents.shape[-2:])
+            per_view = latents.unflatten(0, views.shape[:2])
+            render = seen * per_view[:, 0] + (1 - seen) * noise
+            latents = torch.cat([render[:, None], per_view[:, 1:]], dim=1).flatten(0, 1)
+        decoded = self.network.decode(self.network.denoise(latents, views.shape[1]), skips)
+        return ((decoded + 1) / 2).unflatten(0, views.shape[:2])
+
+
+def all_views(images: Tensor, references: Tensor | None) -> Tensor:
+    """(B, 3, H, W) and (B, V, 3, H, W) → (B, 1+V, 3, H, W)."""
+    return images[:, None] if references is None else torch.cat([images[:, None], references], dim=1)
 
 
 def choose_parts(network: FixerNetwork, parts: Parts) -> list[str]:

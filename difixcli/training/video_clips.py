@@ -19,10 +19,9 @@ from difixcli.errors import InputError
 from difixcli.evaluation.consistency import frame_motion
 from difixcli.priors.video.film import Seen, planar
 from difixcli.priors.video.span import Span
-from difixcli.runs import read_json
 from difixcli.scenes.scene import Camera
 from difixcli.shapes import fault_of
-from difixcli.training.pairs import decode, pair_files, read_manifest_entry, unit
+from difixcli.training.pairs import decode, manifest_entries, pair_files, pair_of_entry, unit
 
 POINTS = 2048  # of a clip's cloud: as many as a structure encoder looks at
 _ENTRY = {
@@ -51,7 +50,7 @@ class ClipFiles:
 
     def load(self) -> Clip:
         """The clip decoded; InputError or ValueError where it cannot be read."""
-        pairs = [read_manifest_entry(f"{self.name} {i}", entry, self.folder) for i, entry in enumerate(self.entries)]
+        pairs = [pair_of_entry(f"{self.name} {i}", entry, self.folder) for i, entry in enumerate(self.entries)]
         loaded = [decode(pair, "raw", 0) for pair in pairs]
         cameras = [_camera(entry["camera"]) for entry in self.entries]
         depth = np.stack([_depth(self.folder / entry["depth"]) for entry in self.entries])
@@ -141,11 +140,12 @@ def read_clips(sources: Sequence[Path]) -> ClipSet:
         file = pair_files(source)[0]
         if file.suffix == ".tar":
             raise InputError(f"{source} holds tars, but clips are read from folders; curate them with --format folder.")
-        manifest = read_json(file, {"train": dict, "test?": dict})
-        for half, into in (("train", clips.train), ("test", clips.test)):
-            entries = manifest.get(half) or {}
-            found.update(json.dumps([half, entries], sort_keys=True).encode())
-            into.extend(_grouped(entries, file, clips.dropped))
+        halves: dict[str, dict[str, Any]] = {"train": {}, "test": {}}
+        for half, key, entry in manifest_entries(file):
+            halves[half][key] = entry
+        found.update(json.dumps(halves, sort_keys=True).encode())
+        clips.train.extend(_grouped(halves["train"], file, clips.dropped))
+        clips.test.extend(_grouped(halves["test"], file, clips.dropped))
     clips.fingerprint = found.hexdigest()[:16]
     if not clips.train:
         why = f" ({next(iter(clips.dropped.values()))})" if clips.dropped else ""

@@ -31,6 +31,9 @@ from difixcli.priors.video.structure import StructureAttention, StructureConfig,
 NEIGHBOURS = (-2, -1, 1, 2)
 """Which pictures, counted from each one, are brought into its view."""
 _OCTAVES = 4  # of a picture's place on the way
+# How readily an untrained network takes each band from a neighbour (log odds), finest first: tone flickers, and detail
+# that has been moved is less sharp.
+_BAND_PRIORS = (-4.0, -1.5, 0.0)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ class NeighbourBlend(nn.Module):
         # picture, neighbour, their difference, the render's difference from the picture; visibility and opacity
         self.seen = nn.Conv2d(4 * 3 + 2, hidden, 3, padding=1)
         self.mix = nn.Conv2d(hidden, hidden, 3, padding=1)
-        self.score = nn.Conv2d(hidden, BANDS, 1)
+        self.score = nn.Conv2d(hidden, BANDS, 1, bias=False)
+        self.prior = nn.Parameter(torch.tensor(_BAND_PRIORS))
         self.gate = nn.Parameter(torch.zeros(()))
         with torch.no_grad():
             self.score.weight.mul_(0.3)
@@ -111,7 +115,7 @@ class NeighbourBlend(nn.Module):
         beside = torch.cat([(renders - pictures).abs(), opacity], dim=1)[:, None].expand(-1, count, -1, -1, -1)
         seen = torch.cat([own, filled, (filled - own).abs(), beside, visibility], dim=2).flatten(0, 1)
         score = self.score(F.silu(self.mix(F.silu(self.seen(seen))))).unflatten(0, (-1, count))
-        score = torch.cat([torch.zeros_like(score[:, :1]), score], dim=1)
+        score = torch.cat([torch.zeros_like(score[:, :1]), score + self.prior[:, None, None]], dim=1)
         shown = torch.cat([torch.ones_like(visibility[:, :1]), visibility], dim=1)
         weights = torch.softmax(score + log_mask(shown), dim=1)
         views = torch.cat([pictures[:, None], filled], dim=1)
