@@ -22,7 +22,7 @@ def fetch(name: str, kind: Kind = "fixer") -> Path:
 
     What is there already is not fetched again. Raises InputError for an unknown name, and where it cannot be fetched.
     """
-    from difixcli.fixer.weights import HUB_NAMES, download, looks_like_hub_name
+    from difixcli.fixer.weights import GEOQUERY, HUB_NAMES, base_of, download, looks_like_hub_name
     from difixcli.priors.super_resolution import opening
     from difixcli.priors.view_diffusion import published
 
@@ -34,7 +34,12 @@ def fetch(name: str, kind: Kind = "fixer") -> Path:
         )
     if kind == "super-resolver" or name == opening.X4_UPSCALER:
         return opening.download(name)
-    return published.download(name) if kind == "view-diffusion" else download(name)
+    if kind == "view-diffusion":
+        return published.download(name)
+    found = download(name)
+    if name == GEOQUERY:
+        base_of(found / "checkpoint.pkl")  # which needs the rest of SD-Turbo
+    return found
 
 
 def _fetch_network(name: str) -> Path:

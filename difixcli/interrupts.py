@@ -49,6 +49,12 @@ def listen() -> None:
             signal.signal(number, hear)
 
 
+def leave_to_parent(_: int = 0) -> None:
+    """In a process that works for this one: the signals, which schedulers send to all, are for this one to hear."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def asked() -> bool:
     """Whether a signal has asked for the end, and the block that saves first should come to its own."""
     return _asked is not None

@@ -62,6 +62,7 @@ RECORD = {
 }
 """The shape of a run's record."""
 _at_work: set[Path] = set()  # records of the runs that this process has open
+_made: dict[Path, Path] = {}  # of the runs whose folder this process made: the topmost folder that it had to make
 _locks: dict[Path, int] = {}  # open lock files; closing one would give its lock back
 _PACKAGES = ("torch", "nerfstudio", "gsplat", "diffusers", "numba", "numpy", "pycolmap")
 
@@ -162,9 +163,12 @@ class Run:
 
     @classmethod
     def _begun(cls, folder: Path, record: dict[str, Any], shared: bool) -> Run:
+        path = folder / _RECORD
+        missing = [one for one in (folder, *folder.parents) if not one.exists()]
+        if missing and not shared:  # others may be about to write into a shared one
+            _made[path] = missing[-1]
         run = cls(make_folder(folder), record, False, shared)
         _lock(folder, shared)
-        path = run.folder / _RECORD
         _at_work.discard(path)  # of the run that this one replaces
         run.save()
         _at_work.add(path)
@@ -202,6 +206,23 @@ class Run:
 def forget_runs() -> None:
     """A command begins: runs that earlier ones of this process left open are not at work any more."""
     _at_work.clear()
+    _made.clear()
+
+
+def drop_empty_runs() -> None:
+    """A command was refused: of the runs that it has open, folders that it made and wrote nothing into are removed."""
+    for record in sorted(_at_work & _made.keys()):
+        folder, top = record.parent, _made[record]
+        if not record.exists() or _has_outputs(folder):
+            continue
+        if (lock := _locks.pop(folder / _LOCK, None)) is not None:
+            os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+        _at_work.discard(record)
+        for parent in folder.parents:
+            if not parent.is_relative_to(top) or any(parent.iterdir()):
+                break
+            parent.rmdir()
 
 
 def folder_at_work() -> Path | None:
@@ -475,7 +496,7 @@ def open_image(path: Openable) -> Iterator[Image]:
         with path.open("rb") as whole:
             raw = getattr(whole, "raw", None)
             file = CappedFile(raw) if isinstance(raw, io.FileIO) else whole
-            with Image.open(file) as image:
+            with Image.open(file) as image:  # the one place where it is
                 _check_claim(image, file)
                 yield image
     except InputError:

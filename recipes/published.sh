@@ -14,13 +14,15 @@ SEEDS=${SEEDS:-0}
 if [ -n "${SMOKE:-}" ]; then
   PLACE="--preset cpu --device cpu --size 96"
   PAIRS="$PLACE --iterations 60"
-  LENGTH="--iterations 40 --further 20 --rounds 2"
+  PHOTOS="--iterations 40"
+  LENGTH="$PHOTOS --further 20 --rounds 2"
   TRAINING="--base ${BASE:-tiny} --iterations 4 --batch 1 --crop 32 --device cpu"
   FIXER=${FIXER:-bundled}
 else
   PLACE="--preset gpu --device cuda"
   PAIRS=$PLACE
-  LENGTH="--iterations 30000"
+  PHOTOS="--iterations 30000"
+  LENGTH=$PHOTOS
   # L2 + LPIPS + 0.5 Gram from step 2,000, crops of 512, bf16, clip 1.0: the defaults of this base
   TRAINING="--base ${BASE:-stabilityai/sd-turbo} --iterations 10000 --learning-rate 2e-5 --batch 1 --device cuda"
   FIXER=${FIXER:-nvidia/difix_ref}
@@ -70,6 +72,15 @@ distill_published() {
   done
 }
 
+# geometry_published OUTPUT SCENE…: a nerfacto of all photos of each scene, whose depth says what is measured of any method
+geometry_published() {
+  GEOMETRY=$1
+  shift
+  # shellcheck disable=SC2086
+  over_scenes difix distill "$@" --method nerfacto --split all --schedule none --targets spiral:2 $PLACE --fixer bundled \
+    $PHOTOS --output "$GEOMETRY"
+}
+
 # evaluate_published PROTOCOL OUTPUT FOLDER…: for each seed a table of all scenes and methods in FOLDER/seed-SEED, their
 # mean last
 evaluate_published() {
@@ -78,6 +89,6 @@ evaluate_published() {
   for seed in $SEEDS; do
     # shellcheck disable=SC2046,SC2086
     several difix eval $(for folder in "$@"; do echo "$folder/seed-$seed"; done) --protocol "$protocol" \
-      ${METRICS:+--metrics $METRICS} --output "$output/table-seed-$seed"
+      ${METRICS:+--metrics $METRICS} ${GEOMETRY:+--geometry "$GEOMETRY"} --output "$output/table-seed-$seed"
   done
 }

@@ -32,7 +32,7 @@ from difixcli.curation.filters import Filters, blurred_photos
 from difixcli.curation.manifest import StageSummary, sparkline
 from difixcli.curation.pairs import Pair
 from difixcli.curation.scene_list import expand_scenes, parse_shard, shard_of
-from difixcli.curation.underfit import parse_stop
+from difixcli.curation.strategies import parse_stop
 from difixcli.errors import InputError
 from difixcli.reconstruction import Reconstruction, Render
 from difixcli.reference_views import References
@@ -313,6 +313,15 @@ def test_underfit_renders_every_view_at_every_stop(curated: Callable[[str], Path
     assert depth.dtype == np.float32 and depth.shape == (40, 64)
     metres = depth[depth > 0] * entries[0]["depth_scale"]
     assert entries[0]["metric"] and 1 < np.median(metres) < 60
+    places = np.load(folder / entries[0]["correspondence"])["correspondence"]
+    assert places.dtype == np.float32 and places.shape == (len(entries[0]["ref_images"]), 3, 40, 64)
+    x, y, known = places.swapaxes(0, 1)
+    assert known.mean() > 0.1 and x[known > 0].max() <= 63 and y[known > 0].max() <= 39
+    assert not (places * (known == 0)[:, None]).any()
+    from difixcli.training.pairs import decode, read_manifests
+
+    decoded = decode(read_manifests([folder]).train[0], "geometry", 1)
+    assert decoded.correspondence is not None and np.array_equal(decoded.correspondence, places[:1])
     assert all(entry["image"].endswith(".webp") and entry["target_image"].endswith(".webp") for entry in entries)
 
 

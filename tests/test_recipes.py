@@ -75,8 +75,11 @@ def test_published_experiments(
     places = [str(scenes) if a == "SCENES" else a for a in arguments]
     read = [_understood(line) for line in _printed(RECIPES / name / "run.sh", *places, tmp_path / "out")]
     assert list(dict.fromkeys(command for command, _ in read)) == commands
-    distilled = [options for command, options in read if command == "distill"]
+    distilled = [options for command, options in read if command == "distill" and options["split"] != "all"]
     assert len(distilled) == 1
+    # what is measured does not depend on any method's own depth
+    geometry = [options for command, options in read if command == "distill" and options["split"] == "all"]
+    assert [options["schedule"] for options in geometry] == (["none"] if name == "nerfbusters" else [])
     for options in distilled:
         assert [Path(scene).name for scene in options["scene"]] == ["a", "b"]
         assert options["method"] == ["nerfacto", "splatfacto"]
@@ -101,6 +104,7 @@ def test_published_experiments(
         str(options["output"]) for options in distilled
     }
     assert {options["protocol"] for options in tables} == {name}
+    assert [options["geometry"] or [] for options in tables] == [[options["output"] for options in geometry]]
     assert not (tmp_path / "out").exists()
 
 

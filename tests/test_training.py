@@ -8,6 +8,7 @@ import os
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -129,6 +130,47 @@ def test_resuming_is_exact(pairs: Path, tmp_path: Path) -> None:
     finetune([pairs], "tiny", killed, **options)
     assert losses(killed) == losses(tmp_path / "whole")
     assert (killed / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_a_signal_to_every_process_saves_first(pairs: Path, tmp_path: Path) -> None:
+    """As SLURM sends it: to the training and to the processes that read for it. Nothing is lost."""
+    options = {**FAST, "iterations": 6, "workers": 1, "perceptual_weight": 0.0}
+    program = (
+        "import json, sys; from pathlib import Path; from difixcli import interrupts\n"
+        "from difixcli.training import finetune\n"
+        "def tell(step):\n"
+        "    print(step, flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "if __name__ == '__main__':\n"
+        "    interrupts.listen()\n"
+        "    try:\n"
+        "        finetune([Path(sys.argv[1])], 'tiny', Path(sys.argv[2]), progress=tell, **json.loads(sys.argv[3]))\n"
+        "    except interrupts.Terminated:\n"
+        "        sys.exit(143)\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    line = [sys.executable, tmp_path / "program.py", pairs, tmp_path / "asked", json.dumps(options)]
+    process = subprocess.Popen(
+        [*map(str, line)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    for step in (1, 2, 3):
+        assert process.stdout.readline() == f"{step}\n"
+        if step == 3:
+            os.killpg(process.pid, signal.SIGUSR1)
+            os.killpg(process.pid, signal.SIGTERM)
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert process.communicate(timeout=300)[0] == "4\n" and process.returncode == 143
+    assert torch.load(tmp_path / "asked" / "checkpoints" / "last.pt", weights_only=True)["step"] == 4
+    finetune([pairs], "tiny", tmp_path / "asked", **options)
+    finetune([pairs], "tiny", tmp_path / "whole", **options)
+    assert losses(tmp_path / "asked") == losses(tmp_path / "whole")
 
 
 def test_what_fills_the_unseen_is_the_same_when_training_goes_on(pairs: Path, tmp_path: Path) -> None:
@@ -459,7 +501,8 @@ def test_synthetic_pairs() -> None:
     for sample in samples:
         assert sample.render.shape == sample.target.shape == (48, 48, 3)
         assert sample.references.shape == (3, 48, 48, 3) and sample.visibility.shape == (3, 48, 48)
-        for part in sample:
+        assert sample.correspondence is None
+        for part in sample[:5]:
             assert part.dtype == np.float32 and part.min() >= 0 and part.max() <= 1
         assert not sample.references[sample.visibility == 0].any()
     error = [np.sqrt(np.mean((s.render - s.target) ** 2)) for s in samples]
@@ -574,6 +617,29 @@ def test_lanes_share_an_epoch_without_overlap(tars: Path, lanes: int) -> None:
     stream = [next(iter(Lane(names, 0, lanes, seed=1, place=(1, n))))[0]["__key__"] for n in range(2)]
     through = [sample["__key__"] for sample, place in _first(Lane(names, 0, lanes, seed=1), 2, epoch=1)]
     assert stream == through  # going on from a place is going on as if nothing had happened
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_a_stream_shows_no_pair_twice_in_an_epoch(pairs: Path, tmp_path: Path, processes: int) -> None:
+    """Whatever the number of processes, of tars and of what they hold, in every epoch; the lanes are the samples'."""
+    from difixcli.curation.tars import write_tar
+
+    entries = json.loads((pairs / "data.json").read_text())["train"]
+    names, keys = [], []
+    for number, count in enumerate((1, 4, 2, 3, 4)):  # uneven
+        held = {f"{key}-{number}": entry for key, entry in list(entries.items())[:count]}
+        write_tar(tmp_path / f"{number}.tar", pairs, held)
+        names.append(str(tmp_path / f"{number}.tar"))
+        keys += list(held)
+    seen: dict[int, list[str]] = {0: [], 1: [], 2: []}
+    for rank in range(processes):
+        plan = Plan(steps=1, batch=4 // processes, crop=32, views=1, rank=rank, ranks=processes)
+        for number in plan.positions(0):
+            for sample, (epoch, _) in Lane(names, number, plan.samples, plan.seed):
+                if epoch not in seen:
+                    break
+                seen[epoch].append(sample["__key__"])
+    assert all(sorted(found) == sorted(keys) for found in seen.values())
 
 
 def _first(lane: Lane, count: int, epoch: int) -> list:
@@ -785,35 +851,73 @@ def test_memory_does_not_grow_with_the_number_of_pairs(pairs: Path, tmp_path: Pa
     assert peaks[1] < peaks[0] + 500_000  # bytes; decoded, the larger set's pairs are 33 MB
 
 
-def test_two_processes_train_like_one_with_twice_the_batch(pairs: Path, tmp_path: Path) -> None:
-    options = {"iterations": 4, "crop": 32, "window": 32, "perceptual_weight": 0.1, "warm_up": 1, "ema": 0}
-    options |= {"log_every": 1, "checkpoint_every": 2}
-    named = {name: options.pop(name) for name in ("iterations", "crop", "perceptual_weight", "warm_up", "ema")}
-    settings = [part for name, value in named.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    settings += [part for name, value in options.items() for part in ("--set", f"{name}={value}")]
-    options |= named
+def test_two_processes_train_like_one_and_go_on_where_one_stopped(pairs: Path, tmp_path: Path) -> None:
+    """One process with twice the batch begins and stops; two go on in its folder, as if it had never been one."""
+    options = {"iterations": 6, "crop": 32, "window": 32, "perceptual_weight": 0.1, "warm_up": 1, "ema": 0.9}
+    options |= {"log_every": 1, "checkpoint_every": 2, "learning_rate": 1e-3}
+    plain = ("iterations", "crop", "perceptual_weight", "warm_up", "ema", "learning_rate")
+    named = {name: value for name, value in options.items() if name in plain}
+    line = ["finetune", pairs, "--base", "tiny", "--device", "cpu", "--json", "-o", tmp_path / "two"]
+    line += [part for name, value in named.items() for part in (f"--{name.replace('_', '-')}", value)]
+    line += [part for n, value in options.items() if n not in named for part in ("--set", f"{n}={value}")]
+    assert done(difix(*line, "--batch", "4"))["processes"] == 1  # the command's own folder
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+
+    def kill(step: int) -> None:
+        if step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        finetune([pairs], "tiny", tmp_path / "killed", batch=4, progress=kill, **options)
+    for name in ("log.jsonl", "checkpoints/last.pt"):  # as it was after two steps
+        shutil.copy(tmp_path / "killed" / name, tmp_path / "two" / name)
+    assert losses(tmp_path / "two") == losses(tmp_path / "one")[:3]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    line = ["-m", "difixcli", "finetune", str(pairs), "--base", "tiny", "--batch", "2", "--device", "cpu", "--json"]
-    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     ran = subprocess.run(
-        [*launch, *line, *settings, "-o", str(tmp_path / "two")],
+        [*launch, "-m", "difixcli", *map(str, line), "--batch", "2"],
         check=False,
         capture_output=True,
         text=True,
-        env=surroundings,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
         cwd=tmp_path,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     printed = [line for line in ran.stdout.splitlines() if line.startswith("{")]
     assert len(printed) == 1 and json.loads(printed[0])["results"]["processes"] == 2
-    finetune([pairs], "tiny", tmp_path / "one", batch=4, **options)
+    assert '"event": "resume", "step": 2' in (tmp_path / "two" / "log.jsonl").read_text()
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
     one, two = (Fixer.from_pretrained(tmp_path / name).network.state_dict() for name in ("one", "two"))
     start = new_small_fixer("tiny").network.state_dict()
     moved = torch.cat([(one[name] - start[name]).flatten() for name in start]).abs().mean()
     apart = torch.cat([(one[name] - two[name]).flatten() for name in start]).abs().mean()
     assert apart < 1e-3 * moved
+
+
+def test_the_first_process_may_work_longer_than_others_would_wait(tmp_path: Path) -> None:
+    """Here they give up on a common step after two seconds, as NCCL does after ten minutes."""
+    program = tmp_path / "long.py"
+    program.write_text(
+        "import time\n"
+        "from datetime import timedelta\n"
+        "from difixcli.torchvision_cure import cure; cure()\n"
+        "from accelerate import PartialState\n"
+        "state = PartialState(cpu=True, timeout=timedelta(seconds=2))\n"
+        "from difixcli.training import processes\n"
+        "processes.join('cpu')\n"
+        "made = processes.from_first(lambda: time.sleep(4) or [state.process_index, 'made'])\n"
+        "time.sleep(4 * state.is_main_process)\n"
+        "processes.wait()\n"
+        "print(state.process_index, made, flush=True)\n"
+        "state.destroy_process_group()\n"
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    surroundings["ACCELERATE_USE_CPU"] = "true"
+    ran = subprocess.run([*launch, str(program)], capture_output=True, text=True, env=surroundings, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert sorted(ran.stdout.splitlines()) == ["0 [0, 'made']", "1 [0, 'made']"]
 
 
 def test_recipes_are_lines_that_difix_and_accelerate_understand() -> None:

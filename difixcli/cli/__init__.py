@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from difixcli import __version__, console, interrupts, streams
+from difixcli.cli.config_files import Command
 from difixcli.cli.curate import curate
 from difixcli.cli.distill import distill
 from difixcli.cli.download import download
@@ -62,7 +63,6 @@ app = typer.Typer(
     cls=_Commands,
     help="Makes bad NeRFs and Gaussian splats good.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -105,4 +105,4 @@ for _command, _name in (
     (status, "status"),
     (download, "download"),
 ):
-    app.command(_name)(_command)
+    app.command(_name, cls=Command)(_command)

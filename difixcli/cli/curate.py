@@ -34,6 +34,7 @@ from difixcli.cli.several import Cluster, with_cluster, work
 from difixcli.cluster.worker import JOB
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, check_folder, file_name
+from difixcli.wording import counted
 
 if TYPE_CHECKING:
     from difixcli.curation.curate import Curated
@@ -71,7 +72,12 @@ def curate(
     keep: Annotated[
         list[str] | None, typer.Option(help="Keep pairs that are failed, perfect or blurred; repeatable.")
     ] = None,
-    depth: Annotated[bool, typer.Option("--depth", help="Also write the renders' depth (float32 .npz).")] = False,
+    depth: Annotated[
+        bool,
+        typer.Option(
+            "--depth", help="Also write depth, and which places of the references renders show (float32 .npz)."
+        ),
+    ] = False,
     keep_models: Annotated[
         bool, typer.Option("--keep-models", help="Keep the reconstructions in SCENE/models.")
     ] = False,
@@ -109,7 +115,9 @@ def curate(
     if partial:
         raise InputError("--partial belongs to --merge; name that, or leave it out.")
     from difixcli.curation.scene_list import expand_scenes, parse_shard, shard_of
+    from difixcli.curation.strategies import STRATEGIES, parse_stop
     from difixcli.scenes import DEFAULT_RULE, check_rule, check_scene
+    from difixcli.scenes.trajectories import check_trajectory
 
     # what can be told without torch and nerfstudio is told before they are imported, which takes long
     named = expand_scenes(scenes or ["."])
@@ -122,6 +130,19 @@ def curate(
     part = None if shard is None else parse_shard(shard)
     if output is not None:
         check_folder(output)
+    if strategy not in STRATEGIES:
+        raise unknown("strategy", strategy, STRATEGIES)
+    for option, given, users in (
+        ("--split", split, ("sparse", "underfit", "cross-camera", "clips")),
+        ("--shift", shift, ("cycle",)),
+        ("--stop", stop, ("underfit",)),
+    ):
+        if given and strategy not in users:
+            raise InputError(f"{option} belongs to {', '.join(users)} and says nothing to {strategy}; leave it out.")
+    for amount in shift or []:
+        check_trajectory(f"shift:{amount}")
+    for share in stop or []:
+        parse_stop(share)
 
     from difixcli.cluster.jobs import Jobs
     from difixcli.curation.clips import DEFAULT_RULE as CLIPS_RULE
@@ -149,13 +170,6 @@ def curate(
         depth=depth,
         format=pairs_format,
     )
-    for option, given, users in (
-        ("--split", split, ("sparse", "underfit", "cross-camera", "clips")),
-        ("--shift", shift, ("cycle",)),
-        ("--stop", stop, ("underfit",)),
-    ):
-        if given and strategy not in users:
-            raise InputError(f"{option} belongs to {', '.join(users)} and says nothing to {strategy}; leave it out.")
     check_test_scenes(test_scene or [], named)
     chosen = {name: named[name] for name in shard_of(list(named), part)}
     joined = "-".join(file_name(name) for name in list(named)[:3])
@@ -249,7 +263,7 @@ def finish_pairs(
     results, folder = curated.results(), folder.expanduser().absolute()
     where = folder / "data.json" if (folder / "data.json").is_file() and not curated.left else folder
     if results["pairs"]:
-        console.say(f"{results['pairs']} pairs, renders at {results['psnr']:.2f} dB on average: {where}")
+        console.say(f"{counted(results['pairs'], 'pair')}, renders at {results['psnr']:.2f} dB on average: {where}")
     elif dropped := {name: count for name, count in results["dropped"].items() if count}:
         said = ", ".join(f"{count} {name}" for name, count in dropped.items())
         console.warn(f"No pair is left ({said}); train longer, or keep them with --keep {next(iter(dropped))}.")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from difixcli import console
+from difixcli.cli.inputs import check_fixer
 from difixcli.cli.options import (
     ITERATIONS,
     Device,
@@ -257,6 +258,7 @@ def distill(
         console.say(note)
     check_schedule(schedule, rounds, step, share, further)
     check_prior(prior)
+    check_fixer(fixer)
     larger = {"--upscale": upscale, "--sr": sr, "--reduce": reduce, "--downscale": downscale, "--sr-update": sr_update}
     seeking = {
         **{"--view-diffusion": view_diffusion, "--seek": seek, "--denoise-steps": denoise_steps, "--reuse": reuse},

@@ -88,6 +88,6 @@ def _fetch_for(command: str, options: Mapping[str, Any], get: Any) -> None:
             get("lpips-vgg")
     if command == "eval" and options.get("metrics"):
         for metric in options["metrics"].split(","):
-            name = _OF_METRICS.get(metric.strip().lower().replace("_", "-"))
-            if name is not None and not (name == "inception" and options.get("inception")):
-                get(name)
+            network = _OF_METRICS.get(metric.strip().lower().replace("_", "-"))
+            if network is not None and not (network == "inception" and options.get("inception")):
+                get(network)

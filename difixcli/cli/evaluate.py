@@ -19,6 +19,7 @@ from difixcli.cli.outputs import folder_beside
 from difixcli.cli.several import Cluster, claimed, tell_failures, with_cluster, work
 from difixcli.errors import InputError, unknown
 from difixcli.runs import file_name, make_folder, read_json, write_json
+from difixcli.wording import counted
 
 _OWN = ("prediction", "output", "as_json", "cluster")
 """Parameters that say nothing of how a scene is measured."""
@@ -37,7 +38,8 @@ def evaluate(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="psnr, ssim, st-lpips, st-lpips-alex, lpips, lpips-vgg, fid, tsed, warped; the quick ones by default."
+            help="psnr, ssim, st-lpips, st-lpips-alex, lpips, lpips-vgg, fid, tsed, warped, cross-view, pose-auc; the "
+            "quick ones by default."
         ),
     ] = None,
     protocol: Annotated[
@@ -53,6 +55,13 @@ def evaluate(
     ] = None,
     masks: Annotated[Path | None, typer.Option(help="Folder of masks NAME.png; only white pixels count.")] = None,
     inception: Annotated[Path | None, typer.Option(help="Inception's weights for FID (torch-fidelity's file).")] = None,
+    geometry: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A run on all photos of a scene (--split all), or on those of several, whose depth counts for "
+            "nerfbusters' masks and cross-view; repeatable."
+        ),
+    ] = None,
     device: DeviceOption = Device.auto,
     output: OutputOption = None,
     as_json: JsonOption = False,
@@ -68,12 +77,16 @@ def evaluate(
     from difixcli.evaluation.report import write_report
     from difixcli.evaluation.run_folders import is_run
     from difixcli.evaluation.tables import write_table
+    from difixcli.posing.known_lenses import found_poses
     from difixcli.scenes.unposed import is_video
 
     prediction, missing = _runs_of(prediction)
     if not prediction:
         raise InputError(f"None of the runs is finished ({', '.join(missing)}); see what became of them: difix status.")
-    for path in [*prediction, *([masks] if masks else [])]:
+    geometry, lost = _runs_of(geometry or [])
+    if lost:
+        raise InputError(f"The --geometry of {', '.join(lost)} is not finished; see what became of it: difix status.")
+    for path in [*prediction, *([masks] if masks else []), *geometry]:
         if not path.exists():
             raise InputError(f"There is no {path}; check its name.")
     if color_correct is not None and color_correct not in CORRECTIONS:
@@ -81,6 +94,8 @@ def evaluate(
     keys = None if metrics is None else parse_metrics(metrics)
     if inception is not None and "fid" not in (keys or ()):
         raise InputError("--inception is of FID alone, which is measured where --metrics names fid.")
+    if geometry and "cross_view" not in (keys or ()) and protocol != "nerfbusters":
+        raise InputError("--geometry is for --protocol nerfbusters and the figure cross-view alone; leave it out.")
     way = OWN if protocol is None else parse_protocol(protocol)
     if films := [path for path in prediction if is_video(path)]:
         raise InputError(f"{films[0]} is a video; difix eval takes images: name the folder of its frames.")
@@ -97,7 +112,7 @@ def evaluate(
             console.warn(left_out)
     if cluster.name is not None and (not all(runs) or not cluster.wait):
         raise InputError("--cluster measures runs, and their one table is made at the end: add --wait.")
-    plan = Plan(keys, color_correct, way, masks, inception, on)  # type: ignore[arg-type]
+    plan = Plan(keys, color_correct, way, masks, inception, on, geometry, found_poses)  # type: ignore[arg-type]
     first = prediction[0].absolute()
     if not all(runs):
         folder = output or folder_beside(first, "eval")
@@ -107,6 +122,10 @@ def evaluate(
         folder = output or (first if len(runs) == 1 else Path("outputs") / "comparisons" / _joined(prediction))
         make_folder(folder)
         if cluster.name is not None:
+            if "fid" in (keys or ()):
+                console.warn(
+                    "Jobs measure a scene each, so FID is a mean over scenes, and not of their images as one set."
+                )
             evaluated, failed = _by_jobs(prediction, common, folder, cluster)
             missing += failed
         elif len(runs) == 1:
@@ -123,12 +142,12 @@ def evaluate(
         if len(prediction) == 1 or not all(runs)
         else " and ".join(path.absolute().name for path in prediction)
     )
-    title = f"{title}: {evaluated['images']} views"
+    title = f"{title}: {counted(evaluated['images'], 'view')}"
     report = write_report(evaluated, make_folder(folder) / "report.html", title)
     write_json(folder / "eval.json", evaluated)
     write_table(evaluated, folder / "eval.csv")
     tables = [
-        console.figures_table(f"{name}: {one['images']} views", one["results"], one["std"])
+        console.figures_table(f"{name}: {counted(one['images'], 'view')}", one["results"], one["std"])
         for name, one in scenes.items()
     ]
     if evaluated.get("partial"):
@@ -142,8 +161,8 @@ def evaluate(
         for variant, images in one["per_image"].items():
             if same := sum(figures.get("psnr") == math.inf for figures in images.values()):
                 console.warn(
-                    f"{same} of {len(images)} images ({variant}) are identical to their truth: their PSNR is infinite, "
-                    "and the mean is that of the others."
+                    f"{same} of {counted(len(images), 'image')} ({variant}) identical to the truth: such a PSNR is "
+                    "infinite, and the mean is that of the others."
                 )
     console.say(f"Report: {report}")
     held = ("results", "std", "protocol", "conditions")

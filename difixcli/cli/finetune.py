@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difixcli import console
-from difixcli.cli.inputs import files_read, fixer_input, pick_device, scene_inputs, scene_spec
+from difixcli.cli.inputs import check_fixer, files_read, fixer_input, pick_device, scene_inputs, scene_spec
 from difixcli.cli.options import RUNNING, Device, DeviceOption, ForceOption, JsonOption, OutputOption, SeedOption
 from difixcli.cli.outputs import announce
 from difixcli.errors import InputError
 from difixcli.runs import Run, file_name, fingerprint
+from difixcli.wording import counted
 
 if TYPE_CHECKING:
     from difixcli.scenes import Scene
@@ -154,6 +155,8 @@ def finetune(
 
     Fixers train on several GPUs and machines with accelerate launch -m difixcli finetune …
     """
+    if task is Task.fixer:
+        check_fixer(base)  # before what takes long is imported
     from difixcli.training.options import (
         SuperResolutionOptions,
         TrainingOptions,
@@ -281,7 +284,7 @@ def _train_fixer(
         return
     run.finish(results)
     if results["skipped"]:
-        console.warn(f"{len(results['skipped'])} pairs could not be read and were skipped; log.jsonl says why.")
+        console.warn(f"{counted(len(results['skipped']), 'pair')} skipped that could not be read; log.jsonl says why.")
     tables = []
     if results["validation"]:
         tables.append(console.figures_table(f"validation, best of step {results['best_step']}", results["validation"]))
@@ -470,7 +473,8 @@ def _super_resolution_news(record: Mapping[str, Any]) -> None:
         counts, options = record["photos"], record["options"]
         loss = options["perceptual"] if options["perceptual_weight"] else "no perceptual loss"
         console.say(
-            f"{counts['folder']} photos of the folder, {counts['scenes']} of scenes, {counts['views']} views of runs, "
+            f"{counted(counts['folder'], 'photo')} of the folder, {counts['scenes']} of scenes, "
+            f"{counted(counts['views'], 'view')} of runs, "
             f"{counts['test']} for validation; "
             f"x{record['factor']}; crops of {options['crop']} pixels; l1 and {loss}"
         )
@@ -490,8 +494,9 @@ def _view_diffusion_news(record: Mapping[str, Any]) -> None:
     if record["event"] == "start":
         counts, options = record["photos"], record["options"]
         console.say(
-            f"{counts['views']} views of {counts['scenes']} scenes, {counts['folder']} other photos; {counts['held']} "
-            f"views for validation; {options['dtype']}"
+            f"{counted(counts['views'], 'view')} of {counted(counts['scenes'], 'scene')}, "
+            f"{counted(counts['folder'], 'other photo')}; {counted(counts['held'], 'view')} for validation; "
+            f"{options['dtype']}"
         )
         if not counts["held"]:
             console.warn("No scene has eight photos, so nothing is validated.")

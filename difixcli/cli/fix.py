@@ -11,6 +11,7 @@ import typer
 
 from difixcli import console
 from difixcli.cli.inputs import (
+    check_fixer,
     files_read,
     fixer_input,
     open_fixer,
@@ -41,6 +42,7 @@ from difixcli.cli.options import (
 from difixcli.cli.outputs import announce, beside_others, folder_beside
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, fingerprint
+from difixcli.wording import counted
 
 VIEWS = "Novel views"
 _IMAGES, _NOVEL_VIEW = "images", "novel-view"
@@ -161,6 +163,7 @@ def fix(
             force, as_json,
         )  # fmt: skip
         return
+    check_fixer(fixer)
     from difixcli.enhancement.fix import fix_images
     from difixcli.frames.pictures import has_alpha, listed_images
     from difixcli.frames.pipeline import FrameOptions
@@ -212,7 +215,7 @@ def fix(
     if slow := [path for path, (width, height) in sizes.items() if width * height > _SLOW]:
         console.say(
             f"{slow[0].name} has {math.prod(sizes[slow[0]]) // 10**6} million pixels; an image of that size takes "
-            "minutes, and progress counts whole images. --size N works at a smaller one."
+            "minutes. --size N works at a smaller one."
         )
     photos = [photo for path in reference or [] for photo in photos_of(path)]
     for warning in check_references(files, photos):
@@ -225,7 +228,7 @@ def fix(
         raise InputError(f"The fixer {fixer} has no noise to invent from; leave out --fill-unseen or name another.")
     if fill_unseen and not any(has_alpha(path) for path in files):
         raise InputError(f"No image of {source} has an alpha channel to say what was not seen; drop --fill-unseen.")
-    if network.config.references == "raw" and network.config.views and not (photos or posed):
+    if network.config.takes_photos and network.config.views and not (photos or posed):
         console.warn(f"The fixer {fixer} was trained with a reference photo; give --reference, or expect less of it.")
     count = photo_count(references, network)
     if posed is None:
@@ -246,7 +249,9 @@ def fix(
     if output is None:
         folder = beside_others(folder, "fix", arguments)
     run = Run.open(folder, "fix", arguments, inputs, force, reads=reads)
-    announce(run, references=photos_told(photos, count), scene=posed and f"{posed.name}, nearest {count} photos")
+    announce(
+        run, references=photos_told(photos, count), scene=posed and f"{posed.name}, nearest {counted(count, 'photo')}"
+    )
     exported = None if export is None else _export(fixer, export, published, merge_lora, dtype, force, told=True)
     results = fix_images(files, run.folder, network, choice, options, size, console.progress)
     run.finish(results)

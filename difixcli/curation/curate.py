@@ -39,8 +39,9 @@ from difixcli.curation.manifest import (
 from difixcli.curation.pairs import IMAGE_FORMATS, KINDS, Pair, PairFiles, pair_id, write_pair
 from difixcli.curation.sheets import write_index, write_sheet
 from difixcli.curation.sparse import sparse
+from difixcli.curation.strategies import STRATEGIES, parse_stop
 from difixcli.curation.tars import tar_name, write_tar
-from difixcli.curation.underfit import parse_stop, underfit
+from difixcli.curation.underfit import underfit
 from difixcli.errors import LESS_MEMORY, InputError, out_of_memory, unknown
 from difixcli.reconstruction import default_iterations
 from difixcli.runs import Progress, Run, file_name, write_json
@@ -48,7 +49,6 @@ from difixcli.scenes import default_split_rule, make_split, scene_fingerprint
 from difixcli.scenes.scene import Scene
 from difixcli.scenes.trajectories import shift_distance
 
-STRATEGIES = ("sparse", "cycle", "underfit", "cross-camera", "clips")
 FORMATS = ("folder", "webdataset")
 DEFAULT_SHIFTS = ("0.1",)
 DEFAULT_STOPS = ("25%", "50%", "75%")

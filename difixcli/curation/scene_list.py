@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from difixcli.errors import InputError
-from difixcli.runs import file_name
+from difixcli.runs import file_name, unreadable
 from difixcli.scenes.loading import SAMPLE_PREFIX, TRANSFORMS, scene_name
 from difixcli.scenes.unposed import is_unposed, posed_folder
 
@@ -68,7 +68,9 @@ def listed(spec: str, scenes: bool = True) -> list[str]:
         path = Path(spec[1:]).expanduser()
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise unreadable(f"The list {path}", error) from error
+        except UnicodeDecodeError as error:
             raise InputError(f"The list {path} cannot be read ({error}); name a text file.") from None
         entries = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
         specs = (e if e.startswith(SAMPLE_PREFIX) else str(path.parent / Path(e).expanduser()) for e in entries)

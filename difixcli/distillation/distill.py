@@ -40,6 +40,7 @@ from difixcli.reconstruction import PseudoView, Reconstruction
 from difixcli.runs import Progress, Run, read_image, write_image
 from difixcli.scenes import nearest_cameras
 from difixcli.scenes.scene import Camera, Scene, Split
+from difixcli.wording import counted
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
@@ -387,7 +388,7 @@ class Distillation:
     def _told(self, record: dict[str, Any]) -> str:
         """A round's views in words."""
         return (
-            f"{len(record['views'])} views, {record['kept']} as they were, mean confidence "
+            f"{counted(len(record['views']), 'view')}, {record['kept']} as they were, mean confidence "
             f"{record['mean_confidence']:.2f}, {record['dropped']} dropped"
         )
 
@@ -439,7 +440,7 @@ def _said(verdict: Verdict) -> str:
     if not verdict.views:
         return "no photo sees the targets, so nothing judges it"
     spread = f" ± {verdict.error:.2f}" if verdict.views > 1 else ""
-    return f"agreement with photos {verdict.gain:+.2f}{spread} dB over {verdict.views} views"
+    return f"agreement with photos {verdict.gain:+.2f}{spread} dB over {counted(verdict.views, 'view')}"
 
 
 def _taken_back(record: Mapping[str, Any]) -> str:

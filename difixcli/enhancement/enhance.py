@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from difixcli.enhancement.sequence import FILM_FILE, SIDE_BY_SIDE, SPLIT_SCREEN, VIDEO, Film, make_film
+from difixcli.enhancement.sequence import FILM_FILE, SIDE_BY_SIDE, SPLIT_SCREEN, VIDEO, Film, Source, make_film
 from difixcli.errors import InputError
 from difixcli.frames.pictures import Picture, listed_images, read_picture, shrunk
 from difixcli.frames.pipeline import FrameOptions, FramePipeline
@@ -19,12 +19,12 @@ from difixcli.frames.references import ReferencePhotos, check_references
 from difixcli.frames.writing import Shot, write_frames
 from difixcli.runs import Progress
 from difixcli.scenes.unposed import is_video
-from difixcli.video import read_video
+from difixcli.video import Moment, read_video
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
 
-_Frame = tuple[str, Callable[[], Picture]]
+_Frame = tuple[str, Callable[[], Picture], Moment | None]
 _FPS = 24.0  # of a folder of frames, which does not say
 
 
@@ -71,7 +71,7 @@ def enhance_images(
     opened = _open(source, output, size, film)
 
     def shots() -> Iterator[Shot]:
-        return (pipeline.shot(name, read) for name, read in opened.frames())
+        return (pipeline.shot(name, read, moment) for name, read, moment in opened.frames())
 
     fixed = write_frames(
         shots(),
@@ -89,7 +89,7 @@ def enhance_images(
         raise InputError(f"{source} holds no frame; check that it is the right file.")
     made: dict[str, Any] = {VIDEO: None, SIDE_BY_SIDE: None, SPLIT_SCREEN: None, "fps": None, "steadiness": None}
     if film is not None and opened.sequence and fixed.frames > 1 and len(fixed.sizes) == 1:
-        made = make_film(shots, fixed.frames, output, opened.fps, film, progress=progress)
+        made = make_film(shots, fixed.frames, output, opened.fps, film, progress=progress, source=opened.video)
     return {
         "frames": fixed.frames,
         "kept": fixed.kept,
@@ -109,16 +109,18 @@ def check_images(
 ) -> list[str]:
     """Look at what `enhance_images` is going to read, at the images' headers only.
 
-    Returns warnings, a sentence each (see `check_references`). Raises InputError for what `enhance_images` would
-    refuse.
+    Returns warnings, a sentence each (see `check_references`, and `Video.notes`). Raises InputError for what
+    `enhance_images` would refuse.
     """
-    return check_references(_open(source, output, size, film).files, references)
+    opened = _open(source, output, size, film)
+    return [*opened.notes, *check_references(opened.files, references)]
 
 
 @dataclass(frozen=True)
 class _Opened:
     """A source: its frames as (name, function that reads it), which can be taken again, about how many there are, the
-    frames a second, whether they follow each other, and the images that they are (none of a video).
+    frames a second, whether they follow each other, the images that they are (none of a video), the video that they
+    are of and what to say of it.
     """
 
     frames: Callable[[], Iterator[_Frame]]
@@ -126,6 +128,8 @@ class _Opened:
     fps: float
     sequence: bool
     files: Sequence[Path]
+    video: Source | None = None
+    notes: Sequence[str] = ()
 
 
 def _open(source: Path, output: Path, size: int | None, film: Film | None) -> _Opened:
@@ -133,8 +137,9 @@ def _open(source: Path, output: Path, size: int | None, film: Film | None) -> _O
     asked = film is not None and film.asked
     if is_video(source):
         opened = read_video(source)
-        opened.frames.close()
-        return _Opened(partial(_video_frames, source, size), opened.length, opened.fps, True, ())
+        frames_of = partial(_video_frames, source, size)
+        video = Source(source, opened.time_base)
+        return _Opened(frames_of, opened.length, opened.fps, True, (), video, opened.notes)
     files = listed_images(source, output, size)
     sizes: dict[tuple[int, int], Path] = {}
     for path, at in files.items():
@@ -150,14 +155,15 @@ def _open(source: Path, output: Path, size: int | None, film: Film | None) -> _O
         )
 
     def frames() -> Iterator[_Frame]:
-        return ((path.stem, partial(read_picture, path, size)) for path in files)
+        return ((path.stem, partial(read_picture, path, size), None) for path in files)
 
     return _Opened(frames, len(files), _FPS, asked or _counts([path.stem for path in files]), list(files))
 
 
 def _video_frames(source: Path, size: int | None) -> Iterator[_Frame]:
     for number, frame in enumerate(read_video(source).frames, start=1):
-        yield f"frame_{number:05d}", partial(Picture, shrunk(frame.astype(np.float32) / 255, size))
+        image = shrunk(frame.image.astype(np.float32) / 255, size)
+        yield f"frame_{number:05d}", partial(Picture, image), frame.moment
 
 
 def _counts(names: Sequence[str]) -> bool:

@@ -56,7 +56,7 @@ def enlarge_images(
     made = len(todo) - len(unreadable)
     if unreadable:
         more = f" {len(unreadable) - 1} more cannot be read either." if len(unreadable) > 1 else ""
-        raise InputError(f"{unreadable[0]}{more} The other {made} of {len(files)} images are made, in {output}.")
+        raise InputError(f"{unreadable[0]}{more} All others are made ({made} of {len(files)}), in {output}.")
     return {
         "frames": len(files),
         "kept": len(files) - len(todo),

@@ -56,8 +56,8 @@ def fix_images(
         first, *others = unreadable.values()
         more = f" {len(others)} more cannot be read either." if others else ""
         raise InputError(
-            f"{first}{more} The other {len(files) - len(unreadable)} of {len(files)} images are fixed, in {output}; "
-            "what you restore, fix by itself."
+            f"{first}{more} All others are fixed ({len(files) - len(unreadable)} of {len(files)}), in {output}; what "
+            "you restore, fix by itself."
         )
     # of those of before too; nothing on disk says what was found of them
     kept = [path for path in files if path.stem not in done.told]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from difixcli.enhancement.video import VideoWriter, side_by_side, split_screen
+from difixcli.enhancement.video import VideoWriter, side_by_side, sound_of, split_screen
 from difixcli.frames.pictures import shrunk
 from difixcli.frames.writing import Shot
 from difixcli.runs import Progress, read_image, read_json, write_json
@@ -20,6 +21,7 @@ FILM_FILE = "film.json"
 """What was made of the frames; worth nothing once one of them is made anew."""
 _FILM = {
     "fps": float,
+    "said": [str],
     "steadiness": (None, {"input": (None, float), "output": (None, float)}),
     **dict.fromkeys((VIDEO, SIDE_BY_SIDE, SPLIT_SCREEN), (None, str)),
 }
@@ -45,6 +47,14 @@ class Film:
         return self != Film()
 
 
+@dataclass(frozen=True)
+class Source:
+    """The video that a sequence's frames were taken from: its file, and the unit of their moments in seconds."""
+
+    path: Path
+    time_base: Fraction
+
+
 def make_film(
     shots: Callable[[], Iterator[Shot]],
     frames: int,
@@ -53,14 +63,17 @@ def make_film(
     film: Film,
     measure: bool = True,
     progress: Progress | None = None,
+    source: Source | None = None,
 ) -> dict[str, Any]:
     """Videos of the frames that `write_frames` wrote, all of one size, and how steady they are; two frames at a time.
 
     Writes `output`/video.mp4 and, where asked for, side_by_side.mp4 and split_screen.mp4. With `measure`, for frames
     that follow each other closely, "steadiness" is the warped difference of consecutive frames before and after the
-    fix, both along the motion of the frames before it, at a long side of at most 640 pixels.
+    fix, both along the motion of the frames before it, at a long side of at most 640 pixels. With a `source` frames are
+    shown when its own are, with its sound, unless the film has a rate of its own: then they follow evenly, in silence.
 
-    Returns {"fps", "video", "side_by_side", "split_screen": paths or None, "steadiness": {"input", "output"} or None}.
+    Returns {"fps", "video", "side_by_side", "split_screen": paths or None, "steadiness": {"input", "output"} or None,
+    "said": sentences on what the video lacks}.
     What an earlier call made of the very same frames is not made again.
     """
     wanted = {"fps": film.fps or fps, **{key: asdict(film)[key] for key in (SIDE_BY_SIDE, SPLIT_SCREEN)}}
@@ -75,20 +88,28 @@ def make_film(
     steadiness = _Steadiness() if measure and frames > 1 else None
     with ExitStack() as stack:
         update = stack.enter_context(progress("video", frames)) if progress else lambda done: None
-        videos = {name: stack.enter_context(VideoWriter(file, wanted["fps"])) for name, file in files.items()}
+        timed = source if film.fps is None else None
+        clock = (timed.time_base, timed.path) if timed else ()
+        videos = {name: stack.enter_context(VideoWriter(file, wanted["fps"], *clock)) for name, file in files.items()}
         for number, shot in enumerate(shots()):
             after = read_image(output / f"{shot.name}.png")
-            videos[VIDEO].add(after)
+            moment = shot.moment if timed else None
+            seconds = float(moment.start) if moment else number / wanted["fps"]
+            videos[VIDEO].add(after, moment)
             if len(videos) > 1 or steadiness is not None:
                 before = shot.before()
                 if SIDE_BY_SIDE in videos:
-                    videos[SIDE_BY_SIDE].add(side_by_side(before, after))
+                    videos[SIDE_BY_SIDE].add(side_by_side(before, after), moment)
                 if SPLIT_SCREEN in videos:
-                    videos[SPLIT_SCREEN].add(split_screen(before, after, number / wanted["fps"]))
+                    videos[SPLIT_SCREEN].add(split_screen(before, after, seconds), moment)
                 if steadiness is not None:
                     steadiness.add(before, after)
             update(number + 1)
+    said = list(videos[VIDEO].notes)
+    if source is not None and film.fps is not None and sound_of(source.path) is not None:
+        said.append(f"{files[VIDEO].name} has no sound, since it has another frame rate than {source.path.name}.")
     results = {
+        "said": said,
         "fps": wanted["fps"],
         **{name: str(files[name]) if name in files else None for name in (VIDEO, SIDE_BY_SIDE, SPLIT_SCREEN)},
         "steadiness": None if steadiness is None else steadiness.figures(),

@@ -89,7 +89,7 @@ def align_references(
     aligned = render.new_zeros((batch, views, 3, height, width))
     visibility = render.new_zeros((batch, views, 1, height, width))
     for b in range(batch):
-        points = _unproject(depth[b, 0], intrinsics[b], camera_to_world[b])
+        points = unproject(depth[b, 0], intrinsics[b], camera_to_world[b])
         for v in range(views):
             image = ref_images[b, v].to(render)
             grid, ref_z = _project(points, ref_intrinsics[b, v], ref_camera_to_world[b, v], image.shape[-2:])
@@ -243,7 +243,7 @@ def _pixel_grid(height: int, width: int, like: Tensor, window: Window | None = N
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
 
 
-def _unproject(depth: Tensor, intrinsics: Tensor, camera_to_world: Tensor) -> Tensor:
+def unproject(depth: Tensor, intrinsics: Tensor, camera_to_world: Tensor) -> Tensor:
     """(H, W) z-depth → (H, W, 3) points in the world."""
     height, width = depth.shape
     intrinsics, pose = intrinsics.to(depth), camera_to_world.to(depth)

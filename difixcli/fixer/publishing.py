@@ -84,10 +84,18 @@ def save_published(network: FixerNetwork, folder: Path, encoder: Path) -> Path:
             "folder of its base where the training's run.json names it."
         )
     made_by = {"_diffusers_version": diffusers.__version__}
-    skips = {"gamma": config.skip_scale or 1.0, "ignore_skip": not config.skip_scale, "lora_rank": config.lora_rank}
+    skips: dict[str, Any] = {
+        "gamma": config.skip_scale or 1.0,
+        "ignore_skip": not config.skip_scale,
+        "lora_rank": config.lora_rank,
+    }
     # the last two are ours: how many references it was trained with, and the terms of the weights
     skips |= {"views": config.views, "licence": config.licence}
-    schedule = {"num_train_timesteps": 1000, "beta_start": config.beta_start, "beta_end": config.beta_end}
+    schedule: dict[str, Any] = {
+        "num_train_timesteps": 1000,
+        "beta_start": config.beta_start,
+        "beta_end": config.beta_end,
+    }
     schedule |= {"beta_schedule": "scaled_linear", "prediction_type": "epsilon", "clip_sample": False}
     schedule |= {"steps_offset": 1, "timestep_spacing": "trailing"}
     values: dict[str, dict[str, Any]] = {

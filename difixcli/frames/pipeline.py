@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from difixcli.frames.references import Photos, ReferencePhotos
 from difixcli.frames.stages import Pace
 from difixcli.frames.writing import Shot
 from difixcli.images import as_planes
+from difixcli.video import Moment
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +44,8 @@ class FrameOptions:
 class Prepared:
     """An image and what stands beside it, as the fixer takes them: `image` (1, 3, H, W) in [0, 1], `opacity`
     (1, 1, H, W) or None, and `references`, raw (1, V, 3, H, W) or registered, or None. `size` is the image's own
-    (height, width), `names` are the photos'.
+    (height, width), `names` are the photos'. `correspondence` (1, V, 3, H, W) says which of the references' places the
+    image shows, or None where that is not known or asked for.
     """
 
     image: Tensor
@@ -51,6 +53,7 @@ class Prepared:
     references: Tensor | RegisteredPhotos | None
     size: tuple[int, int]
     names: Sequence[str] = ()
+    correspondence: Tensor | None = None
 
     @property
     def color(self) -> np.ndarray:
@@ -95,9 +98,9 @@ class FramePipeline:
         self.pace = Pace.on(fixer.device.type, self.options.batch)
         self._pinned = fixer.device.type == "cuda"
 
-    def shot(self, name: str, read: Callable[[], Picture]) -> Shot:
-        """What `write_frames` takes of an image that is read when its turn comes."""
-        return Shot(name, lambda: read().color, lambda: self.prepare(name, read()))
+    def shot(self, name: str, read: Callable[[], Picture], moment: Moment | None = None) -> Shot:
+        """What `write_frames` takes of an image that is read when its turn comes; `moment` is when a film shows it."""
+        return Shot(name, lambda: read().color, lambda: self.prepare(name, read()), moment)
 
     def prepare(self, name: str, picture: Picture) -> Prepared:
         """An image of a name (that of its file, without suffix) with the photos that are to stand beside it."""
@@ -105,7 +108,18 @@ class FramePipeline:
         aligned = self.fixer.config.references == "aligned"
         photos = None if self.references is None else self.references.beside(name, picture.color, as_they_are=aligned)
         names = [] if photos is None or self.references is None else [self.references.names[i] for i in photos.indices]
-        return self.beside(picture, photos or (), names)
+        import torch
+
+        prepared = self.beside(picture, photos or (), names)
+        if (
+            photos is None
+            or self.references is None
+            or self.fixer.config.references != "geometry"
+            or not photos.indices
+        ):
+            return prepared
+        places = self.references.places(name, photos.indices, (prepared.image.shape[-2], prepared.image.shape[-1]))
+        return prepared if places is None else replace(prepared, correspondence=torch.from_numpy(places)[None])
 
     def beside(self, picture: Picture, photos: Photos | Sequence[np.ndarray], names: Sequence[str] = ()) -> Prepared:
         """An image with these photos (h, w, 3), of any size, beside it."""
@@ -140,6 +154,7 @@ class FramePipeline:
         return (
             one.image.shape == other.image.shape
             and (one.opacity is None) == (other.opacity is None)
+            and (one.correspondence is None) == (other.correspondence is None)
             and counts[0] == counts[1]
         )
 
@@ -158,11 +173,12 @@ class FramePipeline:
             beside: Tensor | RegisteredPhotos | None = RegisteredPhotos.joined(registered)
         else:
             beside = _together([x.references for x in batch if isinstance(x.references, torch.Tensor)], device)
+        places = _together([x.correspondence for x in batch if x.correspondence is not None], device)
         assert images is not None
-        fixed = self.fixer(images, beside, opacity, None, seed)
+        fixed = self.fixer(images, beside, opacity, None, seed, places)
         sure = None
         if self.options.confidence:
-            second = self.fixer.second_opinion(images, beside, opacity, None, seed)
+            second = self.fixer.second_opinion(images, beside, opacity, None, seed, places)
             sure = fix_confidence(images, fixed, opacity, second)[:, 0].float()
         # eight bits before they leave the device: a quarter of the way
         pixels = fixed.float().nan_to_num_(0, 0, 0).clamp_(0, 1).mul_(255).add_(0.5).to(torch.uint8)

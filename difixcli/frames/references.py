@@ -13,6 +13,7 @@ import numpy as np
 from difixcli.errors import InputError, near
 from difixcli.frames.pictures import checked_size, resized
 from difixcli.frames.similar import SimilarPhotos
+from difixcli.reference_views import places_by_points
 from difixcli.runs import open_image, read_image
 from difixcli.scenes import load_photo, nearest_cameras
 from difixcli.scenes.scene import Scene
@@ -27,7 +28,9 @@ class ReferencePhotos:
     """Clean photos of a scene, and which of them stand beside an image.
 
     `names` are the photos'. `read` gives one of them by its index, (h, w, 3) in [0, 1]; `choose` gives the indices of
-    those for an image, by its name without suffix and its pixels (H, W, 3).
+    those for an image, by its name without suffix and its pixels (H, W, 3). `places` says, where geometry is known,
+    which of their places an image shows, by its name, their indices and the size (height, width) that all are brought
+    to: (V, 3, H, W) as `fixer.correspondence.correspond` gives it, or None.
     """
 
     def __init__(
@@ -35,8 +38,9 @@ class ReferencePhotos:
         names: Sequence[str],
         read: Callable[[int], np.ndarray],
         choose: Callable[[str, np.ndarray], Sequence[int]],
+        places: Callable[[str, Sequence[int], tuple[int, int]], np.ndarray | None] = lambda *asked: None,
     ) -> None:
-        self.names = list(names)
+        self.names, self.places = list(names), places
         self._read, self._choose = read, choose
         self._held: OrderedDict[tuple[int, tuple[int, int], bool], np.ndarray] = OrderedDict()
         self._lock = threading.RLock()
@@ -95,7 +99,11 @@ class ReferencePhotos:
             order = nearest_cameras(cameras[own], cameras, min(count + 1, len(cameras)))
             nearest[path.stem] = [i for i in order if i != own][:count]
         names = [frame.name for frame in scene.frames]
-        return cls(names, lambda i: load_photo(scene.frames[i]), lambda name, _: nearest[name])
+
+        def places(name: str, chosen: Sequence[int], size: tuple[int, int]) -> np.ndarray | None:
+            return places_by_points(scene, frames[name], chosen, size)
+
+        return cls(names, lambda i: load_photo(scene.frames[i]), lambda name, _: nearest[name], places)
 
     def chosen(self, name: str, image: np.ndarray) -> list[str]:
         """The names of the photos beside an image (H, W, 3), the nearest first."""

@@ -19,17 +19,20 @@ from difixcli.errors import InputError
 from difixcli.evaluation.pictures import CONFIDENCE, image_size
 from difixcli.frames.stages import Pace, carried
 from difixcli.runs import Progress, make_folder, read_image, write_image
+from difixcli.video import Moment
 
 
 @dataclass(frozen=True)
 class Shot:
     """One frame to do: its file name without suffix, how to get the image as it is before the fix, (H, W, 3) in [0, 1],
-    the same whenever that is called, and how to prepare it for the work, in a thread.
+    the same whenever that is called, and how to prepare it for the work, in a thread. `moment` is when a video shows
+    it, None for frames that follow each other evenly.
     """
 
     name: str
     before: Callable[[], np.ndarray]
     prepare: Callable[[], Any]
+    moment: Moment | None = None
 
 
 class Made(Protocol):

@@ -39,10 +39,11 @@ from difixcli.reconstruction.seed_depth import SeedRays
 from difixcli.reconstruction.seeding import Seeding
 from difixcli.reconstruction.trainer import Trainer
 from difixcli.reconstruction.views import PseudoView, Render, as_render
-from difixcli.runs import make_folder
+from difixcli.runs import make_folder, open_image
 from difixcli.scenes import nearest_cameras
 from difixcli.scenes.poses import apply_similarity
 from difixcli.scenes.scene import WORLDS, Camera, Scene
+from difixcli.wording import counted
 
 _FEW_POINTS = 100
 SAVE_EVERY = 240.0
@@ -409,7 +410,8 @@ class Reconstruction:
         self.notes.append(f"{known:,} of {every:,} seed points were seen by {photos}; the others are left out.")
         if known < _FEW_POINTS:
             self.warnings.append(
-                f"Only {known} seed points were seen by {photos}; they say little of where surfaces are."
+                f"Only {counted(known, 'seed point was', 'seed points were')} seen by {photos}, which says little of "
+                "where surfaces are."
             )
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -433,13 +435,8 @@ class Reconstruction:
 
 def _size(file: Path) -> tuple[int, int]:
     """Width and height of an image file; InputError where it is missing or broken."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as image:
-            return image.size
-    except (OSError, UnidentifiedImageError):
-        raise InputError(f"The pseudo-view {file} cannot be read as an image; run distill with --force.") from None
+    with open_image(file) as image:
+        return image.size
 
 
 def _check_reduced(file: Path, camera: Camera, terms: Mapping[str, float]) -> None:

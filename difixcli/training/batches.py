@@ -39,6 +39,7 @@ class Batch(NamedTuple):
     references: Tensor | None  # (B, V, 3, H, W)
     visibility: Tensor | None  # (B, V, 1, H, W)
     opacity: Tensor  # (B, 1, H, W)
+    correspondence: Tensor | None = None  # (B, V, 3, H, W) in pixels, of raw references with their geometry
 
     def unit(self, device: torch.device | str = "cpu") -> Batch:
         """The same on a device, as float32 in [0, 1]; bytes become numbers there, a quarter as much is carried."""
@@ -205,15 +206,18 @@ def whole(sample: Sample | Loaded, views: int) -> Batch:
 
 def stacked(samples: Sequence[Sample], views: int) -> Batch:
     """Samples of one size with their first `views` references as a batch."""
-    references = visibility = None
+    references = visibility = correspondence = None
     if views:
         references = torch.from_numpy(np.stack([s.references[:views] for s in samples])).permute(0, 1, 4, 2, 3)
         references = references.contiguous()
         visibility = torch.from_numpy(np.stack([s.visibility[:views] for s in samples]))[:, :, None]
+        if all(s.correspondence is not None for s in samples):
+            correspondence = torch.from_numpy(np.stack([s.correspondence[:views] for s in samples]))  # type: ignore[index]
     return Batch(
         torch.from_numpy(np.stack([s.render for s in samples])).permute(0, 3, 1, 2).contiguous(),
         torch.from_numpy(np.stack([s.target for s in samples])).permute(0, 3, 1, 2).contiguous(),
         references,
         visibility,
         torch.from_numpy(np.stack([s.opacity for s in samples]))[:, None],
+        correspondence,
     )

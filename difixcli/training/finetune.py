@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from difixcli import interrupts
 from difixcli.errors import InputError, near, unknown
 from difixcli.evaluation.metrics import best_unsharp, image_metrics, summary
 from difixcli.evaluation.perceptual import lpips_available
 from difixcli.fixer import SMALL_SIZES, Fixer, new_small_fixer
 from difixcli.fixer.diagnostics import CollapseSigns, collapse_signs
+from difixcli.fixer.weights import merge_adapters
 from difixcli.runs import atomic, make_folder, write_json
 from difixcli.tensor_files import read_pickled
 from difixcli.training import processes
@@ -36,7 +38,14 @@ from difixcli.training.journal import Journal, picture
 from difixcli.training.losses import FixerLoss
 from difixcli.training.options import FREE, TrainingOptions, judge_of, learning_rate, with_options
 from difixcli.training.pairs import Inspection, PairFiles, PairStore, decode, inspect_pairs, read_manifests
-from difixcli.training.parts import AllViews, all_views, choose_parts, recompute_activations, with_rank
+from difixcli.training.parts import (
+    AllViews,
+    all_views,
+    choose_parts,
+    recompute_activations,
+    with_geometry,
+    with_rank,
+)
 from difixcli.training.streaming import StreamedBatches, split_sources
 from difixcli.training.synthetic import PhotoPairs
 from difixcli.training.trackers import check_trackers, open_trackers
@@ -101,13 +110,15 @@ def finetune(
     fixer = processes.first_goes_first(lambda: _base(base, seed))
     small = fixer.config.references == "aligned"
     defaults = TrainingOptions.for_small(device) if small else TrainingOptions.for_published(device)
-    chosen = with_options(defaults, options, device)
+    chosen = processes.from_first(lambda: with_options(defaults, options, device))  # decided once, for all of them
     if photos is not None and not small:
         raise InputError("Synthetic pairs from --photos have aligned references, which this fixer's layout cannot use.")
     _check_options(chosen, fixer, photos)
     _check_perceptual(chosen, options)
     if photos is None and options.get("photo_share") is not None:
         raise InputError("The training option photo_share is the share of --photos; name a folder of them.")
+    if chosen.references == "geometry":
+        fixer = with_geometry(fixer, seed)
     check_trackers(track)
     training = _Training(with_rank(fixer, chosen.lora_rank, seed), chosen, output, device, report)
     sources = [str(source) for source in pairs]
@@ -162,7 +173,8 @@ class _Training:
 
         self.fixer, self.options, self.output = fixer, options, make_folder(output)
         self.network = fixer.network
-        self.accelerator = processes.accelerator(device, options.dtype)
+        geometry = fixer.config.references == "geometry"  # which has no part in steps without references
+        self.accelerator = processes.accelerator(device, options.dtype, unused=geometry)
         self.main = self.accelerator.is_main_process
         self.ranks = self.accelerator.num_processes
         self.checkpoint = make_folder(output / "checkpoints") / "last.pt"
@@ -173,7 +185,11 @@ class _Training:
         self.weights = [parameters[name] for name in self.names]
         if options.gradient_checkpointing:
             recompute_activations(self.network)
-        rates = {"lr": options.learning_rate, "betas": (0.9, 0.999), "weight_decay": options.weight_decay}
+        rates: dict[str, Any] = {
+            "lr": options.learning_rate,
+            "betas": (0.9, 0.999),
+            "weight_decay": options.weight_decay,
+        }
         optimiser = torch.optim.AdamW(self.weights, **rates, fused=True)
         shown = AllViews(self.network) if options.supervise == "all" else self.network
         self.model, self.optimiser = self.accelerator.prepare(shown, optimiser)
@@ -220,6 +236,12 @@ class _Training:
             inspected = Inspection(*state["inspected"])
         else:
             inspected = processes.from_first(lambda: inspect_pairs(manifest.train, options.crop, config.multiple))
+        known = any(pair.correspondence is not None for pair in manifest.train)
+        if config.references == "geometry" and not known and not tars:
+            raise InputError(
+                "No pair says where its references show what it shows, so nothing can be learnt of their geometry; "
+                "make pairs with difix curate --depth."
+            )
         crop = max(options.crop // config.multiple, 1) * config.multiple if tars and options.crop else inspected.crop
         used = manifest.train.without(sorted(inspected.dropped)) if inspected.dropped else manifest.train
         self.inspected = inspected
@@ -289,21 +311,27 @@ class _Training:
             self.journal({"event": "baselines", **self.baselines})
         started, pause = time.monotonic(), _SAVE_AFTER
         rounds = iter(self.loader)
-        while self.step < options.iterations and not self._stopped_early():
-            due = self._train(rounds, self.main and time.monotonic() - started > pause)
-            self.step += 1
-            last = self.step == options.iterations
-            if self.validation and (self.step % options.validate_every == 0 or last):
-                self._validate()
-            if due or last or self.step % options.checkpoint_every == 0 or self._stopped_early():
-                now = time.monotonic()
-                self.seconds, started = self.seconds + now - started, now
-                self._save()
-                pause = max(_SAVE_AFTER, (time.monotonic() - now) / _SAVE_SHARE)
-            if progress is not None:
-                progress(self.step)
+        ending = False
+        with interrupts.saving():
+            while self.step < options.iterations and not self._stopped_early():
+                due, ending = self._train(rounds, self.main and time.monotonic() - started > pause)
+                self.step += 1
+                last = self.step == options.iterations
+                if self.validation and (self.step % options.validate_every == 0 or last):
+                    self._validate()
+                if due or ending or last or self.step % options.checkpoint_every == 0 or self._stopped_early():
+                    now = time.monotonic()
+                    self.seconds, started = self.seconds + now - started, now
+                    self._save()
+                    pause = max(_SAVE_AFTER, (time.monotonic() - now) / _SAVE_SHARE)
+                if progress is not None:
+                    progress(self.step)
+                if ending:
+                    break
+        if ending and self.step < options.iterations:  # another process was asked
+            raise interrupts.Terminated
         if self.best is None and self.main:
-            with averaged(self.weights, self.average and self.average.shadow_params):
+            with averaged(self.weights, self._averages()):
                 self._write_weights()
         fixed = self.best["figures"] if self.best else None
         results = {
@@ -332,6 +360,7 @@ class _Training:
         workers, kind = self.options.workers, self.fixer.config.references
         start = self.step * plan.accumulate
         common: dict[str, Any] = {"batch_size": None, "pin_memory": self.accelerator.device.type == "cuda"}
+        common["worker_init_fn"] = interrupts.leave_to_parent
         if tars:
             streamed: Dataset[Draw] = StreamedBatches(tars, pictures, plan, kind, start, self.places, workers)
             return DataLoader(streamed, num_workers=min(workers, 1), **common)
@@ -339,10 +368,10 @@ class _Training:
         batches = TrainingBatches(store, pictures, plan)
         return DataLoader(batches, sampler=range(start, len(batches)), num_workers=workers, **common)
 
-    def _train(self, rounds: Iterator[Draw], due: bool) -> bool:
+    def _train(self, rounds: Iterator[Draw], due: bool) -> tuple[bool, bool]:
         """One step: forward, loss, backward in every round, then clip, update, average.
 
-        Returns whether the first process finds a checkpoint `due`, for all of them.
+        Returns, for all processes, whether the first finds a checkpoint `due`, and whether any was asked to end.
         """
         options = self.options
         rate = learning_rate(self.step, options)
@@ -358,7 +387,8 @@ class _Training:
             self.network.train()
             last = number == options.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                output = self.model(batch.images, batch.references, batch.opacity, batch.visibility, noise)
+                beside = (batch.references, batch.opacity, batch.visibility, noise, batch.correspondence)
+                output = self.model(batch.images, *beside)
                 targets = batch.targets
                 if options.supervise == "all":
                     output, targets = output.flatten(0, 1), all_views(targets, batch.references).flatten(0, 1)
@@ -375,8 +405,9 @@ class _Training:
             terms = {name: terms.get(name, 0) + value / options.accumulate for name, value in found.items()}
         norm = self.accelerator.clip_grad_norm_(self.weights, options.clip)
         # one exchange a step tells every process the same, and one look at the device is all that a GPU waits for
-        told = torch.stack([*terms.values(), norm, terms["loss"].new_tensor(float(due))]).float()
-        *values, norm, due_somewhere = self.accelerator.reduce(told, "mean").tolist()
+        flags = terms["loss"].new_tensor([float(due), float(interrupts.asked())])
+        told = torch.stack([*terms.values(), norm, *flags]).float()
+        *values, norm, due_somewhere, asked_somewhere = self.accelerator.reduce(told, "mean").tolist()
         means = dict(zip(terms, values, strict=True))
         self._check_finite(means["loss"], norm)
         self.optimiser.step()
@@ -386,12 +417,13 @@ class _Training:
         if self.step % options.log_every == 0:
             mean = {"mean_loss": float(np.mean(self.losses))}
             self.journal({"event": "step", "step": self.step, **means, **mean, "gradient": norm, "rate": rate})
-        return due_somewhere > 0
+        return due_somewhere > 0, asked_somewhere > 0
 
     def _changed_again(self, output: Tensor, batch: Batch, noise: Tensor | None) -> Tensor:
         """How much a second pass changes of the first one's output: (), the mean distance."""
         first = output.detach().clamp(0, 1)
-        again = self.model(first, batch.references, batch.opacity, batch.visibility, noise)
+        beside = (batch.references, batch.opacity, batch.visibility, noise, batch.correspondence)
+        again = self.model(first, *beside)
         return (again.float() - first).abs().mean()
 
     def _drawn(self, draw: Draw) -> Batch:
@@ -408,7 +440,7 @@ class _Training:
     def _noise(self, index: int, images: Tensor) -> Tensor | None:
         """What networks that fill the unseen have there in round `index`; None for others."""
         config = self.fixer.config
-        if config.references != "raw" or not config.fill_unseen:
+        if not config.takes_photos or not config.fill_unseen:
             return None
         height, width = (length // config.multiple for length in images.shape[-2:])
         return self.plan.noise(index, (config.vae["latent_channels"], height, width)).to(images)
@@ -441,7 +473,7 @@ class _Training:
             self.network.eval()
             seen = (batch.images, batch.references, batch.opacity, batch.visibility)
             with self.accelerator.autocast():
-                own = collapse_signs(self.network, *seen, noise)
+                own = collapse_signs(self.network, *seen, noise, batch.correspondence)
             told = told.new_tensor([1.0, *asdict(own).values()])
         looked, *sums = self.accelerator.reduce(told, "sum").tolist()
         if not looked:
@@ -474,12 +506,14 @@ class _Training:
         assert self.baselines is not None
         own: list[tuple[int, dict[str, float], np.ndarray]] = []
         device = str(self.accelerator.device)
-        with averaged(self.weights, self.average and self.average.shadow_params):
-            fixer = Fixer(self.network, self.fixer.tile)  # what it keeps of references goes with it
+        with averaged(self.weights, self._averages()):
+            # adapters are merged where nothing trains; what this fixer keeps of references goes with it
+            fixer = Fixer(merge_adapters(self.network), self.fixer.tile)
             for i in range(self.accelerator.process_index, len(self.validation), self.ranks):
                 batch = self.validation[i]
+                beside = (batch.references, batch.opacity, batch.visibility, None, batch.correspondence)
                 with self.accelerator.autocast():
-                    fixed = picture(fixer(batch.images, batch.references, batch.opacity, batch.visibility).cpu())
+                    fixed = picture(fixer(batch.images, *beside).cpu())
                 keys = (*_FIGURES, self.judge)
                 own.append((i, image_metrics(fixed, picture(batch.targets), None, device, keys), fixed))
             every = sorted(gather_object(own), key=lambda one: one[0])
@@ -494,6 +528,10 @@ class _Training:
         over = {f"{name}_gain": value - self.baselines["identity"][name] for name, value in figures.items()}
         self.journal({"event": "validation", "step": self.step, **figures, **over, "gain": score, "best": better})
         self.journal.images(self.step, self.validation, [one[2] for one in every])
+
+    def _averages(self) -> list[Tensor] | None:
+        """The running averages of the weights, in their order."""
+        return None if self.average is None else self.average.shadow_params
 
     def _stopped_early(self) -> bool:
         return bool(self.options.patience) and self.waited >= self.options.patience

@@ -53,6 +53,9 @@ class TrainingOptions:
     """Whether the loss is of the render's view alone, or of all views, a reference's target being itself."""
     train: Parts = "all"
     """Which parts train: of a network with adapters `all` are U-Net, adapters and skips."""
+    references: Literal["base", "geometry"] = "base"
+    """How references are wanted: as the base wants them, or, of a base that takes photos as they are, looked up by
+    depth and cameras."""
     lora_rank: int = 0
     """Rank of the adapters; 0 for what the base has."""
     gradient_checkpointing: bool = False

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from difixcli.errors import InputError, short
+from difixcli.fixer.correspondence import resized
 from difixcli.runs import open_image, read_image, read_json, unreadable
 from difixcli.shapes import Each, fault_of, parsed
 from difixcli.training.pair_lists import Entries, Joined
@@ -33,7 +34,8 @@ LOOKED_AT = 2000
 
 _STRETCH = 1.03  # how far a photo's shape may differ from its render's
 _LEFT_OUT = 0.1  # share of the pairs that may be smaller than the crop
-References = Literal["raw", "aligned"]
+_HEADER = 4096  # bytes of an array's file beyond its values, at most
+References = Literal["raw", "aligned", "geometry"]
 Reader = Callable[..., np.ndarray]
 """Reads one of a pair's pictures as bytes, with its alpha where that is asked for."""
 
@@ -50,7 +52,8 @@ Picture = str | Openable
 
 @dataclass(frozen=True, slots=True)
 class PairFiles:
-    """One pair's images. `aligned` are RGBA (colour and visibility); `references` raw photos.
+    """One pair's images. `aligned` are RGBA (colour and visibility); `references` raw photos, with
+    `correspondence` an .npz of which places of theirs the render's pixels show.
 
     `size` is the render's (height, width) and `recorded` the number of bytes and the hash of every file, where curation
     has written them down: they are believed, and a file is looked at only when it is read.
@@ -64,6 +67,7 @@ class PairFiles:
     opacity: Picture | None
     size: tuple[int, int] | None = None
     recorded: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    correspondence: Picture | None = None
 
 
 @dataclass
@@ -226,6 +230,7 @@ def pair_of_members(key: str, members: Mapping[str, Openable]) -> PairFiles:
         references=numbered("ref_image"),
         aligned=numbered("aligned_ref"),
         opacity=members.get("opacity"),
+        correspondence=members.get("correspondence"),
     )
 
 
@@ -244,7 +249,7 @@ def _known_of(key: str, entry: Any) -> list[Any]:
     if files is not None and camera is not None:
         recorded = [files[name] for name in (*names, *([opacity] if opacity else [])) if name in files]
         size = [camera["height"], camera["width"]] if len(recorded) == len(names) + bool(opacity) else None
-    return [key, names, len(raw), opacity, size, recorded if size else None]
+    return [key, names, len(raw), opacity, size, recorded if size else None, entry.get("correspondence") or None]
 
 
 def pair_of_entry(key: str, entry: Any, folder: Path) -> PairFiles:
@@ -254,7 +259,7 @@ def pair_of_entry(key: str, entry: Any, folder: Path) -> PairFiles:
 
 def _pair_of(known: list[Any], folder: str) -> PairFiles:
     """A pair of what is kept of it. Nothing is looked at where curation wrote down what there is."""
-    key, names, raw, opacity, size, recorded = known
+    key, names, raw, opacity, size, recorded, places = known
 
     def placed(value: str) -> str:
         path = os.path.join(folder, value)  # an absolute value replaces the folder
@@ -264,7 +269,15 @@ def _pair_of(known: list[Any], folder: str) -> PairFiles:
     mask = placed(opacity) if opacity else None
     facts = dict(zip([*paths, *([mask] if mask else [])], map(tuple, recorded or ()), strict=False))
     return PairFiles(
-        key, paths[0], paths[1], tuple(paths[2 : 2 + raw]), tuple(paths[2 + raw :]), mask, size and tuple(size), facts
+        key,
+        paths[0],
+        paths[1],
+        tuple(paths[2 : 2 + raw]),
+        tuple(paths[2 + raw :]),
+        mask,
+        size and tuple(size),
+        facts,
+        placed(places) if places else None,
     )
 
 
@@ -273,6 +286,7 @@ _PAIR = {
     "ref_image?": (None, str),
     "aligned_refs?": (None, [str]),
     "opacity?": (None, str),
+    "correspondence?": (None, str),
     "files?": (None, Each([object])),
     "camera?": (None, {"height?": int, "width?": int}),
 }
@@ -318,7 +332,7 @@ def _shorter_side(pair: PairFiles) -> int:
     if min(height, width) < SMALLEST:
         raise ValueError(f"{pair.render} is smaller than {SMALLEST} pixels")
     _check_shape(pair.target, _header(pair.target), (height, width), _STRETCH)
-    for other in (*pair.references, *pair.aligned, *([pair.opacity] if pair.opacity else [])):
+    for other in (*pair.references, *pair.aligned, pair.opacity, pair.correspondence):
         if isinstance(other, str) and not Path(other).is_file():
             raise ValueError(f"{other} is missing")
     return min(height, width)
@@ -342,20 +356,22 @@ def _check_shape(picture: Picture, size: tuple[int, int], render: tuple[int, int
 
 
 class Loaded(NamedTuple):
-    """A decoded pair, 8 bits a channel; the same layout as `synthetic.Sample`."""
+    """A decoded pair, 8 bits a channel, and its places; the same layout as `synthetic.Sample`."""
 
     render: np.ndarray  # (H, W, 3)
     target: np.ndarray  # (H, W, 3)
     references: np.ndarray  # (V, H, W, 3)
     visibility: np.ndarray  # (V, H, W), all 255 for raw references
     opacity: np.ndarray  # (H, W)
+    correspondence: np.ndarray | None = None  # (V, 3, H, W) float32, where references are wanted with their geometry
 
 
 class PairStore:
     """Pairs that are decoded when they are asked for, and kept as long as they fit into `cache_mib`.
 
-    References are brought to the kind the fixer wants: raw ones to the render's size, aligned ones as curation wrote
-    them, or registered by optical flow where a manifest has only raw ones.
+    References are brought to the kind the fixer wants: raw ones to the render's size, with geometry also what curation
+    wrote of their places (where it wrote none, none is known), aligned ones as curation wrote them, or registered by
+    optical flow where a manifest has only raw ones.
     """
 
     def __init__(
@@ -378,7 +394,7 @@ class PairStore:
         if index in self._kept:
             return self._kept[index]
         loaded = decode(self.files[index], self.kind, self.views, self.frame)
-        size = sum(part.nbytes for part in loaded)
+        size = sum(part.nbytes for part in loaded if part is not None)
         if size <= self._free:
             self._kept[index] = loaded
             self._free -= size
@@ -405,7 +421,7 @@ def decode(pair: PairFiles, kind: References, views: int, frame: tuple[int, int]
     height, width = render.shape[:2]
     if min(height, width) < SMALLEST:
         raise ValueError(f"{pair.render} is smaller than {SMALLEST} pixels")
-    if frame is not None and kind == "raw":  # from the photo's own pixels
+    if frame is not None and kind != "aligned":  # from the photo's own pixels
         photo = read(pair.target)
         _check_shape(pair.target, (photo.shape[0], photo.shape[1]), (height, width), _STRETCH)
         target = resized_bytes(photo, *frame)
@@ -416,13 +432,14 @@ def decode(pair: PairFiles, kind: References, views: int, frame: tuple[int, int]
         opacity = read(pair.opacity).mean(axis=-1).astype(np.uint8)
         if opacity.shape != (height, width):
             raise ValueError(f"{pair.opacity} has another size than its render")
-    if frame is not None and kind == "raw":
+    if frame is not None and kind != "aligned":
         photos = [resized_bytes(read(picture), *frame) for picture in pair.references[:views]]
         references = np.stack(photos) if photos else np.zeros((0, *frame, 3), np.uint8)
         visibility = np.full(references.shape[:3], 255, np.uint8)
     else:
         references, visibility = _references(pair, render, kind, views, read)
-    loaded = Loaded(render, target, references, visibility, opacity)
+    places = _places(pair, (len(references), 3, height, width)) if kind == "geometry" else None
+    loaded = Loaded(render, target, references, visibility, opacity, places)
     return loaded if frame is None else _stretched(loaded, frame)
 
 
@@ -436,6 +453,7 @@ def _stretched(pair: Loaded, frame: tuple[int, int]) -> Loaded:
         np.stack(references) if references else np.zeros((0, *frame, 3), np.uint8),
         np.stack(visibility) if visibility else np.zeros((0, *frame), np.uint8),
         resized_bytes(pair.opacity, *frame),
+        None if pair.correspondence is None else resized(torch.from_numpy(pair.correspondence), frame).numpy(),
     )
 
 
@@ -455,23 +473,44 @@ def _references(
     if not views:
         return np.zeros((0, height, width, 3), np.uint8), np.zeros((0, height, width), np.uint8)
     if kind == "aligned" and pair.aligned:
-        read = [read(picture, True) for picture in pair.aligned[:views]]
-        for picture, layer in zip(pair.aligned, read, strict=False):
+        opened = [read(picture, True) for picture in pair.aligned[:views]]
+        for picture, layer in zip(pair.aligned, opened, strict=False):
             if layer.shape[:2] != (height, width):
                 raise ValueError(f"{picture} has another size than its render")
-        layers = np.stack(read)
+        layers = np.stack(opened)
         return np.ascontiguousarray(layers[..., :3]), np.ascontiguousarray(layers[..., 3])
     # a reference may come from another lens; the release stretches it to the render's shape too
     photos = [_photo(picture, height, width, 4, read) for picture in pair.references[:views]]
     if not photos:
         return np.zeros((0, height, width, 3), np.uint8), np.zeros((0, height, width), np.uint8)
     stacked = np.stack(photos)
-    if kind == "raw":
+    if kind != "aligned":
         return stacked, np.full(stacked.shape[:3], 255, np.uint8)
     from difixcli.fixer.alignment import register_references
 
     aligned, visible = register_references(_planar(render[None]), _planar(stacked)[None])
     return _bytes(aligned[0].permute(0, 2, 3, 1).numpy()), _bytes(visible[0, :, 0].numpy())
+
+
+def _places(pair: PairFiles, wanted: tuple[int, int, int, int]) -> np.ndarray:
+    """(V, 3, H, W) as wanted, all 0 where the pair knows no places; ValueError for broken ones."""
+    views, _, height, width = wanted
+    if pair.correspondence is None or not views:
+        return np.zeros(wanted, np.float32)
+    most = 4 * len(pair.references) * 3 * height * width + _HEADER
+    try:
+        with _opener(pair.correspondence).open("rb") as file, np.load(file, allow_pickle=False) as held:
+            if held.zip.getinfo("correspondence.npy").file_size > most:
+                raise ValueError("it is larger than its pair")
+            values = held["correspondence"]
+    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
+        raise ValueError(
+            f"{pair.correspondence} holds no places of the pair's references ({short(str(error))})"
+        ) from error
+    fits = values.ndim == 4 and values.shape[0] >= views and values.shape[1:] == wanted[1:]
+    if not fits or values.dtype != np.float32 or not np.isfinite(values).all():
+        raise ValueError(f"{pair.correspondence} does not hold float32 places {wanted} of the pair's references")
+    return values[:views]
 
 
 def _photo(picture: Picture, height: int, width: int, stretch: float, read: Reader) -> np.ndarray:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from difixcli.errors import InputError
 from difixcli.fixer import Fixer, FixerNetwork
+from difixcli.fixer.geometry import begin_geometry
 from difixcli.fixer.network import ADAPTER, LORA_ALPHA
 from difixcli.fixer.weights import new_adapters
 from difixcli.training.options import Parts
@@ -29,6 +30,7 @@ class AllViews(nn.Module):
         opacity: Tensor | None = None,
         visibility: Tensor | None = None,
         noise: Tensor | None = None,
+        correspondence: Tensor | None = None,
     ) -> Tensor:
         """The clean views (B, 1+V, 3, H, W) about [0, 1], the render's first; arguments as `FixerNetwork` takes them.
 
@@ -41,7 +43,8 @@ class AllViews(nn.Module):
             per_view = latents.unflatten(0, views.shape[:2])
             render = seen * per_view[:, 0] + (1 - seen) * noise
             latents = torch.cat([render[:, None], per_view[:, 1:]], dim=1).flatten(0, 1)
-        decoded = self.network.decode(self.network.denoise(latents, views.shape[1]), skips)
+        places = self.network.places(latents, correspondence if references is not None else None)
+        decoded = self.network.decode(self.network.denoise(latents, views.shape[1], places), skips)
         return ((decoded + 1) / 2).unflatten(0, views.shape[:2])
 
 
@@ -99,6 +102,31 @@ def with_rank(fixer: Fixer, rank: int, seed: int) -> Fixer:
             raise InputError(f"The base's adapters have learned with rank {old}; --lora-rank cannot be less.")
         value[:, : min(rank, old)] = rescale * learned[:, :rank]
     fresh.load_state_dict(state | tensors, assign=True)
+    return Fixer(fresh)
+
+
+def with_geometry(fixer: Fixer, seed: int) -> Fixer:
+    """The same fixer, which now looks up its references by depth and cameras, at first with small weight.
+
+    Its other tensors are shared with the fixer given; one that looks them up already is returned as it is. Raises
+    InputError for a network with aligned references, which have their geometry in them.
+    """
+    network = fixer.network
+    if fixer.config.references == "geometry":
+        return fixer
+    if not fixer.config.takes_photos:
+        raise InputError(
+            "--set references=geometry is for networks that take photos as they are (--base stabilityai/sd-turbo); the "
+            "references of this one are aligned already."
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        views = max(network.config.views, 1)
+        fresh = FixerNetwork(dataclasses.replace(network.config, references="geometry", views=views))
+    state = network.state_dict()
+    new = {name: value for name, value in fresh.state_dict().items() if name not in state}
+    fresh.load_state_dict(state | new, assign=True)
+    begin_geometry(fresh.unet)
     return Fixer(fresh)
 
 

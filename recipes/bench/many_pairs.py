@@ -1,11 +1,12 @@
-"""A training on many pairs beside one on few: how long until its first step, what memory, how many samples a second.
+"""A training on many pairs beside one on few: how long until its first step, what memory, how quick its steps.
 
-    python recipes/bench/many_pairs.py [--few 80] [--many 80000] [--steps 60] [--workers 1]
+    python recipes/bench/many_pairs.py [--few 80] [--many 80000] [--steps 60] [--workers 1] [--turns 2]
 
 A set of `--few` pairs of 288×512 pixels as `difix curate` writes them (render, photo, two references, raw and aligned,
 opacity; sizes and hashes in the manifest), and one of `--many` whose manifest names the same files again and again
 under other ids: every pair is its own as far as training knows. A process for each trains `tiny` from nothing, the
-perceptual loss on; the two take turns twice, so that other work on the machine meets both.
+perceptual loss on; the two take turns. CPU time, of the process and its workers, tells more than the clock where other
+work is done on the machine.
 """
 
 from __future__ import annotations
@@ -68,18 +69,21 @@ def write_manifest(path: Path, entries: dict[str, dict], count: int) -> None:
 
 
 def train(manifest: Path, output: Path, steps: int, workers: int) -> None:
-    """In this process; prints JSON: seconds to the first step, samples a second, MiB at a quarter and at the end."""
+    """In this process; prints JSON: seconds to the first step, milliseconds a sample, MiB at a quarter and at the end.
+
+    Seconds and milliseconds are by the clock and of CPU time.
+    """
     import torch
 
     from difixcli.training import finetune
 
     torch.set_num_threads(1)
-    started = time.perf_counter()
-    times: list[float] = []
+    started = time.perf_counter(), _spent()
+    times: list[tuple[float, float]] = []
     memory: list[float] = []
 
     def stepped(step: int) -> None:
-        times.append(time.perf_counter())
+        times.append((time.perf_counter(), _spent()))
         memory.append(_resident())
 
     finetune(
@@ -88,25 +92,27 @@ def train(manifest: Path, output: Path, steps: int, workers: int) -> None:
     )  # fmt: skip
     begun = steps // 4
     told = {
-        "first": times[0] - started,
-        "rate": 4 * (steps - begun) / (times[-1] - times[begun - 1]),
+        "first": [now - before for now, before in zip(times[0], started, strict=True)],
+        "sample": [250 * (z - a) / (steps - begun) for z, a in zip(times[-1], times[begun - 1], strict=True)],
         "memory": [memory[begun - 1], memory[-1]],
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     print(json.dumps(told))
 
 
 def _resident() -> float:
     """MiB of this process and its workers; pages that they share count in each."""
-    total = 0
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    for process in ("self", *children):
-        try:
-            pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-        except OSError:
-            continue
-        total += pages * resource.getpagesize()
-    return total / 2**20
+    pages = sum(int(Path(f"/proc/{process}/statm").read_text().split()[1]) for process in _processes())
+    return pages * resource.getpagesize() / 2**20
+
+
+def _spent() -> float:
+    """Seconds of CPU time of this process and its workers."""
+    times = (Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13] for process in _processes())
+    return sum(int(ticks) for both in times for ticks in both) / os.sysconf("SC_CLK_TCK")
+
+
+def _processes() -> list[str]:
+    return ["self", *Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
 def main() -> None:
@@ -115,6 +121,7 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=80_000)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.train is not None:
@@ -124,7 +131,7 @@ def main() -> None:
         home = Path(made)
         entries = write_set(home, arguments.few)
         found: dict[int, list[dict]] = {arguments.few: [], arguments.many: []}
-        for _ in range(2):
+        for _ in range(arguments.turns):
             for count, turns in found.items():
                 manifest = home / f"{count}.json"
                 write_manifest(manifest, entries, count)
@@ -135,15 +142,15 @@ def main() -> None:
                 print(count, turns[-1], file=sys.stderr)
                 shutil.rmtree(home / "out")
         print(
-            "| pairs | manifest | first step after | samples/s | memory at a quarter / the end | peak of the process |"
+            "| pairs | manifest | first step after, s (CPU) | a sample, ms (CPU) | memory at a quarter / the end, MiB |"
         )
-        print("|---|---|---|---|---|---|")
+        print("|---|---|---|---|---|")
         for count, turns in found.items():
             size = (home / f"{count}.json").stat().st_size / 2**20
-            best = max(turns, key=lambda one: one["rate"])
+            first, sample = ([min(one[k][i] for one in turns) for i in range(2)] for k in ("first", "sample"))
             print(
-                f"| {count:,} | {size:.1f} MiB | {min(one['first'] for one in turns):.1f} s | {best['rate']:.2f} | "
-                f"{best['memory'][0]:.0f} / {best['memory'][1]:.0f} MiB | {best['peak']:.0f} MiB |"
+                f"| {count:,} | {size:.1f} MiB | {first[0]:.1f} ({first[1]:.1f}) | {sample[0]:.0f} ({sample[1]:.0f}) | "
+                f"{turns[0]['memory'][0]:.0f} / {turns[0]['memory'][1]:.0f} |"
             )
 
 

@@ -48,6 +48,7 @@ for split in $PATHS; do # captures whose paths are told apart alike are one line
     distill_published "$split" "$OUTPUT/$folder" "$@"
   fi
 done
+geometry_published "$OUTPUT/geometry" "$DATA"/*/
 # shellcheck disable=SC2086
 evaluate_published nerfbusters "$OUTPUT" $folders
 exit "$SOME_FAILED"
