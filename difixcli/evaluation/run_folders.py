@@ -22,6 +22,7 @@ TRUTH = "truth"
 MASK = "mask"
 _ORDER = (
     "plain",
+    "points",
     "eft",
     "vldm",
     "mean",

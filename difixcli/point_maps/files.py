@@ -78,13 +78,14 @@ def point_mapper(name: str, scene: Scene, frames: Sequence[int]) -> PointMapper:
 
 def write_maps(path: Path, maps: Sequence[PointMap], names: Sequence[str]) -> None:
     """Write the point maps of the photos `names`, which are of one size, as an .npz that `point_mapper` reads."""
-    np.savez_compressed(
-        path,
-        points=np.stack([one.points for one in maps]),
-        confidence=np.stack([one.confidence for one in maps]).astype(np.float16),
-        poses=np.stack([one.camera.camera_to_world @ OPENCV_TO_OPENGL for one in maps]),
-        names=np.array(list(names)),
-    )
+    with path.open("wb") as file:  # numpy adds a suffix to a name
+        np.savez_compressed(
+            file,
+            points=np.stack([one.points for one in maps]),
+            confidence=np.stack([one.confidence for one in maps]).astype(np.float16),
+            poses=np.stack([one.camera.camera_to_world @ OPENCV_TO_OPENGL for one in maps]),
+            names=np.array(list(names)),
+        )
 
 
 class _Maps:
