@@ -1,6 +1,7 @@
 """A scene from a few photos far apart: ReconX (Liu et al., 2024, arXiv 2408.16767).
 
-Point maps of the photos give one cloud (see `point_maps`); the splats begin with it. After a short training on the
+Point maps of the photos give one cloud (see `point_maps`); the splats begin with it and with the seed points that the
+photos know. After a short training on the
 photos, a video model films the ways between neighbouring photos (see `video_prior`), and the splats train on its
 pictures beside the photos. What a run's folder holds beside what any has:
 
@@ -9,7 +10,7 @@ pictures beside the photos. What a run's folder holds beside what any has:
     cloud/*.png                each photo's depths, near is bright, and how far they are known
     rounds/01/between-*.png    the film's pictures, the renders that they are made from, and their weights
     plain/, points/            with a comparison: photos alone for as many iterations in a schedule of their own, from
-                               the scene's seed points and from the point cloud
+                               the scene's seed points, and from the point cloud too
     renders/{truth,plain,points,distilled}/*.png   the test views
 
 Other than in the paper, the splats are densified unless `--set` says otherwise, photos are drawn beside the film's
@@ -36,7 +37,7 @@ from difixcli.distillation.targets import Target
 from difixcli.distillation.ways import Ways
 from difixcli.errors import InputError
 from difixcli.point_maps import TRUSTED, PointMap
-from difixcli.point_maps.cloud import cloud_of, filled, joined, seeded
+from difixcli.point_maps.cloud import cloud_of, seeded
 from difixcli.point_maps.files import point_mapper, write_maps
 from difixcli.point_maps.two_view import SIDE
 from difixcli.priors.video.span import VideoModel
@@ -120,8 +121,7 @@ class Filmed(FewPhotos):
         maps = point_mapper(str(file), self._own, self.split.train).maps(photos, cameras)
         known = cloud_of(maps, photos)
         self._ways.points, self._ways.colors = known.points, known.colors.astype(np.float32) / 255
-        guessed = [filled(one, photo) for one, photo in zip(maps, photos, strict=True)]
-        return seeded(self._own, joined([known, *guessed]), self.split.train)
+        return seeded(self._own, known, self.split.train)
 
     def _detailed(self) -> list[tuple[np.ndarray, Camera, np.ndarray | None]]:
         """The photos that train as point maps are made of them, with their cameras and masks: in one size, larger than

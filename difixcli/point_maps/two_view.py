@@ -20,6 +20,9 @@ SIDE = 256
 """Pixels of the long side beyond which photos are looked at smaller: time and memory grow with its third power."""
 _PARTNERS = 4  # photos that each is compared with
 _LEAST_SHARED = 0.05  # of what two photos may see, for them to be compared
+_AROUND, _NEAR, _COMPANY = 7, 0.04, 0.2
+"""Of a square of so many pixels a side, this part must be known (summed by confidence) to lie within this part of a
+pixel's depth."""
 _LEAST_KNOWN = 0.02  # of all photos' pixels: of two noises more than half a percent agree by chance
 
 
@@ -42,6 +45,8 @@ class TwoViewGeometry:
             if done is not None:
                 done(round(number / len(pairs) * len(photos)))
         fused = align(edges)
+        for i, confidence in fused.confidences.items():
+            confidence *= _beside_others(fused.depths[i], confidence)
         known = [float((confidence >= TRUSTED).mean()) for confidence in fused.confidences.values()]
         if sum(known) < _LEAST_KNOWN * len(photos):
             raise InputError(
@@ -57,6 +62,21 @@ class TwoViewGeometry:
                 nothing = np.zeros((camera.height, camera.width), np.float32)
                 made.append(map_of_depth(camera, nothing + 1, nothing))
         return made
+
+
+def _beside_others(depth: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+    """(H, W), 0 or 1: whether a pixel's depth is that of enough around it, by confidence; what stands alone is a wrong
+    match as a rule.
+    """
+    half = _AROUND // 2
+    total, alike = np.zeros_like(depth), np.zeros_like(depth)
+    wide = cv2.copyMakeBorder(np.dstack([depth, confidence]), half, half, half, half, cv2.BORDER_REFLECT_101)
+    for row in range(_AROUND):
+        for column in range(_AROUND):
+            near, sure = np.moveaxis(wide[row : row + depth.shape[0], column : column + depth.shape[1]], 2, 0)
+            total += 1
+            alike += sure * (np.abs(near / depth - 1) < _NEAR)
+    return (alike >= _COMPANY * total).astype(np.float32)
 
 
 def _pairs(cameras: Sequence[Camera]) -> list[tuple[int, int]]:
