@@ -201,9 +201,9 @@ def parse_protocol(text: str) -> Protocol:
       to the last, all others are measured, at a long side of at most 960 pixels. Even spacing is ours.
     - `every:N`: every N-th view trains, all others are measured; size as rendered.
 
-    `co3d-2view`, `re10k-2view`, `dl3dv-K` and `sparse:K` want a scene that says which photos saw its seed points (a COLMAP model), of which only
-    those that training photos saw are used. Only `co3d-2view` crops; in the others what a photo's own mask leaves out
-    does not count. InputError for any other name.
+    `co3d-2view`, `re10k-2view`, `dl3dv-K` and `sparse:K` want a scene that says which photos saw its seed points (a
+    COLMAP model), of which only those that training photos saw are used, or one without any. Only `co3d-2view` crops;
+    in the others what a photo's own mask leaves out does not count. InputError for any other name.
     """
     name, _, argument = text.strip().partition(":")
     fixed = {protocol.name: protocol for protocol in (NERFBUSTERS, DL3DV, RDS, LLFF_SR, MIP360_SR, CO3D)}
