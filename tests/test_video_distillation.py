@@ -84,7 +84,8 @@ def test_the_rows_are_photos_alone_with_the_points_and_the_films(compared: tuple
     ]
     assert np.mean(means) == pytest.approx(1, abs=0.05)
     told(difix("eval", folder, "--metrics", "psnr", "--json"))
-    assert "mean confidence" in (folder / "report.html").read_text().lower()
+    report = (folder / "report.html").read_text()
+    assert "Confidence in the fixes by round" in report and "Warped difference by round" in report
 
 
 def test_the_cloud_is_kept_and_can_be_given_again(

@@ -37,7 +37,7 @@ from difixcli.distillation.targets import Target
 from difixcli.distillation.ways import Ways
 from difixcli.errors import InputError
 from difixcli.point_maps import TRUSTED, PointMap
-from difixcli.point_maps.cloud import cloud_of, seeded
+from difixcli.point_maps.cloud import Cloud, cloud_of, seeded
 from difixcli.point_maps.files import point_mapper, write_maps
 from difixcli.point_maps.two_view import SIDE
 from difixcli.priors.video.span import VideoModel
@@ -110,18 +110,19 @@ class Filmed(FewPhotos):
         if not file.is_file():
             with self._timed("point cloud"), self._progress("point maps", len(photos)) as update:
                 maps = point_mapper(self._filming.points, self._own, self.split.train).maps(photos, cameras, update)
-            self._write_cloud(
-                [
-                    one if mask is None else replace(one, confidence=np.where(mask, one.confidence, 0))
-                    for one, (_, _, mask) in zip(maps, detailed, strict=True)
-                ],
-                photos,
-            )
+            known = [
+                one if mask is None else replace(one, confidence=np.where(mask, one.confidence, 0))
+                for one, (_, _, mask) in zip(maps, detailed, strict=True)
+            ]
+            with atomic(file) as part:
+                write_maps(part, known, [self.scene.frames[i].name for i in self.split.train])
         # from disk, so that a run that was stopped goes on with the very same points
         maps = point_mapper(str(file), self._own, self.split.train).maps(photos, cameras)
-        known = cloud_of(maps, photos)
-        self._ways.points, self._ways.colors = known.points, known.colors.astype(np.float32) / 255
-        return seeded(self._own, known, self.split.train)
+        cloud = cloud_of(maps, photos)
+        if not (self.folder / CLOUD / "cloud.ply").is_file():
+            self._write_cloud(cloud, maps)
+        self._ways.points, self._ways.colors = cloud.points, cloud.colors.astype(np.float32) / 255
+        return seeded(self._own, cloud, self.split.train)
 
     def _detailed(self) -> list[tuple[np.ndarray, Camera, np.ndarray | None]]:
         """The photos that train as point maps are made of them, with their cameras and masks: in one size, larger than
@@ -135,8 +136,8 @@ class Filmed(FewPhotos):
         ways.size = (round(width * scale), round(height * scale))
         return [(ways.photo(i), ways.camera(i), ways.mask(i)) for i in self.split.train]
 
-    def _write_cloud(self, maps: Sequence[PointMap], photos: Sequence[np.ndarray]) -> None:
-        cloud, folder = cloud_of(maps, photos), self.folder / CLOUD
+    def _write_cloud(self, cloud: Cloud, maps: Sequence[PointMap]) -> None:
+        folder = self.folder / CLOUD
         if not len(cloud.points):
             raise InputError(
                 f"Nothing in the point maps of {self._filming.points} is known surely; use another --points."
@@ -150,8 +151,6 @@ class Filmed(FewPhotos):
         to_file = np.linalg.inv(self.scene.source_to_world)
         with atomic(folder / "cloud.ply") as part:
             write_points(part, transform_points(to_file, cloud.points), cloud.colors)
-        with atomic(folder / _MAPS) as part:
-            write_maps(part, maps, [self.scene.frames[i].name for i in self.split.train])
         known_share = float(np.mean([(one.confidence >= TRUSTED).mean() for one in maps]))
         self._say(f"Point cloud: {len(cloud.points):,} points; {known_share:.0%} of what the photos show is known")
 
