@@ -1,7 +1,7 @@
 """The face of the program: tables, progress and the one place where errors become messages and exit codes.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 our fault, 2 the input's or the caller's,
-130 interrupted, 143 terminated.
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 our fault, 2 the input's or the caller's, 3 some
+of several scenes failed, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ import errno
 import functools
 import json
 import math
-import os
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -36,9 +34,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from difixcli import streams
+from difixcli import interrupts, streams
 from difixcli.errors import LESS_MEMORY, InputError, out_of_memory
-from difixcli.runs import finite, folder_at_work, forget_runs, removed_folder
+from difixcli.runs import drop_empty_runs, finite, folder_at_work, forget_runs, removed_folder
 
 if TYPE_CHECKING:
     from difixcli.curation.manifest import StageSummary
@@ -48,7 +46,10 @@ R = TypeVar("R")
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+watcher: Callable[[str, int, int], None] | None = None
+"""Is told of all progress, too: label, how much is done, and of how much."""
 
+_EVERY = 10  # seconds between two lines of progress in a log
 _LEAST_NAME = 8  # characters of a row's name that are shown in a line
 
 # what the machine or its owner can mend: no space, no permission, a read-only disk
@@ -56,23 +57,6 @@ _CALLERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.E
 
 
 _REMOVED = "The output folder {} was removed while the command was at work in it; run the same line again."
-
-
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM), as a scheduler does it before it takes the machine away."""
-
-
-def heed_termination() -> None:
-    """Let SIGTERM end a command as Ctrl-C does; processes that this one forks end as before."""
-    owner = os.getpid()
-
-    def end(number: int, frame: object) -> None:
-        if os.getpid() == owner:
-            raise Terminated
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-    signal.signal(signal.SIGTERM, end)
 
 
 def handled(command: Callable[P, R]) -> Callable[P, R]:
@@ -88,7 +72,8 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except InputError as error:
             message, code = str(error), 2
-        except Terminated:
+            drop_empty_runs()
+        except interrupts.Terminated:
             message, code = "Terminated. Run the same command again to go on from here.", 143
         except KeyboardInterrupt:
             message, code = "Interrupted. Run the same command again to go on from here.", 130
@@ -156,20 +141,28 @@ def warn(message: str) -> None:
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(_rate(task.speed or 0))
+        return Text(rate(task.speed or 0))
 
 
-def _rate(rate: float) -> str:
+def rate(a_second: float) -> str:
     """So many a second; of what takes longer than a second, how long."""
-    return f"{1 / rate:.1f} s each" if 0 < rate < 1 else f"{rate:.1f}/s"
+    return f"{1 / a_second:.1f} s each" if 0 < a_second < 1 else f"{a_second:.1f}/s"
+
+
+def span(seconds: float) -> str:
+    """A span of time: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class PlainProgress:
-    """Progress for logs: a line at most every ten seconds."""
+    """Progress for logs: a line at most every so many seconds."""
 
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total = label, total
         self.start = self.last = time.monotonic()
+        self.done = 0
         self.first: tuple[float, int] | None = None  # when the first report came, and what was done by then
         self.reports = 0
 
@@ -177,26 +170,69 @@ class PlainProgress:
         now = time.monotonic()
         # what an earlier run had done says nothing about the pace of this one
         self.first = self.first or (now, done)
-        if done >= self.total or now - self.last >= 10:
+        if done >= self.total or now - self.last >= _EVERY:
             self.last = now
             since, before = self.first if done > self.first[1] else (self.start, 0)
-            rate = (done - before) / max(now - since, 1e-6)
+            pace = (done - before) / max(now - since, 1e-6)
             # the first steps compile and fill caches: they say nothing about the rest
-            left = f", {(self.total - done) / max(rate, 1e-6):.0f} s left" if self.reports and done < self.total else ""
+            left = f", {(self.total - done) / max(pace, 1e-6):.0f} s left" if self.reports and done < self.total else ""
             self.reports += 1
-            say(f"{self.label}: {done}/{self.total}, {_rate(rate)}{left}")
+            say(f"{self.label}: {done}/{self.total}, {rate(pace)}{left}")
+        self.done = done
+
+    def tile(self, done: int, total: int) -> None:
+        """So many tiles of the image that is being worked at are done."""
+        now = time.monotonic()
+        if now - self.last >= _EVERY:
+            self.last = now
+            say(f"{self.label}: {self.done}/{self.total}, and tile {done} of {total}")
+
+
+class _Bar:
+    """Progress on a terminal: a task of a bar that is shown."""
+
+    def __init__(self, bar: Progress, label: str, total: int) -> None:
+        self.bar, self.label = bar, escape(label)
+        self.task = bar.add_task(self.label, total=total)
+
+    def __call__(self, done: int) -> None:
+        self.bar.update(self.task, completed=done, description=self.label)
+
+    def tile(self, done: int, total: int) -> None:
+        """So many tiles of the image that is being worked at are done."""
+        self.bar.update(self.task, description=f"{self.label}, tile {done} of {total}")
+
+
+_shown: list[PlainProgress | _Bar] = []
+"""The progress that is shown, the innermost last."""
+
+
+def tile_done(done: int, total: int) -> None:
+    """Shows how far a large image is, beside the progress over images; without any, nothing."""
+    if _shown:
+        _shown[-1].tile(done, total)
 
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal, plain lines in a log; yields a function that takes the number done so far."""
-    if not err.is_terminal:
-        yield PlainProgress(label, total)
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate())
-    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
-        task = bar.add_task(escape(label), total=total)
-        yield lambda done: bar.update(task, completed=done)
+    with ExitStack() as stack:
+        shown: PlainProgress | _Bar
+        if err.is_terminal:
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate())
+            bar = Progress(*columns, TimeRemainingColumn(), console=err, transient=True)
+            shown = _Bar(stack.enter_context(bar), label, total)
+        else:
+            shown = PlainProgress(label, total)
+        _shown.append(shown)
+        stack.callback(_shown.remove, shown)
+
+        def told(done: int) -> None:
+            shown(done)
+            if watcher is not None:
+                watcher(label, done, total)
+
+        yield told
 
 
 def figures_table(

@@ -82,11 +82,37 @@ def agreeing(images: Tensor, photos: Tensor, factor: int, operator: Operator = "
     return images.clamp(0, 1)
 
 
+def fitted(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """An image (C, h, w) in [0, 1] at (height, width): bilinear, over all that a pixel covers where it shrinks."""
+    from torch.nn import functional
+
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    return functional.interpolate(image[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+
+
+def flow(target: np.ndarray, source: np.ndarray, finest: int = 0) -> np.ndarray:
+    """Dense optical flow (H, W, 2) float32 in pixels of grey images (H, W) uint8: `target[p]` looks like
+    `source[p + flow[p]]`; none where a side has fewer than 16 pixels.
+
+    Dense inverse search (Kroeger et al., ECCV 2016), down to the sides divided by 2^`finest`.
+    """
+    import cv2
+
+    if min(target.shape) < 16:  # less than two of DIS's patches: nothing to match
+        return np.zeros((*target.shape, 2), np.float32)
+    matcher = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    matcher.setFinestScale(finest)
+    return matcher.calc(target, source, None)  # type: ignore[call-overload]
+
+
 def as_planes(pixels: np.ndarray, device: str = "cpu") -> Tensor:
-    """Pixels (H, W, C) as a batch of one image (1, C, H, W), float32, of its own memory."""
+    """Pixels (H, W, C) as a batch of one image (1, C, H, W), float32, of its own memory, plane by plane."""
     import torch
 
-    return torch.from_numpy(np.array(pixels, dtype=np.float32)).movedim(-1, 0)[None].to(device)
+    planes = np.empty((pixels.shape[2], *pixels.shape[:2]), np.float32)
+    np.copyto(planes, pixels.transpose(2, 0, 1), casting="unsafe")
+    return torch.from_numpy(planes)[None].to(device)
 
 
 def as_pixels(planes: Tensor) -> np.ndarray:

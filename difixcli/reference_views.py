@@ -5,7 +5,7 @@ This is where a reconstruction (depth) and the fixer (pixels) meet, for curation
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
@@ -24,6 +24,9 @@ _DEPTHS_HELD = 64
 # Photos are aligned from up to this many times the working size, where they have it: sampled at the working size
 # they would lose detail to interpolation.
 _DETAIL = 2
+_LONGEST_EDGE = 1 / 12  # of the long side: points that are farther apart know nothing of what lies between them
+_SAME_DEPTH = 1.2  # so many times farther than another, a point is of another surface
+_OPAQUE = 0.5  # accumulation from which on depth is believed
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +35,16 @@ class References:
 
     `frames` are indices into the scene's frames; `photos` are (h, w, 3) float32 RGB in [0, 1] each; `aligned`
     (V, H, W, 3) are the same photos reprojected into the render's view, `visibility` (V, H, W) in [0, 1] says where
-    that is believable.
+    that is believable. `correspondence` makes, for fixers that look references up by their geometry, which places of
+    the first so many photos the render's pixels show, (V, 3, H, W) as `fixer.correspondence.correspond` does for photos
+    brought to the render's size; None where no geometry is known.
     """
 
     frames: Sequence[int]
     photos: Sequence[np.ndarray]
     aligned: np.ndarray
     visibility: np.ndarray
+    correspondence: Callable[[int], np.ndarray] | None = None
 
 
 class ReferenceViews:
@@ -52,10 +58,12 @@ class ReferenceViews:
         self.scene, self.frames, self.reconstruction, self.count = scene, list(frames), reconstruction, count
         # neighbours on a path share references; the rest of a long one need not be held
         self._depths = lru_cache(_DEPTHS_HELD)(partial(_half_size_depth, scene, reconstruction))
+        self._seen_depths = lru_cache(_DEPTHS_HELD)(partial(seen_depth, scene, reconstruction))
 
     def refresh(self) -> None:
         """Forget the rendered depths, because the reconstruction has changed."""
         self._depths.cache_clear()
+        self._seen_depths.cache_clear()
 
     def photo(self, frame: int) -> np.ndarray:
         """(H, W, 3) the reference photo; read-only."""
@@ -64,6 +72,34 @@ class ReferenceViews:
     def depth(self, frame: int) -> np.ndarray:
         """(h, w) the reconstruction's z-depth at a reference's camera, at half its size."""
         return self._depths(frame)
+
+    def seen_depth(self, frame: int, size: tuple[int, int]) -> np.ndarray:
+        """(H, W) see `reference_views.seen_depth`."""
+        return self._seen_depths(frame, size)
+
+    def correspondence(self, frames: Sequence[int], camera: Camera, render: Render) -> np.ndarray:
+        """(V, 3, H, W) float32: which places of the frames' photos, brought to the render's size, a render made at
+        `camera` shows; see `fixer.correspondence.correspond`.
+
+        Photos' places are known where the reconstruction is opaque and no mask leaves them out, and the render's where
+        nothing that it shows hides them.
+        """
+        import torch
+
+        from difixcli.fixer.correspondence import correspond
+
+        height, width = render.depth.shape
+        cameras = [self.scene.frames[f].camera.resized(width, height) for f in frames]
+        depths = np.stack([self.seen_depth(f, (height, width)) for f in frames])
+        found = correspond(  # on the CPU, where adding up has one order
+            torch.from_numpy(depths)[None, :, None],
+            torch.stack([_matrix(c.intrinsics) for c in cameras])[None],
+            torch.stack([_matrix(c.camera_to_world) for c in cameras])[None],
+            _matrix(camera.intrinsics)[None],
+            _matrix(camera.camera_to_world)[None],
+            torch.from_numpy(opaque_depth(render))[None, None],
+        )
+        return found[0].numpy()
 
     def nearest(self, camera: Camera, exclude: Iterable[int] = (), count: int | None = None) -> list[int]:
         """The frames nearest to the camera by pose distance, nearest first, without those excluded; at most `count`,
@@ -96,9 +132,13 @@ class ReferenceViews:
         frames = self.nearest(camera, exclude, count)
         height, width = render.depth.shape
         photos = [self.photo(f) for f in frames]
+
+        def geometry(first: int) -> np.ndarray:
+            return self.correspondence(frames[:first], camera, render)
+
         if not frames or not align:
             nothing = np.zeros((0, height, width), np.float32)
-            return References(frames, photos, np.zeros((0, height, width, 3), np.float32), nothing)
+            return References(frames, photos, np.zeros((0, height, width, 3), np.float32), nothing, geometry)
         # references of one lens share one size; others are brought to the first one's
         detailed = [_detailed(self.scene.frames[f]) for f in frames]
         first = detailed[0].camera
@@ -125,7 +165,7 @@ class ReferenceViews:
             ref_masks=None if masks is None else masks.to(device),
         )
         aligned, visibility = aligned[0].permute(0, 2, 3, 1).cpu(), visibility[0, :, 0].cpu()
-        return References(frames, photos, aligned.numpy(), visibility.numpy())
+        return References(frames, photos, aligned.numpy(), visibility.numpy(), geometry)
 
 
 def _detailed(frame: Frame) -> Frame:
@@ -143,6 +183,73 @@ def _half_size_depth(scene: Scene, reconstruction: Reconstruction, frame: int) -
     return reconstruction.render(camera.resized(max(1, camera.width // 2), max(1, camera.height // 2))).depth
 
 
+def seen_depth(scene: Scene, reconstruction: Reconstruction, frame: int, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) z-depth at a frame's camera at this size (height, width), 0 where the reconstruction is not opaque or the
+    photo's mask leaves the place out.
+    """
+    import torch
+
+    depth = opaque_depth(reconstruction.render(scene.frames[frame].camera.resized(size[1], size[0])))
+    if (mask := load_mask(scene.frames[frame])) is not None:
+        whole = _resized(torch.from_numpy(mask.astype(np.float32))[None], size)[0].numpy()
+        depth = np.where(whole > 0.999, depth, 0)
+    return depth.astype(np.float32)
+
+
+def opaque_depth(render: Render) -> np.ndarray:
+    """(H, W) float32 z-depth of a render, 0 where it is not opaque: the mean over little is nowhere."""
+    return np.where(render.accumulation > _OPAQUE, render.depth, 0).astype(np.float32)
+
+
+def places_by_points(scene: Scene, frame: int, references: Sequence[int], size: tuple[int, int]) -> np.ndarray | None:
+    """(V, 3, H, W) float32: which places of references' photos an image of a frame's view shows, all of them brought to
+    this size (height, width), as `fixer.correspondence.correspond` gives it; None where the seed points say too little.
+
+    The points that a reference's photo shows, and nothing hides from the frame's camera, are known in both. Between
+    three of them that are near each other, and about as far away, places are interpolated.
+    """
+    found = [_places_by_points(scene, frame, reference, size) for reference in references]
+    return np.stack(found) if any(one[2].any() for one in found) else None
+
+
+def _places_by_points(scene: Scene, frame: int, reference: int, size: tuple[int, int]) -> np.ndarray:
+    from scipy.spatial import Delaunay, QhullError
+
+    from difixcli.reconstruction.seed_depth import depth_map, unhidden
+
+    height, width = size
+    camera, theirs = scene.frames[frame].camera.resized(width, height), scene.frames[reference].camera
+    seen = depth_map(scene, reference)
+    row, column = np.nonzero(seen)
+    points = theirs.unproject(column + 0.5, row + 0.5, seen[row, column].astype(np.float64))
+    x, y, depth = camera.project(points)
+    inside = np.flatnonzero((depth > 1e-3) & (x >= 0) & (x < width) & (y >= 0) & (y < height))
+    inside = inside[unhidden(y[inside].astype(np.int64), x[inside].astype(np.int64), depth[inside], size)]
+    nothing = np.zeros((3, height, width), np.float32)
+    at = np.stack([x[inside], y[inside]], axis=1)
+    try:
+        mesh = Delaunay(at) if len(at) > 3 else None
+    except QhullError:  # all on a line
+        mesh = None
+    if mesh is None:
+        return nothing
+    corners = mesh.simplices
+    edges = np.linalg.norm(at[corners] - at[np.roll(corners, 1, axis=1)], axis=-1).max(axis=1)
+    depths = depth[inside][corners]
+    whole = (edges < _LONGEST_EDGE * max(size)) & (depths.max(axis=1) < _SAME_DEPTH * depths.min(axis=1))
+    pixels = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)
+    inner = mesh.find_simplex(pixels)
+    known = (inner >= 0) & whole[inner]
+    into, beyond = mesh.transform[inner[known], :2], mesh.transform[inner[known], 2]
+    shares = np.einsum("nij,nj->ni", into, pixels[known] - beyond)
+    shares = np.concatenate([shares, 1 - shares.sum(axis=1, keepdims=True)], axis=1)
+    scale = np.array([width / theirs.width, height / theirs.height])
+    places = (np.stack([column, row], axis=1)[inside] + 0.5) * scale - 0.5
+    nothing[:2, known] = np.einsum("nk,nkc->cn", shares, places[corners[inner[known]]])
+    nothing[2, known] = np.isfinite(nothing[:2, known]).all(axis=0)
+    return np.nan_to_num(nothing, nan=0.0, posinf=0.0, neginf=0.0)
+
+
 def fix_render(fixer: Fixer, render: Render, references: References) -> np.ndarray:
     """The fixer's clean view (H, W, 3) of a render with its references, raw or aligned as its weights want them."""
     import torch
@@ -158,7 +265,10 @@ def fix_render(fixer: Fixer, render: Render, references: References) -> np.ndarr
         fixed = fixer(image, aligned, opacity, visibility)
     else:
         photos = [_resized(_planar(photo), image.shape[-2:]) for photo in references.photos[:count]]
-        fixed = fixer(image, torch.stack(photos)[None], opacity)
+        places = None
+        if fixer.config.references == "geometry" and references.correspondence is not None:
+            places = torch.from_numpy(references.correspondence(count))[None]
+        fixed = fixer(image, torch.stack(photos)[None], opacity, correspondence=places)
     return fixed[0].permute(1, 2, 0).float().cpu().numpy()
 
 

@@ -18,14 +18,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-
 from difixcli import __version__
 from difixcli.digests import digests_of
 from difixcli.errors import InputError, out_of_memory
 from difixcli.shapes import RESTORE, Each, check_shape, parsed
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # numpy alone costs a third of what `difix --help` does
+    import numpy as np
     from PIL.Image import Image
 
 try:
@@ -35,6 +34,8 @@ except ImportError:  # Windows has none
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
+JOBS = "jobs"
+"""The folder, in a run over several scenes, of what is known of each (see `cluster.jobs`)."""
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Makes a progress bar from a label and a total; what it gives is called with how much is done."""
 
@@ -47,6 +48,8 @@ _ENCODERS: dict[str, dict[str, Any]] = {
     ".webp": {"format": "WEBP", "quality": 95},
     ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
 }
+_RECORD = "run.json"
+_LOCK = f".{_RECORD}.lock"
 RECORD = {
     "command": str,
     "arguments": dict,
@@ -59,6 +62,7 @@ RECORD = {
 }
 """The shape of a run's record."""
 _at_work: set[Path] = set()  # records of the runs that this process has open
+_made: dict[Path, Path] = {}  # of the runs whose folder this process made: the topmost folder that it had to make
 _locks: dict[Path, int] = {}  # open lock files; closing one would give its lock back
 _PACKAGES = ("torch", "nerfstudio", "gsplat", "diffusers", "numba", "numpy", "pycolmap")
 
@@ -69,13 +73,12 @@ class Run:
     `run.json` holds the command, its arguments, versions, seed, the inputs' fingerprint, timings, results and state
     (`running` or `done`). The same command with the same arguments and inputs into the same folder resumes it.
 
-    Shard i of n of a run has `run-i-of-n.json` instead, so that shards may share a folder at the same time.
+    Several processes may work in a `shared` run at the same time, on scenes that each claims. Its record says what the
+    last of them to save it knew.
     """
 
-    def __init__(
-        self, folder: Path, record: dict[str, Any], resumed: bool, shard: tuple[int, int] | None = None
-    ) -> None:
-        self.folder, self.record, self.resumed, self.shard = folder, record, resumed, shard
+    def __init__(self, folder: Path, record: dict[str, Any], resumed: bool, shared: bool = False) -> None:
+        self.folder, self.record, self.resumed, self.shared = folder, record, resumed, shared
         self._started = time.monotonic()
 
     @classmethod
@@ -88,25 +91,23 @@ class Run:
         force: bool = False,
         *,
         reads: Sequence[Path] = (),
-        shard: tuple[int, int] | None = None,
+        shared: bool = False,
     ) -> Run:
-        """Begin the run, or its shard (i, n), or take it up where it stopped.
+        """Begin the run, or take it up where it stopped.
 
         Another run in the folder is replaced if it has written nothing yet, or with `force`; it is removed only once
         the new run stands. What no run of ours made is never removed, and neither are `reads`, the files and folders
-        that the command is going to read, nor other shards' work. Raises InputError when the folder holds something
-        else, would be replaced although the command reads it or from it, cannot be written, or is being worked on by
-        another process.
+        that the command is going to read. Raises InputError when the folder holds something else, would be replaced
+        although the command reads it or from it, cannot be written, or is being worked on by another process (by one
+        that does not share it, where the run is shared).
         """
         folder = folder.expanduser().absolute()
         check_folder(folder)
-        if shard is not None and force:
-            raise InputError(f"--force with --shard would remove other shards' work; remove {folder} by hand.")
-        if not force and cls.held(folder, command, arguments, inputs, shard):
-            _lock(folder, shard)
+        if not force and cls.held(folder, command, arguments, inputs, shared):
+            _lock(folder, shared)
             # read again: whoever held the lock until now has perhaps finished it
-            if same := cls.held(folder, command, arguments, inputs, shard):
-                _at_work.add(folder / _record_name(shard))
+            if same := cls.held(folder, command, arguments, inputs, shared):
+                _at_work.add(folder / _RECORD)
                 return same
         fresh = {
             "command": command,
@@ -118,11 +119,11 @@ class Run:
             "timings": {},
             "results": {},
         }
-        if (folder / _record_name(shard)).is_file():
-            held = run_record(folder, shard)
+        if (folder / _RECORD).is_file():
+            held = run_record(folder)
             if held is None:
                 raise InputError(f"{folder} holds a run.json that difix did not write; choose another --output.")
-            if not force and (shard is not None or _has_outputs(folder)):
+            if not force and _has_outputs(folder):
                 raise InputError(
                     f"{folder} already holds another run (difix {held['command']}); "
                     "choose another --output, or replace it with --force."
@@ -130,15 +131,13 @@ class Run:
             for path in reads:
                 if folder.resolve() in (path.resolve(), *path.resolve().parents):
                     raise InputError(f"{folder} cannot be replaced: {path} is read from it; choose another --output.")
-            _lock(folder, shard)
-            return _replaced(folder, lambda: cls._begun(folder, fresh, shard))
-        if shard is not None and (others := sorted(folder.glob(f"run-*-of-{shard[1]}.json"))):
-            other = read_json(others[0], RECORD)
-            if any(other[key] != fresh[key] for key in ("command", "arguments", "inputs")):
-                raise InputError(f"{folder} holds shards of another run ({others[0].name}); choose another --output.")
-        elif folder.is_dir() and any(_counts(path, shard) for path in folder.iterdir()):
+            _lock(folder, shared=False)
+            return _replaced(folder, lambda: cls._begun(folder, fresh, shared))
+        if folder.is_dir() and any(_counts(path, shared) for path in folder.iterdir()):
+            if shared and (folder / _RECORD).is_file():  # begun by another process a moment ago
+                return cls.open(folder, command, arguments, inputs, force, reads=reads, shared=True)
             raise InputError(f"{folder} is not empty and holds no run of difix; choose another --output.")
-        return cls._begun(folder, fresh, shard)
+        return cls._begun(folder, fresh, shared)
 
     @classmethod
     def held(
@@ -147,14 +146,14 @@ class Run:
         command: str,
         arguments: Mapping[str, Any],
         inputs: Mapping[str, str],
-        shard: tuple[int, int] | None = None,
+        shared: bool = False,
     ) -> Run | None:
         """The run in the folder if it is this very one, finished or not; nothing is written."""
         folder = folder.expanduser().absolute()
-        held = run_record(folder, shard)
+        held = run_record(folder)
         if held is None or not _asks_for(held, command, arguments) or held.get("inputs") != dict(inputs):
             return None
-        return cls(folder, held, True, shard)
+        return cls(folder, held, True, shared)
 
     @staticmethod
     def asked_for(folder: Path, command: str, arguments: Mapping[str, Any]) -> bool:
@@ -163,10 +162,13 @@ class Run:
         return held is not None and _asks_for(held, command, arguments)
 
     @classmethod
-    def _begun(cls, folder: Path, record: dict[str, Any], shard: tuple[int, int] | None) -> Run:
-        run = cls(make_folder(folder), record, False, shard)
-        _lock(folder, shard)
-        path = run.folder / _record_name(shard)
+    def _begun(cls, folder: Path, record: dict[str, Any], shared: bool) -> Run:
+        path = folder / _RECORD
+        missing = [one for one in (folder, *folder.parents) if not one.exists()]
+        if missing and not shared:  # others may be about to write into a shared one
+            _made[path] = missing[-1]
+        run = cls(make_folder(folder), record, False, shared)
+        _lock(folder, shared)
         _at_work.discard(path)  # of the run that this one replaces
         run.save()
         _at_work.add(path)
@@ -182,7 +184,7 @@ class Run:
 
     def save(self, **changes: Any) -> None:
         """Write `run.json`, with the given keys changed; InputError where it was removed since the run was opened."""
-        path = self.folder / _record_name(self.shard)
+        path = self.folder / _RECORD
         if path in _at_work and not path.exists():
             raise InputError(
                 f"The output folder {self.folder} was removed while the command was at work in it; run the same line "
@@ -196,14 +198,31 @@ class Run:
 
     def finish(self, results: Mapping[str, Any]) -> None:
         self.save(results=dict(results), state="done")
-        _at_work.discard(self.folder / _record_name(self.shard))
-        if (lock := _locks.pop(self.folder / _lock_name(self.shard), None)) is not None:
+        _at_work.discard(self.folder / _RECORD)
+        if (lock := _locks.pop(self.folder / _LOCK, None)) is not None:
             os.close(lock)
 
 
 def forget_runs() -> None:
     """A command begins: runs that earlier ones of this process left open are not at work any more."""
     _at_work.clear()
+    _made.clear()
+
+
+def drop_empty_runs() -> None:
+    """A command was refused: of the runs that it has open, folders that it made and wrote nothing into are removed."""
+    for record in sorted(_at_work & _made.keys()):
+        folder, top = record.parent, _made[record]
+        if not record.exists() or _has_outputs(folder):
+            continue
+        if (lock := _locks.pop(folder / _LOCK, None)) is not None:
+            os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+        _at_work.discard(record)
+        for parent in folder.parents:
+            if not parent.is_relative_to(top) or any(parent.iterdir()):
+                break
+            parent.rmdir()
 
 
 def folder_at_work() -> Path | None:
@@ -216,33 +235,23 @@ def removed_folder() -> Path | None:
     return next((record.parent for record in sorted(_at_work) if not record.exists()), None)
 
 
-def _counts(path: Path, shard: tuple[int, int] | None) -> bool:
+def _counts(path: Path, shared: bool) -> bool:
     """Whether what lies in a folder without a run makes it somebody else's.
 
-    Another shard that begins at this moment has perhaps written its temporary files, or its record just now.
+    Of a shared run another process has perhaps written its temporary files just now.
     """
-    if shard is None:
-        return path.name != _lock_name(shard)
-    return not (path.name[0] == "." or re.fullmatch(rf"run-\d+-of-{shard[1]}\.json", path.name))
+    return path.name != _LOCK and not (shared and path.name[0] == ".")
 
 
-def _record_name(shard: tuple[int, int] | None) -> str:
-    return "run.json" if shard is None else f"run-{shard[0]}-of-{shard[1]}.json"
+def _lock(folder: Path, shared: bool) -> None:
+    """Keep other processes (those that do not share it) out of the run until it is finished or this one ends.
 
-
-def _lock_name(shard: tuple[int, int] | None) -> str:
-    return f".{_record_name(shard)}.lock"
-
-
-def _lock(folder: Path, shard: tuple[int, int] | None) -> None:
-    """Keep other processes out of the run until it is finished or this one ends; InputError when one is at work in it.
-
-    The system takes the lock back when a process ends, however it ends. Without effect where the file system or the
-    system has no such locks.
+    InputError when one is at work in it. The system takes the lock back when a process ends, however it ends. Without
+    effect where the file system or the system has no such locks.
     """
     if fcntl is None:
         return
-    path = folder / _lock_name(shard)
+    path = folder / _LOCK
     held = _locks.get(path)
     if held is not None and path.exists() and os.path.samestat(os.fstat(held), path.stat()):
         return  # this very process
@@ -251,7 +260,7 @@ def _lock(folder: Path, shard: tuple[int, int] | None) -> None:
     except OSError as error:
         raise _unwritable(folder, error) from error
     try:
-        fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(opened, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             os.close(opened)
@@ -281,12 +290,12 @@ def _as_json(arguments: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(dict(arguments), default=str))
 
 
-def run_record(folder: Path, shard: tuple[int, int] | None = None) -> dict[str, Any] | None:
+def run_record(folder: Path) -> dict[str, Any] | None:
     """What the run's record in the folder says (see `RECORD`), or None where there is none or another program wrote it.
 
     Raises InputError for a record of ours that is broken.
     """
-    path = folder / _record_name(shard)
+    path = folder / _RECORD
     held = read_json(path) if path.is_file() else None
     ours = (
         isinstance(held, dict)
@@ -302,8 +311,9 @@ def run_record(folder: Path, shard: tuple[int, int] | None = None) -> dict[str, 
 
 
 def _has_outputs(folder: Path) -> bool:
-    own = (folder / "run.json", folder / _lock_name(None))
-    return any(path.is_file() and path not in own for path in folder.rglob("*"))
+    own = (folder / _RECORD, folder / _LOCK)
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return any(path not in own and folder / JOBS not in path.parents for path in files)
 
 
 def _replaced(folder: Path, begin: Callable[[], Run]) -> Run:
@@ -429,13 +439,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write (H, W), (H, W, 3) or (H, W, 4) float values in [0, 1] as an 8-bit image, whole or not at all.
+    """Write (H, W), (H, W, 3) or (H, W, 4), uint8 or float values in [0, 1], as an 8-bit image, whole or not at all.
 
     The suffix says how: `.png` loses nothing; `.webp` and `.jpg` (no transparency) are of high quality.
     """
+    import numpy as np
     from PIL import Image
 
-    pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    pixels = image if image.dtype == np.uint8 else (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
     encoded = io.BytesIO()  # the encoders hide why a file could not be written
     Image.fromarray(pixels).save(encoded, **_ENCODERS[path.suffix])
     with atomic(path) as temporary:
@@ -456,6 +467,7 @@ def read_image(path: Openable, alpha: bool = False, upright: bool = False) -> np
     that are only looked at, wrong for posed ones, whose intrinsics belong to the pixels as they are stored.
     InputError when it is missing or broken.
     """
+    import numpy as np
     from PIL import ImageOps
 
     with open_image(path) as opened:
@@ -484,7 +496,7 @@ def open_image(path: Openable) -> Iterator[Image]:
         with path.open("rb") as whole:
             raw = getattr(whole, "raw", None)
             file = CappedFile(raw) if isinstance(raw, io.FileIO) else whole
-            with Image.open(file) as image:
+            with Image.open(file) as image:  # the one place where it is
                 _check_claim(image, file)
                 yield image
     except InputError:

@@ -6,25 +6,43 @@
 #   BASE     what a fixer is trained from: SD-Turbo, as in the paper
 #   FIXER    the fixer where none is trained: the published weights (NVIDIA's licence: not for commerce)
 #   METRICS  figures of the last table, as psnr,ssim,lpips,fid; by default those whose weights are here
-# Run a recipe again and it goes on where it stopped.
+#   CLUSTER  where scenes are worked on, as "--cluster slurm --partition gpu --gpus 1 --time 4:00:00"; here by default
+# Run a recipe again and it goes on where it stopped. Scenes that fail are told of and left out, and it ends with exit
+# code 3; run again, it tries them again.
 METHODS=${METHODS:-nerfacto splatfacto}
 SEEDS=${SEEDS:-0}
 if [ -n "${SMOKE:-}" ]; then
   PLACE="--preset cpu --device cpu --size 96"
   PAIRS="$PLACE --iterations 60"
-  LENGTH="--iterations 40 --further 20 --rounds 2"
+  PHOTOS="--iterations 40"
+  LENGTH="$PHOTOS --further 20 --rounds 2"
   TRAINING="--base ${BASE:-tiny} --iterations 4 --batch 1 --crop 32 --device cpu"
   FIXER=${FIXER:-bundled}
 else
   PLACE="--preset gpu --device cuda"
   PAIRS=$PLACE
-  LENGTH="--iterations 30000"
+  PHOTOS="--iterations 30000"
+  LENGTH=$PHOTOS
   # L2 + LPIPS + 0.5 Gram from step 2,000, crops of 512, bf16, clip 1.0: the defaults of this base
   TRAINING="--base ${BASE:-stabilityai/sd-turbo} --iterations 10000 --learning-rate 2e-5 --batch 1 --device cuda"
   FIXER=${FIXER:-nvidia/difix_ref}
 fi
 
 run() { if [ -n "${DRY_RUN:-}" ]; then echo "$*"; else "$@"; fi; }
+
+SOME_FAILED=0
+# several COMMAND…: like run, but that some of the scenes failed is no reason to stop
+several() {
+  ended=0
+  run "$@" || ended=$?
+  if [ "$ended" = 3 ]; then SOME_FAILED=3; elif [ "$ended" != 0 ]; then exit "$ended"; fi
+}
+
+# over_scenes COMMAND…: several, on the cluster if one was named
+over_scenes() {
+  # shellcheck disable=SC2086
+  several "$@" ${CLUSTER:+$CLUSTER --wait}
+}
 
 refuse() {
   echo "Error: $*" >&2
@@ -39,29 +57,38 @@ check_scenes() {
   refuse "$1 holds no folders; name the folder that holds one for each scene."
 }
 
-# distill_published SCENE SPLIT OUTPUT: 30k iterations on photos, from there as many in rounds, trained as the release
-# trains with its weights (--profile published). Beside it as many iterations on photos alone.
+# distill_published SPLIT OUTPUT SCENE…: 30k iterations on photos, from there as many in rounds, trained as the release
+# trains with its weights (--profile published). Beside it as many iterations on photos alone. Runs are
+# OUTPUT/seed-SEED/SCENE/METHOD.
 distill_published() {
-  for method in $METHODS; do
-    for seed in $SEEDS; do
-      # shellcheck disable=SC2086
-      run difix distill "$1" --method "$method" --split "$2" --seed "$seed" $PLACE --fixer "$FIXER" $LENGTH \
-        --profile published --no-guard --compare --output "$3/$(basename "$1")/$method/seed-$seed"
-    done
+  split=$1 output=$2
+  shift 2
+  methods=
+  for method in $METHODS; do methods="$methods --method $method"; done
+  for seed in $SEEDS; do
+    # shellcheck disable=SC2086
+    over_scenes difix distill "$@" $methods --split "$split" --seed "$seed" $PLACE --fixer "$FIXER" $LENGTH \
+      --profile published --no-guard --compare --output "$output/seed-$seed"
   done
 }
 
-# evaluate_published FOLDER PROTOCOL OUTPUT: for each method and seed a table of all scenes in FOLDER, their mean last
+# geometry_published OUTPUT SCENE…: a nerfacto of all photos of each scene, whose depth says what is measured of any method
+geometry_published() {
+  GEOMETRY=$1
+  shift
+  # shellcheck disable=SC2086
+  over_scenes difix distill "$@" --method nerfacto --split all --schedule none --targets spiral:2 $PLACE --fixer bundled \
+    $PHOTOS --output "$GEOMETRY"
+}
+
+# evaluate_published PROTOCOL OUTPUT FOLDER…: for each seed a table of all scenes and methods in FOLDER/seed-SEED, their
+# mean last
 evaluate_published() {
-  scenes=$1 protocol=$2 output=$3
-  for method in $METHODS; do
-    for seed in $SEEDS; do
-      set --
-      for scene in "$scenes"/*/; do
-        set -- "$@" "$output/$(basename "$scene")/$method/seed-$seed"
-      done
-      # shellcheck disable=SC2086
-      run difix eval "$@" --protocol "$protocol" ${METRICS:+--metrics $METRICS} --output "$output/$method-seed-$seed"
-    done
+  protocol=$1 output=$2
+  shift 2
+  for seed in $SEEDS; do
+    # shellcheck disable=SC2046,SC2086
+    several difix eval $(for folder in "$@"; do echo "$folder/seed-$seed"; done) --protocol "$protocol" \
+      ${METRICS:+--metrics $METRICS} ${GEOMETRY:+--geometry "$GEOMETRY"} --output "$output/table-seed-$seed"
   done
 }

@@ -7,7 +7,10 @@ import math
 import pytest
 import torch
 
-from difixcli.fixer.alignment import MOST_SAMPLES, _flow, _sample_photo, _steps, align_references, register_references
+from difixcli.fixer.alignment import MOST_SAMPLES, _sample_photo, _steps, align_references, register_references
+from difixcli.fixer.registered import register_photos
+from difixcli.fixer.tiling import windows
+from difixcli.images import flow
 
 H, W, FOCAL = 96, 144, 120.0
 
@@ -296,5 +299,31 @@ def test_a_torn_grid_takes_the_smaller_step() -> None:
 def test_flow_is_right_to_a_fraction_of_a_pixel() -> None:
     y, x = torch.meshgrid(torch.arange(H) / 20, torch.arange(W) / 20, indexing="ij")
     images = [(255 * pattern(x + shift / 20, y).mean(0)).round().to(torch.uint8).numpy() for shift in (0.0, 0.5)]
-    error = (torch.from_numpy(_flow(images[1], images[0])) - torch.tensor([0.5, 0.0])).norm(dim=-1)
+    error = (torch.from_numpy(flow(images[1], images[0])) - torch.tensor([0.5, 0.0])).norm(dim=-1)
     assert error.median() < 0.03 and error[5:-5, 5:-5].max() < 0.1
+
+
+@pytest.mark.parametrize("shape", [(96, 140), (420, 760)])
+def test_registered_photos_are_the_same_in_windows_and_whole(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    height, width = shape
+    coarse = torch.rand(1, 3, height // 8, width // 8, generator=generator)
+    wide = torch.nn.functional.interpolate(coarse, (height + 6, width + 9), mode="bicubic").clamp(0, 1)
+    image, photo = wide[..., 6:, 9:].contiguous(), (wide[0, :, :-6, :-9].permute(1, 2, 0) * 255).round().to(torch.uint8)
+    large = photo.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    registered = register_photos(image, [photo.numpy(), large.numpy()])
+    whole, seen = registered.cut(windows(height, width, 4096, 8)[0])
+    assert whole.shape == (1, 2, 3, *shape) == registered.shape and float(seen[..., 20:-20, 20:-20].mean()) > 0.8
+    error = ((whole[0, 0] - image[0]).abs() * (seen[0, 0] > 0.5)).mean()
+    assert error < 0.25 * (photo.permute(2, 0, 1) / 255 - image[0]).abs().mean()
+    tensors = torch.stack([photo.permute(2, 0, 1)])[None] / 255
+    for one, two in zip(register_references(image, tensors), (whole, seen), strict=True):
+        torch.testing.assert_close(one[:, 0], two[:, 0], atol=1e-4, rtol=0)
+    mirrored = registered.mirrored()
+    for window in windows(height, width, 64 if height < 100 else 300, 8):
+        facing = window._replace(left=width - window.left - window.width)
+        for found, wanted in zip(registered.cut(window), (window.of(whole), window.of(seen)), strict=True):
+            # of two steps as small as each other rounding chooses one: a few pixels at the photo's border
+            assert ((found - wanted).abs() > 1e-3).float().mean() < 2e-3
+        for found, wanted in zip(mirrored.cut(window), (facing.of(whole), facing.of(seen)), strict=True):
+            assert ((found.flip(-1) - wanted).abs() > 1e-3).float().mean() < 2e-3

@@ -527,11 +527,22 @@ def test_options_are_checked_before_the_heavy_imports(room: Path) -> None:
     import subprocess
     import sys
 
-    for words in (("--rounds", "-1"), ("--rounds", "0"), ("--targets", "spiral:100000000"), ("--split", "every:0")):
+    unfit = ("--fixer", str(room / "images"))
+    for words in (
+        ("distill", str(room), "--rounds", "-1"),
+        ("distill", str(room), "--targets", "spiral:100000000"),
+        ("distill", str(room), "--split", "every:0"),
+        ("distill", str(room), *unfit),
+        ("enhance", str(room / "images"), *unfit),
+        ("fix", str(room / "images"), *unfit),
+        ("finetune", str(room), "--base", unfit[1]),
+        ("curate", str(room), "--strategy", "no-such"),
+        ("curate", str(room), "--strategy", "cycle", "--shift", "far"),
+    ):
         line = ["from difixcli.cli import main; import sys, atexit",
                 "atexit.register(lambda: print('torch' in sys.modules))", "main()"]  # fmt: skip
         ended = subprocess.run(
-            [sys.executable, "-c", "\n".join(line), "distill", str(room), *words],
+            [sys.executable, "-c", "\n".join(line), *words],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             capture_output=True,
             text=True,

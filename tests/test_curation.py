@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import multiprocessing
@@ -31,7 +32,7 @@ from difixcli.curation.filters import Filters, blurred_photos
 from difixcli.curation.manifest import StageSummary, sparkline
 from difixcli.curation.pairs import Pair
 from difixcli.curation.scene_list import expand_scenes, parse_shard, shard_of
-from difixcli.curation.underfit import parse_stop
+from difixcli.curation.strategies import parse_stop
 from difixcli.errors import InputError
 from difixcli.reconstruction import Reconstruction, Render
 from difixcli.reference_views import References
@@ -249,6 +250,8 @@ def test_what_stands_beside_a_pair(strategy: str, curated: Callable[[str], Path]
         assert np.allclose(entry["camera"]["camera_to_world"], camera.camera_to_world, atol=1e-8)
         size = (camera.width, camera.height)
         paths = [entry["image"], entry["target_image"], entry["opacity"], *entry["ref_images"], *entry["aligned_refs"]]
+        contents = {path: (folder / path).read_bytes() for path in paths}
+        assert entry["files"] == {p: [len(c), hashlib.sha256(c).hexdigest()[:16]] for p, c in contents.items()}
         assert all(Image.open(folder / path).size == size for path in paths)
         assert Image.open(folder / entry["opacity"]).mode == "L"
         assert all(Image.open(folder / path).mode == "RGBA" for path in entry["aligned_refs"])
@@ -310,6 +313,15 @@ def test_underfit_renders_every_view_at_every_stop(curated: Callable[[str], Path
     assert depth.dtype == np.float32 and depth.shape == (40, 64)
     metres = depth[depth > 0] * entries[0]["depth_scale"]
     assert entries[0]["metric"] and 1 < np.median(metres) < 60
+    places = np.load(folder / entries[0]["correspondence"])["correspondence"]
+    assert places.dtype == np.float32 and places.shape == (len(entries[0]["ref_images"]), 3, 40, 64)
+    x, y, known = places.swapaxes(0, 1)
+    assert known.mean() > 0.1 and x[known > 0].max() <= 63 and y[known > 0].max() <= 39
+    assert not (places * (known == 0)[:, None]).any()
+    from difixcli.training.pairs import decode, read_manifests
+
+    decoded = decode(read_manifests([folder]).train[0], "geometry", 1)
+    assert decoded.correspondence is not None and np.array_equal(decoded.correspondence, places[:1])
     assert all(entry["image"].endswith(".webp") and entry["target_image"].endswith(".webp") for entry in entries)
 
 
@@ -392,7 +404,7 @@ def test_a_bad_scene_stops_no_other(three: list[Path], tmp_path: Path) -> None:
     (bad / "transforms.json").write_text('{"frames": [')
     line = ["curate", three[0], bad, three[2], "--split", "every:2", *QUICK, "--keep", "failed", "--test-scene", "[c]"]
     result = difix(*line, "--json", "-o", tmp_path / "out")
-    refused(result, "bad", "transforms.json")
+    assert result.exit_code == 3 and "bad" in result.stderr and "transforms.json" in result.stderr
     said = json.loads(result.stdout.splitlines()[-1])["results"]
     assert said["pairs"] == 4 and list(said["failed"]) == ["bad"]
     entries = manifest(tmp_path / "out")
@@ -480,8 +492,7 @@ def test_shards_at_the_same_time_in_one_folder(
     for process in both:
         process.join()
         assert process.exitcode == 0
-    assert not (tmp_path / "out" / "data.json").exists()
-    for _ in range(2):  # merging again changes nothing
+    for _ in range(2):  # whoever came last has written the manifest; merging changes nothing
         assert done(difix("curate", "--merge", tmp_path / "out", "--json"))["pairs"] == 15
         assert _files(tmp_path / "out") == _files(undisturbed[0])
     # into another folder
@@ -509,10 +520,18 @@ def test_merging_strategies_and_unfinished_shards(
     assert not (tmp_path / "mixed").exists()
     shard = tmp_path / "shard"
     done(difix(*line, "--shard", "0/2", "--json", "-o", shard))
-    refused(difix("curate", "--merge", shard), "1/2")
+    refused(difix("curate", "--merge", shard), "b is still to be made", "--partial")
+    assert not (shard / "data.json").exists()
+    part = difix("curate", "--merge", shard, "--partial", "--json")
+    assert done(part)["left"] == ["b"] and done(part)["pairs"] == 4
+    assert "Still to be made: b" in part.stderr
     refused(difix("curate", "--merge", tmp_path), "no pairs")
-    refused(difix(*line[:-2], "--shard", "1/2", "-o", shard), "another run")
-    refused(difix(*line, "--shard", "0/2", "--force", "-o", shard), "--force")
+    refused(difix(*line, "--seed", "1", "--shard", "1/2", "-o", shard), "another run")
+    # the other scene elsewhere: together they are the whole
+    rest = tmp_path / "rest"
+    done(difix(*line, "--shard", "1/2", "--json", "-o", rest))
+    assert done(difix("curate", "--merge", shard, rest, "-o", tmp_path / "whole", "--json"))["pairs"] == 6
+    assert _files(tmp_path / "whole") == _files(sparse)
 
 
 def test_tars_train_like_folders(three: list[Path], tmp_path: Path) -> None:

@@ -30,15 +30,18 @@ from commands import difix, done, refused
 from PIL import Image
 
 from difixcli.cli import app
+from difixcli.cli.enhance import _verdict
 from difixcli.enhancement import Film, check_images, enhance_images
-from difixcli.enhancement.fix import fix_pictures
-from difixcli.enhancement.images import Picture
-from difixcli.enhancement.similar import SimilarPhotos
-from difixcli.enhancement.steadiness import steadied
 from difixcli.enhancement.video import VideoWriter
 from difixcli.errors import InputError
 from difixcli.evaluation.consistency import frame_motion, warped_difference
 from difixcli.fixer.fixer import new_small_fixer
+from difixcli.fixer.registered import RegisteredPhotos
+from difixcli.fixer.tiling import Window
+from difixcli.frames.pictures import Picture
+from difixcli.frames.pipeline import FramePipeline
+from difixcli.frames.similar import SimilarPhotos
+from difixcli.frames.steadiness import steadied
 from difixcli.runs import read_image, write_image
 from difixcli.scenes.poses import look_at
 from difixcli.video import read_video
@@ -51,6 +54,7 @@ class Inverter:
 
     def __init__(self, references: str = "raw") -> None:
         self.config = SimpleNamespace(references=references, views=1)
+        self.device = torch.device("cpu")
         self.calls: list[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]] = []
 
     def __call__(self, images, references=None, opacity=None, visibility=None, fill_seed=None):
@@ -102,7 +106,7 @@ def test_a_sequence_becomes_a_video_in_its_order(frames, tmp_path):
         write_image(frames / f"frame_{i}.png", np.full((47, 65, 3), i / 20, np.float32))
     result = enhance_images(frames, tmp_path / "out", Inverter(), film=Film())
     video = read_video(Path(result["video"]))
-    shown = [frame / 255 for frame in video.frames]
+    shown = [frame.image / 255 for frame in video.frames]
     assert video.fps == 24 and [f.shape for f in shown] == [(48, 66, 3)] * 3  # even sides
     np.testing.assert_allclose([f.mean() for f in shown], [1 - i / 20 for i in (8, 9, 10)], atol=0.02)
     assert not list((tmp_path / "out").glob("*.part"))
@@ -119,7 +123,7 @@ def test_a_video_in_and_out(frames, tmp_path):
     assert result["frames"] == 3 and (tmp_path / "out/frame_00001.png").is_file()
     video = read_video(tmp_path / "out/video.mp4")
     assert video.fps == 10 and len(list(video.frames)) == 3
-    inverted = 1 - next(read_video(source).frames) / 255
+    inverted = 1 - next(read_video(source).frames).image / 255
     np.testing.assert_allclose(read_image(tmp_path / "out/frame_00001.png"), inverted, atol=1 / 255)
 
 
@@ -128,7 +132,7 @@ def test_a_phones_video_stands_upright_without_a_word(frames, tmp_path, capfd):
     ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
     line = [ffmpeg, "-v", "error", "-display_rotation", "90", "-i", source, "-c", "copy", tmp_path / "turned.mp4"]
     subprocess.run(line, check=True)
-    lying, upright = (next(read_video(path).frames) / 255 for path in (source, tmp_path / "turned.mp4"))
+    lying, upright = (next(read_video(path).frames).image / 255 for path in (source, tmp_path / "turned.mp4"))
     np.testing.assert_allclose(upright, np.rot90(lying), atol=2 / 255)
     assert capfd.readouterr().err == ""
 
@@ -169,9 +173,12 @@ def test_a_reference_of_another_shape_is_told(frames, photos, tmp_path):
 def test_aligned_references_are_registered(frames):
     fixer = Inverter("aligned")
     image, shifted = read_image(frames / "frame_8.png"), read_image(frames / "frame_9.png")
-    fix_pictures(fixer, [Picture(image)], [[shifted]])  # type: ignore[arg-type]
-    _, aligned, visibility = fixer.calls[0]
-    assert aligned is not None and visibility is not None and visibility.shape == (1, 1, 1, 47, 65)
+    pipeline = FramePipeline(fixer)  # type: ignore[arg-type]
+    pipeline.fix([pipeline.beside(Picture(image), [shifted])])
+    _, registered, _ = fixer.calls[0]
+    assert isinstance(registered, RegisteredPhotos)
+    aligned, visibility = registered.cut(Window(0, 0, 47, 65))
+    assert visibility.shape == (1, 1, 1, 47, 65)
     seen = visibility[0, 0, 0].numpy() > 0.5
     error = np.abs(aligned[0, 0].permute(1, 2, 0).numpy() - image).mean(-1)
     assert seen.mean() > 0.5 and error[seen].mean() < 0.5 * np.abs(shifted - image).mean()
@@ -324,9 +331,9 @@ def test_comparisons_show_both(frames, tmp_path):
     shown = read_video(tmp_path / "out/side_by_side.mp4")
     assert shown.fps == 12 and result["fps"] == 12
     for image, frame in zip(before, shown.frames, strict=True):
-        np.testing.assert_allclose(frame[:47, :64] / 255, image[:, :64], atol=0.2)
-        np.testing.assert_allclose(frame[:47, 65:130].mean() / 255, 1 - image.mean(), atol=0.02)
-    first = next(read_video(tmp_path / "out/split_screen.mp4").frames) / 255
+        np.testing.assert_allclose(frame.image[:47, :64] / 255, image[:, :64], atol=0.2)
+        np.testing.assert_allclose(frame.image[:47, 65:130].mean() / 255, 1 - image.mean(), atol=0.02)
+    first = next(read_video(tmp_path / "out/split_screen.mp4").frames).image / 255
     np.testing.assert_allclose(first[:47, :30].mean((0, 1)), before[0][:, :30].mean((0, 1)), atol=0.02)
     np.testing.assert_allclose(first[:47, 36:65].mean((0, 1)), 1 - before[0][:, 36:].mean((0, 1)), atol=0.02)
     assert first[:47, 32].mean() > 0.8
@@ -545,6 +552,14 @@ def test_a_run_along_a_viewers_path(run: Path, tiny_fixer: Path, tmp_path: Path)
     refused(difix(*line), "equirectangular")
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [(0.02, 0.03, "less steady."), (0.0363, 0.0362, "about as steady."), (0.05, 0.04, "steadier."), (0, 0, "about as")],
+)
+def test_frames_are_called_steadier_only_where_they_are(before: float, after: float, told: str) -> None:
+    assert _verdict(before, after).startswith(told)
+
+
 def test_lines_that_differ_have_folders_that_differ(frames: Path, photos: list[Path], tiny_fixer: Path) -> None:
     plain = ("enhance", frames, "--fixer", tiny_fixer, "--json")
     beside = frames.with_name("renders_enhanced")
@@ -561,7 +576,7 @@ def test_lines_that_differ_have_folders_that_differ(frames: Path, photos: list[P
         assert (said["output"], said["kept"]) == (str(folder), kept)
         before, after = (said["steadiness"][which] for which in ("input", "output"))
         assert f"{before:.4f} before the fixes" in result.stderr
-        assert ("less steady." if after > before else "steadier.") in result.stderr
+        assert f"after: {_verdict(before, after)}" in " ".join(result.stderr.split())
     # of changed images they are not kept, and the folder is not another's to replace
     (frames / "frame_9.png").write_bytes((frames / "frame_8.png").read_bytes())
     refused(difix(*plain, "--reference", photos[0]), "renders_enhanced-2 already holds another run")

@@ -7,6 +7,8 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,14 +32,17 @@ from difixcli.evaluation.consistency import (
     tsed,
     warped_difference,
 )
+from difixcli.evaluation.cross_view import FAR, View, cross_view, path_pairs
 from difixcli.evaluation.evaluate import suggested_metrics
 from difixcli.evaluation.fid import FrechetDistance, inception, inception_file
-from difixcli.evaluation.metrics import METRICS, image_metrics, parse_metrics, psnr, ssim
+from difixcli.evaluation.geometry import visible_pixels
+from difixcli.evaluation.metrics import METRICS, how_made, image_metrics, parse_metrics, psnr, ssim
 from difixcli.evaluation.perceptual import Lpips
+from difixcli.evaluation.pose_accuracy import pose_auc, pose_errors
 from difixcli.evaluation.protocols import DL3DV, OWN, ObjectCrop, parse_protocol
 from difixcli.evaluation.report import _path_charts, write_report
 from difixcli.evaluation.run_folders import TRUTH, RunFolder, is_run, row_names
-from difixcli.evaluation.visibility import visible_pixels
+from difixcli.posing.known_lenses import found_poses
 from difixcli.runs import read_image, write_image
 from difixcli.scenes import load_photo, load_scene, make_split
 from difixcli.scenes.ply import write_points
@@ -121,16 +126,17 @@ def test_lpips_is_the_packages_number_for_the_same_weights(texture: np.ndarray, 
     assert expected.item() > 1e-3
 
 
+class Colors(torch.nn.Module):
+    """A network small enough to do by hand: mean colours of six cells."""
+
+    num_features = 6
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, (2, 3)).mean(1).flatten(1)
+
+
 def test_fid_is_the_frechet_distance_of_two_gaussians(texture: np.ndarray) -> None:
     from scipy.linalg import sqrtm
-
-    class Colors(torch.nn.Module):
-        """A stand-in small enough to do by hand: mean colours of six cells."""
-
-        num_features = 6
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, (2, 3)).mean(1).flatten(1)
 
     truths = [wall_seen(texture, camera_at(x)) for x in np.linspace(-1, 1, 12)]
     renders = [noisy(np.clip(0.8 * truth + 0.15, 0, 1), 0.1, i) for i, truth in enumerate(truths)]
@@ -157,6 +163,36 @@ def test_fid_is_the_frechet_distance_of_two_gaussians(texture: np.ndarray) -> No
         distance.distance()
 
 
+def test_fid_of_several_scenes_is_that_of_their_images_as_one_set(
+    run: Path, texture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only Inception's weights, which are not here, are replaced: by mean colours of six cells."""
+    (tmp_path / "weights.pth").write_bytes(b"colours")
+    monkeypatch.setattr("difixcli.evaluation.fid.inception", lambda path, device: Colors())
+    plan = Plan(("psnr", "fid"), inception=tmp_path / "weights.pth")
+    other = make_scene(tmp_path / "second", texture, {f"{i}.png": 1 + 0.1 * i for i in range(5)})
+    runs = [run, make_run(tmp_path / "c", other, "every:2", plain=0.2, distilled=0.1)]
+    found = evaluate_runs(runs, plan)
+    own = [found["scenes"][name]["results"]["plain"]["fid"] for name in found["scenes"]]
+    assert found["results"]["plain"]["fid"] == pytest.approx(np.mean(own))
+    together = FrechetDistance(Colors())
+    for folder in runs:
+        for kind in ("truth", "plain"):
+            for path in sorted((folder / "renders" / kind).iterdir()):
+                together.add(read_image(path), true=kind == "truth")
+    assert found["results"]["plain"]["fid_pooled"] == pytest.approx(together.distance(), rel=1e-4)
+    assert found["results"]["plain"]["fid_pooled"] != pytest.approx(np.mean(own), rel=0.01)
+    assert (
+        "as one set" in found["protocol"]["fid_pooled"] and "fid_pooled" not in evaluate_run(run, plan=plan)["results"]
+    )
+
+
+def test_every_figure_says_range_and_resizing() -> None:
+    for key, words in how_made(METRICS, resize="to 960").items():
+        assert "pixels in " in words and "resized: to 960" in words, key
+    assert "299×299" in how_made(["fid"])["fid"] and "resized: no" in how_made(["psnr"])["psnr"]
+
+
 def test_fid_is_refused_without_its_own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(InputError, match=r"weights-inception-2015-12-05-6726825d\.pth into .*--inception"):
@@ -164,7 +200,7 @@ def test_fid_is_refused_without_its_own_network(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(InputError, match="is no file"):
         inception_file(tmp_path / "none.pth")
     (tmp_path / "text.pth").write_text("not weights")
-    with pytest.raises(InputError, match="does not hold Inception's weights"):
+    with pytest.raises(InputError, match=r"is damaged.*FID needs torch-fidelity's"):
         inception(inception_file(tmp_path / "text.pth"))
     torch.save({"other.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(InputError, match="does not hold Inception's weights"):
@@ -262,18 +298,16 @@ def test_tsed_knows_the_true_path_from_a_wrong_one(texture: np.ndarray) -> None:
 # -- visibility -------------------------------------------------------------------------------------------------------
 
 
-def test_only_what_another_camera_sees_is_visible() -> None:
+def test_only_what_is_in_another_cameras_frustum_is_visible() -> None:
     here, there = camera_at(0.0), camera_at(1.0)
-    depth, other = wall_depth(here)[1], wall_depth(there)[1]
-    points, _ = wall_depth(here)
-    seen = visible_pixels(depth, here, [(other, there)])
+    depth, points = wall_depth(here)[1], wall_depth(here)[0]
+    seen = visible_pixels(depth, here, [there])
     inside = np.abs(points[..., 0] - 1.0) < DEPTH * WIDTH / 2 / FOCAL
     assert (seen == inside).mean() > 0.98 and 0.1 < seen.mean() < 0.9
-    assert visible_pixels(depth, here, [(other[::2, ::2], there)]).mean() == pytest.approx(seen.mean(), abs=0.03)
-    # something stands before the wall in the other camera
-    assert not visible_pixels(depth, here, [(np.full_like(other, 0.5), there)]).any()
-    assert visible_pixels(depth, here, [(np.full_like(other, 0.5), there), (depth, here)]).all()
-    assert not visible_pixels(np.zeros_like(depth), here, [(other, there)]).any()
+    assert (visible_pixels(depth, here, [there.resized(48, 32)]) == seen).all()
+    assert visible_pixels(depth, here, [there, here]).all()
+    assert not visible_pixels(depth, here, [camera_at(0.0, math.pi)]).any()  # the wall is behind it
+    assert not visible_pixels(np.zeros_like(depth), here, [there]).any()
 
 
 # -- runs, protocols, comparisons -------------------------------------------------------------------------------------
@@ -493,40 +527,44 @@ def test_rds_measures_the_side_cameras_one_by_one(texture: np.ndarray, scene: Pa
 
 
 @pytest.fixture(scope="module")
-def two_paths(texture: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A capture of two paths and a run on it with a small reconstruction; the second path goes where no photo looks."""
+def two_paths(texture: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A capture of two paths, a run on the first and a small reconstruction of both; the second path goes where no
+    photo of the first looks."""
     from difixcli.reconstruction import Reconstruction
 
     folder = tmp_path_factory.mktemp("nerfbusters")
     places = {f"frame_1_{i}.png": 0.1 * i for i in range(5)} | {f"frame_2_{i}.png": 0.2 + 0.5 * i for i in range(3)}
     scene = make_scene(folder / "capture", texture, places)
     rule = "names:train=frame_1_,test=frame_2_"
-    run = make_run(folder / "run", scene, rule)
     loaded = load_scene(str(scene))
-    reconstruction = Reconstruction.create(
-        loaded,
-        make_split(loaded, rule).train,
-        method="splatfacto",
-        folder=run,
-        preset="cpu",
-        device="cpu",
-        iterations=30,
-        overrides=["max_gaussians=400"],
-        seed=0,
-    )
-    reconstruction.train(30)
-    reconstruction.save()
-    return scene, run
+    for name, split in (("run", rule), ("both", "all")):
+        made = make_run(folder / name, scene, rule)
+        record = json.loads((made / "run.json").read_text())
+        (made / "run.json").write_text(json.dumps({**record, "arguments": {**record["arguments"], "split": split}}))
+        reconstruction = Reconstruction.create(
+            loaded,
+            make_split(loaded, split, need_test=False).train,
+            method="splatfacto",
+            folder=made,
+            preset="cpu",
+            device="cpu",
+            iterations=30,
+            overrides=["max_gaussians=400"],
+            seed=0,
+        )
+        reconstruction.train(30)
+        reconstruction.save()
+    return scene, folder / "run", folder / "both"
 
 
-def test_nerfbusters_counts_only_what_a_photo_sees(two_paths: tuple[Path, Path], tmp_path: Path) -> None:
-    scene, run = two_paths
-    plan = Plan(("psnr",), protocol=parse_protocol("nerfbusters"))
+def test_nerfbusters_counts_only_what_a_photo_sees(two_paths: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    _, run, both = two_paths
+    plan = Plan(("psnr",), protocol=parse_protocol("nerfbusters"), geometry=[both])
     found = evaluate_run(run, plan=plan, work=tmp_path)
-    masks = {path.stem: np.asarray(Image.open(path)) > 0 for path in (tmp_path / "visibility/run").glob("*.png")}
+    masks = {path.stem: np.asarray(Image.open(path)) > 0 for path in (tmp_path / "visibility").glob("*.png")}
     assert sorted(masks) == ["frame_2_0", "frame_2_1", "frame_2_2"]
     assert masks["frame_2_0"].mean() > masks["frame_2_2"].mean()  # it stands among the photos
-    assert "visible" in found["conditions"]["mask"] and "do not count" in found["protocol"]["psnr"]
+    assert "frustum" in found["conditions"]["mask"] and "do not count" in found["protocol"]["psnr"]
     own = evaluate_run(run, plan=QUICK)
     name = next(stem for stem, mask in masks.items() if 0 < mask.mean() < 1)
     truth, image = (
@@ -535,9 +573,136 @@ def test_nerfbusters_counts_only_what_a_photo_sees(two_paths: tuple[Path, Path],
     expected = psnr(image.astype(np.float32), truth.astype(np.float32), masks[name])
     assert found["per_image"]["plain"][name]["psnr"] == pytest.approx(expected)
     assert expected != own["per_image"]["plain"][name]["psnr"]
+
+
+def test_visibility_is_one_for_all_methods(two_paths: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """The masks, whose digest stands beside every figure, do not depend on which runs are compared, nor on their depth:
+    a run without a reconstruction is measured, too."""
+    scene, run, both = two_paths
+    bare = make_run(tmp_path / "bare", scene, "names:train=frame_1_,test=frame_2_", seed=3)
+    plan = Plan(("psnr",), protocol=parse_protocol("nerfbusters"), geometry=[both])
+    single, other = (evaluate_run(one, plan=plan, work=tmp_path / one.name) for one in (run, bare))
+    together = evaluate_runs([run, bare], plan, tmp_path / "together")
+    said = single["conditions"]["mask"]
+    assert re.search(r"by the depth of both, on all photos, \w{8} \(masks' SHA-256 \w{12}…\)", said)
+    assert said == other["conditions"]["mask"] == together["conditions"]["mask"]
+    assert together["results"]["bare plain"] == other["results"]["plain"]
+    plain = replace(plan, geometry=())
+    with pytest.raises(InputError, match=r"of one reconstruction for all methods.*--geometry"):
+        evaluate_run(run, plan=plain, work=tmp_path)
+    with pytest.raises(InputError, match=r"has not seen all photos of capture \(not frame_2_0\.png\)"):
+        evaluate_run(run, plan=replace(plan, geometry=[run]), work=tmp_path)
+    with pytest.raises(InputError, match="is no trained run"):
+        evaluate_run(run, plan=replace(plan, geometry=[bare]), work=tmp_path)
+
+
+# -- one scene in several views ---------------------------------------------------------------------------------------
+
+
+def test_the_same_thing_in_several_views_is_nearer_than_what_differs(texture: np.ndarray) -> None:
+    """Detail that each view invents for itself tells it from the others, the more of it the more."""
+    cameras = [camera_at(0.12 * i, 0.02 * i) for i in range(7)]
+    depths = [wall_depth(camera)[1].astype(np.float32) for camera in cameras]
+    photos = [wall_seen(texture, camera) for camera in cameras]
+    invented = [wall_seen(np.roll(texture, 97 * (i + 1), axis=1), camera) for i, camera in enumerate(cameras)]
+    near, far = path_pairs(7, 1), path_pairs(7, FAR)
+    assert near[0] == (0, 1) and far == [(0, 4), (1, 5), (2, 6)]
+    found: dict[str, list[float]] = {"near": [], "far": []}
+    for amount in (0, 0.1, 0.25, 0.5, 1):
+
+        def view(i: int, amount: float = amount) -> View:
+            return View((1 - amount) * photos[i] + amount * invented[i], depths[i], cameras[i])
+
+        for name, pairs in (("near", near), ("far", far)):
+            pairs_found = cross_view(view, pairs)
+            assert all(0.05 < pair.share < 1 for pair in pairs_found)
+            found[name].append(float(np.mean([pair.distance for pair in pairs_found])))
+    for values in found.values():
+        assert (np.diff(values) > 0).all() and values[-1] > 2 * values[0]
+    assert found["far"][0] > found["near"][0]
+    # images that are sharp but stand elsewhere are not consistent either, nor is one whose colours drift
+    moved = cross_view(lambda i: View(np.roll(photos[i], 3 * i, axis=1), depths[i], cameras[i]), near)
+    assert np.mean([pair.distance for pair in moved]) > found["near"][0]
+    # behind a wall that only one of them sees nothing is compared
+    blocked = [depths[0], *[np.full_like(depth, 0.5) for depth in depths[1:]]]
+    hidden = cross_view(lambda i: View(photos[i], blocked[i], cameras[i]), [(0, 1)])[0]
+    assert math.isnan(hidden.distance) and hidden.share < 0.05
+
+
+def test_a_pose_error_is_the_larger_of_turn_and_direction() -> None:
+    cameras = [camera_at(0), camera_at(1), camera_at(2, 0.1)]
+    poses = {i: camera.camera_to_world.copy() for i, camera in enumerate(cameras)}
+    world = camera_at(3, 0.7).camera_to_world
+    moved = {i: world @ np.vstack([np.hstack([p[:3, :3], 5 * p[:3, 3:]]), [0, 0, 0, 1]]) for i, p in poses.items()}
+    np.testing.assert_allclose(pose_errors(cameras, moved), 0, atol=1e-5)  # another world, at another scale
+    assert pose_auc(pose_errors(cameras, moved)) == 1
+    turned = {**poses, 2: camera_at(2, 0.1 + np.radians(2.5)).camera_to_world}
+    np.testing.assert_allclose(pose_errors(cameras, turned), [0, 2.5, 2.5], atol=1e-4)
+    assert pose_auc(pose_errors(cameras, turned)) == pytest.approx((1 / 3 + 1 / 3 + 1 + 1 + 1) / 5)
+    aside = poses[2].copy()
+    aside[1, 3] = 2 * np.tan(np.radians(4))
+    np.testing.assert_allclose(pose_errors(cameras, {**poses, 2: aside})[1], 4, atol=0.05)
+    assert np.isinf(pose_errors(cameras, {0: poses[0], 1: poses[1]})).sum() == 2
+
+
+def test_cameras_are_found_from_views_of_one_scene_alone() -> None:
+    """The worse views fit together, the fewer pairs of cameras are found as they were."""
+    frames = [frame for frame in load_scene("sample:room", 240).frames if "train" in frame.name][:6]
+    photos, cameras = [load_photo(frame) for frame in frames], [frame.camera for frame in frames]
+    rng = np.random.default_rng(0)
+    height, width = photos[0].shape[:2]
+    waves = [cv2.GaussianBlur(rng.normal(size=(height, width, 2)).astype(np.float32), (0, 0), 20) for _ in photos]
+    waves = [wave / np.abs(wave).max() for wave in waves]
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    aucs = []
+    for pixels in (0, 4, 20):  # each view is warped in a way of its own
+        bent = [
+            cv2.remap(one, x + pixels * wave[..., 0], y + pixels * wave[..., 1], cv2.INTER_LINEAR,
+                      borderMode=cv2.BORDER_REPLICATE)
+            for one, wave in zip(photos, waves, strict=True)
+        ]  # fmt: skip
+        aucs.append(pose_auc(pose_errors(cameras, found_poses(bent, cameras))))
+    assert aucs[0] > 0.9 and aucs[0] > aucs[1] > aucs[2]
+
+
+def test_cameras_are_found_anew_from_each_variant(run: Path) -> None:
+    """With a finder that knows the cameras but for one."""
+
+    def all_but_one(images: Iterable[np.ndarray], cameras: Sequence[Camera]) -> dict[int, np.ndarray]:
+        assert all(
+            image.shape == (camera.height, camera.width, 3) for image, camera in zip(images, cameras, strict=True)
+        )
+        return {i: camera.camera_to_world for i, camera in enumerate(cameras[1:], start=1)}
+
+    found = evaluate_run(run, plan=Plan(("psnr", "pose_auc"), find_poses=all_but_one))
+    count = found["images"]
+    expected = (count - 1) * (count - 2) / (count * (count - 1))
+    assert count >= 3 and found["results"]["plain"]["pose_auc"] == found["reference"]["pose_auc"] == expected
+    assert "not placed counting as wrong" in found["protocol"]["pose_auc"]
+
+
+def test_a_run_is_compared_across_its_views(two_paths: tuple[Path, Path, Path], run: Path, tmp_path: Path) -> None:
+    from difixcli.reconstruction import Reconstruction
+
+    scene, ours, both = two_paths
+    found = evaluate_run(ours, plan=Plan(("psnr", "cross_view"), geometry=[both]))
+    loaded = load_scene(str(scene))
+    seen = Reconstruction.load(both, loaded, None, "cpu")
+    frames = [loaded.frames[i] for i in make_split(loaded, "names:train=frame_1_,test=frame_2_").test]
+
+    def view(i: int) -> View:
+        return View(load_photo(frames[i]), seen.render(frames[i].camera).depth, frames[i].camera)
+
+    expected = np.nanmean([pair.distance for pair in cross_view(view, path_pairs(len(frames), 1))])
+    assert found["reference"]["cross_view"] == pytest.approx(expected, rel=0.02)  # its photos have 8 bits
+    assert found["results"]["plain"]["cross_view"] != found["reference"]["cross_view"]
+    assert "both, on all photos" in found["protocol"]["cross_view"] and "256" in found["protocol"]["cross_view_far"]
+    assert "the run's own" in evaluate_run(ours, plan=Plan(("cross_view",)))["protocol"]["cross_view"]
     bare = make_run(tmp_path / "bare", scene, "names:train=frame_1_,test=frame_2_")
-    with pytest.raises(InputError, match=r"reconstruction\.json is missing"):
-        evaluate_run(bare, plan=plan, work=tmp_path)
+    with pytest.raises(InputError, match="--geometry"):
+        evaluate_runs([ours, bare], Plan(("cross_view",)))
+    with pytest.raises(InputError, match="reconstruction"):
+        evaluate_run(run, plan=Plan(("cross_view",)))
 
 
 def test_nerfbusters_wants_two_paths(run: Path, tmp_path: Path) -> None:

@@ -208,8 +208,11 @@ def test_no_seams_between_tiles(kind: str) -> None:
     image, photos = smooth(1, 3, 320, 448), smooth(1, 3, 320, 448, seed=1)[:, None]
     whole = fixer(image, photos)
     fixer.tile = 256
+    done: list[tuple[int, int]] = []
+    fixer.tile_done = lambda *progress: done.append(progress)
     tiled = fixer(image, photos)
     parts = windows(320, 448, 256, fixer.config.multiple)
+    assert done == [(i, len(parts)) for i in range(1, len(parts) + 1)]
     assert len(parts) > 4
     borders = sorted(
         {w.left - 1 for w in parts if w.left} | {w.left + w.width - 1 for w in parts if w.left + w.width < 448}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,11 +22,10 @@ from difixcli.scenes.scene import Scene
 TRAIN = [0, 2, 4, 6, 8]
 
 # The console scripts as they are installed, one after another in one process because importing nerfstudio takes longer
-# than all that they do here. The cure is for machines whose torchvision is of another kind than their torch.
+# than all that they do here. Nothing of this package is imported by hand.
 RUNNER = """
 import json, os, runpy, sys, threading, time, urllib.request
-from difixcli.torchvision_cure import cure
-cure()
+assert not any(name.startswith("difixcli") for name in sys.modules)
 for arguments in json.loads(sys.argv[1]):
     script, sys.argv = arguments[0], arguments
     if not script.endswith("ns-viewer"):
@@ -70,11 +70,24 @@ def trained(scene: Scene, folder: Path, method: str, overrides: list[str]) -> Re
     return made
 
 
-def run(*commands: list[str]) -> None:
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that has of this package what installing it writes beside it: its entry points."""
+    folder = tmp_path_factory.mktemp("installed")
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    [group] = re.findall(r'\[project.entry-points."torch.backends"\]\n((?:.+\n)+)', text)
+    made = folder / "difixcli_entry_points-0.1.dist-info"
+    made.mkdir()
+    (made / "METADATA").write_text("Metadata-Version: 2.1\nName: difixcli-entry-points\nVersion: 0.1\n")
+    (made / "entry_points.txt").write_text("[torch.backends]\n" + group.replace('"', ""))
+    return folder
+
+
+def run(installed: Path, *commands: list[str]) -> None:
     scripts = [[str(Path(sys.executable).with_name(command[0])), *command[1:]] for command in commands]
     if not Path(scripts[0][0]).is_file():
         pytest.skip("nerfstudio's console scripts are not beside this Python")
-    offline = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TORCH_HOME": "/nonexistent"}
+    offline = {**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), *sys.path]), "TORCH_HOME": "/nonexistent"}
     command = [sys.executable, "-c", RUNNER, json.dumps(scripts)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=offline)
     assert "ALL DONE" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
@@ -93,16 +106,18 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(-10 * np.log10(np.mean((a - b) ** 2)))
 
 
-def test_splats(scene: Scene, tmp_path: Path) -> None:
+def test_splats(scene: Scene, installed: Path, tmp_path: Path) -> None:
     made = trained(scene, tmp_path / "run", "splatfacto", ["max_gaussians=2000"])
     config = str(tmp_path / "run" / "config.yml")
     render = ["ns-render", "dataset", "--load-config", config, "--output-path", str(tmp_path / "renders")]
     export = ["ns-export", "gaussian-splat", "--load-config", config, "--output-dir", str(tmp_path / "export")]
     exports = opens("open3d")
     run(
+        installed,
         ["ns-eval", "--load-config", config, "--output-path", str(tmp_path / "eval.json")],
         [*render, "--split", "test", "--rendered-output-names", "rgb", "--image-format", "png"],
         *([export] if exports else []),
+        ["ns-viewer", "--load-config", config, "--viewer.websocket-port", "7391"],
     )
     held_out = [i for i in range(len(scene.frames)) if i not in TRAIN]
     results = json.loads((tmp_path / "eval.json").read_text())["results"]
@@ -118,7 +133,7 @@ def test_splats(scene: Scene, tmp_path: Path) -> None:
         np.testing.assert_allclose(again.render(camera).color, made.render(camera).color, atol=2e-3)
 
 
-def test_fields(scene: Scene, tmp_path: Path) -> None:
+def test_fields(scene: Scene, installed: Path, tmp_path: Path) -> None:
     pytest.importorskip("open3d", exc_type=ImportError)
     rays = "pipeline.datamanager.train_num_rays_per_batch=256"
     made = trained(scene, tmp_path / "first", "nerfacto", [rays])
@@ -129,9 +144,9 @@ def test_fields(scene: Scene, tmp_path: Path) -> None:
     normals = ["--normal-method", "open3d", "--remove-outliers", "False", "--reorient-normals", "False"]
     cloud = ["ns-export", "pointcloud", "--load-config", config, "--output-dir", str(tmp_path / "cloud")]
     run(
+        installed,
         ["ns-eval", "--load-config", config, "--output-path", str(tmp_path / "eval.json")],
         [*cloud, "--num-points", "500", "--num-rays-per-batch", "512", *normals],
-        ["ns-viewer", "--load-config", config, "--viewer.websocket-port", "7391"],
     )
     held_out = [i for i in range(len(scene.frames)) if i not in TRAIN]
     results = json.loads((tmp_path / "eval.json").read_text())["results"]

@@ -74,9 +74,15 @@ def test_published_experiments(
     places = [str(scenes) if a == "SCENES" else a for a in arguments]
     read = [_understood(line) for line in _printed(RECIPES / name / "run.sh", *places, tmp_path / "out")]
     assert list(dict.fromkeys(command for command, _ in read)) == commands
-    distilled = [options for command, options in read if command == "distill"]
-    assert len(distilled) == 4  # two scenes, two methods
-    assert all(options["split"] == split and options["preset"].value == "gpu" for options in distilled)
+    distilled = [options for command, options in read if command == "distill" and options["split"] != "all"]
+    assert len(distilled) == 1
+    # what is measured does not depend on any method's own depth
+    geometry = [options for command, options in read if command == "distill" and options["split"] == "all"]
+    assert [options["schedule"] for options in geometry] == (["none"] if name == "nerfbusters" else [])
+    for options in distilled:
+        assert [Path(scene).name for scene in options["scene"]] == ["a", "b"]
+        assert options["method"] == ["nerfacto", "splatfacto"]
+        assert options["split"] == split and options["preset"].value == "gpu"
     trained = [options for command, options in read if command == "finetune"]
     fixer = str(trained[0]["output"]) if trained else "nvidia/difix_ref"
     for options in distilled:
@@ -91,13 +97,13 @@ def test_published_experiments(
         )
         made = [str(curated["output"]) for command, curated in read if command == "curate"]
         assert options["pairs"] == made and options["batch"] == 1
-    # the end: for each method one table of both scenes
+    # the end: one table of both scenes and both methods
     tables = [options for command, options in read if command == "eval"]
-    assert [len(options["prediction"]) for options in tables] == [2, 2]
     assert {str(run) for options in tables for run in options["prediction"]} == {
         str(options["output"]) for options in distilled
     }
     assert {options["protocol"] for options in tables} == {name}
+    assert [options["geometry"] or [] for options in tables] == [[options["output"] for options in geometry]]
     assert not (tmp_path / "out").exists()
 
 
@@ -163,16 +169,22 @@ def test_published_experiments_run_to_their_end(
     places = {"TRAIN": tmp_path / "train", "TEST": tmp_path / "test"}
     for place in places.values():
         _toy_scene(place / "a", 8, name)
+    # one scene is broken: it is told of, and the rest is finished
+    bad = shutil.copytree(places["TEST"] / "a", places["TEST"] / "bad")
+    (bad / "transforms.json").write_text('{"frames": [')
     environment = {**os.environ, "SMOKE": "1", "PYTHONPATH": str(RECIPES.parent), "METRICS": "psnr"}
     environment["METHODS"] = "splatfacto nerfacto" if recipe == "nerfbusters" else "splatfacto"
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     line = ["sh", RECIPES / recipe / "run.sh", *(places.get(word, word) for word in arguments), tmp_path / "out"]
     made = subprocess.run(list(map(str, line)), env=environment, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr[-2000:]
-    for method in environment["METHODS"].split():
-        table = json.loads((tmp_path / "out" / f"{method}-seed-0" / "eval.json").read_text())
+    assert made.returncode == 3, made.stderr[-2000:]
+    methods = environment["METHODS"].split()
+    table = json.loads((tmp_path / "out" / "table-seed-0" / "eval.json").read_text())
+    for method in methods:
         for variant in ("plain", "fixed", "distilled", "enhanced"):
-            assert table["results"][variant]["psnr"] > 5
+            row = f"{method} {variant}" if len(methods) > 1 else variant
+            assert table["results"][row]["psnr"] > 5
+        assert f"bad-{method}" in made.stderr
 
 
 def test_the_super_resolution_experiment(scenes: Path, tmp_path: Path) -> None:

@@ -7,13 +7,19 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from difixcli.curation.scene_list import listed
 from difixcli.errors import InputError
+from difixcli.evaluation.fid import inception
+from difixcli.reconstruction.gaussians import Gaussians
+from difixcli.reconstruction.run_config import read_config
 from difixcli.runs import (
     Run,
     atomic,
@@ -25,6 +31,13 @@ from difixcli.runs import (
     write_image,
     write_json,
 )
+from difixcli.scenes.co3d import _entries
+from difixcli.scenes.colmap_files import read_cameras
+from difixcli.scenes.image_paths import image_header
+from difixcli.scenes.ply import read_points
+from difixcli.tensor_files import read_pickled, read_safetensors
+from difixcli.training.tars import members_by_key
+from difixcli.video import read_video
 
 ARGUMENTS = {"method": "nerfacto", "seed": 0}
 
@@ -43,20 +56,20 @@ def test_the_same_command_resumes_and_another_is_refused(tmp_path: Path) -> None
 
 
 def test_two_processes_never_work_in_one_run(tmp_path: Path) -> None:
-    """The lock goes with the process, however it ends; shards of one run have a lock each."""
+    """The lock goes with the process, however it ends; a shared run lets those in that share it."""
     line = (
         "import sys; from pathlib import Path; from difixcli.runs import Run\n"
-        "Run.open(Path(sys.argv[1]), 'distill', {'seed': 0}, {}, shard=eval(sys.argv[2]))\n"
+        "Run.open(Path(sys.argv[1]), 'distill', {'seed': 0}, {}, shared=eval(sys.argv[2]))\n"
         "print('open', flush=True); sys.stdin.read()"
     )
 
-    def start(shard: tuple[int, int] | None) -> subprocess.Popen:
-        arguments = [sys.executable, "-c", line, str(tmp_path / "run"), str(shard)]
+    def start(shared: bool) -> subprocess.Popen:
+        arguments = [sys.executable, "-c", line, str(tmp_path / "run"), str(shared)]
         process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None and process.stdout.readline() == "open\n"
         return process
 
-    with start(None) as other:
+    with start(False) as other:
         for force in (False, True):
             with pytest.raises(InputError, match="Another process is at work"):
                 Run.open(tmp_path / "run", "distill", {"seed": 0}, {}, force)
@@ -65,7 +78,10 @@ def test_two_processes_never_work_in_one_run(tmp_path: Path) -> None:
         other.kill()
     assert Run.open(tmp_path / "run", "distill", {"seed": 0}, {}).resumed
     (tmp_path / "run").rename(tmp_path / "old")
-    with start((0, 2)) as first, start((1, 2)) as second:
+    with start(True) as first, start(True) as second:
+        for force in (False, True):
+            with pytest.raises(InputError, match="Another process is at work"):
+                Run.open(tmp_path / "run", "distill", {"seed": 0}, {}, force)
         first.kill()
         second.kill()
 
@@ -325,19 +341,91 @@ def test_a_full_disk_names_the_folder(tmp_path: Path) -> None:
     Run.open(tmp_path / "a-run", "fix", ARGUMENTS, {}).finish({})
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path) -> None:
-    write_image(tmp_path / "a.png", np.zeros((8, 8, 3)))
-    write_json(tmp_path / "a.json", {})
-    for path, read in ((tmp_path / "a.png", read_image), (tmp_path / "a.json", read_json)):
-        path.chmod(0)
-        with pytest.raises(InputError, match=r"Permission denied.*chmod"):
-            read(path)
+def test_a_refused_command_leaves_no_folder_that_it_made(tmp_path: Path) -> None:
+    import typer
+    from typer.testing import CliRunner
+
+    from difixcli import console
+
+    app_of_one = typer.Typer()
+    (tmp_path / "here").mkdir()
+
+    @app_of_one.command()
+    @console.handled
+    def work(folder: Path, writes: bool = False) -> None:
+        run = Run.open(folder, "fix", ARGUMENTS, {})
+        if writes:
+            write_json(run.folder / "made.json", {})
+        raise InputError("It cannot be done.")
+
+    def left(*line: str) -> list[str]:
+        ended = CliRunner().invoke(app_of_one, line)
+        assert ended.exit_code == 2 and "cannot be done" in ended.stderr
+        return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.name[0] != ".")
+
+    assert left(str(tmp_path / "new" / "er" / "run")) == ["here"]
+    assert left(str(tmp_path / "here" / "run")) == ["here"]
+    assert left(str(tmp_path / "here")) == ["here", "here/run.json"]  # it was there before
+    made = ["new", "new/run", "new/run/made.json", "new/run/run.json"]
+    assert left(str(tmp_path / "new" / "run"), "--writes") == ["here", "here/run.json", *made]
+    assert left(str(tmp_path / "new" / "run")) == ["here", "here/run.json", *made]  # work that is there is kept
+
+
+@pytest.fixture
+def guarded() -> Iterator[Path]:
+    """A folder in which one of the tests' own files can be made unreadable, also to root: it works as nobody."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to nobody
+        Path(name).chmod(0o755)
+        root = os.geteuid() == 0
+        try:
+            yield Path(name)
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+def _read_list(path: Path) -> object:
+    return listed(f"@{path}")
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("a.png", read_image),
+        ("a.jpg", image_header),
+        ("a.json", read_json),
+        ("a.pkl", lambda path: read_pickled(path, "")),
+        ("a.safetensors", lambda path: read_safetensors(path, "")),
+        ("a.ply", read_points),
+        ("b.ply", Gaussians.read),
+        ("cameras.bin", lambda path: read_cameras(path.parent)),
+        ("cameras.txt", lambda path: read_cameras(path.parent)),
+        ("frame_annotations.jgz", _entries),
+        ("a.tar", members_by_key),
+        ("scenes.txt", _read_list),
+        ("config.yml", read_config),
+        ("a.mp4", read_video),
+        ("a.pth", inception),
+    ],
+)
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    guarded: Path, name: str, read: Callable[[Path], object]
+) -> None:
+    path = guarded / name
+    for other in ("images", "points3D"):
+        (guarded / other).with_suffix(path.suffix).write_bytes(b"")
+    path.write_bytes(b"\xff\xfeanything")
+    with pytest.raises(InputError) as damaged:  # what it imports is imported then: nobody may not read that either
+        read(path)
+    assert "ermission" not in str(damaged.value)
+    path.chmod(0)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    with pytest.raises(InputError, match=rf"{name}.*Permission denied.*chmod"):
+        read(path)
 
 
 def test_a_folder_in_place_of_a_file_is_not_called_damaged(tmp_path: Path) -> None:
-    from difixcli.tensor_files import read_pickled, read_safetensors
-
     for read in (read_image, read_json, lambda path: read_pickled(path, ""), lambda path: read_safetensors(path, "")):
         with pytest.raises(InputError, match="Is a directory"):
             read(tmp_path)

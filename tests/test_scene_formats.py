@@ -118,7 +118,7 @@ def test_lists_that_cannot_be_the_split(tmp_path: Path) -> None:
         load_scene(tmp_path)
     save(tmp_path, {**data, "test_filenames": names[1:3]})
     scene = load_scene(tmp_path)
-    said(scene, "1 frames", "they train")
+    said(scene, "1 frame is listed", "they train")
     assert make_split(scene, "own").train == (0, 1) and make_split(scene, "own").test == (2,)
     plain(tmp_path)
     scene = load_scene(tmp_path)
@@ -235,7 +235,7 @@ def test_paths_of_another_machine(tmp_path: Path, name: str, there: str) -> None
     draw(tmp_path / "other" / Path(there.format("a1")).name, noise(8))
     rest = load_scene(tmp_path)
     assert [shows(rest, n, i) for n, i in enumerate((0, 2))] == [True, True]
-    said(rest, "1 of 3 images are missing")
+    said(rest, "1 of 3 images is missing")
 
 
 def test_a_folder_is_not_replaced_by_another(tmp_path: Path) -> None:
@@ -438,7 +438,7 @@ def test_masks_beside_the_photos(tmp_path: Path, folder: str, name: str, reader:
     half[:, WIDTH // 2 :] = 255
     draw(tmp_path / folder / name, half)
     scene = load_scene(tmp_path)
-    said(scene, "1 of 3 photos have masks", f"{folder}/")
+    said(scene, "1 of 3 photos with a mask", f"{folder}/")
     np.testing.assert_array_equal(load_mask(scene.frames[0]), half > 0)
     assert load_mask(scene.frames[1]) is None
 
@@ -486,7 +486,7 @@ def test_masks_of_another_size(tmp_path: Path) -> None:
     small[3:, 5:] = 255
     draw(tmp_path / "masks/0.png", small)
     scene = load_scene(tmp_path)
-    said(scene, "1 masks have another size", "16×12", "64×48")
+    said(scene, "1 mask has another size", "16×12", "64×48")
     np.testing.assert_array_equal(load_mask(scene.frames[0]), np.kron(small > 0, np.ones((4, 4), bool)))
     draw(tmp_path / "masks/0.png", np.zeros((WIDTH, HEIGHT), np.uint8))
     with refused("masks/0.png is 48×64", "64×48", "another shape"):

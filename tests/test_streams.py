@@ -77,10 +77,10 @@ def test_what_cannot_be_encoded_is_said_in_ascii(folders: list[str], tmp_path: P
 
 def test_sigterm_is_told_as_ctrl_c_is() -> None:
     program = (
-        "import sys, time, typer; from difixcli import console; app = typer.Typer()\n"
+        "import sys, time, typer; from difixcli import console, interrupts; app = typer.Typer()\n"
         "@app.command()\n@console.handled\n"
         "def run(as_json: bool = True):\n    print('at work', flush=True); time.sleep(60)\n"
-        "console.heed_termination(); app()"
+        "interrupts.listen(); app()"
     )
     for sent, code, word in ((signal.SIGTERM, 143, "Terminated"), (signal.SIGINT, 130, "Interrupted")):
         process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

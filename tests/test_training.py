@@ -8,6 +8,7 @@ import os
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,7 +27,9 @@ from test_fixer_inference import raw_network
 from torch.utils.data import DataLoader
 
 from difixcli.errors import InputError
+from difixcli.evaluation.perceptual import Lpips, lpips_available
 from difixcli.fixer import Fixer, new_small_fixer
+from difixcli.torchvision_cure import cure
 from difixcli.training import TrainingOptions, finetune
 from difixcli.training.augmentation import improved, misled
 from difixcli.training.batches import Plan, TrainingBatches
@@ -34,7 +37,7 @@ from difixcli.training.finetune import _Training
 from difixcli.training.losses import GRAM_WEIGHTS, FixerLoss, gram_distance
 from difixcli.training.options import learning_rate, parsed_options, with_options
 from difixcli.training.pairs import PairStore, inspect_pairs, read_manifests
-from difixcli.training.parts import with_rank
+from difixcli.training.parts import AllViews, with_rank
 from difixcli.training.streaming import Lane, StreamedBatches
 from difixcli.training.synthetic import PhotoPairs, Sample, synthesise
 
@@ -127,6 +130,47 @@ def test_resuming_is_exact(pairs: Path, tmp_path: Path) -> None:
     finetune([pairs], "tiny", killed, **options)
     assert losses(killed) == losses(tmp_path / "whole")
     assert (killed / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_a_signal_to_every_process_saves_first(pairs: Path, tmp_path: Path) -> None:
+    """As SLURM sends it: to the training and to the processes that read for it. Nothing is lost."""
+    options = {**FAST, "iterations": 6, "workers": 1, "perceptual_weight": 0.0}
+    program = (
+        "import json, sys; from pathlib import Path; from difixcli import interrupts\n"
+        "from difixcli.training import finetune\n"
+        "def tell(step):\n"
+        "    print(step, flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "if __name__ == '__main__':\n"
+        "    interrupts.listen()\n"
+        "    try:\n"
+        "        finetune([Path(sys.argv[1])], 'tiny', Path(sys.argv[2]), progress=tell, **json.loads(sys.argv[3]))\n"
+        "    except interrupts.Terminated:\n"
+        "        sys.exit(143)\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    line = [sys.executable, tmp_path / "program.py", pairs, tmp_path / "asked", json.dumps(options)]
+    process = subprocess.Popen(
+        [*map(str, line)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    for step in (1, 2, 3):
+        assert process.stdout.readline() == f"{step}\n"
+        if step == 3:
+            os.killpg(process.pid, signal.SIGUSR1)
+            os.killpg(process.pid, signal.SIGTERM)
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert process.communicate(timeout=300)[0] == "4\n" and process.returncode == 143
+    assert torch.load(tmp_path / "asked" / "checkpoints" / "last.pt", weights_only=True)["step"] == 4
+    finetune([pairs], "tiny", tmp_path / "asked", **options)
+    finetune([pairs], "tiny", tmp_path / "whole", **options)
+    assert losses(tmp_path / "asked") == losses(tmp_path / "whole")
 
 
 def test_what_fills_the_unseen_is_the_same_when_training_goes_on(pairs: Path, tmp_path: Path) -> None:
@@ -435,7 +479,7 @@ def test_small_images_make_small_crops_and_few_smaller_ones_are_left_out(pairs: 
     assert inspect_pairs(files, 32, 16).crop == 32
     save(tmp_path / "small.png", texture(0, 20, 24))
     small = str(tmp_path / "small.png")
-    mixed = [replace(files[0], render=small, target=small), *files * 3]
+    mixed = [replace(files[0], render=small, target=small), *list(files) * 3]
     dropped, crop = inspect_pairs(mixed, 512, 16)
     assert crop == 48 and list(dropped) == [0] and "smaller than the crops of 48" in dropped[0]
 
@@ -457,7 +501,8 @@ def test_synthetic_pairs() -> None:
     for sample in samples:
         assert sample.render.shape == sample.target.shape == (48, 48, 3)
         assert sample.references.shape == (3, 48, 48, 3) and sample.visibility.shape == (3, 48, 48)
-        for part in sample:
+        assert sample.correspondence is None
+        for part in sample[:5]:
             assert part.dtype == np.float32 and part.min() >= 0 and part.max() <= 1
         assert not sample.references[sample.visibility == 0].any()
     error = [np.sqrt(np.mean((s.render - s.target) ** 2)) for s in samples]
@@ -574,6 +619,29 @@ def test_lanes_share_an_epoch_without_overlap(tars: Path, lanes: int) -> None:
     assert stream == through  # going on from a place is going on as if nothing had happened
 
 
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_a_stream_shows_no_pair_twice_in_an_epoch(pairs: Path, tmp_path: Path, processes: int) -> None:
+    """Whatever the number of processes, of tars and of what they hold, in every epoch; the lanes are the samples'."""
+    from difixcli.curation.tars import write_tar
+
+    entries = json.loads((pairs / "data.json").read_text())["train"]
+    names, keys = [], []
+    for number, count in enumerate((1, 4, 2, 3, 4)):  # uneven
+        held = {f"{key}-{number}": entry for key, entry in list(entries.items())[:count]}
+        write_tar(tmp_path / f"{number}.tar", pairs, held)
+        names.append(str(tmp_path / f"{number}.tar"))
+        keys += list(held)
+    seen: dict[int, list[str]] = {0: [], 1: [], 2: []}
+    for rank in range(processes):
+        plan = Plan(steps=1, batch=4 // processes, crop=32, views=1, rank=rank, ranks=processes)
+        for number in plan.positions(0):
+            for sample, (epoch, _) in Lane(names, number, plan.samples, plan.seed):
+                if epoch not in seen:
+                    break
+                seen[epoch].append(sample["__key__"])
+    assert all(sorted(found) == sorted(keys) for found in seen.values())
+
+
 def _first(lane: Lane, count: int, epoch: int) -> list:
     found = []
     for sample, place in lane:
@@ -652,7 +720,7 @@ def test_processes_that_stream_see_every_sample_once_an_epoch(tmp_path: Path, wo
         drawn = StreamedBatches(names, None, plan, "raw", threads=workers)
         for draw in DataLoader(drawn, batch_size=None, num_workers=min(workers, 1)):
             assert not draw.error and not draw.skipped
-            seen += [shades[round(255 * float(image.mean()))] for image in draw.batch.images]
+            seen += [shades[round(255 * float(image.mean()))] for image in draw.batch.unit().images]
     assert sorted(seen) == sorted(shades.values())  # 4 steps of 2 x 2 samples are the epoch
 
 
@@ -783,35 +851,73 @@ def test_memory_does_not_grow_with_the_number_of_pairs(pairs: Path, tmp_path: Pa
     assert peaks[1] < peaks[0] + 500_000  # bytes; decoded, the larger set's pairs are 33 MB
 
 
-def test_two_processes_train_like_one_with_twice_the_batch(pairs: Path, tmp_path: Path) -> None:
-    options = {"iterations": 4, "crop": 32, "window": 32, "perceptual_weight": 0.1, "warm_up": 1, "ema": 0}
-    options |= {"log_every": 1, "checkpoint_every": 2}
-    named = {name: options.pop(name) for name in ("iterations", "crop", "perceptual_weight", "warm_up", "ema")}
-    settings = [part for name, value in named.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    settings += [part for name, value in options.items() for part in ("--set", f"{name}={value}")]
-    options |= named
+def test_two_processes_train_like_one_and_go_on_where_one_stopped(pairs: Path, tmp_path: Path) -> None:
+    """One process with twice the batch begins and stops; two go on in its folder, as if it had never been one."""
+    options = {"iterations": 6, "crop": 32, "window": 32, "perceptual_weight": 0.1, "warm_up": 1, "ema": 0.9}
+    options |= {"log_every": 1, "checkpoint_every": 2, "learning_rate": 1e-3}
+    plain = ("iterations", "crop", "perceptual_weight", "warm_up", "ema", "learning_rate")
+    named = {name: value for name, value in options.items() if name in plain}
+    line = ["finetune", pairs, "--base", "tiny", "--device", "cpu", "--json", "-o", tmp_path / "two"]
+    line += [part for name, value in named.items() for part in (f"--{name.replace('_', '-')}", value)]
+    line += [part for n, value in options.items() if n not in named for part in ("--set", f"{n}={value}")]
+    assert done(difix(*line, "--batch", "4"))["processes"] == 1  # the command's own folder
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+
+    def kill(step: int) -> None:
+        if step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        finetune([pairs], "tiny", tmp_path / "killed", batch=4, progress=kill, **options)
+    for name in ("log.jsonl", "checkpoints/last.pt"):  # as it was after two steps
+        shutil.copy(tmp_path / "killed" / name, tmp_path / "two" / name)
+    assert losses(tmp_path / "two") == losses(tmp_path / "one")[:3]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    line = ["-m", "difixcli", "finetune", str(pairs), "--base", "tiny", "--batch", "2", "--device", "cpu", "--json"]
-    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     ran = subprocess.run(
-        [*launch, *line, *settings, "-o", str(tmp_path / "two")],
+        [*launch, "-m", "difixcli", *map(str, line), "--batch", "2"],
         check=False,
         capture_output=True,
         text=True,
-        env=surroundings,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
         cwd=tmp_path,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     printed = [line for line in ran.stdout.splitlines() if line.startswith("{")]
     assert len(printed) == 1 and json.loads(printed[0])["results"]["processes"] == 2
-    finetune([pairs], "tiny", tmp_path / "one", batch=4, **options)
+    assert '"event": "resume", "step": 2' in (tmp_path / "two" / "log.jsonl").read_text()
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
     one, two = (Fixer.from_pretrained(tmp_path / name).network.state_dict() for name in ("one", "two"))
     start = new_small_fixer("tiny").network.state_dict()
     moved = torch.cat([(one[name] - start[name]).flatten() for name in start]).abs().mean()
     apart = torch.cat([(one[name] - two[name]).flatten() for name in start]).abs().mean()
     assert apart < 1e-3 * moved
+
+
+def test_the_first_process_may_work_longer_than_others_would_wait(tmp_path: Path) -> None:
+    """Here they give up on a common step after two seconds, as NCCL does after ten minutes."""
+    program = tmp_path / "long.py"
+    program.write_text(
+        "import time\n"
+        "from datetime import timedelta\n"
+        "from difixcli.torchvision_cure import cure; cure()\n"
+        "from accelerate import PartialState\n"
+        "state = PartialState(cpu=True, timeout=timedelta(seconds=2))\n"
+        "from difixcli.training import processes\n"
+        "processes.join('cpu')\n"
+        "made = processes.from_first(lambda: time.sleep(4) or [state.process_index, 'made'])\n"
+        "time.sleep(4 * state.is_main_process)\n"
+        "processes.wait()\n"
+        "print(state.process_index, made, flush=True)\n"
+        "state.destroy_process_group()\n"
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    surroundings["ACCELERATE_USE_CPU"] = "true"
+    ran = subprocess.run([*launch, str(program)], capture_output=True, text=True, env=surroundings, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert sorted(ran.stdout.splitlines()) == ["0 [0, 'made']", "1 [0, 'made']"]
 
 
 def test_recipes_are_lines_that_difix_and_accelerate_understand() -> None:
@@ -837,8 +943,8 @@ def test_recipes_are_lines_that_difix_and_accelerate_understand() -> None:
     assert asked["pairs"] == ["pairs-a", "pairs-b"] and asked["output"] == Path("/out")
     assert asked["accumulate"] is None and asked["batch"] is None  # one sample a step, as in the paper
     shell = printed("slurm.sh", SLURM_NNODES="2", SLURM_GPUS_ON_NODE="4", STREAM="--stream")
-    assert shell[:3] == ["srun", "sh", "-c"]
-    line = shlex.split(shell[3].replace("$SLURM_NODEID", "1"))
+    assert shell[:4] == ["srun", "--cpus-per-task=32", "sh", "-c"]
+    line = shlex.split(shell[4].replace("$SLURM_NODEID", "1"))
     launch = launch_command_parser().parse_args(line[2:])
     assert (launch.num_processes, launch.num_machines, launch.machine_rank, launch.module) == (8, 2, 1, True)
     assert launch.training_script == "difixcli" and launch.training_script_args[0] == "finetune"
@@ -849,6 +955,82 @@ def test_recipes_are_lines_that_difix_and_accelerate_understand() -> None:
 def test_an_unknown_base(pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no base called tinny; did you mean tiny"):
         finetune([pairs], "tinny", tmp_path / "out")
+
+
+@pytest.fixture
+def recorded(pairs: Path) -> Path:
+    """The pairs with their files' sizes and hashes, in a manifest as curation writes it: a line a pair."""
+    from difixcli.curation.pairs import recorded_files
+
+    manifest = json.loads((pairs / "data.json").read_text())
+    for split in manifest.values():
+        for entry in split.values():
+            entry["files"] = recorded_files(pairs, entry)
+            entry["camera"] = {"height": 48, "width": 56}
+    lines = {s: ",\n".join(f"{json.dumps(k)}: {json.dumps(e)}" for k, e in manifest[s].items()) for s in manifest}
+    text = '{"train": {\n' + lines["train"] + '\n}, "test": {\n' + lines["test"] + "\n}}\n"
+    assert json.loads(text) == manifest
+    (pairs / "data.json").write_text(text)
+    return pairs
+
+
+def test_what_curation_recorded_is_believed_until_a_file_is_read(recorded: Path, tmp_path: Path) -> None:
+    """No file is looked at beforehand; one that changed, or is gone, is skipped when its turn comes."""
+    first = read_manifests([recorded])
+    for path in (recorded / "render0.png", recorded / "photo1.png"):
+        path.rename(path.with_suffix(".away"))
+    manifest = read_manifests([recorded])
+    assert manifest.fingerprint == first.fingerprint and list(manifest.train) == list(first.train)
+    assert manifest.train[2].size == (48, 56) and len(manifest.train[2].recorded) == 6
+    assert inspect_pairs(manifest.train, 512, 16) == ({}, 48)
+    shutil.copy(recorded / "photo3.png", recorded / "photo1.png")  # an image, but another
+    store = PairStore(manifest.train, "aligned", 2)
+    with pytest.raises(ValueError, match=r"render0\.png is missing"):
+        store[0]
+    with pytest.raises(ValueError, match=r"photo1\.png has changed since it was curated"):
+        store[1]
+    np.testing.assert_array_equal(store[2].target, texture(2))
+    results = finetune([recorded], "tiny", tmp_path / "out", iterations=2, **{**FAST, "perceptual_weight": 0.0})
+    assert set(results["skipped"]) == {"pair0", "pair1"} and not results["dropped"]
+
+
+def test_a_manifest_of_a_line_a_pair_is_read_as_any_other(recorded: Path) -> None:
+    by_line = read_manifests([recorded])
+    text = json.dumps(json.loads((recorded / "data.json").read_text()), indent=1)
+    (recorded / "data.json").write_text(text)
+    whole = read_manifests([recorded])
+    assert list(by_line.train) == list(whole.train) and list(by_line.test) == list(whole.test)
+    assert by_line.fingerprint == whole.fingerprint and by_line.train[1:3] == [whole.train[1], whole.train[2]]
+    (recorded / "data.json").write_text('{"train": {\n"a": {"image"\n}, "test": {\n}}\n')
+    with pytest.raises(InputError, match=r"data\.json"):
+        read_manifests([recorded])
+
+
+def test_of_a_large_set_without_records_some_headers_are_looked_at(
+    pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from difixcli.training import pairs as module
+
+    monkeypatch.setattr(module, "LOOKED_AT", 2)
+    (pairs / "render1.png").unlink()  # of four pairs the first and the third are looked at
+    assert inspect_pairs(read_manifests([pairs]).train, 512, 16) == ({}, 48)
+    (pairs / "render2.png").unlink()
+    assert list(inspect_pairs(read_manifests([pairs]).train, 512, 16).dropped) == [2]
+
+
+def test_bytes_are_what_a_reading_in_numbers_gives(tmp_path: Path) -> None:
+    from difixcli.runs import read_image
+    from difixcli.training.pairs import _bytes, _pixels
+
+    rng = np.random.default_rng(0)
+    kinds = {"RGB": (9, 7, 3), "RGBA": (9, 7, 4), "L": (9, 7), "LA": (9, 7, 2)}
+    for mode, shape in kinds.items():
+        path = tmp_path / f"{mode}.png"
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8), mode).save(path)
+        for alpha in (False, True):
+            np.testing.assert_array_equal(_pixels(str(path), alpha), _bytes(read_image(path, alpha=alpha)))
+    Image.fromarray(rng.integers(0, 65536, (9, 7)).astype(np.uint16)).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(_pixels(str(tmp_path / "deep.png")), _bytes(read_image(tmp_path / "deep.png")))
 
 
 def test_pairs_that_changed_do_not_resume(pairs: Path, tmp_path: Path) -> None:
@@ -869,11 +1051,183 @@ def test_settings_are_read_as_what_they_are() -> None:
             parsed_options([wrong])
 
 
-def test_the_papers_recipe_is_the_default_for_its_networks() -> None:
-    paper = TrainingOptions.for_published("cuda")
-    assert (paper.pixel, paper.gram_weight, paper.gram_start, paper.learning_rate) == ("l2", 0.5, 2000, 2e-5)
-    assert (paper.crop, paper.dtype, paper.clip, paper.ema, paper.batch) == (512, "bf16", 1.0, 0.0, 1)
+def test_the_releases_recipe_is_the_default_for_its_networks() -> None:
+    release = TrainingOptions.for_published("cuda")
+    assert (release.pixel, release.signed_pixels, release.clamp_output, release.supervise) == ("l2", True, True, "all")
+    assert (release.perceptual, release.perceptual_weight, release.window) == ("lpips-vgg", 1.0, 0)
+    assert (release.gram_weight, release.gram_start, release.gram_window) == (1.0, 2000, 400)
+    assert (release.crop, release.frame_height, release.frame_width) == (0, 576, 1024)
+    assert (release.drop_references, release.fewer_references, release.strong_augmentation) == (0, 0, False)
+    assert (release.learning_rate, release.weight_decay, release.warm_up, release.schedule) == (
+        2e-5, 1e-2, 500, "constant",
+    )  # fmt: skip
+    assert (release.dtype, release.clip, release.ema, release.batch) == ("bf16", 1.0, 0.0, 1)
     assert TrainingOptions.for_published("cpu").dtype == "fp32"
+    ours = TrainingOptions.for_small()
+    assert (ours.pixel, ours.signed_pixels, ours.clamp_output, ours.supervise) == ("l1", False, False, "render")
+    assert (ours.crop, ours.window, ours.gram_window, ours.perceptual) == (128, 64, 64, "st-lpips-alex")
+    assert (ours.drop_references, ours.fewer_references) == (0.1, 0.4)
+
+
+def plain_lpips_vgg() -> torch.nn.Module:
+    """The package's LPIPS on VGG-16, with its trained heads and random convolutions of a sensible size."""
+    cure()
+    import lpips
+
+    with torch.device("meta"):
+        shell = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
+    shell.to_empty(device="cpu")
+    shell.scaling_layer = lpips.ScalingLayer()
+    generator = torch.Generator().manual_seed(3)
+    for name, weight in shell.named_parameters():
+        values = torch.randn(weight.shape, generator=generator)
+        fan_in = weight[0].numel() if weight.ndim > 1 else 100
+        scaled = values * (2 / fan_in) ** 0.5
+        weight.data = scaled.abs() if name.startswith("lin") else scaled
+    return shell.eval()
+
+
+def release_loss_float64(
+    output: np.ndarray,
+    target: np.ndarray,
+    network: torch.nn.Module,
+    corner: tuple[int, int],
+    side: int,
+    gram_weight: float,
+) -> tuple[float, np.ndarray]:
+    """The release's loss of views (N, 3, H, W) in [-1, 1] and its gradient, in float64, as its description says.
+
+    L2 + LPIPS over whole views + Gram over `side` × `side` pixels from `corner` on; x̂ = clamp(·, -1, 1) comes first.
+    """
+    import torch.nn.functional as F
+
+    convolutions = [m for m in network.net.modules() if isinstance(m, torch.nn.Conv2d)]
+    stages = [convolutions[:2], convolutions[2:4], convolutions[4:7], convolutions[7:10], convolutions[10:13]]
+    mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)[:, None, None]
+    deviation = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)[:, None, None]
+
+    def features(signed: torch.Tensor) -> list[torch.Tensor]:
+        x, found = ((signed + 1) / 2 - mean) / deviation, []
+        for number, stage in enumerate(stages):
+            x = F.max_pool2d(x, 2) if number else x
+            for layer in stage:
+                x = F.relu(F.conv2d(x, layer.weight.double(), layer.bias.double(), padding=1))
+            found.append(x)
+        return found
+
+    given = torch.tensor(output, dtype=torch.float64, requires_grad=True)
+    fixed, truth = given.clamp(-1, 1), torch.tensor(target, dtype=torch.float64)
+    l2 = ((fixed - truth) ** 2).mean()
+    heads = [network.lin0, network.lin1, network.lin2, network.lin3, network.lin4]
+    lpips = torch.zeros((), dtype=torch.float64)
+    for one, other, head in zip(features(fixed), features(truth), heads, strict=True):
+        apart = F.normalize(one, dim=1, eps=1e-10) - F.normalize(other, dim=1, eps=1e-10)
+        lpips = lpips + torch.einsum("nchw,c->nhw", apart**2, head.model[-1].weight.double().flatten()).mean()
+    window = (..., slice(corner[0], corner[0] + side), slice(corner[1], corner[1] + side))
+    gram = torch.zeros((), dtype=torch.float64)
+    layers = (1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5)
+    for one, other, weight in zip(features(fixed[window]), features(truth[window]), layers, strict=True):
+        for f, g in zip(one, other, strict=True):  # view by view
+            f_flat, g_flat = f.flatten(1), g.flatten(1)
+            squares = (f_flat @ f_flat.T - g_flat @ g_flat.T) ** 2
+            gram = gram + weight * squares.mean() / f.numel() / len(one)
+    total = l2 + lpips + gram_weight * gram
+    total.backward()
+    assert given.grad is not None
+    return total.item(), given.grad.numpy()
+
+
+def test_the_loss_and_its_gradient_are_the_releases_in_float64() -> None:
+    """Two views, with values beyond what pixels can be; LPIPS sees all of them, the Gram term a window."""
+    generator = torch.Generator().manual_seed(0)
+    side = 48
+    target = torch.rand(2, 3, side + 8, side + 16, generator=generator)
+    output = target + 0.4 * torch.randn(target.shape, generator=generator)
+    network = plain_lpips_vgg()
+    options = TrainingOptions.for_published()
+    loss = FixerLoss(
+        options.pixel, options.perceptual, options.perceptual_weight, options.gram_weight, options.gram_start,
+        options.window, gram_window=side, signed_pixels=options.signed_pixels,
+        clamp_output=options.clamp_output, network=Lpips("vgg", network),
+    )  # fmt: skip
+    for step, gram_weight in ((1999, 0.0), (2000, 1.0)):
+        given = output.clone().requires_grad_()
+        total, parts = loss(given, target, step)
+        total.backward()
+        draw = torch.Generator().manual_seed(step)
+        corner = int(torch.randint(9, (), generator=draw)), int(torch.randint(17, (), generator=draw))
+        signed = 2 * output.double().numpy() - 1, 2 * target.double().numpy() - 1
+        expected, gradient = release_loss_float64(*signed, network, corner, side, gram_weight)
+        assert total.item() == pytest.approx(expected, rel=1e-5)
+        assert set(parts) == {"pixel", "perceptual"} | ({"gram"} if gram_weight else set())
+        error = np.linalg.norm(given.grad.numpy() - 2 * gradient) / np.linalg.norm(gradient)  # of [0, 1], not [-1, 1]
+        assert error < 1e-3
+        assert not given.grad[(output < 0) | (output > 1)].any()
+    assert parts["gram"] > 1e-3 * total  # it counts
+
+
+def test_every_view_is_supervised_as_the_release_does(shared: Path, pairs: Path, tmp_path: Path) -> None:
+    """A reference is cleaned as a render beside which the render stands; its target is itself; frames are whole."""
+    base = shared / "golden" / "difix_ref"
+    network = Fixer.from_pretrained(base).network
+    generator = torch.Generator().manual_seed(1)
+    images, references = (torch.rand(2, 3, 32, 48, generator=generator) for _ in range(2))
+    with torch.no_grad():
+        both = AllViews(network)(images, references[:, None])
+        torch.testing.assert_close(both[:, 0], network(images, references[:, None]), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(both[:, 1], network(references, images[:, None]), atol=1e-5, rtol=1e-5)
+        assert AllViews(network)(images).shape == (2, 1, 3, 32, 48)
+
+    fast = {"frame_height": 32, "frame_width": 48, "perceptual": "st-lpips-vgg", "gram_start": 0, "batch": 2}
+    chosen = with_options(TrainingOptions.for_published(), {**fast, "iterations": 1}, "cpu")
+    training = _Training(Fixer(network), chosen, tmp_path / "out", "cpu", None)
+    training.load_data([str(pairs)], None, False, str(base))
+    draw = next(iter(training.loader))
+    assert draw.batch.images.dtype == torch.uint8 and draw.batch.images.shape == (2, 3, 32, 48)
+    batch = draw.batch.unit()
+    with torch.no_grad():
+        output = AllViews(network)(batch.images, batch.references)
+        wanted, parts = training.loss(
+            output.flatten(0, 1), torch.cat([batch.targets[:, None], batch.references], dim=1).flatten(0, 1), 0
+        )
+    truths = torch.stack([batch.targets, batch.references[:, 0]], dim=1)
+    torch.testing.assert_close(parts["pixel"], 4 * (output.clamp(0, 1) - truths).square().mean())
+    training.run(None)
+    training.journal.close()
+    assert training.judge == "st_lpips_alex" and set(training.baselines["identity"]) == {"psnr", "ssim", training.judge}
+    assert losses(tmp_path / "out")[0] == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_frames_are_stretched_each_from_its_own_pixels(tmp_path: Path) -> None:
+    photo, other = texture(0, 90, 160), texture(1, 64, 64)
+    entry = {"image": save(tmp_path / "r.png", blurred(photo)), "target_image": save(tmp_path / "t.png", photo)}
+    entry["ref_image"] = save(tmp_path / "o.png", other)
+    (tmp_path / "data.json").write_text(json.dumps({"train": {"a": entry}}))
+    pair = PairStore(read_manifests([tmp_path]).train, "raw", 1, frame=(48, 88))[0]
+    assert pair.render.shape == pair.target.shape == pair.references[0].shape == (48, 88, 3)
+    planar = torch.from_numpy(np.stack([photo])).permute(0, 3, 1, 2).float()
+    expected = torch.nn.functional.interpolate(planar, (48, 88), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    assert np.abs(pair.target - expected.numpy()).max() <= 1.5
+    assert pair.opacity.min() == 255 and pair.visibility.shape == (1, 48, 88)
+
+
+def test_what_trains_is_decided_by_name_and_never_judges(shared: Path, pairs: Path, tmp_path: Path) -> None:
+    base = shared / "golden" / "difix_ref"
+    line = ["finetune", pairs, "--base", base, "--device", "cpu", "--iterations", "1"]
+    line += ["--set", "frame_height=32", "--set", "frame_width=32"]
+    if not lpips_available("vgg"):
+        refused(difix(*line, "-o", tmp_path / "a"), "difix download lpips-vgg", "--perceptual st-lpips-vgg")
+    refused(difix(*line, "-o", tmp_path / "b", "--perceptual", "st-lpips-alex"), "judge", "--gram-weight 0")
+    said = done(difix(*line, "-o", tmp_path / "c", "--perceptual", "st-lpips-vgg", "--json"))
+    assert said["perceptual"] == "st-lpips-vgg" and said["judge"] == "st_lpips_alex"
+    record = json.loads((tmp_path / "c" / "run.json").read_text())
+    assert record["results"]["perceptual"] == "st-lpips-vgg" and record["results"]["judge"] == "st_lpips_alex"
+    for wrong, word in (("supervise=all", "supervise=render"), ("crop=0", "--crop")):
+        with pytest.raises(InputError, match=word):
+            options = dict([wrong.split("=")]) | ({"crop": 0} if wrong == "crop=0" else {})
+            finetune([], "tiny", tmp_path / "d", photos=pairs, **options)
+    with pytest.raises(InputError, match="multiple of 8"):
+        finetune([pairs], base, tmp_path / "d", frame_height=33, perceptual="st-lpips-vgg")
 
 
 def test_what_says_nothing_or_twice_is_refused(pairs: Path, tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from difixcli import __version__, console, streams
+from difixcli import __version__, console, interrupts, streams
+from difixcli.cli.config_files import Command
 from difixcli.cli.curate import curate
 from difixcli.cli.distill import distill
+from difixcli.cli.download import download
 from difixcli.cli.enhance import enhance
 from difixcli.cli.evaluate import evaluate
 from difixcli.cli.export import export
@@ -25,6 +27,7 @@ from difixcli.cli.finetune import finetune
 from difixcli.cli.fix import fix
 from difixcli.cli.pose import pose
 from difixcli.cli.sample import sample
+from difixcli.cli.status import status
 
 _UsageError: Any = typer.BadParameter.__base__  # click's, or typer's own copy of it
 
@@ -60,7 +63,6 @@ app = typer.Typer(
     cls=_Commands,
     help="Makes bad NeRFs and Gaussian splats good.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -73,7 +75,7 @@ def main() -> None:
     # the libraries' notes to their own developers would bury ours
     warnings.simplefilter("ignore")
     streams.prepare()
-    console.heed_termination()
+    interrupts.listen()
     app()
 
 
@@ -100,5 +102,7 @@ for _command, _name in (
     (evaluate, "eval"),
     (export, "export"),
     (sample, "sample"),
+    (status, "status"),
+    (download, "download"),
 ):
-    app.command(_name)(_command)
+    app.command(_name, cls=Command)(_command)

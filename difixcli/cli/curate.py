@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +12,7 @@ import typer
 
 from difixcli import console
 from difixcli.cli.inputs import open_scene, pick_device
+from difixcli.cli.lines import words
 from difixcli.cli.options import (
     ITERATIONS,
     SPLIT_DEFAULT,
@@ -26,15 +30,22 @@ from difixcli.cli.options import (
     SizeOption,
 )
 from difixcli.cli.outputs import announce
+from difixcli.cli.several import Cluster, with_cluster, work
+from difixcli.cluster.worker import JOB
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, check_folder, file_name
+from difixcli.wording import counted
 
 if TYPE_CHECKING:
     from difixcli.curation.curate import Curated
     from difixcli.scenes.scene import Scene
 
+_OWN = ("scenes", "test_scene", "shard", "merge", "partial", "output", "force", "as_json", "cluster")
+"""Parameters that say nothing of how a scene is curated, or of one scene each its own."""
+
 
 @console.handled
+@with_cluster
 def curate(
     scenes: Annotated[
         list[str] | None,
@@ -61,7 +72,12 @@ def curate(
     keep: Annotated[
         list[str] | None, typer.Option(help="Keep pairs that are failed, perfect or blurred; repeatable.")
     ] = None,
-    depth: Annotated[bool, typer.Option("--depth", help="Also write the renders' depth (float32 .npz).")] = False,
+    depth: Annotated[
+        bool,
+        typer.Option(
+            "--depth", help="Also write depth, and which places of the references renders show (float32 .npz)."
+        ),
+    ] = False,
     keep_models: Annotated[
         bool, typer.Option("--keep-models", help="Keep the reconstructions in SCENE/models.")
     ] = False,
@@ -69,7 +85,10 @@ def curate(
     pairs_format: Annotated[str, typer.Option("--format", help="folder, or webdataset for tars.")] = "folder",
     shard: Annotated[str | None, typer.Option(help="Every n-th scene from the i-th on, as 0/4.")] = None,
     merge: Annotated[
-        bool, typer.Option("--merge", help="Merge the folders of shards, or of other runs, named instead of scenes.")
+        bool, typer.Option("--merge", help="Merge the folders of several runs, named instead of scenes, into one.")
+    ] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Merge what is there, and name the scenes that are not.")
     ] = False,
     iterations: Annotated[int | None, typer.Option(help=ITERATIONS, min=1)] = None,
     size: SizeOption = None,
@@ -80,25 +99,53 @@ def curate(
     output: OutputOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
+    *,
+    cluster: Cluster,
 ) -> None:
-    """Make (render, photo) pairs from posed scenes, to train a fixer on."""
+    """Make (render, photo) pairs from posed scenes, to train a fixer on.
+
+    Any number of processes may be given the same line at the same time: they share the scenes.
+    """
+    common = words(inspect.signature(curate, eval_str=True), locals(), _OWN)
     if merge:
-        _merge_pairs([Path(folder) for folder in scenes or ["."]], output, force, as_json)
+        if cluster.name is not None:
+            raise InputError("--merge is quick and needs no cluster; leave --cluster out.")
+        _merge_pairs([Path(folder) for folder in scenes or ["."]], output, force, as_json, partial)
         return
+    if partial:
+        raise InputError("--partial belongs to --merge; name that, or leave it out.")
     from difixcli.curation.scene_list import expand_scenes, parse_shard, shard_of
+    from difixcli.curation.strategies import STRATEGIES, parse_stop
     from difixcli.scenes import DEFAULT_RULE, check_rule, check_scene
+    from difixcli.scenes.trajectories import check_trajectory
 
     # what can be told without torch and nerfstudio is told before they are imported, which takes long
     named = expand_scenes(scenes or ["."])
-    if len(named) == 1:  # of several, one that is not there is reported at the end and stops no other
+    # of several, one that is not there is reported at the end and stops no other; so is a job of several
+    alone = len(named) == 1 and JOB not in os.environ
+    if alone:
         check_scene(next(iter(named.values())))
     for rule in split or []:
         check_rule(rule)
     part = None if shard is None else parse_shard(shard)
     if output is not None:
         check_folder(output)
+    if strategy not in STRATEGIES:
+        raise unknown("strategy", strategy, STRATEGIES)
+    for option, given, users in (
+        ("--split", split, ("sparse", "underfit", "cross-camera")),
+        ("--shift", shift, ("cycle",)),
+        ("--stop", stop, ("underfit",)),
+    ):
+        if given and strategy not in users:
+            raise InputError(f"{option} belongs to {', '.join(users)} and says nothing to {strategy}; leave it out.")
+    for amount in shift or []:
+        check_trajectory(f"shift:{amount}")
+    for share in stop or []:
+        parse_stop(share)
 
-    from difixcli.curation.curate import DEFAULT_SHIFTS, DEFAULT_STOPS, Recipe, check_test_scenes, plan
+    from difixcli.cluster.jobs import Jobs
+    from difixcli.curation.curate import DEFAULT_SHIFTS, DEFAULT_STOPS, Recipe, check_test_scenes, gather, plan
     from difixcli.curation.curate import curate as make_pairs
     from difixcli.reconstruction import default_iterations, known_methods
     from difixcli.reconstruction.compilation import compile_ahead
@@ -122,13 +169,6 @@ def curate(
         depth=depth,
         format=pairs_format,
     )
-    for option, given, users in (
-        ("--split", split, ("sparse", "underfit", "cross-camera")),
-        ("--shift", shift, ("cycle",)),
-        ("--stop", stop, ("underfit",)),
-    ):
-        if given and strategy not in users:
-            raise InputError(f"{option} belongs to {', '.join(users)} and says nothing to {strategy}; leave it out.")
     check_test_scenes(test_scene or [], named)
     chosen = {name: named[name] for name in shard_of(list(named), part)}
     joined = "-".join(file_name(name) for name in list(named)[:3])
@@ -136,18 +176,29 @@ def curate(
     if method not in (methods := known_methods()):
         raise unknown("method", method, methods)
     lone: dict[str, Scene] = {}
-    if len(named) == 1:  # one that does not fit leaves nothing behind
+    if alone:  # one that does not fit leaves nothing behind
         spec = next(iter(named.values()))
         lone[spec] = open_scene(spec, size, sizes)
         plan(lone[spec], recipe, folder)
     arguments = {
         **vars(recipe),
         "size": size,
-        "test_scenes": test_scene or [],
-        "scenes": list(named),  # by name: a cluster's machines may see them under other paths
-    }
+    }  # not the scenes: more may be added
     reads = [Path(spec) for spec in named.values() if not spec.startswith("sample:")]
-    run = Run.open(folder, "curate", arguments, {}, force, reads=reads, shard=part)
+    run = Run.open(folder, "curate", arguments, {}, force, reads=reads, shared=True)
+    lines = {}
+    for name, spec in named.items():
+        tested = [f"--test-scene={one}" for one in test_scene or [] if fnmatchcase(name, one)]
+        lines[file_name(name)] = ["curate", spec, *common, *tested, f"--output={run.folder}"]
+    chosen_lines = {file_name(name): lines[file_name(name)] for name in chosen}
+    if cluster.name is not None:
+        Jobs(run.folder).add(lines, str(Path.cwd()))
+        if work(run.folder, chosen_lines, "curate", cluster) is None:
+            console.finish({"output": str(run.folder)}, as_json)
+            return
+        finish_pairs(gather(run.folder), run.folder, as_json, list(chosen_lines), cluster.max_failed)
+        return
+    Jobs(run.folder).add(lines, str(Path.cwd()))
     rules = split or f"each scene's own, else {DEFAULT_RULE}"
     told: dict[str, dict[str, Any]] = {
         "cycle": {"shift": list(recipe.shifts)},
@@ -175,14 +226,14 @@ def curate(
         test_scene or [],
         console.progress,
         console.say,
+        cluster.max_failed,
     )
-    run.finish(curated.results())
-    if part is not None:
-        console.say(f"When all {part[1]} shards are done: difix curate --merge {folder}")
-    finish_pairs(curated, run.folder, as_json)
+    if not curated.left:
+        run.finish(curated.results())
+    finish_pairs(curated, run.folder, as_json, list(chosen_lines), cluster.max_failed)
 
 
-def _merge_pairs(folders: list[Path], output: Path | None, force: bool, as_json: bool) -> None:
+def _merge_pairs(folders: list[Path], output: Path | None, force: bool, as_json: bool, partial: bool) -> None:
     """`difix curate --merge`: into the output, or in place where one folder is named."""
     from difixcli.curation.merge import check_merge, merge
 
@@ -190,38 +241,52 @@ def _merge_pairs(folders: list[Path], output: Path | None, force: bool, as_json:
         raise InputError("Merging several folders needs one more to write to; name it with --output.")
     folder = output or folders[0]
     if folder.absolute() not in [path.absolute() for path in folders]:
-        check_merge(folders)  # first: a folder that nothing is merged into is not made
+        check_merge(folders, partial)  # first: a folder that nothing is merged into is not made
         run = Run.open(folder, "curate", {"merge": [path.absolute() for path in folders]}, {}, force, reads=folders)
-        curated = merge(folders, run.folder)
+        curated = merge(folders, run.folder, partial)
         run.finish(curated.results())
     else:
-        curated = merge(folders, folder)
+        curated = merge(folders, folder, partial)
     finish_pairs(curated, folder, as_json)
 
 
-def finish_pairs(curated: Curated, folder: Path, as_json: bool) -> None:
-    """Print what was curated; exit code 2 when a scene failed, 1 when one failed through a fault of ours."""
+def finish_pairs(
+    curated: Curated, folder: Path, as_json: bool, own: list[str] | None = None, max_failed: int | None = None
+) -> None:
+    """Print what was curated.
+
+    Where some of several scenes (`own`: those that were asked for, all by default) failed, the exit code is 3, where
+    more than `max_failed` did, 2; where the only one did, 2, or 1 through a fault of ours.
+    """
     results, folder = curated.results(), folder.expanduser().absolute()
-    where = folder / "data.json" if (folder / "data.json").is_file() else folder
+    where = folder / "data.json" if (folder / "data.json").is_file() and not curated.left else folder
     if results["pairs"]:
-        console.say(f"{results['pairs']} pairs, renders at {results['psnr']:.2f} dB on average: {where}")
+        console.say(f"{counted(results['pairs'], 'pair')}, renders at {results['psnr']:.2f} dB on average: {where}")
     elif dropped := {name: count for name, count in results["dropped"].items() if count}:
         said = ", ".join(f"{count} {name}" for name, count in dropped.items())
         console.warn(f"No pair is left ({said}); train longer, or keep them with --keep {next(iter(dropped))}.")
+    if curated.left:
+        console.warn(f"Still to be made: {', '.join(curated.left)}; the manifest is written when all are.")
     found = {"results": results, "output": str(folder)}
-    if not curated.failed:
+    failed = {name: failure for name, failure in curated.failed.items() if own is None or name in own}
+    left = [name for name in curated.left if own is not None and name in own]
+    if not failed and not left:
         console.finish(found, as_json, console.pairs_table(curated.stages))
         return
-    name, failure = next(iter(curated.failed.items()))
-    if len(curated.failed) == 1 and not curated.stages:
-        message = failure.message
+    if not failed:
+        message = f"{len(left)} of the scenes were not finished; run the same line again."
+    elif len(failed) == 1 and own is not None and len(own) == 1:
+        message = next(iter(failed.values())).message
     else:
-        message = f"{len(curated.failed)} of the scenes failed, the others are whole. {name}: {failure.message}"
+        name, failure = next(iter(failed.items()))
+        message = f"{len(failed)} of the scenes failed, the others are whole. {name}: {failure.message}"
     console.finish({**found, "error": message}, as_json, console.pairs_table(curated.stages))
-    for name, failure in list(curated.failed.items())[1:]:
+    for name, failure in list(failed.items())[1:]:
         console.warn(f"Scene {name} failed: {failure.message}")
-    faults = [failure.fault for failure in curated.failed.values() if failure.fault]
+    faults = [failure.fault for failure in failed.values() if failure.fault]
     for fault in faults[:1]:
         console.say(f"{fault}This is a fault in difix. Please report it with the lines above.")
     console.fail(message)
-    raise typer.Exit(1 if faults else 2)
+    if own is not None and len(own) == 1 and failed:
+        raise typer.Exit(1 if faults else 2)
+    raise typer.Exit(2 if max_failed is not None and len(failed) > max_failed else 3)

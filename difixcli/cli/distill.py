@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from difixcli import console
+from difixcli.cli.inputs import check_fixer
 from difixcli.cli.options import (
     ITERATIONS,
     Device,
@@ -24,6 +25,7 @@ from difixcli.cli.options import (
     SizeOption,
     SplitOption,
 )
+from difixcli.cli.several import over_scenes
 from difixcli.errors import InputError
 from difixcli.runs import check_folder
 
@@ -34,6 +36,7 @@ FILM = "Films between photos"
 
 
 @console.handled
+@over_scenes("scene", ".", several_methods=True)
 def distill(
     scene: SceneArgument = ".",
     method: Annotated[
@@ -280,6 +283,7 @@ def distill(
         console.say(note)
     check_schedule(schedule, rounds, step, share, further)
     check_prior(prior)
+    check_fixer(fixer)
     larger = {"--upscale": upscale, "--sr": sr, "--reduce": reduce, "--downscale": downscale, "--sr-update": sr_update}
     seeking = {
         **{"--view-diffusion": view_diffusion, "--seek": seek, "--denoise-steps": denoise_steps, "--reuse": reuse},

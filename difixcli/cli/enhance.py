@@ -9,6 +9,7 @@ import typer
 
 from difixcli import console
 from difixcli.cli.inputs import (
+    check_fixer,
     files_read,
     fixer_input,
     open_fixer,
@@ -31,9 +32,11 @@ from difixcli.cli.options import (
     SizeOption,
 )
 from difixcli.cli.outputs import announce, beside_others, folder_beside
+from difixcli.cli.several import over_scenes
 from difixcli.errors import InputError
 from difixcli.runs import Run, fingerprint, run_record
 from difixcli.shapes import check_shape
+from difixcli.wording import counted
 
 if TYPE_CHECKING:
     from difixcli.enhancement import Film
@@ -50,9 +53,11 @@ _DISTILLED = {
     "enlargement?": (None, dict),
 }
 """The shape of what a distillation was asked for, as far as its frames depend on it."""
+_ALIKE = 0.02  # share of a figure of steadiness by which another one is no other
 
 
 @console.handled
+@over_scenes("source", None)
 def enhance(
     source: Annotated[Path, typer.Argument(help="A folder of frames, a video, or a run of difix distill.")],
     trajectory: Annotated[
@@ -84,6 +89,7 @@ def enhance(
     as_json: JsonOption = False,
 ) -> None:
     """Clean final renders, and write them as frames and a video."""
+    check_fixer(fixer)
     from difixcli.enhancement import Film
 
     film = Film(fps, side_by_side, split_screen, steady)
@@ -144,7 +150,9 @@ def _enhance_images(
     results = enhance_images(source, run.folder, network, photos, size, film, count, console.progress)
     run.finish(results)
     if results["frames"] < 0.9 * results["announced"] - 1:
-        console.warn(f"{source} says it has {results['announced']} frames, but only {results['frames']} can be read.")
+        console.warn(
+            f"{source} says it has {counted(results['announced'], 'frame')}, but only {results['frames']} can be read."
+        )
     _finish_frames(results, run.folder, as_json)
 
 
@@ -159,6 +167,10 @@ def _enhance_run(
     as_json: bool,
 ) -> None:
     """Render a distilled run along its test views or a camera path and fix every frame with its photos."""
+    from difixcli.scenes.trajectories import check_trajectory
+
+    if trajectory is not None:  # before what takes long is imported
+        check_trajectory(trajectory)
     from difixcli.cli.super_resolution import large_scene, resolver_cleaner
     from difixcli.enhancement.runs import by_fixer, enhance_run, path_fingerprint, views
     from difixcli.reconstruction import latest_checkpoint
@@ -204,7 +216,11 @@ def _enhance_run(
     part = "-".join(["enhanced", *([path.name] if path else []), *(["steady"] if film.steady else [])])
     folder = output or beside_others(source / part, "enhance", arguments)
     run = Run.open(folder, "enhance", arguments, inputs, force, reads=reads)
-    announce(run, scene=scene.name, trajectory=f"{trajectory}, {len(path.cameras)} frames" if path else "test views")
+    announce(
+        run,
+        scene=scene.name,
+        trajectory=f"{trajectory}, {counted(len(path.cameras), 'frame')}" if path else "test views",
+    )
     # where it was trained, unless that is not here or another place is asked for
     where = None if device is Device.auto and on == "cuda" else on
     results = enhance_run(
@@ -229,12 +245,19 @@ def _finish_frames(results: dict[str, Any], folder: Path, as_json: bool) -> None
     for name in ("video", "side_by_side", "split_screen"):
         if results[name]:
             console.say(f"{results[name]}: {results['fps']:g} frames a second")
+    for sentence in results.get("said", ()):
+        console.say(sentence)
     if steadiness := results["steadiness"]:
-        before, after = (round(steadiness[which], 4) for which in ("input", "output"))
-        verdict = "steadier" if after < before else "as steady" if after == before else "less steady"
+        before, after = steadiness["input"], steadiness["output"]
         console.say(
-            f"Difference of each frame from the one before it, moved along (0: perfectly steady): {before:.4f} before "
-            f"the fixes, {after:.4f} after: {verdict}."
-            + (" What a fix adds of detail counts as a difference, too." if after > before else "")
+            "Mean colour difference of each frame from the one before it, moved along by optical flow (0: perfectly "
+            f"steady): {before:.4f} before the fixes, {after:.4f} after: {_verdict(before, after)}"
         )
     console.finish({"results": results, "output": str(folder)}, as_json)
+
+
+def _verdict(before: float, after: float) -> str:
+    """What two figures of steadiness say of the fixes."""
+    if abs(after - before) <= _ALIKE * before:
+        return "about as steady."
+    return "steadier." if after < before else "less steady. What a fix adds of detail counts as a difference, too."

@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from difixcli import console
 from difixcli.cli.inputs import pick_device
+from difixcli.cli.lines import words
 from difixcli.cli.options import Device, DeviceOption, JsonOption, OutputOption
 from difixcli.cli.outputs import folder_beside
+from difixcli.cli.several import Cluster, claimed, tell_failures, with_cluster, work
 from difixcli.errors import InputError, unknown
-from difixcli.runs import file_name, make_folder, write_json
+from difixcli.runs import file_name, make_folder, read_json, write_json
+from difixcli.wording import counted
+
+_OWN = ("prediction", "output", "as_json", "cluster")
+"""Parameters that say nothing of how a scene is measured."""
 
 
 @console.handled
+@with_cluster
 def evaluate(
     prediction: Annotated[
-        list[Path], typer.Argument(help="A run, or several to compare; or a folder of images, then the true ones.")
+        list[Path],
+        typer.Argument(
+            help="A run, or several to compare (the --output of difix distill over scenes stands for all of its runs, "
+            "@LIST for those of a file's lines); or a folder of images, then the true ones."
+        ),
     ],
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="psnr, ssim, st-lpips, st-lpips-alex, lpips, lpips-vgg, fid, tsed, warped; the quick ones by default."
+            help="psnr, ssim, st-lpips, st-lpips-alex, lpips, lpips-vgg, fid, tsed, warped, cross-view, pose-auc; the "
+            "quick ones by default."
         ),
     ] = None,
     protocol: Annotated[
@@ -42,11 +55,21 @@ def evaluate(
     ] = None,
     masks: Annotated[Path | None, typer.Option(help="Folder of masks NAME.png; only white pixels count.")] = None,
     inception: Annotated[Path | None, typer.Option(help="Inception's weights for FID (torch-fidelity's file).")] = None,
+    geometry: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A run on all photos of a scene (--split all), or on those of several, whose depth counts for "
+            "nerfbusters' masks and cross-view; repeatable."
+        ),
+    ] = None,
     device: DeviceOption = Device.auto,
     output: OutputOption = None,
     as_json: JsonOption = False,
+    *,
+    cluster: Cluster,
 ) -> None:
     """Measure renders against photos, or compare runs: figures, pictures, and how each number was made."""
+    common = words(inspect.signature(evaluate, eval_str=True), locals(), _OWN)
     from difixcli.evaluation.color_correction import CORRECTIONS
     from difixcli.evaluation.evaluate import Plan, evaluate_folders, evaluate_run, evaluate_runs, suggested_metrics
     from difixcli.evaluation.metrics import METRICS, parse_metrics
@@ -54,9 +77,16 @@ def evaluate(
     from difixcli.evaluation.report import write_report
     from difixcli.evaluation.run_folders import is_run
     from difixcli.evaluation.tables import write_table
+    from difixcli.posing.known_lenses import found_poses
     from difixcli.scenes.unposed import is_video
 
-    for path in [*prediction, *([masks] if masks else [])]:
+    prediction, missing = _runs_of(prediction)
+    if not prediction:
+        raise InputError(f"None of the runs is finished ({', '.join(missing)}); see what became of them: difix status.")
+    geometry, lost = _runs_of(geometry or [])
+    if lost:
+        raise InputError(f"The --geometry of {', '.join(lost)} is not finished; see what became of it: difix status.")
+    for path in [*prediction, *([masks] if masks else []), *geometry]:
         if not path.exists():
             raise InputError(f"There is no {path}; check its name.")
     if color_correct is not None and color_correct not in CORRECTIONS:
@@ -64,6 +94,8 @@ def evaluate(
     keys = None if metrics is None else parse_metrics(metrics)
     if inception is not None and "fid" not in (keys or ()):
         raise InputError("--inception is of FID alone, which is measured where --metrics names fid.")
+    if geometry and "cross_view" not in (keys or ()) and protocol != "nerfbusters":
+        raise InputError("--geometry is for --protocol nerfbusters and the figure cross-view alone; leave it out.")
     way = OWN if protocol is None else parse_protocol(protocol)
     if films := [path for path in prediction if is_video(path)]:
         raise InputError(f"{films[0]} is a video; difix eval takes images: name the folder of its frames.")
@@ -78,7 +110,9 @@ def evaluate(
         keys, left_out = suggested_metrics(prediction, way)
         if left_out:
             console.warn(left_out)
-    plan = Plan(keys, color_correct, way, masks, inception, on)  # type: ignore[arg-type]
+    if cluster.name is not None and (not all(runs) or not cluster.wait):
+        raise InputError("--cluster measures runs, and their one table is made at the end: add --wait.")
+    plan = Plan(keys, color_correct, way, masks, inception, on, geometry, found_poses)  # type: ignore[arg-type]
     first = prediction[0].absolute()
     if not all(runs):
         folder = output or folder_beside(first, "eval")
@@ -87,10 +121,19 @@ def evaluate(
     else:
         folder = output or (first if len(runs) == 1 else Path("outputs") / "comparisons" / _joined(prediction))
         make_folder(folder)
-        if len(runs) == 1:
-            evaluated = evaluate_run(first, on, metrics is None, plan, folder, console.progress)
+        if cluster.name is not None:
+            if "fid" in (keys or ()):
+                console.warn(
+                    "Jobs measure a scene each, so FID is a mean over scenes, and not of their images as one set."
+                )
+            evaluated, failed = _by_jobs(prediction, common, folder, cluster)
+            missing += failed
+        elif len(runs) == 1:
+            with claimed():
+                evaluated = evaluate_run(first, on, metrics is None, plan, folder, console.progress)
         else:
-            evaluated = evaluate_runs(prediction, plan, folder, console.progress)
+            with claimed():
+                evaluated = evaluate_runs(prediction, plan, folder, console.progress)
         rows, spreads = {**evaluated["results"], **evaluated.get("baselines", {})}, evaluated["std"]
     folder = folder.expanduser().absolute()
     scenes = evaluated.get("scenes", {})
@@ -99,12 +142,12 @@ def evaluate(
         if len(prediction) == 1 or not all(runs)
         else " and ".join(path.absolute().name for path in prediction)
     )
-    title = f"{title}: {evaluated['images']} views"
+    title = f"{title}: {counted(evaluated['images'], 'view')}"
     report = write_report(evaluated, make_folder(folder) / "report.html", title)
     write_json(folder / "eval.json", evaluated)
     write_table(evaluated, folder / "eval.csv")
     tables = [
-        console.figures_table(f"{name}: {one['images']} views", one["results"], one["std"])
+        console.figures_table(f"{name}: {counted(one['images'], 'view')}", one["results"], one["std"])
         for name, one in scenes.items()
     ]
     if evaluated.get("partial"):
@@ -118,15 +161,65 @@ def evaluate(
         for variant, images in one["per_image"].items():
             if same := sum(figures.get("psnr") == math.inf for figures in images.values()):
                 console.warn(
-                    f"{same} of {len(images)} images ({variant}) are identical to their truth: their PSNR is infinite, "
-                    "and the mean is that of the others."
+                    f"{same} of {counted(len(images), 'image')} ({variant}) identical to the truth: such a PSNR is "
+                    "infinite, and the mean is that of the others."
                 )
     console.say(f"Report: {report}")
     held = ("results", "std", "protocol", "conditions")
     found = {name: evaluated[name] for name in held} | {
         "scenes": {name: {"results": one["results"], "std": one["std"]} for name, one in scenes.items()}
     }
-    console.finish({**found, "report": str(report)}, as_json, *tables)
+    if not missing:
+        console.finish({**found, "report": str(report)}, as_json, *tables)
+        return
+    message = f"Missing in this: {', '.join(missing)}."
+    console.finish({**found, "report": str(report), "missing": missing, "error": message}, as_json, *tables)
+    console.fail(message)
+    raise typer.Exit(3)
+
+
+def _by_jobs(runs: list[Path], common: list[str], folder: Path, cluster: Cluster) -> tuple[dict[str, Any], list[str]]:
+    """What jobs, one a scene, have measured of runs, and the scenes whose job failed."""
+    from difixcli.cluster.jobs import DONE, Jobs
+    from difixcli.evaluation.evaluate import by_scene, over_scenes
+
+    folder = folder.absolute()
+    named = by_scene([run.absolute() for run in runs])
+    scenes = {file_name(scene): scene for scene in named}
+    lines = {
+        key: ["eval", *map(str, named[scene]), *common, f"--output={folder / key}"] for key, scene in scenes.items()
+    }
+    jobs = Jobs(folder)
+    jobs.add(lines, str(Path.cwd()), anew=True)  # what was measured before may have changed since
+    outcome = work(folder, lines, "eval", cluster) or []
+    bad = [job for job in outcome if job.state != DONE]
+    tell_failures(jobs, bad)
+    made = {scenes[job.name]: read_json(folder / job.name / "eval.json") for job in outcome if job.state == DONE}
+    if not made:
+        raise InputError("Not one of the scenes could be measured; see the lines above.")
+    return {**over_scenes(made), "scenes": made}, [scenes[job.name] for job in bad]
+
+
+def _runs_of(named: list[Path]) -> tuple[list[Path], list[str]]:
+    """What was named, with finished runs in place of lines over several scenes; names of the other runs."""
+    from difixcli.cluster.jobs import DONE, Jobs
+    from difixcli.curation.scene_list import listed
+    from difixcli.runs import JOBS
+
+    runs: list[Path] = []
+    missing: list[str] = []
+    for spec in named:
+        for one in [Path(path) for path in listed(str(spec), scenes=False)] if str(spec)[0] == "@" else [spec]:
+            if not (one / JOBS).is_dir():
+                runs.append(one)
+                continue
+            for job in Jobs(one):
+                written = next((Path(word[9:]) for word in job.line if word.startswith("--output=")), None)
+                if job.state == DONE and written is not None:
+                    runs.append(written)
+                else:
+                    missing.append(job.name)
+    return runs, missing
 
 
 def _joined(folders: list[Path]) -> str:

@@ -12,6 +12,7 @@ from difixcli.cli.inputs import pick_device
 from difixcli.cli.options import Device, JsonOption
 from difixcli.errors import InputError, unknown
 from difixcli.runs import make_folder
+from difixcli.wording import counted
 
 
 @console.handled
@@ -51,7 +52,7 @@ def export(
     if count is not None and reconstruction.left_out:
         console.warn(not_finite(reconstruction.left_out, count, str(run)))
         count -= reconstruction.left_out
-    what = "a point cloud" if count is None else f"{count} Gaussians"
+    what = "a point cloud" if count is None else counted(count, "Gaussian")
     console.say(f"Wrote {what} to {output}, in the scene's {'own' if world == 'scene' else 'normalised'} world.")
     told = {"output": str(output), "gaussians": count, "left_out": reconstruction.left_out, "world": world}
     console.finish(told, as_json)

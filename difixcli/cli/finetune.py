@@ -11,18 +11,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difixcli import console
-from difixcli.cli.inputs import files_read, fixer_input, pick_device, scene_inputs, scene_spec
+from difixcli.cli.inputs import check_fixer, files_read, fixer_input, pick_device, scene_inputs, scene_spec
 from difixcli.cli.options import RUNNING, Device, DeviceOption, ForceOption, JsonOption, OutputOption, SeedOption
 from difixcli.cli.outputs import announce
 from difixcli.errors import InputError
 from difixcli.runs import Run, file_name, fingerprint
+from difixcli.wording import counted
 
 if TYPE_CHECKING:
     from difixcli.scenes import Scene
 
 WHAT = "What is trained"
 STEPS = "Steps"
-_OF_FIXERS = ("stream", "train", "lora_rank", "gram_weight", "accumulate", "gradient_checkpointing")
+_OF_FIXERS = (
+    "track",
+    "push_to_hub",
+    "stream",
+    "train",
+    "lora_rank",
+    "gram_weight",
+    "accumulate",
+    "gradient_checkpointing",
+)
 # options that mean nothing to other tasks
 _STRANGE = {
     "super-resolution": (*_OF_FIXERS, "dtype"),
@@ -64,6 +74,13 @@ def finetune(
         int | None,
         typer.Option(help="Rank of the decoder's adapters (SD-Turbo: 4).", min=1, rich_help_panel=WHAT),
     ] = None,
+    perceptual: Annotated[
+        str | None,
+        typer.Option(
+            help="The loss's network: lpips-vgg (default for SD-Turbo's layout), st-lpips-vgg or st-lpips-alex.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
     perceptual_weight: Annotated[
         float | None, typer.Option(help="Weight of the perceptual loss.", min=0, rich_help_panel=WHAT)
     ] = None,
@@ -83,7 +100,10 @@ def finetune(
         int | None, typer.Option(help="Batches added up for a step.", min=1, rich_help_panel=STEPS)
     ] = None,
     crop: Annotated[
-        int | None, typer.Option(help="Pixels of the random square crops.", min=16, rich_help_panel=STEPS)
+        int | None,
+        typer.Option(
+            help="Pixels of the random square crops (SD-Turbo's layout: whole frames).", min=16, rich_help_panel=STEPS
+        ),
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.", rich_help_panel=STEPS)] = None,
     warm_up: Annotated[
@@ -107,6 +127,16 @@ def finetune(
         bool | None,
         typer.Option("--gradient-checkpointing", help="Less memory, a third slower.", rich_help_panel=RUNNING),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Also log to wandb, comet_ml, mlflow, …; TensorBoard always.", rich_help_panel=RUNNING),
+    ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME", help="Upload the fixer and its model card at the end.", rich_help_panel=RUNNING
+        ),
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
     output: OutputOption = None,
@@ -117,6 +147,8 @@ def finetune(
 
     Fixers train on several GPUs and machines with accelerate launch -m difixcli finetune …
     """
+    if task is Task.fixer:
+        check_fixer(base)  # before what takes long is imported
     from difixcli.training.options import (
         SuperResolutionOptions,
         TrainingOptions,
@@ -139,6 +171,7 @@ def finetune(
         "lora_rank": lora_rank,
         "learning_rate": learning_rate,
         "warm_up": warm_up,
+        "perceptual": perceptual,
         "perceptual_weight": perceptual_weight,
         "gram_weight": gram_weight,
         "ema": ema,
@@ -146,7 +179,7 @@ def finetune(
         "dtype": dtype,
         "gradient_checkpointing": gradient_checkpointing,
     }
-    given = options | {"stream": stream or None}
+    given = options | {"stream": stream or None, "track": track or None, "push_to_hub": push_to_hub}
     for name in _STRANGE.get(task.value, ()):
         if given[name] is not None:
             whose = "fixers" if name in _OF_FIXERS else "other tasks"
@@ -162,7 +195,7 @@ def finetune(
             raise InputError(f"{name} has an option of its own; write --{name.replace('_', '-')} instead of --set.")
     chosen = {name: value for name, value in options.items() if value is not None} | other | {"seed": seed}
     if task is Task.fixer:
-        _train_fixer(pairs or [], base, photos, stream, on, chosen, output, force, as_json)
+        _train_fixer(pairs or [], base, photos, stream, on, track or [], push_to_hub, chosen, output, force, as_json)
     elif task is Task.super_resolution:
         _train_super_resolver(pairs or [], base, photos, on, chosen, output, force, as_json)
     else:
@@ -175,36 +208,52 @@ def _train_fixer(
     photos: Path | None,
     stream: bool,
     on: str,
+    track: list[str],
+    push_to_hub: str | None,
     chosen: Mapping[str, Any],
     output: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
+    from difixcli.fixer.weights import looks_like_hub_name
     from difixcli.training import TrainingOptions, processes
     from difixcli.training import finetune as train_fixer
+    from difixcli.training.card import push
     from difixcli.training.options import FREE
     from difixcli.training.pairs import pair_files
     from difixcli.training.streaming import is_remote
+    from difixcli.training.trackers import check_trackers
 
+    if push_to_hub is not None and not looks_like_hub_name(push_to_hub):
+        raise InputError(f"--push-to-hub {push_to_hub} is no name on the hub; write OWNER/NAME.")
+    check_trackers(track)
     sources = [pair if is_remote(pair) else str(Path(pair).expanduser().absolute()) for pair in pairs]
     arguments = {"pairs": sources, "base": base, "photos": photos, "stream": stream}
     arguments |= {name: value for name, value in chosen.items() if name not in FREE}
     local = [Path(source) for source in sources if not is_remote(source)]
-    inputs = {str(source): fingerprint(pair_files(source), content=False) for source in local} | fixer_input(
-        base, "base"
-    )
-    inputs |= _photos_input(photos)
+
+    def inputs() -> dict[str, str]:
+        held = {str(source): fingerprint(pair_files(source), content=False) for source in local}
+        return held | fixer_input(base, "base") | _photos_input(photos)
+
     names = [source.name if source.is_dir() else source.parent.name for source in local[:3]]
     folder = output or Path("outputs") / "fixers" / "-".join([file_name(base), *(names or ["photos"])])
     reads = [*local, *([photos] if photos else []), *files_read(base)]
     process = processes.join(on)
     main = process.is_main_process
-    run = Run.open(folder, "finetune", arguments, inputs, force, reads=reads) if main else None
-    process.wait_for_everyone()  # the first process alone holds the run; the others work into its folder
+    run = Run.open(folder, "finetune", arguments, inputs(), force, reads=reads) if main else None
+    processes.wait()  # the first process alone holds the run; the others work into its folder
     total = chosen.get("iterations", TrainingOptions().iterations)
     told = {"photos": photos, "device": on, "processes": process.num_processes}
     if run is not None:
         announce(run, base=base, pairs=sources, **told)
+
+    def report(record: Mapping[str, Any]) -> None:
+        if run is not None and record["event"] == "start":  # what was decided for all processes
+            decided = {"perceptual": record["options"]["perceptual"], "judge": record["judge"]}
+            run.save(results={**decided, "options": record["options"]})
+        _training_news(record)
+
     with console.progress("train", total) if main else contextlib.nullcontext() as update:
         results = train_fixer(
             sources,
@@ -214,7 +263,8 @@ def _train_fixer(
             stream=stream,
             device=on,
             progress=update,
-            report=_training_news,
+            report=report,
+            track=track,
             **chosen,
         )
     process.destroy_process_group()
@@ -222,12 +272,16 @@ def _train_fixer(
         return
     run.finish(results)
     if results["skipped"]:
-        console.warn(f"{len(results['skipped'])} pairs could not be read and were skipped; log.jsonl says why.")
+        console.warn(f"{counted(len(results['skipped']), 'pair')} skipped that could not be read; log.jsonl says why.")
     tables = []
     if results["validation"]:
         tables.append(console.figures_table(f"validation, best of step {results['best_step']}", results["validation"]))
     console.say(f"Use it with --fixer {run.folder}")
-    console.finish({"results": results, "output": str(run.folder)}, as_json, *tables)
+    told = {"results": results, "output": str(run.folder)}
+    if push_to_hub is not None:
+        told["pushed"] = push(run.folder, push_to_hub)
+        console.say(f"Pushed: {told['pushed']}")
+    console.finish(told, as_json, *tables)
 
 
 def _train_super_resolver(
@@ -365,7 +419,8 @@ def _super_resolution_news(record: Mapping[str, Any]) -> None:
         counts, options = record["photos"], record["options"]
         loss = options["perceptual"] if options["perceptual_weight"] else "no perceptual loss"
         console.say(
-            f"{counts['folder']} photos of the folder, {counts['scenes']} of scenes, {counts['views']} views of runs, "
+            f"{counted(counts['folder'], 'photo')} of the folder, {counts['scenes']} of scenes, "
+            f"{counted(counts['views'], 'view')} of runs, "
             f"{counts['test']} for validation; "
             f"x{record['factor']}; crops of {options['crop']} pixels; l1 and {loss}"
         )
@@ -385,8 +440,9 @@ def _view_diffusion_news(record: Mapping[str, Any]) -> None:
     if record["event"] == "start":
         counts, options = record["photos"], record["options"]
         console.say(
-            f"{counts['views']} views of {counts['scenes']} scenes, {counts['folder']} other photos; {counts['held']} "
-            f"views for validation; {options['dtype']}"
+            f"{counted(counts['views'], 'view')} of {counted(counts['scenes'], 'scene')}, "
+            f"{counted(counts['folder'], 'other photo')}; {counted(counts['held'], 'view')} for validation; "
+            f"{options['dtype']}"
         )
         if not counts["held"]:
             console.warn("No scene has eight photos, so nothing is validated.")
@@ -408,7 +464,10 @@ def _training_news(record: Mapping[str, Any]) -> None:
         counts, options = record["pairs"], record["options"]
         what = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         loss = options["perceptual"] if options["perceptual_weight"] else "no perceptual loss"
-        console.say(f"{what}; crops of {record['crop']} pixels; {options['pixel']} and {loss}; {options['dtype']}")
+        size = f"crops of {record['crop']} pixels"
+        if not options["crop"]:
+            size = f"whole frames at {options['frame_width']}×{options['frame_height']}"
+        console.say(f"{what}; {size}; {options['pixel']} and {loss}; {options['dtype']}")
         if record["crop"] < options["crop"]:
             console.warn(
                 f"The pairs are smaller than the crops of {options['crop']} pixels that were asked for: crops of "
@@ -426,7 +485,15 @@ def _training_news(record: Mapping[str, Any]) -> None:
         console.say(
             f"step {record['step']}: PSNR {record['psnr']:.2f} ({record['psnr_gain']:+.2f}), "
             f"SSIM {record['ssim']:.4f} ({record['ssim_gain']:+.4f}), "
-            f"st-LPIPS {record['st_lpips']:.4f} ({record['st_lpips_gain']:+.4f})" + (", best" if record["best"] else "")
+            + _judged(record)
+            + (", best" if record["best"] else "")
         )
     elif record["event"] == "skipped":
         console.warn(f"{record['pair']} is skipped: {record['reason']}")
+
+
+def _judged(record: Mapping[str, Any]) -> str:
+    """The judge's figure of a validation, and how much it has gained."""
+    key = "st_lpips" if "st_lpips" in record else "st_lpips_alex"
+    name = "st-LPIPS" if key == "st_lpips" else "st-LPIPS (Alex)"
+    return f"{name} {record[key]:.4f} ({record[f'{key}_gain']:+.4f})"

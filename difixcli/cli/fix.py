@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from difixcli import console
 from difixcli.cli.inputs import (
+    check_fixer,
     files_read,
     fixer_input,
     open_fixer,
@@ -40,10 +42,16 @@ from difixcli.cli.options import (
 from difixcli.cli.outputs import announce, beside_others, folder_beside
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, fingerprint
+from difixcli.wording import counted
 
 VIEWS = "Novel views"
 _IMAGES, _NOVEL_VIEW = "images", "novel-view"
 _SLOW = 50 * 10**6  # pixels
+
+
+class Layout(str, Enum):
+    ours = "ours"
+    diffusers = "diffusers"
 
 
 @console.handled
@@ -112,7 +120,10 @@ def fix(
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Also write NAME.confidence.png; takes twice as long.")
     ] = False,
-    export: Annotated[Path | None, typer.Option(help="Write the fixer as our folder; needs no images.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Write the fixer to a folder; needs no images.")] = None,
+    layout: Annotated[
+        Layout | None, typer.Option(help="With --export: ours (default), or diffusers, as Difix is published.")
+    ] = None,
     merge_lora: Annotated[
         bool, typer.Option("--merge-lora", help="With --export: work adapters into the weights.")
     ] = False,
@@ -140,6 +151,7 @@ def fix(
             **{"--reference": reference, "--scene": scene, "--references": references, "--resize": resize},
             **{"--tile": tile, "--fill-unseen": fill_unseen, "--confidence": confidence, "--export": export},
             **{"--upscale": upscale, "--sr": sr, "--merge-lora": merge_lora, "--compile": compiled},
+            **{"--layout": layout},
             **{"--fixer": fixer != "bundled", "--dtype": dtype is not Precision.auto},
         }
         if said := [option for option, value in of_images.items() if value]:
@@ -151,13 +163,18 @@ def fix(
             force, as_json,
         )  # fmt: skip
         return
-    from difixcli.enhancement.fix import FixOptions, fix_images
-    from difixcli.enhancement.images import has_alpha, listed_images
-    from difixcli.enhancement.references import ReferencePhotos, check_references
+    check_fixer(fixer)
+    from difixcli.enhancement.fix import fix_images
+    from difixcli.frames.pictures import has_alpha, listed_images
+    from difixcli.frames.pipeline import FrameOptions
+    from difixcli.frames.references import ReferencePhotos, check_references
     from difixcli.scenes.unposed import is_video
 
     if merge_lora and export is None:
         raise InputError("--merge-lora belongs to --export DIR; for images adapters are always merged.")
+    if layout is not None and export is None:
+        raise InputError("--layout belongs to --export DIR; name a folder, or leave it out.")
+    published = layout is Layout.diffusers
     if source is None:
         if export is None:
             raise InputError("Nothing to fix; name an image or a folder of images, or a folder to --export to.")
@@ -172,7 +189,7 @@ def fix(
                 f"Without images {', '.join(given)} would say nothing: a lone --export writes the fixer alone. Name an "
                 "image or a folder of images too, or leave that out."
             )
-        console.finish({"exported": _export(fixer, export, merge_lora, dtype, force)}, as_json)
+        console.finish({"exported": _export(fixer, export, published, merge_lora, dtype, force)}, as_json)
         return
     if upscale is not None or sr is not None:
         of_fixes = {
@@ -198,7 +215,7 @@ def fix(
     if slow := [path for path, (width, height) in sizes.items() if width * height > _SLOW]:
         console.say(
             f"{slow[0].name} has {math.prod(sizes[slow[0]]) // 10**6} million pixels; an image of that size takes "
-            "minutes, and progress counts whole images. --size N works at a smaller one."
+            "minutes. --size N works at a smaller one."
         )
     photos = [photo for path in reference or [] for photo in photos_of(path)]
     for warning in check_references(files, photos):
@@ -211,7 +228,7 @@ def fix(
         raise InputError(f"The fixer {fixer} has no noise to invent from; leave out --fill-unseen or name another.")
     if fill_unseen and not any(has_alpha(path) for path in files):
         raise InputError(f"No image of {source} has an alpha channel to say what was not seen; drop --fill-unseen.")
-    if network.config.references == "raw" and network.config.views and not (photos or posed):
+    if network.config.takes_photos and network.config.views and not (photos or posed):
         console.warn(f"The fixer {fixer} was trained with a reference photo; give --reference, or expect less of it.")
     count = photo_count(references, network)
     if posed is None:
@@ -219,7 +236,7 @@ def fix(
     else:
         count = min(count, len(posed.frames) - 1)  # an image's own frame is none of them
         choice = ReferencePhotos.by_pose(posed, files, count)
-    options = FixOptions(
+    options = FrameOptions(
         resize is Resize.release, confidence, seed if fill_unseen or network.config.fill_unseen else None
     )
     arguments = {"source": source.absolute(), "references": photos, "fixer": fixer, "size": size, **vars(options)}
@@ -232,8 +249,10 @@ def fix(
     if output is None:
         folder = beside_others(folder, "fix", arguments)
     run = Run.open(folder, "fix", arguments, inputs, force, reads=reads)
-    announce(run, references=photos_told(photos, count), scene=posed and f"{posed.name}, nearest {count} photos")
-    exported = None if export is None else _export(fixer, export, merge_lora, dtype, force, told=True)
+    announce(
+        run, references=photos_told(photos, count), scene=posed and f"{posed.name}, nearest {counted(count, 'photo')}"
+    )
+    exported = None if export is None else _export(fixer, export, published, merge_lora, dtype, force, told=True)
     results = fix_images(files, run.folder, network, choice, options, size, console.progress)
     run.finish(results)
     pace = results["seconds_per_frame"]
@@ -252,25 +271,34 @@ def fix(
     console.finish(told if exported is None else {**told, "exported": exported}, as_json)
 
 
-def _export(fixer: str, folder: Path, merge: bool, dtype: Precision, force: bool, told: bool = False) -> str:
-    """Write a fixer as our folder; `told` when its licence has been."""
+def _export(
+    fixer: str, folder: Path, published: bool, merge: bool, dtype: Precision, force: bool, told: bool = False
+) -> str:
+    """Write a fixer to a folder, in our layout or the published one; `told` when its licence has been."""
     from difixcli.fixer import Fixer, local_files
+    from difixcli.fixer.publishing import PARTS, check_publishable, save_published, text_encoder_of
 
     folder = folder.expanduser().absolute()
     if folder.is_file():
         raise InputError(f"{folder} is a file; name a folder to export to.")
     held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if {path.parent.resolve() for path in local_files(fixer)} & {folder.resolve()}:
+    if any(folder.resolve() in path.resolve().parents for path in local_files(fixer)):
         raise InputError(f"{folder} holds the fixer that is exported; choose another folder.")
     in_the_way = InputError(f"{folder} is not empty; choose another folder, or replace an export with --force.")
-    if not {name.removesuffix(".part") for name in held} <= {"config.json", "model.safetensors"}:
+    parts, last = (PARTS, "model_index.json") if published else (("config.json", "model.safetensors"), "config.json")
+    if not {name.removesuffix(".part") for name in held} <= set(parts):
         raise in_the_way
-    finished = "config.json" in held  # which is written last
+    finished = last in held  # which is written last
     loaded = Fixer.from_pretrained(fixer, merge=merge, dtype=precision(dtype))
+    if published:
+        check_publishable(loaded.config)
     if not told:
         console.say(f"Fixer {fixer}: licence {loaded.licence}")
     if finished and not force and not loaded.is_saved_in(folder):
         raise in_the_way
-    loaded.save_pretrained(folder)
+    if published:
+        save_published(loaded.network, folder, text_encoder_of(fixer))
+    else:
+        loaded.save_pretrained(folder)
     console.say(f"Use it with --fixer {folder}")
     return str(folder)

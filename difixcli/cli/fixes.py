@@ -22,6 +22,7 @@ from difixcli.cli.outputs import announce
 from difixcli.cli.requests import Request, held, start_files
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, fingerprint
+from difixcli.wording import counted
 
 
 @dataclass(frozen=True)
@@ -158,16 +159,17 @@ def distill_fixes(request: Request, asked: Fixes) -> None:
     timetable = f"{planned.photos} iterations on photos, no fixes ({asked.schedule})"
     if planned.rounds:
         timetable = (
-            f"{planned.photos} iterations on photos, then {planned.rounds} rounds of {planned.every} "
+            f"{planned.photos} iterations on photos, then {counted(planned.rounds, 'round')} of {planned.every} "
             f"({asked.schedule}), {planned.share:.0%} of them on views by the prior {asked.prior}"
         )
     announce(
         run,
-        scene=f"{loaded.name}, {len(chosen.train)} photos train, {len(chosen.test)} test ({rule})",
+        scene=f"{loaded.name}, {counted(len(chosen.train), 'photo trains', 'photos train')}, "
+        f"{len(chosen.test)} test ({rule})",
         method=f"{method}, preset {sizes} on {on}, seed {request.seed}",
         size=size_of(loaded),
         start=request.start,
-        targets=f"{', '.join(aims)}: {len(distillation.targets)} views",
+        targets=f"{', '.join(aims)}: {counted(len(distillation.targets), 'view')}",
         schedule=timetable,
         fixer=asked.fixer,
     )
@@ -182,7 +184,7 @@ def distill_fixes(request: Request, asked: Fixes) -> None:
     found = run.record.get("rounds", {})
     if found:
         console.say(_outcome(found, planned.rounds))
-    title = f"{loaded.name}, {method}: {len(chosen.test)} test views"
+    title = f"{loaded.name}, {method}: {counted(len(chosen.test), 'test view')}"
     tables = [console.figures_table(title, results)] if results else []
     console.say(f"Pictures: {run.folder / ('renders' if results else 'path')}")
     if results:
@@ -199,9 +201,9 @@ def _outcome(found: dict[str, Any], rounds: int) -> str:
     """What became of the rounds, and which model was handed over."""
     kept = f"Views dropped: {found['dropped']}. "
     if not found["taken_back"]:
-        return kept + f"All {rounds} rounds were accepted; the distilled model is handed over."
+        return kept + f"Rounds accepted: all ({rounds}); the distilled model is handed over."
     number = found["taken_back"]
     told = f"Round {number} made the views less like the photos and was taken back (--no-guard keeps it); "
     if found["accepted"]:
-        return kept + told + f"what {number - 1} rounds have taught is handed over."
+        return kept + told + f"what the {counted(number - 1, 'round')} before taught is handed over."
     return kept + told + "the model of photos alone is handed over, trained to the end."

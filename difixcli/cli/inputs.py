@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from difixcli import console
 from difixcli.cli.options import Device, Precision, Preset
 from difixcli.errors import InputError
+from difixcli.memory import keep_freed_memory
 from difixcli.runs import fingerprint
 
 if TYPE_CHECKING:
@@ -53,15 +54,29 @@ def precision(dtype: Precision) -> torch.dtype:
     return names.get(dtype, torch.float32)
 
 
+def check_fixer(name: str) -> None:
+    """Raises InputError for a path that holds no fixer, as far as that can be told without importing torch."""
+    path = Path(name).expanduser()
+    if path.is_dir() and not ((path / "config.json").is_file() or all((path / x).is_dir() for x in ("unet", "vae"))):
+        raise InputError(
+            f"{path} is not a fixer: it has neither config.json with model.safetensors nor the folders unet and vae."
+        )
+    if not path.exists() and (path.suffix == ".pkl" or name.startswith((".", "/", "~"))):
+        raise InputError(f"There is no fixer {path}; check its name.")
+
+
 def open_fixer(name: str, device: str, dtype: Precision = Precision.auto, compiled: bool = False) -> Fixer:
     """Load a fixer for use, not for training, and say under which licence it stands."""
     from difixcli.fixer import Fixer
 
+    if device == "cpu":
+        keep_freed_memory()
     fixer = Fixer.from_pretrained(name, merge=True)
     # a blend of pixels needs their eight bits, and more
-    half = dtype is Precision.auto and device == "cuda" and fixer.config.references == "raw"
+    half = dtype is Precision.auto and device == "cuda" and fixer.config.takes_photos
     fixer.to(device, precision(Precision.bf16 if half else dtype))
     fixer.notice = console.warn
+    fixer.tile_done = console.tile_done
     if compiled:
         fixer.compile()
     console.say(f"Fixer {name}: licence {fixer.licence}")

@@ -12,6 +12,7 @@ from difixcli.cli.options import ForceOption, JsonOption, OutputOption, SeedOpti
 from difixcli.cli.outputs import announce
 from difixcli.errors import InputError
 from difixcli.runs import Run, check_folder
+from difixcli.wording import counted
 
 FRAMES = 150
 """The most frames that are taken of a video."""
@@ -75,8 +76,8 @@ def _tell(results: dict[str, Any], run: Run) -> None:
             f"parallax {results['parallax']:.1f}°): look at {run.folder / 'poses.png'} before you use it."
         )
     console.say(
-        f"Placed {results['placed']} of {results['photos']} photos in {run.record['seconds']:.0f} s: focal length "
-        f"{results['focal']:.1f} px at {results['width']}×{results['height']}, {results['points']} points, "
-        f"reprojection error {results['reprojection_error']:.2f} px."
+        f"Placed {results['placed']} of {counted(results['photos'], 'photo')} in {run.record['seconds']:.0f} s: "
+        f"focal length {results['focal']:.1f} px at {results['width']}×{results['height']}, {results['points']} "
+        f"points, reprojection error {results['reprojection_error']:.2f} px."
     )
     console.say(f"The scene is in {run.folder}; poses.png shows its cameras.")

@@ -14,6 +14,7 @@ from difixcli.cli.outputs import announce, beside_others, folder_beside
 from difixcli.cli.requests import Request, held, start_files
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, fingerprint
+from difixcli.wording import counted
 
 if TYPE_CHECKING:
     from difixcli.distillation.settings import Settings
@@ -138,12 +139,14 @@ def distill_larger(request: Request, enlargement: Enlargement, update_asked: boo
         run = Run.open(folder, "distill", arguments, inputs, request.force, reads=reads)
     announce(
         run,
-        scene=f"{loaded.name}, {len(split.train)} photos train, {len(split.test)} test ({rule})",
+        scene=f"{loaded.name}, {counted(len(split.train), 'photo trains', 'photos train')}, "
+        f"{len(split.test)} test ({rule})",
         method=f"{method}, preset {sizes} on {on}, seed {request.seed}",
         size=f"photos {size_of(small)}" + (f" (reduced by {enlargement.reduce})" if enlargement.reduce > 1 else "")
         + f", result {size_of(large)}",
         start=request.start,
-        schedule=f"{planned.photos} iterations on photos, {planned.rounds} rounds of {planned.every} on larger ones",
+        schedule=f"{planned.photos} iterations on photos, {counted(planned.rounds, 'round')} of {planned.every} on "
+        "larger ones",
         resolver=f"{enlargement.resolver}, {enlargement.upscale} times larger",
     )  # fmt: skip
     if not split.test:
@@ -156,7 +159,7 @@ def distill_larger(request: Request, enlargement: Enlargement, update_asked: boo
         compile_ahead(method, on, console.say)
         results = made.resolve(resolver, run, console.progress, console.say)
         run.finish(results)
-    _tell(run, request, enlargement, f"{loaded.name}, {method}: {len(split.test)} test views", results)
+    _tell(run, request, enlargement, f"{loaded.name}, {method}: {counted(len(split.test), 'test view')}", results)
 
 
 def own_terms(enlargement: Enlargement) -> dict[str, float]:
@@ -229,7 +232,7 @@ def enlarge(
 ) -> None:
     """Make images larger, each by itself."""
     from difixcli.enhancement.enlarge import enlarge_images
-    from difixcli.enhancement.images import listed_images
+    from difixcli.frames.pictures import listed_images
     from difixcli.priors.super_resolution.files import resolver_files
     from difixcli.scenes.unposed import is_video
 

@@ -13,6 +13,7 @@ from difixcli.cli.outputs import announce, beside_others, folder_beside
 from difixcli.cli.requests import Request, held, start_files
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, fingerprint
+from difixcli.wording import counted
 
 if TYPE_CHECKING:
     from difixcli.distillation.seeking import Seeking
@@ -116,11 +117,12 @@ def distill_few(
         run = Run.open(folder, "distill", arguments, inputs, request.force, reads=reads)
     announce(
         run,
-        scene=f"{loaded.name}, {len(split.train)} photos train, {len(split.test)} test ({rule})",
+        scene=f"{loaded.name}, {counted(len(split.train), 'photo trains', 'photos train')}, "
+        f"{len(split.test)} test ({rule})",
         method=f"{method}, preset {sizes} on {on}, seed {request.seed}",
         size=size_of(loaded),
         start=request.start,
-        targets=f"{', '.join(aims)}: {len(made.targets)} views, {schedule.share:.0%} of what is drawn",
+        targets=f"{', '.join(aims)}: {counted(len(made.targets), 'view')}, {schedule.share:.0%} of what is drawn",
         schedule=planned(schedule, seeking.seek),
         seek=f"{seeking.seek}" if seeking.seek == "mean" else f"{seeking.seek}, {seeking.steps} denoising steps, each "
         f"x̂₀ for {seeking.reuse} draws",
@@ -137,7 +139,7 @@ def distill_few(
     console.say(f"Pictures: {run.folder / ('renders' if results else 'path')}")
     if results:
         console.say(f"For a report: difix eval {run.folder}")
-    title = f"{loaded.name}, {method}: {len(split.test)} test views"
+    title = f"{loaded.name}, {method}: {counted(len(split.test), 'test view')}"
     tables = [console.figures_table(title, results)] if results else []
     console.finish({"results": results, "output": str(run.folder)}, request.as_json, *tables)
 
@@ -176,14 +178,14 @@ def novel_views(
     chosen = make_split(loaded, rule, need_test=trajectory is None and camera is None)
     check_sparse_views(loaded, chosen.train)
     views = [(loaded.file_names[i], loaded.frames[i].camera) for i in chosen.test]
-    where, fps, files = f"the {len(views)} test views", None, []
+    where, fps, files = f"the {counted(len(views), 'test view')}", None, []
     if camera is not None:
         views = read_cameras(camera.expanduser(), loaded, loaded.frames[chosen.train[0]].camera)
         where, files = f"{len(views)} of {camera}", [camera.expanduser()]
     elif trajectory is not None:
         path = make_trajectory(loaded, chosen.train, trajectory)
         views = [(f"frame_{number:05d}", one) for number, one in enumerate(path.cameras, start=1)]
-        where, fps = f"{trajectory}, {len(views)} frames", path.fps
+        where, fps = f"{trajectory}, {counted(len(views), 'frame')}", path.fps
         files = _paths([trajectory])
 
     from difixcli.enhancement.novel_views import render_novel_views
@@ -218,7 +220,7 @@ def novel_views(
     run = Run.open(output, "fix", arguments, inputs, force, reads=reads)
     announce(
         run,
-        scene=f"{loaded.name}, {len(chosen.train)} photos are looked at ({rule})",
+        scene=f"{loaded.name}, {counted(len(chosen.train), 'photo is', 'photos are')} looked at ({rule})",
         views=f"{where}, drawn in {steps} steps, seed {seed}; the networks' size is {networks.size} pixels",
         device=on,
     )

@@ -65,8 +65,7 @@ class Build:
         if reconstruction.step < target:
             left = target - reconstruction.step
             with self.progress(f"{scene.name}: reconstruct {name}", left) as update:
-                reconstruction.train(left, update)
-            reconstruction.save()
+                reconstruction.train_to(target, update)
             reconstruction.go_back()
         self.seconds += time.monotonic() - begun
         return reconstruction

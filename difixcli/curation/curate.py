@@ -8,6 +8,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -15,6 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from difixcli.cluster.jobs import DONE, FAILED, Jobs, Report
 from difixcli.curation.build import Build
 from difixcli.curation.cross_camera import cross_camera, default_camera_rule
 from difixcli.curation.cycle import SHIFTED, cycle
@@ -35,8 +37,9 @@ from difixcli.curation.manifest import (
 from difixcli.curation.pairs import IMAGE_FORMATS, KINDS, Pair, PairFiles, pair_id, write_pair
 from difixcli.curation.sheets import write_index, write_sheet
 from difixcli.curation.sparse import sparse
+from difixcli.curation.strategies import STRATEGIES, parse_stop
 from difixcli.curation.tars import tar_name, write_tar
-from difixcli.curation.underfit import parse_stop, underfit
+from difixcli.curation.underfit import underfit
 from difixcli.errors import LESS_MEMORY, InputError, out_of_memory, unknown
 from difixcli.reconstruction import default_iterations
 from difixcli.runs import Progress, Run, file_name, write_json
@@ -44,10 +47,10 @@ from difixcli.scenes import default_split_rule, make_split, scene_fingerprint
 from difixcli.scenes.scene import Scene
 from difixcli.scenes.trajectories import shift_distance
 
-STRATEGIES = ("sparse", "cycle", "underfit", "cross-camera")
 FORMATS = ("folder", "webdataset")
 DEFAULT_SHIFTS = ("0.1",)
 DEFAULT_STOPS = ("25%", "50%", "75%")
+_POLL = 2.0  # seconds between two looks at what other processes do
 _NO_SCENE_WOULD_FARE_BETTER = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
@@ -108,15 +111,18 @@ class Failure:
     """Why a scene could not be finished. `fault` is a traceback where the scene is not to blame."""
 
     message: str
-    fault: str | None = None
+    fault: str = ""
 
 
 @dataclass(frozen=True)
 class Curated:
-    """What a folder of pairs holds: the figures of its finished stages, and the scenes that failed, by name."""
+    """What a folder of pairs holds: the figures of its finished stages, the scenes that failed, by name, and the names
+    of those that are still to be made.
+    """
 
     stages: Sequence[StageSummary]
     failed: Mapping[str, Failure]
+    left: Sequence[str] = ()
 
     def results(self) -> dict[str, Any]:
         """The figures for a run's record."""
@@ -129,6 +135,7 @@ class Curated:
             "ssim": sum(stage.ssim * stage.pairs for stage in self.stages) / max(pairs, 1),
             "dropped": {name: sum(stage.dropped.get(name, 0) for stage in self.stages) for name in FILTERS},
             "failed": {name: failure.message for name, failure in self.failed.items()},
+            "left": list(self.left),
         }
 
 
@@ -140,37 +147,94 @@ def curate(
     test_scenes: Sequence[str],
     progress: Progress,
     say: Callable[[str], None],
+    max_failed: int | None = None,
 ) -> Curated:
     """Make the pairs of all scenes (by name, with what `load` takes) into the run's folder.
 
     Finished stages (a split, a shift or a stop of a scene) are kept when the run is resumed, and so are trained
-    reconstructions; what was cut off is made anew. A scene that fails does not stop the others. `test_scenes` are
-    names or patterns of the scenes whose pairs are all for testing. `say` is given a line of each scene's
-    reconstructions: which of its seed points they begin from, and what looks mistaken.
+    reconstructions; what was cut off is made anew. A scene that fails does not stop the others, but no further one is
+    begun when more than `max_failed` have. `test_scenes` are names or patterns of the scenes whose pairs are all for
+    testing. `say` is given a line of each scene's reconstructions: which of its seed points they begin from, and what
+    looks mistaken.
 
-    A shard of a run writes no manifest, because its neighbours may still be at work: `merge` does. Raises OSError when
-    nothing more can be written, and InputError for a damaged record.
+    Other processes may be at it in the same folder: each scene is made by one of them, and one that another process has
+    finished or failed at in the meantime is not tried again. What a process that died was working on is taken over.
+    The manifest is written when every scene of the run, not only of these, is finished or has failed. Raises OSError
+    when nothing more can be written, and InputError for a damaged record.
     """
-    failed: dict[str, Failure] = {}
-    for name, spec in scenes.items():
-        try:
-            _scene(load(spec), recipe, run, any(fnmatchcase(name, one) for one in test_scenes), progress, say)
-        except InputError as error:
-            failed[name] = Failure(str(error))
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in _NO_SCENE_WOULD_FARE_BETTER:
-                raise
-            if isinstance(error, OSError) and error.errno is not None:
-                failed[name] = Failure(f"{error.strerror} ({error.filename}); mend this and run the same line again.")
-            elif out_of_memory(error):
-                failed[name] = Failure(LESS_MEMORY)
-            else:
-                failed[name] = Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
-    if run.shard is None:
-        return finish(run.folder, failed)
-    homes = [run.folder / file_name(name) for name in scenes]
-    own = {home: read_scene(home / SCENE_FILE) for home in homes if (home / SCENE_FILE).is_file()}
-    return Curated(summaries(own), failed)
+    jobs = Jobs(run.folder)
+    left = {file_name(name): (name, spec) for name, spec in scenes.items()}
+    attempts = {key: 0 if (job := jobs.read(key)) is None else job.attempt for key in left}
+    failed = 0
+    waited = False
+    while left and (max_failed is None or failed <= max_failed):
+        taken = None
+        for key in list(left):
+            job = jobs.read(key)
+            if job is not None and job.attempt > attempts[key] and job.state in (DONE, FAILED):
+                failed += job.state == FAILED  # by another process
+                del left[key]
+                continue
+            with jobs.working(key) as report:
+                if report is None:
+                    continue
+                taken = key
+                name, spec = left[key]
+                with _reported(report):
+                    test = any(fnmatchcase(name, one) for one in test_scenes)
+                    _scene(load(spec), recipe, run, test, _tee(progress, report), say)
+                failed += bool(report.failure)
+                del left[key]
+                break
+        if left and taken is None:
+            if not waited:
+                say(f"Other processes are at work on {', '.join(left)}; waiting for them.")
+                waited = True
+            time.sleep(_POLL)
+    return gather(run.folder)
+
+
+@contextmanager
+def _reported(report: Report) -> Iterator[None]:
+    """What goes wrong with one scene is reported; what would with every scene is raised."""
+    try:
+        yield
+    except InputError as error:
+        report.fail(str(error))
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NO_SCENE_WOULD_FARE_BETTER:
+            raise
+        if isinstance(error, OSError) and error.errno is not None:
+            report.fail(f"{error.strerror} ({error.filename}); mend this and run the same line again.")
+        elif out_of_memory(error):
+            report.fail(LESS_MEMORY)
+        else:
+            report.fail(f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def _tee(progress: Progress, report: Report) -> Progress:
+    """The same progress, which the job's record tells of, too."""
+
+    @contextmanager
+    def told(label: str, total: int) -> Iterator[Callable[[int], None]]:
+        with progress(label, total) as update:
+
+            def both(done: int) -> None:
+                update(done)
+                report.progress(label, done, total)
+
+            yield both
+
+    return told
+
+
+def gather(folder: Path) -> Curated:
+    """What a folder of pairs holds, with a manifest if every scene in it is finished or has failed."""
+    jobs = list(Jobs(folder))
+    failed = {job.name: Failure(job.message, job.fault) for job in jobs if job.state == FAILED}
+    if left := [job.name for job in jobs if job.state not in (DONE, FAILED)]:
+        return Curated(summaries(scene_records(folder)), failed, left)
+    return finish(folder, failed)
 
 
 def finish(folder: Path, failed: Mapping[str, Failure]) -> Curated:
@@ -302,4 +366,3 @@ def _stage(
     write_stage(home, stage.split, entries, dropped, {name: round(value, 2) for name, value in seconds.items()})
     for name, value in seconds.items():
         run.time(name, value)
-    run.save()

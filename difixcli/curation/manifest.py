@@ -5,7 +5,7 @@ OUTPUT/index.html               contact sheets and figures
 OUTPUT/SCENE/scene.json         where the scene came from, and whether its pairs are for testing
 OUTPUT/SCENE/photos/            its photos, shared by all stages
 OUTPUT/SCENE/STAGE/pairs.json   the stage's entries; it is there when the stage is finished
-OUTPUT/SCENE/STAGE/{render,opacity,aligned,depth}/, sheet.png
+OUTPUT/SCENE/STAGE/{render,opacity,aligned,depth,correspondence}/, sheet.png
 OUTPUT/SCENE/models/            reconstructions, while the scene is being worked on or when they are kept
 OUTPUT/{train,test}/*.tar       with the format webdataset, instead of the images and the manifest
 """

@@ -1,36 +1,36 @@
-"""Merging what shards, or runs of several strategies, have made."""
+"""Merging what several processes, or runs of several strategies, have made."""
 
 from __future__ import annotations
 
 import filecmp
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
+from difixcli.cluster.jobs import DONE, FAILED, Job, Jobs
 from difixcli.curation.curate import Curated, Failure, finish
 from difixcli.curation.manifest import SCENE_FILE, STAGE_FILE, SceneRecord, read_scene, scene_records
 from difixcli.errors import InputError
-from difixcli.runs import RECORD, read_json, write_json
-from difixcli.shapes import Each
+from difixcli.runs import read_json, run_record, write_json
 
-_RECORD = {**RECORD, "results": {"failed?": Each(str)}}
+_FEW = 5  # how many scenes a message names
 
 
-def merge(folders: Sequence[Path], output: Path) -> Curated:
-    """Gather the pairs of finished runs, and of all shards of runs, into `output` with one manifest.
+def merge(folders: Sequence[Path], output: Path, partial: bool = False) -> Curated:
+    """Gather the pairs of runs, whoever made their scenes, into `output` with one manifest.
 
-    Several shards may have written into one folder; `output` may be that folder. Files of other folders are linked
-    where the file system can, else copied; nothing is removed, and merging again changes nothing.
+    Several processes may have written into one folder; `output` may be that folder. Files of other folders are linked
+    where the file system can, else copied; nothing is removed, and merging again changes nothing. With `partial` what
+    is there is merged, and `Curated.left` names the scenes that are not.
 
-    Raises InputError for a folder without pairs, a run or shard that is missing or unfinished, pairs in different
-    formats, a scene that is for training here and for testing there, and files of one name with different content.
+    Raises InputError for a folder without pairs, scenes that are still to be made (unless `partial`), pairs in
+    different formats, a scene that is for training here and for testing there, and files of one name with different
+    content.
     """
-    failed = check_merge(folders)
+    failed, left = check_merge(folders, partial)
     for folder in folders:
         if folder.resolve() == output.resolve():
             continue
@@ -44,13 +44,21 @@ def merge(folders: Sequence[Path], output: Path) -> Curated:
             write_json(held, asdict(record))
         for path in _files(folder):
             _place(path, output / path.relative_to(folder))
-    return finish(output, failed)
+    return replace(finish(output, failed), left=left)
 
 
-def check_merge(folders: Sequence[Path]) -> dict[str, Failure]:
-    """The failed scenes of all runs in the folders; raises InputError for folders that cannot be merged (see `merge`),
-    as far as that can be told before files are compared. Nothing is written."""
-    failed = _finished(folders)
+def check_merge(folders: Sequence[Path], partial: bool = False) -> tuple[dict[str, Failure], list[str]]:
+    """The scenes that failed, and the names of those that are still to be made, of all runs in the folders.
+
+    Raises InputError for folders that cannot be merged (see `merge`), as far as that can be told before files are
+    compared. Nothing is written.
+    """
+    failed, left = _found(folders)
+    if left and not partial:
+        raise InputError(
+            f"{_named(left)} {'is' if len(left) == 1 else 'are'} still to be made; run the same line again, or merge "
+            "what is there with --partial."
+        )
     seen: dict[str, SceneRecord] = {}
     for folder in folders:
         for home, record in scene_records(folder).items():
@@ -65,34 +73,40 @@ def check_merge(folders: Sequence[Path]) -> dict[str, Failure]:
     formats = {record.format for folder in folders for record in scene_records(folder).values()}
     if len(formats) > 1:
         raise InputError("One of the folders holds tars and another images; merge those of one --format.")
-    return failed
+    return failed, left
 
 
-def _finished(folders: Sequence[Path]) -> dict[str, Failure]:
-    """The failed scenes of all runs in the folders; InputError unless all runs and all their shards are done."""
-    shards: dict[tuple[str, int], set[int]] = {}
-    failed: dict[str, Failure] = {}
+def _found(folders: Sequence[Path]) -> tuple[dict[str, Failure], list[str]]:
+    """The scenes that failed, and the names of those that are still to be made, of all runs in the folders."""
+    jobs: dict[str, dict[str, list[Job]]] = {}  # by run and scene: parts of one run may lie in several folders
     for folder in folders:
-        records = sorted([*folder.glob("run.json"), *folder.glob("run-*-of-*.json")])
-        held_by_file = {file: read_json(file, _RECORD) for file in records}
-        if not records or any(held["command"] != "curate" for held in held_by_file.values()):
+        held = run_record(folder)
+        if held is None or held["command"] != "curate":
             raise InputError(f"{folder} holds no pairs of difix curate; name the folders it wrote.")
-        for file, held in held_by_file.items():
-            if held["state"] != "done":
-                raise InputError(f"The run of {file} has not finished; run its line again, then merge.")
-            failed |= {name: Failure(message) for name, message in held["results"].get("failed", {}).items()}
-            if shard := re.fullmatch(r"run-(\d{1,9})-of-(\d{1,9})", file.stem):
-                index, count = shard.groups()
-                shards.setdefault((_identity(held), int(count)), set()).add(int(index))
-    for (_, total), found in shards.items():
-        if missing := sorted(set(range(total)) - found):
-            raise InputError(f"Shard {missing[0]}/{total} is not among the folders; run it, or name its folder too.")
-    return failed
+        known = jobs.setdefault(json.dumps(held["arguments"], sort_keys=True), {})
+        jobs_there = list(Jobs(folder))
+        if not jobs_there and held["state"] != "done":
+            raise InputError(f"The run of {folder / 'run.json'} has not finished; run its line again, then merge.")
+        for job in jobs_there:
+            known.setdefault(job.name, []).append(job)
+    failed: dict[str, Failure] = {}
+    left: list[str] = []
+    for known in jobs.values():
+        for name, ones in known.items():
+            states = [job.state for job in ones]
+            if DONE in states:
+                continue
+            if FAILED in states:
+                job = ones[states.index(FAILED)]
+                failed[name] = Failure(job.message, job.fault)
+            else:
+                left.append(name)
+    return failed, sorted(left)
 
 
-def _identity(record: dict[str, Any]) -> str:
-    """What shards of one run have in common."""
-    return json.dumps(record["arguments"], sort_keys=True)
+def _named(names: Sequence[str]) -> str:
+    few = ", ".join(names[:_FEW])
+    return few if len(names) <= _FEW else f"{few} and {len(names) - _FEW} more"
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,10 @@ from difixcli.scenes import load_mask, load_photo
 from difixcli.scenes.scene import Camera, Scene
 
 PROMPT = "remove degradation"  # the only prompt the published weights know
-KINDS = ("render", "target", "opacity", "aligned", "depth")
+KINDS = ("render", "target", "opacity", "aligned", "depth", "correspondence")
 """Folders of a stage's images."""
 IMAGE_FORMATS = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
-FILE_KEYS = ("image", "target_image", "ref_image", "ref_images", "aligned_refs", "opacity", "depth")
+FILE_KEYS = ("image", "target_image", "ref_image", "ref_images", "aligned_refs", "opacity", "depth", "correspondence")
 """The keys of a manifest's entry whose values are paths, or lists of paths."""
 
 _PERFECT = 100.0  # dB; JSON knows no infinity
@@ -47,7 +48,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairFiles:
-    """How pairs are written: the suffix of renders and photos, and whether depth is written too."""
+    """How pairs are written: the suffix of renders and photos, and whether depth, and what it says of the references,
+    is written too.
+    """
 
     suffix: str = ".png"
     depth: bool = False
@@ -98,7 +101,9 @@ def write_pair(home: Path, scene: Scene, pair: Pair, files: PairFiles, made: Map
     Renders and photos have the asked format; aligned references (RGBA, the alpha is visibility) and opacity (8-bit
     grey) are always PNG. Depth is an .npz with one float32 array `depth` (H, W): the distance along the viewing axis
     in the unit of the camera's pose, 0 where there is none; times the entry's `depth_scale` it is in the unit of the
-    scene's own file (metres where `metric`). Photos are written once a scene and shared by all
+    scene's own file (metres where `metric`). Beside it, `correspondence` is an .npz with one float32 array
+    `correspondence` (V, 3, H, W): which places of the references the render's pixels show (see
+    `fixer.correspondence.correspond`), to a sixteenth of a pixel. Photos are written once a scene and shared by all
     pairs, but a masked one with its pair.
     """
     name = scene.file_names[pair.frame]
@@ -146,12 +151,33 @@ def write_pair(home: Path, scene: Scene, pair: Pair, files: PairFiles, made: Map
         "ssim": round(pair.ssim, 5),
     }
     if files.depth:
-        path = home / "depth" / f"{name}.npz"
-        with atomic(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, depth=pair.render.depth.astype(np.float32))
-        entry["depth"] = path.relative_to(home.parents[1]).as_posix()
+        entry["depth"] = _array(home, "depth", name, pair.render.depth.astype(np.float32))
         entry["depth_scale"], entry["metric"] = 1 / scene.unit_scale, scene.metric
+        if pair.references.frames and pair.references.correspondence is not None:
+            places = pair.references.correspondence(len(pair.references.frames))
+            # what is rounded is a fraction of the size
+            rounded = (np.rint(places * 16) / 16).astype(np.float32)
+            entry["correspondence"] = _array(home, "correspondence", name, rounded)
+    entry["files"] = recorded_files(home.parents[1], entry)
     return entry
+
+
+def recorded_files(folder: Path, entry: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Bytes and the beginning of the SHA-256 of every image that an entry names: whoever trains need not look."""
+    values = (entry[key] for key in ("image", "target_image", "ref_images", "aligned_refs", "opacity"))
+    recorded = {}
+    for name in sorted({name for value in values for name in ([value] if isinstance(value, str) else value)}):
+        content = (folder / name).read_bytes()
+        recorded[name] = [len(content), hashlib.sha256(content).hexdigest()[:16]]
+    return recorded
+
+
+def _array(home: Path, kind: str, name: str, values: np.ndarray) -> str:
+    """Write an array as the only one of an .npz, under its kind's name; its path relative to the output."""
+    path = home / kind / f"{name}.npz"
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **{kind: values})
+    return path.relative_to(home.parents[1]).as_posix()
 
 
 def pair_id(home: Path, scene: Scene, frame: int) -> str:

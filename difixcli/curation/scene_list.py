@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from difixcli.errors import InputError
-from difixcli.runs import file_name
+from difixcli.runs import file_name, unreadable
 from difixcli.scenes.loading import SAMPLE_PREFIX, TRANSFORMS, scene_name
 from difixcli.scenes.unposed import is_unposed, posed_folder
 
@@ -25,18 +25,18 @@ def expand_scenes(specs: Sequence[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     folders: dict[str, str] = {}
-    for spec in (one for entry in specs for one in _listed(entry)):
+    for spec in (one for entry in specs for one in listed(entry)):
         name = scene_name(spec)
         if (folder := file_name(name)) in folders:
             if Path(folders[folder]).absolute() == Path(spec).absolute():
                 continue
             raise InputError(
-                f"Two scenes are called {folder} ({folders[folder]} and {spec}); rename one folder, or curate them "
+                f"Two scenes are called {folder} ({folders[folder]} and {spec}); rename one folder, or write them "
                 "into two outputs."
             )
         found[name] = folders[folder] = spec
     if not found:
-        raise InputError("There is no scene to curate; name folders, or a list file that has some.")
+        raise InputError("There is no scene; name folders, or a list file that has some.")
     return found
 
 
@@ -56,21 +56,31 @@ def shard_of(items: Sequence[T], shard: tuple[int, int] | None) -> list[T]:
 def _is_run(folder: Path) -> bool:
     if (folder / TRANSFORMS).is_file():  # difix pose's run is a scene
         return False
-    return any(folder.glob("run.json")) or any(folder.glob("run-*-of-*.json"))
+    return (folder / "run.json").is_file()
 
 
-def _listed(spec: str) -> list[str]:
+def listed(spec: str, scenes: bool = True) -> list[str]:
+    """What a folder, a glob or a list file stands for; see `expand_scenes`.
+
+    A glob stands for folders that may be scenes, or (without `scenes`) for whatever matches.
+    """
     if spec.startswith("@"):
         path = Path(spec[1:]).expanduser()
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"The list of scenes {path} cannot be read ({error}); name a text file.") from None
+        except OSError as error:
+            raise unreadable(f"The list {path}", error) from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"The list {path} cannot be read ({error}); name a text file.") from None
         entries = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
         specs = (e if e.startswith(SAMPLE_PREFIX) else str(path.parent / Path(e).expanduser()) for e in entries)
-        return [one for spec in specs for one in _listed(spec)]
+        return [one for spec in specs for one in listed(spec, scenes)]
     if glob.has_magic(spec) and not Path(spec).exists():
-        found = (Path(one) for one in glob.glob(str(Path(spec).expanduser())))
+        found = [Path(one) for one in glob.glob(str(Path(spec).expanduser()))]
+        if not scenes:
+            if not found:
+                raise InputError(f"Nothing matches {spec}; check the pattern.")
+            return sorted(map(str, found))
         # what difix itself writes by default is no scene
         folders = sorted(str(one) for one in found if one.is_dir() and one.name != "outputs" and not _is_run(one))
         # photos and the scene that was made of them are one

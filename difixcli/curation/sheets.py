@@ -13,6 +13,7 @@ import numpy as np
 from difixcli.curation.manifest import PSNR_BINS, StageSummary, sparkline
 from difixcli.evaluation.pictures import contact_sheet, fit
 from difixcli.runs import atomic, read_image, write_image
+from difixcli.wording import counted
 
 SHEET = "sheet.png"
 INDEX = "index.html"
@@ -62,7 +63,7 @@ def write_index(folder: Path, stages: Sequence[StageSummary], failed: Mapping[st
     heads = "".join(f"<th>{escape(name)}</th>" for name in columns)
     body = [
         "<h1>Pairs</h1>",
-        f"<p>{sum(s.pairs for s in stages)} pairs of {len({s.scene for s in stages})} scenes</p>",
+        f"<p>{counted(sum(s.pairs for s in stages), 'pair')} of {counted(len({s.scene for s in stages}), 'scene')}</p>",
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(map(_row, stages))}</tbody></table></div>",
     ]

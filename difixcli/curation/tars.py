@@ -20,8 +20,8 @@ def write_tar(path: Path, folder: Path, entries: Mapping[str, Mapping[str, Any]]
     """Write a stage's pairs, whose files lie under the output `folder`, into one tar, whole or not at all.
 
     A sample's key is the pair's id; its members are `image`, `target_image`, `ref_image_N`, `aligned_ref_N`,
-    `opacity` and perhaps `depth`, each with its file's suffix, and `json`, the entry without its paths. The same
-    pairs give the same bytes.
+    `opacity` and perhaps `depth` and `correspondence`, each with its file's suffix, and `json`, the entry without its
+    paths. The same pairs give the same bytes.
     """
     from webdataset import TarWriter
 
@@ -34,7 +34,7 @@ def write_tar(path: Path, folder: Path, entries: Mapping[str, Mapping[str, Any]]
     ):
         for key in sorted(entries):
             entry = entries[key]
-            about = {name: value for name, value in entry.items() if name not in FILE_KEYS}
+            about = {name: value for name, value in entry.items() if name not in (*FILE_KEYS, "files")}
             sample: dict[str, Any] = {"__key__": key, "json": json.dumps(about, sort_keys=True).encode()}
             for member, name in _members(entry).items():
                 sample[f"{member}{Path(name).suffix}"] = (folder / name).read_bytes()
@@ -43,6 +43,7 @@ def write_tar(path: Path, folder: Path, entries: Mapping[str, Mapping[str, Any]]
 
 def _members(entry: Mapping[str, Any]) -> dict[str, str]:
     """A sample's members without their suffixes, and the files they hold."""
-    members = {name: entry[name] for name in ("image", "target_image", "opacity", "depth") if entry.get(name)}
+    single = ("image", "target_image", "opacity", "depth", "correspondence")
+    members = {name: entry[name] for name in single if entry.get(name)}
     members |= {f"ref_image_{i}": name for i, name in enumerate(entry["ref_images"])}
     return members | {f"aligned_ref_{i}": name for i, name in enumerate(entry["aligned_refs"])}

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from difixcli.curation.build import Build
 from difixcli.curation.pairs import Pair, render_pairs
-from difixcli.errors import InputError
 from difixcli.runs import file_name
 from difixcli.scenes.scene import Scene, Split
 
@@ -22,14 +21,3 @@ def underfit(scene: Scene, build: Build, split: Split, stop: float, views: int) 
     frames = sorted({*split.train, *split.test})
     parameters = {"split": split.rule, "stop": stop, "stopped_at": reached}
     yield from render_pairs(scene, frames, reconstruction, split.train, views, parameters)
-
-
-def parse_stop(text: str) -> float:
-    """`25%` or `0.25` as a share; InputError for anything outside (0, 1)."""
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError as error:
-        raise InputError(f"--stop {text} is not a share of the schedule; write 25% or 0.25.") from error
-    if not 0 < share < 1:
-        raise InputError(f"--stop {text} is not between 0 and 100 % of the schedule; write for example 25%.")
-    return share

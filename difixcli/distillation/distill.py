@@ -40,13 +40,13 @@ from difixcli.reconstruction import PseudoView, Reconstruction
 from difixcli.runs import Progress, Run, read_image, write_image
 from difixcli.scenes import nearest_cameras
 from difixcli.scenes.scene import Camera, Scene, Split
+from difixcli.wording import counted
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
 
 Say = Callable[[str], None]
 
-_SAVE_EVERY = 500  # iterations a killed run loses at most
 _PHOTOS = "photos"  # folder of the model that photos alone have taught
 PLAIN = "plain"
 LARGE = "large"  # folder of large renders where there is no truth of their size
@@ -165,15 +165,8 @@ class Distillation:
         if first >= until:
             return
         with self._progress(label, until - first) as update:
-            while model.step < until:
-                before = model.step - first
-
-                def advance(done: int, before: int = before) -> None:
-                    update(before + done)
-
-                model.train(min(_SAVE_EVERY, until - model.step), advance)
-                with self._timed("saving"):
-                    model.save(beside={} if prior is None else {"prior": prior.state()})
+            saving = model.train_to(until, update, None if prior is None else lambda: {"prior": prior.state()})
+        self._run.time("saving", saving)
         self._run.time(label, time.monotonic() - begun)
         self._run.save()
 
@@ -405,7 +398,7 @@ class Distillation:
     def _told(self, record: dict[str, Any]) -> str:
         """A round's views in words."""
         return (
-            f"{len(record['views'])} views, {record['kept']} as they were, mean confidence "
+            f"{counted(len(record['views']), 'view')}, {record['kept']} as they were, mean confidence "
             f"{record['mean_confidence']:.2f}, {record['dropped']} dropped"
         )
 
@@ -457,7 +450,7 @@ def _said(verdict: Verdict) -> str:
     if not verdict.views:
         return "no photo sees the targets, so nothing judges it"
     spread = f" ± {verdict.error:.2f}" if verdict.views > 1 else ""
-    return f"agreement with photos {verdict.gain:+.2f}{spread} dB over {verdict.views} views"
+    return f"agreement with photos {verdict.gain:+.2f}{spread} dB over {counted(verdict.views, 'view')}"
 
 
 def _taken_back(record: Mapping[str, Any]) -> str:

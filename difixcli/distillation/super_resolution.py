@@ -41,6 +41,7 @@ from difixcli.runs import Progress, Run, write_image
 from difixcli.scenes import load_mask, load_photo
 from difixcli.scenes.scene import Scene, Split
 from difixcli.shapes import check_shape
+from difixcli.wording import counted
 
 if TYPE_CHECKING:
     from difixcli.priors.super_resolution.resolver import SuperResolver
@@ -104,8 +105,8 @@ class SuperResolution(Distillation):
         figures = [view["figures"] for view in record["views"]]
         agreement, detail = (float(np.mean([one[key] for one in figures])) for key in ("low_resolution_psnr", "detail"))
         return (
-            f"{len(figures)} views; before it the scene agreed with the photos to {agreement:.2f} dB, and the detail "
-            f"that is proposed differs from the bicubic enlargement by {255 * detail:.1f} of 255"
+            f"{counted(len(figures), 'view')}; before it the scene agreed with the photos to {agreement:.2f} dB, and "
+            f"the detail that is proposed differs from the bicubic enlargement by {255 * detail:.1f} of 255"
         )
 
     def _others(self) -> Iterator[tuple[str, Reconstruction]]:

@@ -36,6 +36,7 @@ from difixcli.novel_views import NovelViews, view_seed
 from difixcli.reconstruction import Reconstruction
 from difixcli.runs import Progress, Run
 from difixcli.scenes.scene import Scene, Split
+from difixcli.wording import counted
 
 _PHOTOS_SHARE = 10  # of the rounds' iterations: one in so many is spent on photos alone before
 
@@ -78,11 +79,11 @@ class ModeSeeking(FewPhotos):
         figures = [view["figures"] for view in record["views"]]
         change = 255 * float(np.mean([one["change"] for one in figures]))
         if "mode_weight" not in figures[0]:
-            return f"{len(figures)} views by EFT, which differ from the renders before by {change:.1f} of 255"
+            return f"{counted(len(figures), 'view')} by EFT, which changed the renders before by {change:.1f} of 255"
         level = float(np.mean([one["noise_level"] for one in figures]))
         return (
-            f"{len(figures)} views, {self._seeking.seek} sought; the first time they were noised to {level:.2f} on "
-            f"average, which changed the renders by {change:.1f} of 255"
+            f"{counted(len(figures), 'view')}, {self._seeking.seek} sought; the first time they were noised to "
+            f"{level:.2f} on average, which changed the renders by {change:.1f} of 255"
         )
 
     def _tell_time(self, model: Reconstruction) -> None:
@@ -134,7 +135,7 @@ def planned(schedule: Schedule, seek: str) -> str:
         return f"{schedule.photos} iterations on photos, {rounds} on EFT's pictures, photos beside them"
     first = bootstrapped(schedule.rounds)
     return (
-        f"{schedule.photos} iterations on photos, {first} round{'s' if first > 1 else ''} of {schedule.every} on EFT's "
+        f"{schedule.photos} iterations on photos, {counted(first, 'round')} of {schedule.every} on EFT's "
         f"pictures and {schedule.rounds - first} on what is sought, photos beside them"
     )
 

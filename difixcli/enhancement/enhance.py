@@ -5,33 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from difixcli.enhancement.fix import fix_pictures
-from difixcli.enhancement.images import Picture, listed_images, read_picture, shrunk
-from difixcli.enhancement.references import ReferencePhotos, check_references
-from difixcli.enhancement.sequence import (
-    SIDE_BY_SIDE,
-    SPLIT_SCREEN,
-    VIDEO,
-    Film,
-    Shot,
-    fix_frames,
-    make_film,
-)
+from difixcli.enhancement.sequence import FILM_FILE, SIDE_BY_SIDE, SPLIT_SCREEN, VIDEO, Film, Source, make_film
 from difixcli.errors import InputError
+from difixcli.frames.pictures import Picture, listed_images, read_picture, shrunk
+from difixcli.frames.pipeline import FrameOptions, FramePipeline
+from difixcli.frames.references import ReferencePhotos, check_references
+from difixcli.frames.writing import Shot, write_frames
 from difixcli.runs import Progress
 from difixcli.scenes.unposed import is_video
-from difixcli.video import read_video
+from difixcli.video import Moment, read_video
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
 
-_Frame = tuple[str, Callable[[], Picture]]
+_Frame = tuple[str, Callable[[], Picture], Moment | None]
 _FPS = 24.0  # of a folder of frames, which does not say
 
 
@@ -44,6 +37,7 @@ def enhance_images(
     film: Film | None = None,
     count: int | None = None,
     progress: Progress | None = None,
+    options: FrameOptions | None = None,
 ) -> dict[str, Any]:
     """Fix an image, the images of a folder or the frames of a video into `output`/NAME.png, one frame at a time.
 
@@ -65,33 +59,37 @@ def enhance_images(
         count: of more references than that, only so many stand beside a frame, those most similar to it, the most
             similar first; otherwise, and for None, all do, in their order.
         progress: makes a progress bar from a label and a total.
+        options: how each frame is fixed.
 
     Returns {"frames": how many, "kept": how many of them an earlier call had made, "announced": how many the source
     said it has, "seconds_per_frame": of those made now, or None, "output": the folder} and what `make_film` returns.
     Raises InputError naming the file that is missing, broken or too small, and for a film of what is no sequence.
     """
     output = output.expanduser()
-    photos = ReferencePhotos.by_likeness(references, count)
+    options = options or FrameOptions()
+    pipeline = FramePipeline(fixer, ReferencePhotos.by_likeness(references, count), options)
     opened = _open(source, output, size, film)
 
-    def before(read: Callable[[], Picture]) -> np.ndarray:
-        return read().color
-
-    def fixed_frame(name: str, read: Callable[[], Picture]) -> np.ndarray:
-        picture = read()
-        return fix_pictures(fixer, [picture], [photos.beside(name, picture.color)])[0].color
-
     def shots() -> Iterator[Shot]:
-        for name, read in opened.frames():
-            once = lru_cache(1)(read)
-            yield Shot(name, partial(before, once), partial(fixed_frame, name, once))
+        return (pipeline.shot(name, read, moment) for name, read, moment in opened.frames())
 
-    fixed = fix_frames(shots(), opened.length, output, film is not None and film.steady, progress)
+    fixed = write_frames(
+        shots(),
+        opened.length,
+        output,
+        pipeline.fix,
+        pipeline.pace,
+        pipeline.alike,
+        options.confidence,
+        film is not None and film.steady,
+        stale=[output / FILM_FILE],
+        progress=progress,
+    )
     if not fixed.frames:
         raise InputError(f"{source} holds no frame; check that it is the right file.")
     made: dict[str, Any] = {VIDEO: None, SIDE_BY_SIDE: None, SPLIT_SCREEN: None, "fps": None, "steadiness": None}
     if film is not None and opened.sequence and fixed.frames > 1 and len(fixed.sizes) == 1:
-        made = make_film(shots, fixed.frames, output, opened.fps, film, progress=progress)
+        made = make_film(shots, fixed.frames, output, opened.fps, film, progress=progress, source=opened.video)
     return {
         "frames": fixed.frames,
         "kept": fixed.kept,
@@ -111,16 +109,18 @@ def check_images(
 ) -> list[str]:
     """Look at what `enhance_images` is going to read, at the images' headers only.
 
-    Returns warnings, a sentence each (see `check_references`). Raises InputError for what `enhance_images` would
-    refuse.
+    Returns warnings, a sentence each (see `check_references`, and `Video.notes`). Raises InputError for what
+    `enhance_images` would refuse.
     """
-    return check_references(_open(source, output, size, film).files, references)
+    opened = _open(source, output, size, film)
+    return [*opened.notes, *check_references(opened.files, references)]
 
 
 @dataclass(frozen=True)
 class _Opened:
     """A source: its frames as (name, function that reads it), which can be taken again, about how many there are, the
-    frames a second, whether they follow each other, and the images that they are (none of a video).
+    frames a second, whether they follow each other, the images that they are (none of a video), the video that they
+    are of and what to say of it.
     """
 
     frames: Callable[[], Iterator[_Frame]]
@@ -128,6 +128,8 @@ class _Opened:
     fps: float
     sequence: bool
     files: Sequence[Path]
+    video: Source | None = None
+    notes: Sequence[str] = ()
 
 
 def _open(source: Path, output: Path, size: int | None, film: Film | None) -> _Opened:
@@ -135,8 +137,9 @@ def _open(source: Path, output: Path, size: int | None, film: Film | None) -> _O
     asked = film is not None and film.asked
     if is_video(source):
         opened = read_video(source)
-        opened.frames.close()
-        return _Opened(partial(_video_frames, source, size), opened.length, opened.fps, True, ())
+        frames_of = partial(_video_frames, source, size)
+        video = Source(source, opened.time_base)
+        return _Opened(frames_of, opened.length, opened.fps, True, (), video, opened.notes)
     files = listed_images(source, output, size)
     sizes: dict[tuple[int, int], Path] = {}
     for path, at in files.items():
@@ -152,14 +155,15 @@ def _open(source: Path, output: Path, size: int | None, film: Film | None) -> _O
         )
 
     def frames() -> Iterator[_Frame]:
-        return ((path.stem, partial(read_picture, path, size)) for path in files)
+        return ((path.stem, partial(read_picture, path, size), None) for path in files)
 
     return _Opened(frames, len(files), _FPS, asked or _counts([path.stem for path in files]), list(files))
 
 
 def _video_frames(source: Path, size: int | None) -> Iterator[_Frame]:
     for number, frame in enumerate(read_video(source).frames, start=1):
-        yield f"frame_{number:05d}", partial(Picture, shrunk(frame.astype(np.float32) / 255, size))
+        image = shrunk(frame.image.astype(np.float32) / 255, size)
+        yield f"frame_{number:05d}", partial(Picture, image), frame.moment
 
 
 def _counts(names: Sequence[str]) -> bool:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from difixcli.enhancement.images import read_picture
 from difixcli.errors import InputError
+from difixcli.frames.pictures import read_picture
 from difixcli.images import as_pixels, as_planes
 from difixcli.runs import Progress, make_folder, write_image
 
@@ -56,7 +56,7 @@ def enlarge_images(
     made = len(todo) - len(unreadable)
     if unreadable:
         more = f" {len(unreadable) - 1} more cannot be read either." if len(unreadable) > 1 else ""
-        raise InputError(f"{unreadable[0]}{more} The other {made} of {len(files)} images are made, in {output}.")
+        raise InputError(f"{unreadable[0]}{more} All others are made ({made} of {len(files)}), in {output}.")
     return {
         "frames": len(files),
         "kept": len(files) - len(todo),

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from difixcli.enhancement.sequence import Film, Shot, fix_frames, make_film
+from difixcli.enhancement.sequence import FILM_FILE, Film, make_film
+from difixcli.frames.pictures import check_large_enough
+from difixcli.frames.writing import Clean, Shot, write_frames
 from difixcli.runs import Progress, read_image, write_image
 from difixcli.scenes.scene import Camera
 
@@ -43,11 +45,18 @@ def render_novel_views(
             write_image(path, novel.epipolar(camera))
         return read_image(path)
 
+    def checked(name: str, camera: Camera) -> Camera:
+        check_large_enough(name, camera.width, camera.height)
+        return camera
+
     def shots() -> Iterator[Shot]:
         for name, camera in views:
-            yield Shot(name, partial(before, name, camera), partial(novel.sample, camera, seed, steps))
+            yield Shot(name, partial(before, name, camera), partial(checked, name, camera))
 
-    done = fix_frames(shots(), len(views), output, progress=progress)
+    def sampled(batch: list[Camera]) -> list[Clean]:
+        return [Clean(novel.sample(camera, seed, steps)) for camera in batch]
+
+    done = write_frames(shots(), len(views), output, sampled, stale=[output / FILM_FILE], progress=progress)
     made: dict[str, Any] = {}
     if fps is not None and len(done.sizes) == 1:
         made = make_film(shots, done.frames, output, fps, Film(side_by_side=True), measure=False, progress=progress)

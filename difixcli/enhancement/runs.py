@@ -7,23 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from difixcli.enhancement.sequence import (
-    SIDE_BY_SIDE,
-    SPLIT_SCREEN,
-    VIDEO,
-    Film,
-    Shot,
-    fix_frames,
-    make_film,
-)
+from difixcli.enhancement.sequence import FILM_FILE, SIDE_BY_SIDE, SPLIT_SCREEN, VIDEO, Film, make_film
 from difixcli.errors import InputError
 from difixcli.evidence import enhanced
+from difixcli.frames.pictures import check_large_enough
+from difixcli.frames.writing import Clean, Shot, write_frames
 from difixcli.images import Operator, as_pixels, as_planes
 from difixcli.reconstruction import Reconstruction, Render
 from difixcli.reference_views import ReferenceViews, fix_render
@@ -37,9 +31,9 @@ if TYPE_CHECKING:
 
 RENDERS = "renders"
 """The folder, in an enhanced run's, of the frames as they were before the fix."""
-Clean = Callable[[Camera, Render], np.ndarray]
-"""From a camera and its render to the clean frame, (H, W, 3) float32 in [0, 1]."""
-Cleaner = Callable[[Reconstruction], Clean]
+Prepare = Callable[[Camera, Render], Callable[[], np.ndarray]]
+"""From a camera and its render, in a thread ahead, to what then makes the clean frame, (H, W, 3) float32 in [0, 1]."""
+Cleaner = Callable[[Reconstruction], Prepare]
 _TEST_FPS = 8.0  # test views lie far apart
 
 
@@ -52,12 +46,12 @@ def by_fixer(fixer: Fixer, scene: Scene, split: Split, references: int | None, t
     count = fixer.config.views if references is None else references
     supported = trust == "supported"
 
-    def cleaner(reconstruction: Reconstruction) -> Clean:
+    def cleaner(reconstruction: Reconstruction) -> Prepare:
         beside_all = ReferenceViews(scene, split.train, reconstruction, count)
 
-        def clean(camera: Camera, render: Render) -> np.ndarray:
+        def clean(camera: Camera, render: Render) -> Callable[[], np.ndarray]:
             beside = beside_all.beside(camera, render, align=supported or fixer.config.references == "aligned")
-            return (enhanced if supported else fix_render)(fixer, render, beside)
+            return partial(enhanced if supported else fix_render, fixer, render, beside)
 
         return clean
 
@@ -78,7 +72,7 @@ def by_resolver(resolver: SuperResolver, operator: Operator, seed: int) -> Clean
         shown = as_planes(np.pad(render.color, beyond, mode="edge"), resolver.device)
         return as_pixels(from_render(resolver, shown, operator, seed))[:height, :width]
 
-    return lambda reconstruction: clean
+    return lambda reconstruction: partial(partial, clean)
 
 
 def enhance_run(
@@ -110,24 +104,33 @@ def enhance_run(
     reconstruction = Reconstruction.load(source, scene, split.train, device)
     clean = cleaner(reconstruction)
 
-    # a frame is rendered once for its picture and its fix
-    rendered = lru_cache(1)(reconstruction.render)
-
     def before(name: str, camera: Camera) -> np.ndarray:
         path = output / RENDERS / f"{name}.png"
         if not path.exists():
-            write_image(path, rendered(camera).color)
+            write_image(path, reconstruction.render(camera).color)
         return read_image(path)
 
-    def fixed(camera: Camera) -> np.ndarray:
+    def prepared(name: str, camera: Camera) -> Callable[[], np.ndarray]:
+        check_large_enough(name, camera.width, camera.height)
         # not from the picture on disk: depth, opacity and what 8 bits lose belong to it
-        return clean(camera, rendered(camera))
+        render = reconstruction.render(camera)
+        write_image(output / RENDERS / f"{name}.png", render.color)
+        return clean(camera, render)
 
     def shots() -> Iterator[Shot]:
         for name, camera in zip(names, cameras, strict=True):
-            yield Shot(name, partial(before, name, camera), partial(fixed, camera))
+            yield Shot(name, partial(before, name, camera), partial(prepared, name, camera))
 
-    done = fix_frames(shots(), len(cameras), output, film.steady, progress)
+    # one thread ahead: a reconstruction renders one view at a time
+    done = write_frames(
+        shots(),
+        len(cameras),
+        output,
+        lambda batch: [Clean(finish()) for finish in batch],
+        steady=film.steady,
+        stale=[output / FILM_FILE],
+        progress=progress,
+    )
     made: dict[str, Any] = {VIDEO: None, SIDE_BY_SIDE: None, SPLIT_SCREEN: None, "fps": None, "steadiness": None}
     if same_size:
         fps = trajectory.fps if trajectory else _TEST_FPS

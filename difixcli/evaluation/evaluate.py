@@ -6,7 +6,7 @@ What is returned is plain data, as `eval.json` holds it; `report` and `tables` m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -17,16 +17,27 @@ import numpy as np
 
 from difixcli.errors import InputError
 from difixcli.evaluation.consistency import SMALLEST, EpipolarPair, WarpedPair, tsed, warped_difference
-from difixcli.evaluation.metrics import METRICS, best_unsharp, default_metrics, how_made, metrics_against, summary
+from difixcli.evaluation.geometry import Geometry, needed_geometry, own_geometry, reference_geometry, write_visibility
+from difixcli.evaluation.metrics import (
+    METRICS,
+    POSED,
+    best_unsharp,
+    default_metrics,
+    how_made,
+    metrics_against,
+    summary,
+)
 from difixcli.evaluation.pictures import image_files, image_size
 from difixcli.evaluation.protocols import OWN, Protocol, check_enlargement, check_seeds, check_split
 from difixcli.evaluation.run_folders import TRUTH, RunFolder, row_names
+from difixcli.images import resized
 from difixcli.runs import Progress, read_image
 from difixcli.scenes.loading import natural_order
 from difixcli.scenes.scene import Camera
 
 if TYPE_CHECKING:
     from difixcli.evaluation.color_correction import Correction
+    from difixcli.evaluation.fid import FrechetDistance, Pool
 
 _NAMED = 5  # how many missing images a message names
 _VISIBILITY = "visibility"
@@ -36,7 +47,8 @@ _VISIBILITY = "visibility"
 class Plan:
     """What to measure and how: keys of METRICS (`default_metrics` unless named), a colour correction for `cc_` figures
     beside them, the protocol, a folder of masks NAME.png (white counts) that come on top of a run's own, the file of
-    Inception's weights, and where to compute.
+    Inception's weights, where to compute, runs on all photos of their scenes, whose depth is taken for the scenes', and
+    for `pose_auc` what finds the cameras of images anew, as `posing.known_lenses.found_poses` does.
     """
 
     metrics: Sequence[str] | None = None
@@ -45,6 +57,8 @@ class Plan:
     masks: Path | None = None
     inception: Path | None = None
     device: str = "cpu"
+    geometry: Sequence[Path] = ()
+    find_poses: Callable[[Iterable[np.ndarray], Sequence[Camera]], Mapping[int, np.ndarray]] | None = None
 
 
 def evaluate_folders(
@@ -60,15 +74,17 @@ def evaluate_folders(
     `images` (their number), `protocol` (how each figure is made), `conditions` (protocol, split, views, crop, resize,
     size, mask, colour correction, in words), `reference` (the truth's own consistency) and `folders`.
     Raises InputError where names do not match, sizes differ or an image is broken, for a protocol (a folder has no
-    split) and for `tsed` (it has no poses).
+    split) and for figures of POSED (it has no poses).
     """
     plan = replace(plan or Plan(), device=device)
     if plan.protocol.rule is not None:
         raise InputError(
             f"The protocol {plan.protocol.name} fixes the split, which a folder of images does not have; name a run."
         )
-    if "tsed" in (plan.metrics or ()):
-        raise InputError("TSED needs the cameras' poses, which a folder of images does not have; name a run.")
+    if posed := [key for key in POSED if key in (plan.metrics or ())]:
+        raise InputError(
+            f"{METRICS[posed[0]].name} needs the cameras' poses, which a folder of images does not have; name a run."
+        )
     views = _Views({"images": prediction}, truth, [plan.masks] if plan.masks else [], plan.protocol)
     evaluated = _measure(views, plan, [sorted(views.stems, key=natural_order)], {}, "none: folders of images", progress)
     return {**evaluated, "results": evaluated["results"]["images"], "std": evaluated["std"]["images"]}
@@ -104,27 +120,38 @@ def evaluate_runs(
     Runs of one scene must show the same views at one size against one truth; their variants get the run's name before
     their own, and what is returned is as of `evaluate_run`. With several scenes `results` and `std` are the mean and
     the population spread over scenes of each row's means, for the rows that every scene has; `partial` names the
-    others, and `scenes` holds each scene's own figures.
+    others, and `scenes` holds each scene's own figures. FID is there twice: `fid` as that mean, and `fid_pooled` of all
+    scenes' images as one set, as papers have it.
     Raises InputError for fewer than two runs, and where runs cannot be compared, naming the difference.
     """
     runs = [RunFolder.read(folder) for folder in folders]
     if len({run.folder.resolve() for run in runs}) < len(runs) or len(runs) < 2:
         raise InputError("A comparison needs two different runs at least; name each once.")
     names = row_names(runs)
-    by_scene: dict[str, list[int]] = {}
-    for i, run in enumerate(runs):
-        by_scene.setdefault(_unique_scene(run, runs), []).append(i)
-    for members in by_scene.values():
+    members_of = _by_scene(runs)
+    for members in members_of.values():
         for i in members[1:]:
             _check_comparable(runs[members[0]], runs[i])
     scenes = {}
-    for scene, members in by_scene.items():
+    pool = None
+    if len(members_of) > 1 and "fid" in (plan.metrics or ()):
+        from difixcli.evaluation.fid import Pool
+
+        pool = Pool()
+    for scene, members in members_of.items():
         chosen, prefixes = [runs[i] for i in members], [names[i] for i in members]
-        where = work if work is None or len(by_scene) == 1 else work / scene
-        scenes[scene] = _evaluate_scene(chosen, prefixes, plan, where, False, progress)
+        where = work if work is None or len(members_of) == 1 else work / scene
+        scenes[scene] = _evaluate_scene(chosen, prefixes, plan, where, False, progress, pool)
     if len(scenes) == 1:
         return next(iter(scenes.values()))
-    return {**_over_scenes(scenes), "scenes": scenes}
+    over = over_scenes(scenes)
+    if pool is not None:
+        frechet, weights = _frechet(plan)
+        for row, distance in pool.distances(frechet, TRUTH).items():
+            over["results"][row]["fid_pooled"] = distance
+        how = how_made(["fid_pooled"], resize=plan.protocol.resize)
+        over["protocol"]["fid_pooled"] = f"{how['fid_pooled']}; {weights}; {over['images']} images"
+    return {**over, "scenes": scenes}
 
 
 def suggested_metrics(folders: Sequence[Path], protocol: Protocol = OWN) -> tuple[tuple[str, ...], str]:
@@ -247,6 +274,7 @@ def _evaluate_scene(
     work: Path | None,
     unsharp: bool,
     progress: Progress | None,
+    pool: Pool | None = None,
 ) -> dict[str, Any]:
     """Figures of every variant of runs of one scene; `names` go before their variants'."""
     if plan.protocol.rule is not None:
@@ -254,18 +282,25 @@ def _evaluate_scene(
             check_split(plan.protocol, *run.scene_and_split, str(run.folder))
             check_seeds(plan.protocol, run.scene_and_split[0])
             check_enlargement(plan.protocol, run.arguments.get("enlargement"), str(run.folder))
-    if plan.protocol.crop is not None and (said := sorted({"tsed", "warped"} & set(plan.metrics or ()))):
+    if plan.protocol.crop is not None and (said := sorted({*POSED, "warped"} & set(plan.metrics or ()))):
         raise InputError(
-            f"{said[0]} compares whole neighbouring views, and the protocol {plan.protocol.name} cuts each to its "
-            "object; leave it out."
+            f"{METRICS[said[0]].name} compares whole neighbouring views, and the protocol {plan.protocol.name} cuts "
+            "each to its object; leave it out."
         )
     first = runs[0]
+    geometry: Geometry | None = None
+    seen = ""
     masks = [first.masks] if first.masks.is_dir() else []
     masks += [plan.masks] if plan.masks is not None else []
     if plan.protocol.visibility:
         if work is None:
             raise ValueError("a protocol with visibility needs a folder to work in")
-        masks += [_visibility(run, name, work / _VISIBILITY, plan) for run, name in zip(runs, names, strict=True)]
+        geometry = needed_geometry(
+            plan.geometry, first, plan.device, f"The protocol {plan.protocol.name} counts what training photos see,"
+        )
+        seen_digest = write_visibility(geometry, *first.scene_and_split, work / _VISIBILITY)
+        seen = f"in a training photo's frustum by the depth of {geometry.said} (masks' SHA-256 {seen_digest}…)"
+        masks.append(work / _VISIBILITY)
     variants = {
         f"{name} {variant}".strip(): folder
         for run, name in zip(runs, names, strict=True)
@@ -274,14 +309,23 @@ def _evaluate_scene(
     views = _Views(variants, first.truth, masks, plan.protocol)
     cameras: dict[str, Camera] = {}
     groups: dict[str, list[str]] = {}
-    if plan.protocol.by_camera or "tsed" in (plan.metrics or ()):
+    if plan.protocol.by_camera or set(POSED) & set(plan.metrics or ()):
         scene, split = first.scene_and_split
         for i in split.test:
             name = scene.file_names[i]
             cameras[name] = scene.frames[i].camera.resized(*views.size(name))
             groups.setdefault(scene.frames[i].camera_id, []).append(name)
     rule = first.split_rule or "not recorded"
-    evaluated = _measure(views, plan, first.sequences(), cameras, rule, progress)
+    if "cross_view" in (plan.metrics or ()):
+        geometry = geometry or reference_geometry(plan.geometry, first, plan.device)
+        if geometry is None and len(runs) > 1:
+            geometry = needed_geometry((), first, plan.device, "Runs are compared across views")
+        geometry = geometry or own_geometry(first, plan.device)
+    evaluated = _measure(views, plan, first.sequences(), cameras, rule, progress, pool, geometry)
+    if seen:
+        evaluated["conditions"]["mask"] = " and ".join(
+            seen if kind == _VISIBILITY else kind for kind in evaluated["conditions"]["mask"].split(" and ")
+        )
     if plan.protocol.by_camera:
         evaluated["by_camera"] = {
             camera: {
@@ -305,14 +349,6 @@ def _evaluate_scene(
     return evaluated
 
 
-def _visibility(run: RunFolder, name: str, folder: Path, plan: Plan) -> Path:
-    from difixcli.evaluation.visibility import write_visibility
-
-    scene, split = run.scene_and_split
-    output = folder / run.name if not name else folder / name.replace("/", "-")
-    return write_visibility(run.folder, scene, split, output, plan.device)
-
-
 def _measure(
     views: _Views,
     plan: Plan,
@@ -320,6 +356,8 @@ def _measure(
     cameras: Mapping[str, Camera],
     split: str,
     progress: Progress | None,
+    pool: Pool | None = None,
+    geometry: Geometry | None = None,
 ) -> dict[str, Any]:
     """Figures of each variant against the truth, one view in memory at a time.
 
@@ -328,12 +366,8 @@ def _measure(
     metrics = list(default_metrics() if plan.metrics is None else plan.metrics)
     per_image: dict[str, dict[str, dict[str, float]]] = {name: {} for name in views.variants}
     masked = False
-    frechet = None
-    if "fid" in metrics:  # what FID lacks should be known before the others have taken their time
-        from difixcli.evaluation.fid import FrechetDistance, identity_of, inception, inception_file
-
-        weights = inception_file(plan.inception)
-        frechet = FrechetDistance(inception(weights, plan.device), plan.device)
+    # what FID lacks should be known before the others have taken their time
+    frechet, weights = _frechet(plan) if "fid" in metrics else (None, "")
     with (progress or _silent)("measure", len(views.stems)) as update:
         for done, stem in enumerate(views.stems, start=1):
             mask = views.mask(stem)
@@ -347,15 +381,19 @@ def _measure(
     means = {name: _summary(list(rows.values())) for name, rows in per_image.items()}
     results = {name: mean for name, (mean, _) in means.items()}
     std = {name: spread for name, (_, spread) in means.items()}
-    protocol = how_made(metrics, masked, plan.correction)
+    protocol = how_made(metrics, masked, plan.correction, plan.protocol.resize)
     measured = list(per_image[next(iter(views.variants))])
     if frechet is not None:
-        protocol["fid"] += f"; weights {weights.name}, SHA-256 {identity_of(weights)}…; {len(measured)} images"
+        protocol["fid"] += f"; {weights}; {len(measured)} images"
         for stem in measured:
             frechet.add(views.truth(stem), true=True)
+        if pool is not None:
+            pool.add(TRUTH, frechet.moments(true=True))
         for name in views.variants:
             for stem in measured:
                 frechet.add(_counted(views, name, stem), true=False)
+            if pool is not None:
+                pool.add(name, frechet.moments(true=False))
             results[name]["fid"] = frechet.distance()
     reference: dict[str, float] = {}
     pairs: dict[str, list[dict[str, Any]]] = {}
@@ -371,6 +409,19 @@ def _measure(
             else:
                 results[name] |= mean
                 std[name] |= spread
+    across: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
+    if geometry is not None and "cross_view" in metrics:
+        protocol |= {key: f"{how}; depth of {geometry.said}" for key, how in _across_made(plan).items()}
+        across = _across(views, _one_size(paths, views.size), cameras, geometry, plan.device)
+    if "pose_auc" in metrics:
+        for name, value in _pose_aucs(views, measured, cameras, plan).items():
+            across.setdefault(name, ({}, {}))[0]["pose_auc"] = value
+    for name, (mean, spread) in across.items():
+        if name == TRUTH:
+            reference |= mean
+        else:
+            results[name] |= mean
+            std[name] |= spread
     return {
         "results": results,
         "std": std,
@@ -382,6 +433,15 @@ def _measure(
         "conditions": _conditions(views, plan, split, len(measured), masked),
         "folders": {TRUTH: str(views.truth_folder), **{name: str(folder) for name, folder in views.variants.items()}},
     }
+
+
+def _frechet(plan: Plan) -> tuple[FrechetDistance, str]:
+    """What computes FID, and in words from whose weights."""
+    from difixcli.evaluation.fid import FrechetDistance, identity_of, inception, inception_file
+
+    weights = inception_file(plan.inception)
+    words = f"weights {weights.name}, SHA-256 {identity_of(weights)}…"
+    return FrechetDistance(inception(weights, plan.device), plan.device), words
 
 
 def _summary(rows: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
@@ -426,6 +486,62 @@ def _pairs(
     return found
 
 
+def _across_made(plan: Plan) -> dict[str, str]:
+    return how_made(["cross_view", "cross_view_far"], resize=plan.protocol.resize)
+
+
+def _across(
+    views: _Views,
+    paths: Sequence[Sequence[str]],
+    cameras: Mapping[str, Camera],
+    geometry: Geometry,
+    device: str,
+) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
+    """Mean and spread of the distances across near and far pairs of views, of each variant and of the truth."""
+    from difixcli.evaluation.cross_view import FAR, View, compared_size, cross_view, path_pairs
+
+    stems = [stem for path in paths for stem in path]
+    small = {stem: cameras[stem].resized(*compared_size(*views.size(stem))) for stem in stems}
+    depths = {stem: geometry.depth(camera) for stem, camera in small.items()}
+    found: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
+    for name in (TRUTH, *views.variants):
+
+        def view(i: int, name: str = name) -> View:
+            stem = stems[i]
+            image = views.truth(stem) if name == TRUTH else views.image(name, stem)
+            size = (small[stem].width, small[stem].height)
+            return View(np.clip(resized(image, *size), 0, 1), depths[stem], small[stem])
+
+        mean: dict[str, float] = {}
+        spread: dict[str, float] = {}
+        for key, apart in (("cross_view", 1), ("cross_view_far", FAR)):
+            pairs, start = [], 0
+            for path in paths:
+                pairs += [(start + i, start + j) for i, j in path_pairs(len(path), apart)]
+                start += len(path)
+            values = [pair.distance for pair in cross_view(view, pairs, device) if math.isfinite(pair.distance)]
+            if values:
+                mean[key], spread[key] = float(np.mean(values)), float(np.std(values))
+        found[name] = mean, spread
+    return found
+
+
+def _pose_aucs(views: _Views, stems: Sequence[str], cameras: Mapping[str, Camera], plan: Plan) -> dict[str, float]:
+    """How well the cameras of each variant's images, and of the truth's, are found anew."""
+    from difixcli.evaluation.pose_accuracy import pose_auc, pose_errors
+
+    if plan.find_poses is None:
+        raise ValueError("pose_auc needs what finds the cameras")
+    if len(stems) < 3:
+        raise InputError("Cameras are found anew from three views at least; leave pose-auc out of --metrics.")
+    known = [cameras[stem] for stem in stems]
+    aucs = {}
+    for name in (TRUTH, *views.variants):
+        images = (views.truth(stem) if name == TRUTH else views.image(name, stem) for stem in stems)
+        aucs[name] = pose_auc(pose_errors(known, plan.find_poses(images, known)))
+    return aucs
+
+
 def _consistency(pairs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
     """TSED and the mean warped difference of pairs, and the latter's spread."""
     mean, spread = {}, {}
@@ -466,7 +582,7 @@ def _conditions(views: _Views, plan: Plan, split: str, measured: int, masked: bo
     kinds = []
     if masked:
         kinds = [
-            "visible in a training photo by the run's own depth" if folder.parent.name == _VISIBILITY
+            _VISIBILITY if folder.name == _VISIBILITY
             else f"masks of {folder.name}" if folder == plan.masks else "the photos' own"
             for folder in views.masks
         ]  # fmt: skip
@@ -483,6 +599,19 @@ def _conditions(views: _Views, plan: Plan, split: str, measured: int, masked: bo
         "mask": "black outside the object" if protocol.crop else " and ".join(dict.fromkeys(kinds)) or "none",
         "colour correction": "none" if plan.correction is None else f"{plan.correction}, for cc figures",
     }
+
+
+def by_scene(folders: Sequence[Path]) -> dict[str, list[Path]]:
+    """The runs of each scene, by the scene's name."""
+    runs = [RunFolder.read(folder) for folder in folders]
+    return {scene: [runs[i].folder for i in members] for scene, members in _by_scene(runs).items()}
+
+
+def _by_scene(runs: Sequence[RunFolder]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for i, run in enumerate(runs):
+        found.setdefault(_unique_scene(run, runs), []).append(i)
+    return found
 
 
 def _unique_scene(run: RunFolder, runs: Sequence[RunFolder]) -> str:
@@ -523,8 +652,8 @@ def _check_comparable(one: RunFolder, other: RunFolder) -> None:
             raise InputError(f"{one.folder} and {other.folder} have different masks of {stem}; run them on one scene.")
 
 
-def _over_scenes(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and spread over scenes of each row that all of them have."""
+def over_scenes(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and spread over scenes of each row that all of them have; what `evaluate_runs` returns of several."""
     rows = list(dict.fromkeys(row for scene in scenes.values() for row in scene["results"]))
     whole = [row for row in rows if all(row in scene["results"] for scene in scenes.values())]
     over = {row: summary([_shared(scene["results"][row], scenes, row) for scene in scenes.values()]) for row in whole}

@@ -26,7 +26,8 @@ class Metric:
     """How a figure is called and read: its unit (empty for none), whether more is better, digits to show, and in words
     how it is made.
 
-    `of` is what one figure is of: an `image`, a `pair` of consecutive frames, or the whole `set` of images.
+    `of` is what one figure is of: an `image`, a `pair` of frames, or the whole `set` of images. `range` is that of the
+    pixels it is computed from, `resized` to what size they are brought for it, after what the protocol does.
     """
 
     name: str
@@ -35,6 +36,8 @@ class Metric:
     digits: int
     how: str
     of: Literal["image", "pair", "set"] = "image"
+    range: str = "[0, 1]"
+    resized: str = ""
 
     @property
     def label(self) -> str:
@@ -42,21 +45,51 @@ class Metric:
         return f"{self.name} {'↑' if self.higher_is_better else '↓'}"
 
 
+_SIGNED = "[0, 1], brought to [−1, 1]"
+_EIGHT_BITS = "0 to 255, whole numbers"
 _IMAGE_METRICS = {
-    "psnr": Metric("PSNR", "dB", True, 2, "mean over images of −10·log10(MSE), RGB in [0, 1]"),
+    "psnr": Metric("PSNR", "dB", True, 2, "mean over images of −10·log10(MSE), RGB"),
     "ssim": Metric("SSIM", "", True, 4, "Gaussian 11×11, σ 1.5, per channel, whole windows only"),
-    "st_lpips": Metric("st-LPIPS", "", False, 4, "shift-tolerant LPIPS, VGG-16 (stlpips-pytorch)"),
-    "st_lpips_alex": Metric("st-LPIPS (Alex)", "", False, 4, "shift-tolerant LPIPS, AlexNet (stlpips-pytorch)"),
-    "lpips": Metric("LPIPS", "", False, 4, "LPIPS 0.1, AlexNet"),
-    "lpips_vgg": Metric("LPIPS (VGG)", "", False, 4, "LPIPS 0.1, VGG-16"),
+    "st_lpips": Metric("st-LPIPS", "", False, 4, "shift-tolerant LPIPS, VGG-16 (stlpips-pytorch)", range=_SIGNED),
+    "st_lpips_alex": Metric(
+        "st-LPIPS (Alex)", "", False, 4, "shift-tolerant LPIPS, AlexNet (stlpips-pytorch)", range=_SIGNED
+    ),
+    "lpips": Metric("LPIPS", "", False, 4, "LPIPS 0.1, AlexNet", range=_SIGNED),
+    "lpips_vgg": Metric("LPIPS (VGG)", "", False, 4, "LPIPS 0.1, VGG-16", range=_SIGNED),
 }
 CORRECTED = "cc_"
 """What the key of a figure begins with whose image was first colour-corrected to its truth."""
 
+_FID = Metric(
+    "FID",
+    "",
+    False,
+    2,
+    "Fréchet distance of Inception-v3 pool features (torchmetrics)",
+    "set",
+    _EIGHT_BITS,
+    "to 299×299 by Inception's own bilinear resizing, whatever their shape",
+)
+
+_CROSS_VIEW = Metric(
+    "cross-view",
+    "",
+    False,
+    4,
+    "st-LPIPS (VGG) between the feature maps of consecutive views, those of one carried into the other by depth and "
+    "poses, in both directions, where both see one surface (depth within 5 %)",
+    "pair",
+    _SIGNED,
+    "area-averaged to a long side of at most 256 pixels",
+)
+
 METRICS = {
     **_IMAGE_METRICS,
     **{f"{CORRECTED}{key}": replace(one, name=f"cc {one.name}") for key, one in _IMAGE_METRICS.items()},
-    "fid": Metric("FID", "", False, 2, "Fréchet distance of Inception-v3 pool features (torchmetrics)", "set"),
+    "fid": _FID,
+    "fid_pooled": replace(
+        _FID, name="FID (pooled)", how=f"{_FID.how}, the images of all scenes taken as one set, as papers have it"
+    ),
     "tsed": Metric(
         "TSED",
         "",
@@ -65,21 +98,44 @@ METRICS = {
         "share of consecutive frames with at least 10 SIFT matches (ratio 0.75, mutual) whose median symmetric "
         "epipolar distance is below 2 pixels at a long side of 256",
         "set",
+        f"grey, {_EIGHT_BITS}",
     ),
     "warped": Metric(
         "warped diff.",
         "",
         False,
         4,
-        "mean absolute difference, RGB in [0, 1], of consecutive frames after warping by the optical flow (DIS) of the "
+        "mean absolute difference, RGB, of consecutive frames after warping by the optical flow (DIS) of the "
         "true ones, where flow there and back agree",
         "pair",
+    ),
+    "cross_view": _CROSS_VIEW,
+    "cross_view_far": replace(
+        _CROSS_VIEW,
+        name="cross-view (far)",
+        how=_CROSS_VIEW.how.replace("consecutive views", "views four places apart"),
+    ),
+    "pose_auc": Metric(
+        "pose AUC@5°",
+        "",
+        True,
+        3,
+        "cameras found anew from the images with their lenses known (pycolmap: SIFT, all pairs, incremental); mean "
+        "over 1° to 5° of the share of all pairs whose relative rotation and direction are less wrong, views that were "
+        "not placed counting as wrong",
+        "set",
+        f"grey, {_EIGHT_BITS}",
     ),
 }
 """Every figure by its key, in the order of a table."""
 
-CHOICES = tuple(key for key in METRICS if not key.startswith(CORRECTED))
-"""What can be asked for by name; colour-corrected figures come with the figure they correct."""
+_BESIDE = ("fid_pooled", "cross_view_far")
+CHOICES = tuple(key for key in METRICS if not key.startswith(CORRECTED) and key not in _BESIDE)
+"""What can be asked for by name; colour-corrected figures come with the figure they correct, pooled FID with FID, far
+pairs with near ones."""
+
+POSED = ("tsed", "cross_view", "pose_auc")
+"""Figures that need the cameras' poses."""
 
 _NETWORKS: dict[str, tuple[Literal["st_lpips", "lpips"], Literal["vgg", "alex"]]] = {
     "st_lpips": ("st_lpips", "vgg"),
@@ -147,7 +203,7 @@ def parse_metrics(text: str) -> tuple[str, ...]:
         raise InputError(f"--metrics names no figure; choose among {', '.join(CHOICES)}.")
     for name in names:
         if name not in CHOICES:
-            raise unknown("metric", name, CHOICES, f"There are {', '.join(CHOICES)}.")
+            raise unknown("metric", name, CHOICES)
     return tuple(key for key in CHOICES if key in names)
 
 
@@ -245,12 +301,18 @@ def summary(per_image: Sequence[Mapping[str, float]]) -> tuple[dict[str, float],
     return mean, std
 
 
-def how_made(metrics: Iterable[str], masked: bool = False, correction: Correction | None = None) -> dict[str, str]:
-    """How each figure is made, in words, so that a number can be compared; `masked` if some pixels did not count."""
+def how_made(
+    metrics: Iterable[str], masked: bool = False, correction: Correction | None = None, resize: str = "none"
+) -> dict[str, str]:
+    """How each figure is made, in words, so that a number can be compared: from pixels of which range, resized how.
+
+    `masked` says that some pixels did not count, `resize` how images are brought to the measured size.
+    """
     made = {}
     for key in metrics:
         one = METRICS[key]
-        made[key] = one.how
+        resized = [*([] if resize == "none" else [resize]), *([one.resized] if one.resized else [])]
+        made[key] = f"{one.how}; pixels in {one.range}; resized: {', then '.join(resized) or 'no'}"
         if key == "psnr" and masked:
             made[key] += "; masked pixels do not count"
         elif masked and one.of != "pair" and key != "tsed":
@@ -281,9 +343,14 @@ class Sharpening:
 
 
 def best_unsharp(
-    views: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray | None]], judge: str = "st_lpips", device: str = "cpu"
+    views: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray | None]],
+    judge: str = "st_lpips",
+    device: str = "cpu",
+    metrics: Sequence[str] | None = None,
 ) -> Sharpening:
     """The best of four unsharp masks for (image, truth, mask) by the mean of one figure; views are taken one by one.
+
+    `metrics` are what is measured (`default_metrics` unless named); `judge` is among them.
 
     It is chosen on the very images it is measured on, so it is the most that sharpening can give: a fixer that does
     not beat it has learned no more.
@@ -291,7 +358,8 @@ def best_unsharp(
     tried: dict[tuple[float, float], list[dict[str, float]]] = {setting: [] for setting in _SHARPENINGS}
     for image, truth, mask in views:
         sharpened = (unsharp_mask(image, sigma, amount) for sigma, amount in _SHARPENINGS)
-        for setting, figures in zip(_SHARPENINGS, metrics_against(truth, sharpened, mask, device), strict=True):
+        measured = metrics_against(truth, sharpened, mask, device, metrics)
+        for setting, figures in zip(_SHARPENINGS, measured, strict=True):
             tried[setting].append(figures)
     means = [Sharpening(sigma, amount, summary(figures)[0]) for (sigma, amount), figures in tried.items()]
     sign = 1 if METRICS[judge].higher_is_better else -1

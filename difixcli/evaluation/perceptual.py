@@ -6,7 +6,6 @@ Shift-tolerant LPIPS: Ghildyal & Liu, ECCV 2022 (arXiv 2207.13686). LPIPS: Zhang
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difixcli.errors import InputError
+from difixcli.tensor_files import read_pickled
 from difixcli.torchvision_cure import cure
 
 Net = Literal["vgg", "alex"]
@@ -82,7 +82,7 @@ class StLpips(_Distance):
         weights = Path(stlpips.__file__).parent / "weights" / "vST0.0" / f"{net}_shift_tolerant.pth"
         if not weights.is_file():
             raise InputError(f"{weights} is missing; reinstall the package stlpips-pytorch.")
-        state = torch.load(weights, map_location="cpu", weights_only=True)
+        state = read_pickled(weights, "reinstall the package stlpips-pytorch")
         # the package registers its heads twice, as lin0..4 and as lins.0..4; the file has the first
         state |= {f"lins.{key[3:]}": value for key, value in state.items() if key.startswith("lin")}
         shell.load_state_dict(state, strict=True, assign=True)
@@ -107,16 +107,18 @@ def _trained_lpips(net: Net) -> nn.Module:
     backbone = _lpips_backbone(net)
     if not backbone.is_file():
         raise InputError(
-            f"LPIPS ({net}) needs torchvision's backbone in {backbone}; put it there, or use st-LPIPS, "
-            "whose weights are installed."
+            f"LPIPS ({net}) needs torchvision's backbone in {backbone}; fetch it with difix download lpips-{net}, or "
+            "use st-LPIPS, whose weights are installed."
         )
     cure()
     import lpips
 
+    # torch hub unpickles whatever the file holds; refuse here what is more than tensors
+    read_pickled(backbone, "replace it, or use st-LPIPS", mapped=True)
     try:
         return lpips.LPIPS(net=net, pretrained=True, verbose=False)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
-        raise InputError(f"{backbone} is damaged or holds another network; replace it, or use st-LPIPS.") from None
+    except (RuntimeError, KeyError, AttributeError, TypeError):
+        raise InputError(f"{backbone} holds another network; replace it, or use st-LPIPS.") from None
 
 
 def lpips_available(net: Net = "alex") -> bool:
@@ -125,7 +127,7 @@ def lpips_available(net: Net = "alex") -> bool:
 
 
 @lru_cache(maxsize=4)
-def shared_network(kind: Literal["st_lpips", "lpips"], net: Net, device: str = "cpu") -> _Distance:
+def shared_network(kind: Literal["st_lpips", "lpips"], net: Net, device: str = "cpu") -> StLpips | Lpips:
     """One network for all who measure with it: building one costs a second and up to 60 MB."""
     return (StLpips(net) if kind == "st_lpips" else Lpips(net)).to(device)
 

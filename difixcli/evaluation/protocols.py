@@ -178,7 +178,8 @@ def parse_protocol(text: str) -> Protocol:
     `dl3dv-K`, `sparse:K` or `every:N`.
 
     - `nerfbusters` (Warburg et al., ICCV 2023): two paths (see `default_split_rule`), the first trains; only pixels of
-      the second that a training photo sees too count; size as rendered.
+      the second count whose surface, by the depth of one reconstruction of both paths, lies in a training photo's
+      frustum; size as rendered. The method's own depth, which the paper also bounds, does not count, as in Difix3D+.
     - `dl3dv` (as Difix3D+ splits it): two clusters of camera positions, the larger trains; measured at a long side of
       at most 960 pixels, the size of DL3DV's 960P release.
     - `rds` (driving rigs in Difix3D+): one camera trains, the others are measured, together and camera by camera; size

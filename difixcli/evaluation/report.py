@@ -21,6 +21,7 @@ from difixcli.evaluation.pictures import error_colors, error_map, fit, image_siz
 from difixcli.evaluation.run_folders import TRUTH
 from difixcli.runs import atomic, read_image
 from difixcli.scenes.loading import natural_order
+from difixcli.wording import counted
 
 _WIDTH = 480  # pixels of an embedded picture
 _VIEWS = 24  # views of a scene with pictures, and
@@ -143,7 +144,7 @@ def write_report(evaluated: Mapping[str, Any], output: Path, title: str) -> Path
     scenes: Mapping[str, Any] = evaluated.get("scenes") or {"": evaluated}
     body = [f"<h1>{escape(title)}</h1>"]
     if "scenes" in evaluated:
-        body.append(f"<p>{len(scenes)} scenes, {evaluated['images']} images</p>")
+        body.append(f"<p>{counted(len(scenes), 'scene')}, {counted(evaluated['images'], 'image')}</p>")
         if evaluated["results"]:
             body += [
                 "<h2>Mean over scenes</h2>",
@@ -206,7 +207,7 @@ def _scene(name: str, evaluated: Mapping[str, Any], scenes: int) -> list[str]:
     ]
     if shown < len(stems):
         section.append(
-            f"<p>{shown} of {len(stems)} views have pictures, {escape(by)}"
+            f"<p>{shown} of {counted(len(stems), 'view')} have pictures, {escape(by)}"
             + (f": the {worst} worst and the {best} best" if judge else "")
             + "; the figures of all are below.</p>"
         )

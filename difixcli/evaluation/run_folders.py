@@ -17,6 +17,7 @@ from difixcli.scenes.loading import load_scene, natural_order, scene_name
 from difixcli.scenes.scene import Scene, Split
 from difixcli.scenes.splits import make_split
 from difixcli.shapes import Each
+from difixcli.wording import counted
 
 TRUTH = "truth"
 MASK = "mask"
@@ -245,7 +246,7 @@ def _made(arguments: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value := arguments.get(key), list) and value and value != ["test"]:
             said[key] = " ".join(str(item).rsplit("/", 1)[-1].removeprefix("pipeline.model.") for item in value)
     if schedule.get("kind") != "none" and schedule.get("rounds") is not None:
-        said["rounds"] = f"{schedule['rounds']} rounds"
+        said["rounds"] = counted(schedule["rounds"], "round")
     if all(isinstance(schedule.get(key), int) for key in ("photos", "rounds", "every")):
         said["iterations"] = f"{schedule['photos'] + schedule['rounds'] * schedule['every']} iterations"
     if isinstance(share := schedule.get("share"), float) and share:

@@ -10,11 +10,16 @@ are camera-to-world with OpenGL axes (x right, y up, z back); the first pixel's 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from difixcli.fixer.tiling import Window
+from difixcli.images import fitted, flow
 
 # A point is believed visible when its depth and the reference's own differ by less than about this share.
 DEPTH_TOLERANCE = 0.05
@@ -28,8 +33,13 @@ MAX_SHIFT = 0.025
 FLOW_AGAINST_GEOMETRY = 0.6
 # Samples of a photo along each side of a pixel, at most; of finer photos blocks of pixels are averaged first.
 MOST_SAMPLES = 3
-# Without depth, a match holds when going there and back again ends within about this many pixels.
-ROUND_TRIP_TOLERANCE = 1.5
+# Without depth, a match holds when going there and back again ends within about this many pixels of the image, and of
+# those that flow looks at.
+ROUND_TRIP_TOLERANCE = 1.5, 0.75
+# Flow looks at an image at this share of its sides, but at a long side no less and no more than the pixels below: what
+# is finer adds time and errors, and fixes made of half the size are better ones (recipes/bench/RESULTS.md).
+FLOW_SHARE = 0.5
+FLOW_SIDES = 320, 720
 
 
 @torch.no_grad()
@@ -79,7 +89,7 @@ def align_references(
     aligned = render.new_zeros((batch, views, 3, height, width))
     visibility = render.new_zeros((batch, views, 1, height, width))
     for b in range(batch):
-        points = _unproject(depth[b, 0], intrinsics[b], camera_to_world[b])
+        points = unproject(depth[b, 0], intrinsics[b], camera_to_world[b])
         for v in range(views):
             image = ref_images[b, v].to(render)
             grid, ref_z = _project(points, ref_intrinsics[b, v], ref_camera_to_world[b, v], image.shape[-2:])
@@ -101,9 +111,8 @@ def align_references(
                         there = there * _counted(ref_masks[b, v].to(render), grid)
                     color = _sample_photo(image, grid, there)
                     visible = there * torch.maximum(agreement, _likeness(render[b], color))
-                matched, believed = _matched(
-                    render[b], image, None if ref_masks is None else ref_masks[b, v].to(render)
-                )
+                found = match(render[b], image, None if ref_masks is None else ref_masks[b, v].to(render))
+                matched, believed = found.of(Window(0, 0, height, width))
                 believed = believed * torch.where(there > 0, 1.0, FLOW_AGAINST_GEOMETRY)
                 grid = torch.where((believed > visible)[..., None], matched, grid)
                 visible = torch.maximum(visible, believed)
@@ -128,47 +137,113 @@ def register_references(images: Tensor, refs: Tensor) -> tuple[Tensor, Tensor]:
     """
     batch, views = refs.shape[:2]
     height, width = images.shape[-2:]
-    images = images.nan_to_num(0, 0, 0)
+    whole = Window(0, 0, height, width)
     aligned = images.new_zeros((batch, views, 3, height, width))
     visibility = images.new_zeros((batch, views, 1, height, width))
     for b in range(batch):
         for v in range(views):
             photo = refs[b, v].to(images)
-            grid, visible = _matched(images[b], photo)
-            aligned[b, v] = _sample_photo(photo, grid, visible) * (visible > 0)
-            visibility[b, v, 0] = visible
+            aligned[b, v], visibility[b, v, 0] = match(images[b], photo).sampled(photo, whole)
     return aligned, visibility
 
 
-def _matched(image: Tensor, ref: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Where in a photo (3, h, w) what an image (3, H, W) shows is, by optical flow: normalised positions (H, W, 2), and
-    (H, W) where to believe them.
+@dataclass(frozen=True, eq=False)
+class Match:
+    """Where in a photo an image of `size` (height, width) finds what it shows, at the size at which flow looked.
 
-    `mask` (1, h, w) is 1 where the photo's pixels count.
+    `shift` (h', w', 2) is how much further on than in the image it lies, in normalised positions; `visible` (h', w')
+    in [0, 1] says where to believe that; `span` is how many of the photo's pixels one of the image's covers.
     """
-    height, width = image.shape[-2:]
-    if ref.shape[-2:] != (height, width):
-        ref = F.interpolate(ref[None], (height, width), mode="bilinear", antialias=True)[0].clamp(0, 1)
+
+    size: tuple[int, int]
+    shift: Tensor
+    visible: Tensor
+    span: float
+
+    def of(self, window: Window) -> tuple[Tensor, Tensor]:
+        """The window's normalised positions in the photo (H, W, 2), and (H, W) where to believe them."""
+        grid = _pixel_grid(*self.size, self.shift, window)
+        if self.shift.shape[:2] == self.size:
+            return grid + _cut(self.shift, window), _cut(self.visible, window)
+        values = torch.cat([self.shift, self.visible[..., None]], dim=-1).permute(2, 0, 1)
+        values = _sample(values, grid).permute(1, 2, 0)
+        return grid + values[..., :2], values[..., 2]
+
+    def sampled(
+        self, photo: Tensor, window: Window, part: Window | None = None, whole: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The photo (3, h, w), or the `part` of it that counts where the `whole` has another size, as it looks in the
+        image's window: (3, H, W), zero where nothing of it is seen, and its visibility (H, W).
+        """
+        grid, visible = self.of(window)
+        if part is not None and whole is not None and (part.height, part.width) != whole:
+            scale = grid.new_tensor([whole[1] / part.width, whole[0] / part.height])
+            begin = grid.new_tensor([2 * part.left / part.width, 2 * part.top / part.height])
+            grid = (grid + 1) * scale - begin - 1
+        return _sample_photo(photo, grid, visible, self.span) * (visible > 0), visible
+
+    def part(self, window: Window, size: tuple[int, int]) -> Window:
+        """The part of a photo of `size` that a window of the image is sampled from."""
+        sides = []
+        for dim, start, length in ((0, window.top, window.height), (1, window.left, window.width)):
+            shift = self.shift.movedim(dim, 0)
+            # those rows or columns of the shift between which the window's are interpolated
+            first, last = (int(at * len(shift) / self.size[dim]) for at in (start, start + length))
+            low, high = (float(x) / 2 for x in torch.aminmax(shift[max(first - 1, 0) : last + 2, :, 1 - dim]))
+            margin = 4 * max(1.0, self.span)  # bicubic's reach, and the pixel's own
+            begin = int(((start + 0.5) / self.size[dim] + low) * size[dim] - margin)
+            end = int(((start + length - 0.5) / self.size[dim] + high) * size[dim] + margin) + 1
+            begin = min(max(begin, 0), size[dim] - 1)
+            sides.append((begin, min(max(end, begin + 1), size[dim]) - begin))
+        return Window(sides[0][0], sides[1][0], sides[0][1], sides[1][1])
+
+
+@torch.no_grad()
+def match(image: Tensor, ref: Tensor, mask: Tensor | None = None) -> Match:
+    """Find an image (3, H, W) in a photo (3, h, w) by optical flow, there and back; `mask` (1, h, w) is 1 where the
+    photo's pixels count.
+    """
+    size = (image.shape[-2], image.shape[-1])
+    height, width = flow_size(*size)
+    scale = max(size) / max(height, width)
+    kind = image.dtype
+    image, ref = image.float(), ref.float()
+    image, ref_size = fitted(image.nan_to_num(0, 0, 0), (height, width)), ref.shape[-2:]
+    ref = fitted(ref, (height, width))
     target, source = _gray(image), _gray(ref)
-    there = torch.from_numpy(_flow(target, source)).to(image)
-    back = torch.from_numpy(_flow(source, target)).to(image)
+    there = torch.from_numpy(flow(target, source)).to(image)
+    back = torch.from_numpy(flow(source, target)).to(image)
     grid = _shifted(_pixel_grid(height, width, image), there)
     round_trip = there + _sample(back.permute(2, 0, 1), grid).permute(1, 2, 0)
     color = _sample(ref, grid)
-    difference = _box((color - image).abs().mean(0), 7)
-    visible = torch.exp(-(round_trip.square().sum(-1)) / (2 * ROUND_TRIP_TOLERANCE**2))
-    visible = visible * torch.exp(-(difference / 0.2).square()) * _inside(grid, ref.shape[-2:])
-    return grid, visible if mask is None else visible * _counted(mask, grid)
+    difference = _box((color - image).abs().mean(0), max(3, 2 * round(3.5 / scale) + 1))
+    tolerance = max(ROUND_TRIP_TOLERANCE[0] / scale, ROUND_TRIP_TOLERANCE[1])
+    visible = torch.exp(-(round_trip.square().sum(-1)) / (2 * tolerance**2))
+    visible = visible * torch.exp(-(difference / 0.2).square()) * _inside(grid, (height, width))
+    if mask is not None:
+        visible = visible * _counted(mask, grid)
+    span = _span(grid, visible, ref_size) / scale
+    return Match(size, (grid - _pixel_grid(height, width, grid)).to(kind), visible.to(kind), span)
 
 
-def _pixel_grid(height: int, width: int, like: Tensor) -> Tensor:
-    """(H, W, 2) normalised positions in [-1, 1] of every pixel's centre, as grid_sample counts them."""
-    x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) * (2 / width) - 1
-    y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) * (2 / height) - 1
+def flow_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) at which flow looks at an image."""
+    side = max(height, width)
+    wanted = min(side, max(FLOW_SIDES[0], min(FLOW_SHARE * side, FLOW_SIDES[1])))
+    return max(1, round(height * wanted / side)), max(1, round(width * wanted / side))
+
+
+def _pixel_grid(height: int, width: int, like: Tensor, window: Window | None = None) -> Tensor:
+    """(H, W, 2) normalised positions in [-1, 1] of every pixel's centre, as grid_sample counts them, or of those in a
+    window.
+    """
+    top, left, rows, columns = window or Window(0, 0, height, width)
+    x = (torch.arange(left, left + columns, device=like.device, dtype=like.dtype) + 0.5) * (2 / width) - 1
+    y = (torch.arange(top, top + rows, device=like.device, dtype=like.dtype) + 0.5) * (2 / height) - 1
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
 
 
-def _unproject(depth: Tensor, intrinsics: Tensor, camera_to_world: Tensor) -> Tensor:
+def unproject(depth: Tensor, intrinsics: Tensor, camera_to_world: Tensor) -> Tensor:
     """(H, W) z-depth → (H, W, 3) points in the world."""
     height, width = depth.shape
     intrinsics, pose = intrinsics.to(depth), camera_to_world.to(depth)
@@ -193,6 +268,11 @@ def _project(
     grid = torch.stack([u * (2 / size[1]) - 1, v * (2 / size[0]) - 1], dim=-1)
     # points beside or behind the camera project anywhere: keep them finite and outside
     return grid.nan_to_num(3.0).clamp(-3, 3), z
+
+
+def _cut(values: Tensor, window: Window) -> Tensor:
+    """(H, W, …) cut to a window."""
+    return values[window.top : window.top + window.height, window.left : window.left + window.width]
 
 
 def _inside(grid: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
@@ -230,31 +310,38 @@ def _likeness(render: Tensor, color: Tensor) -> Tensor:
     return torch.exp(-(_box((color - render).abs().mean(0), 7) / COLOR_TOLERANCE).square())
 
 
-def _sample_photo(photo: Tensor, grid: Tensor, counts: Tensor) -> Tensor:
+def _sample_photo(photo: Tensor, grid: Tensor, counts: Tensor, span: float | None = None) -> Tensor:
     """A photo (3, h, w) as it looks in pixels whose centres lie at its normalised positions `grid` (H, W, 2).
 
     Each pixel is the mean over what it covers in the photo, which is how photos are brought to their working size, too.
     A pixel's extent is the grid's own step there, so the kernel follows foreshortening and turns; where the grid
     tears, at depth edges, the smaller of the steps on both sides. `counts` (H, W) is positive where there is something
-    to see.
+    to see. `span` is how many of the photo's pixels a pixel covers, where that is known.
     """
     size = photo.shape[-2:]
-    in_photo = grid.new_tensor([size[1] / 2, size[0] / 2])
-    across, down = _steps(grid, 1), _steps(grid, 0)
-    lengths = [(steps * in_photo).norm(dim=-1)[counts > 0] for steps in (across, down)]
-    span = float(torch.cat(lengths).median()) if lengths[0].numel() else 1.0
+    span = _span(grid, counts, size) if span is None else span
     if span > MOST_SAMPLES:
         # so many photo pixels a pixel that whole blocks of them may be averaged first
         factor = min(int(span / MOST_SAMPLES * 2), *size)
         photo = F.interpolate(photo[None], (-(-size[0] // factor), -(-size[1] // factor)), mode="area")[0]
         span /= factor
     count = max(1, round(span))
+    if count == 1:
+        return _sample(photo, grid, "bicubic").clamp(0, 1)
+    across, down = _steps(grid, 1), _steps(grid, 0)
     offsets = [(i + 0.5) / count - 0.5 for i in range(count)]
     total = torch.zeros_like(photo[:, :1, :1])
     for x in offsets:
         for y in offsets:
             total = total + _sample(photo, grid + x * across + y * down, "bicubic")
     return (total / count**2).clamp(0, 1)
+
+
+def _span(grid: Tensor, counts: Tensor, size: torch.Size | tuple[int, int]) -> float:
+    """How many pixels of a photo of `size` a step of the grid (H, W, 2) covers, as the median where it counts."""
+    in_photo = grid.new_tensor([size[1] / 2, size[0] / 2])
+    lengths = [(_steps(grid, dim) * in_photo).norm(dim=-1)[counts > 0] for dim in (1, 0)]
+    return float(torch.cat(lengths).median()) if lengths[0].numel() else 1.0
 
 
 def _steps(grid: Tensor, dim: int) -> Tensor:
@@ -272,15 +359,6 @@ def _gray(image: Tensor) -> np.ndarray:
     weights = image.new_tensor([0.299, 0.587, 0.114])
     gray = torch.einsum("c,chw->hw", weights, image).clamp(0, 1)
     return (gray * 255 + 0.5).to(torch.uint8).cpu().numpy()
-
-
-def _flow(target: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Dense flow (H, W, 2) float32 in pixels: `target[p]` looks like `source[p + flow[p]]`."""
-    if min(target.shape) < 16:  # less than two of DIS's patches: nothing to match
-        return np.zeros((*target.shape, 2), np.float32)
-    matcher = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    matcher.setFinestScale(0)  # the preset stops at half the size, which costs aligned photos half a dB
-    return matcher.calc(target, source, None)  # type: ignore[call-overload]
 
 
 def _shifted(values: Tensor, shift: Tensor) -> Tensor:
@@ -309,7 +387,7 @@ def _registration(render: Tensor, color: Tensor, visible: Tensor) -> Tensor:
     height, width = visible.shape
     # where the reference shows nothing the render stands in for it, so the flow there is zero and drags nobody along
     filled = color * visible + render * (1 - visible)
-    shift = torch.from_numpy(_flow(_gray(render), _gray(filled))).to(render)
+    shift = torch.from_numpy(flow(_gray(render), _gray(filled))).to(render)
     longest = max(2.0, MAX_SHIFT * max(height, width))
     length = shift.square().sum(-1).sqrt()
     moved = _shifted(filled.permute(1, 2, 0), shift).permute(2, 0, 1)

@@ -30,6 +30,7 @@ def collapse_signs(
     opacity: Tensor | None = None,
     visibility: Tensor | None = None,
     noise: Tensor | None = None,
+    correspondence: Tensor | None = None,
 ) -> CollapseSigns:
     """Measures the signs on one batch, given as `FixerNetwork.forward` takes it.
 
@@ -40,11 +41,12 @@ def collapse_signs(
         lambda module, inputs, output: stds.append(float(output.float().std()))
     )
     try:
-        output = network(images, references, opacity, visibility, noise)
+        output = network(images, references, opacity, visibility, noise, correspondence)
     finally:
         hook.remove()
     change = 0.0
     if references is not None and references.shape[1]:
         swapped = references.roll(1, 0) if references.shape[0] > 1 else references.flip(-1)
-        change = float((network(images, swapped, opacity, visibility, noise) - output).abs().mean())
+        changed = network(images, swapped, opacity, visibility, noise, correspondence)
+        change = float((changed - output).abs().mean())
     return CollapseSigns(stds[0], change, float((output - images).abs().mean()))

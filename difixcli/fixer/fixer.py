@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difixcli.errors import InputError, out_of_memory, unknown
+from difixcli.fixer.correspondence import cropped, mirrored
 from difixcli.fixer.network import EncodedReferences, FixerConfig, FixerNetwork, small_config
+from difixcli.fixer.registered import RegisteredPhotos
 from difixcli.fixer.tiling import Window, fade, windows
 from difixcli.fixer.tone import keep_unseen_tone
 from difixcli.fixer.weights import load_network, merge_adapters, save_network
@@ -38,18 +41,22 @@ class Fixer:
     """A network with its weights, on a device. `network` is the differentiable part, for training.
 
     Images of more than `tile`² pixels are fixed in overlapping windows of that side at most, whose seams are blended;
-    by default, and again where the memory proves too small, it is chosen by the device. Raw references are cut to the
-    same window: neighbouring photos show about the same there, at the same scale.
+    by default, and again where the memory proves too small, it is chosen by the device. References as the photos are
+    are cut to the same window: neighbouring photos show about the same there, at the same scale. Places of theirs that
+    lie outside of it are then not known.
 
-    `notice` is called with a sentence when something the caller may want to know happens.
+    `notice` is called with a sentence when something the caller may want to know happens, `tile_done` after each of an
+    image's windows, where there are several, with how many are done and how many there are.
     """
 
     def __init__(self, network: FixerNetwork, tile: int | None = None) -> None:
         self.network = network.eval()
         self.tile = tile
         self.notice: Callable[[str], None] = lambda message: None
+        self.tile_done: Callable[[int, int], None] = lambda done, total: None
         self._held: OrderedDict[tuple, tuple[Tensor, EncodedReferences]] = OrderedDict()
         self._held_of: tuple = ()
+        self._told = False  # that references came without their geometry
 
     @classmethod
     def from_pretrained(
@@ -58,16 +65,21 @@ class Fixer:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         merge: bool = False,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
     ) -> Fixer:
         """Loads weights by name or from a path.
 
         `bundled` is the small fixer that comes with the package. A path is a folder (ours, or the published diffusers
         layout) or a `.pkl` of the release's trainer. Anything else of the form OWNER/NAME comes from the Hugging Face
-        hub or its cache. Raises InputError for what is none of these or holds damaged weights.
+        hub or its cache: of a `revision` (branch, tag or commit), with a `token` for private ones, in another
+        `cache_dir` than the hub's own. Raises InputError for what is none of these or holds damaged weights.
 
         `merge` works adapters into the weights they adapt: the same pixels sooner, but not what to fine-tune.
         """
-        network = load_network(name_or_path)
+        network = load_network(name_or_path, revision, token, cache_dir)
         if merge:
             network = merge_adapters(network)
         return cls(network).to(device, dtype)
@@ -84,13 +96,14 @@ class Fixer:
         return save_network(self.network, Path(folder))
 
     def is_saved_in(self, folder: str | Path) -> bool:
-        """Whether a folder holds this very fixer, as `save_pretrained` writes it."""
+        """Whether a folder holds this very fixer, in whatever layout."""
         try:
             held = load_network(folder)
         except InputError:
             return False
         ours, theirs = self.network.state_dict(), held.state_dict()
-        return held.config == self.config and all(torch.equal(ours[name].cpu().float(), theirs[name]) for name in ours)
+        mine, its = (dataclasses.replace(c, lora_targets=sorted(c.lora_targets)) for c in (self.config, held.config))
+        return mine == its and all(torch.equal(ours[name].cpu().float(), theirs[name]) for name in ours)
 
     def compile(self) -> None:
         """Has torch compile the network's parts when each is first used, anew for every size of image."""
@@ -118,10 +131,11 @@ class Fixer:
     def __call__(
         self,
         images: Tensor,
-        references: Tensor | ReferenceEncoding | None = None,
+        references: Tensor | ReferenceEncoding | RegisteredPhotos | None = None,
         opacity: Tensor | None = None,
         visibility: Tensor | None = None,
         fill_seed: int | None = None,
+        correspondence: Tensor | None = None,
     ) -> Tensor:
         """The clean views of degraded renders, of the same shape, device and dtype, in [0, 1].
 
@@ -130,24 +144,35 @@ class Fixer:
 
         Args:
             images: (B, 3, H, W) in [0, 1], any size.
-            references: (B, V, 3, H, W) in [0, 1], raw or aligned as `config.references` says, any number of them; or
-                raw ones encoded, which then stand beside every image; or None.
+            references: (B, V, 3, H, W) in [0, 1], aligned or as the photos are as `config.references` says, any number
+                of them; or encoded ones, which then stand beside every image; or aligned ones as registered photos,
+                which bring their own visibility and are sampled window by window; or None.
             opacity: (B, 1, H, W) the renders' accumulated opacity in [0, 1], or None for full.
             visibility: (B, V, 1, H, W) in [0, 1], where aligned references are believable, or None for everywhere;
                 where none is, and without references, the render's tone is kept.
             fill_seed: seed of the noise that takes the place of what was not seen (opacity); None: as `config` says,
                 with seed 0. Networks with aligned references have no such noise.
+            correspondence: (B, V, 3, H, W) which places of the references the images' pixels show, as
+                `correspondence.correspond` makes it, for networks whose `config.references` is geometry; without it
+                they do what they can, and `notice` is told once. Others do not look at it.
 
         Raises ValueError when the shapes do not belong together.
         """
         if isinstance(references, ReferenceEncoding):
             references = references.photos.expand(images.shape[0], *references.photos.shape)
-        _check_shapes(images, references, opacity, visibility)
+        _check_shapes(images, references, opacity, visibility, correspondence)
+        if self.config.references != "geometry":
+            correspondence = None
+        elif correspondence is None and references is not None and references.shape[1] and not self._told:
+            self._told = True
+            self.notice(
+                "This fixer looks up references by depth and cameras, which are not known here: it goes on without."
+            )
         noise = self._noise(images, opacity, fill_seed)
         while True:
             side = self.tile or TILE.get(self.device.type, TILE["cpu"])
             try:
-                fixed = self._tiled(images, references, opacity, visibility, noise, side)
+                fixed = self._tiled(images, references, opacity, visibility, noise, correspondence, side)
                 return self._toned(images, fixed, references, visibility, opacity)
             except (RuntimeError, MemoryError) as error:
                 side = min(side, max(images.shape[-2:]))
@@ -159,18 +184,21 @@ class Fixer:
                 torch.cuda.empty_cache()
             if images.shape[0] > 1:
                 return torch.cat(
-                    [self._one(i, images, references, opacity, visibility, fill_seed) for i in range(len(images))]
+                    [
+                        self._one(i, images, references, opacity, visibility, fill_seed, correspondence)
+                        for i in range(len(images))
+                    ]
                 )
             self.tile = max(side // 2, SMALLEST_TILE)
             self.notice(f"The memory is too small for {side} pixels at a time; going on in tiles of {self.tile}.")
 
     @torch.no_grad()
     def encode_references(self, photos: Tensor) -> ReferenceEncoding:
-        """Encodes raw references (V, 3, H, W) in [0, 1] now, for images of the same size.
+        """Encodes references as the photos are, (V, 3, H, W) in [0, 1], now, for images of the same size.
 
         Raises ValueError for networks with aligned references, which need their pixels.
         """
-        if self.config.references != "raw":
+        if not self.config.takes_photos:
             raise ValueError("references aligned with an image belong to that image; there is nothing to encode once")
         if photos.ndim != 4 or photos.shape[1] != 3:
             raise ValueError(f"photos must be (V, 3, H, W), not {tuple(photos.shape)}")
@@ -181,58 +209,73 @@ class Fixer:
     def second_opinion(
         self,
         images: Tensor,
-        references: Tensor | None = None,
+        references: Tensor | RegisteredPhotos | None = None,
         opacity: Tensor | None = None,
         visibility: Tensor | None = None,
         fill_seed: int | None = None,
+        correspondence: Tensor | None = None,
     ) -> Tensor:
         """Another fix of the same renders, made of everything mirrored and mirrored back; arguments as in a call.
 
         Where it differs from the first, the fixer has guessed.
         """
-        beside, opacity, visibility = (None if x is None else x.flip(-1) for x in (references, opacity, visibility))
-        return self(images.flip(-1), beside, opacity, visibility, fill_seed).flip(-1)
+        opacity, visibility = (None if x is None else x.flip(-1) for x in (opacity, visibility))
+        if isinstance(references, RegisteredPhotos):
+            beside: Tensor | RegisteredPhotos | None = references.mirrored()
+        else:
+            beside = None if references is None else references.flip(-1)
+        if correspondence is not None:
+            correspondence = mirrored(correspondence)
+        return self(images.flip(-1), beside, opacity, visibility, fill_seed, correspondence).flip(-1)
 
     def _one(
         self,
         i: int,
         images: Tensor,
-        references: Tensor | None,
+        references: Tensor | RegisteredPhotos | None,
         opacity: Tensor | None,
         visibility: Tensor | None,
         fill_seed: int | None,
+        correspondence: Tensor | None,
     ) -> Tensor:
         """The i-th sample alone, (1, 3, H, W)."""
-        beside, opacity, visibility = (None if x is None else x[i : i + 1] for x in (references, opacity, visibility))
-        return self(images[i : i + 1], beside, opacity, visibility, fill_seed)
+        others = (opacity, visibility, correspondence)
+        opacity, visibility, correspondence = (None if x is None else x[i : i + 1] for x in others)
+        if isinstance(references, RegisteredPhotos):
+            beside: Tensor | RegisteredPhotos | None = references[i]
+        else:
+            beside = None if references is None else references[i : i + 1]
+        return self(images[i : i + 1], beside, opacity, visibility, fill_seed, correspondence)
 
     def _tiled(
         self,
         images: Tensor,
-        references: Tensor | None,
+        references: Tensor | RegisteredPhotos | None,
         opacity: Tensor | None,
         visibility: Tensor | None,
         noise: Tensor | None,
+        correspondence: Tensor | None,
         side: int,
     ) -> Tensor:
         height, width = images.shape[-2:]
         parts = windows(height, width, side, self.config.multiple)
         if len(parts) == 1:
-            return self._fixed(parts[0], images, references, opacity, visibility, noise).to(images)
+            return self._fixed(parts[0], images, references, opacity, visibility, noise, correspondence).to(images)
         total = torch.zeros_like(images, dtype=torch.float32)
         weights = total.new_zeros((height, width))
-        for window in parts:
-            fixed = self._fixed(window, images, references, opacity, visibility, noise)
+        for done, window in enumerate(parts, start=1):
+            fixed = self._fixed(window, images, references, opacity, visibility, noise, correspondence)
             weight = fade(window, height, width, weights)
             window.of(total).add_(fixed.to(total) * weight)  # type: ignore[union-attr]
             window.of(weights).add_(weight)  # type: ignore[union-attr]
+            self.tile_done(done, len(parts))
         return total.div_(weights).to(images)
 
     def _toned(
         self,
         images: Tensor,
         fixed: Tensor,
-        references: Tensor | None,
+        references: Tensor | RegisteredPhotos | None,
         visibility: Tensor | None,
         opacity: Tensor | None,
     ) -> Tensor:
@@ -241,27 +284,34 @@ class Fixer:
             return fixed
         if references is None or not references.shape[1]:
             return keep_unseen_tone(images, fixed, None, opacity)
+        if isinstance(references, RegisteredPhotos):
+            visibility = references.visibility()
         return fixed if visibility is None else keep_unseen_tone(images, fixed, visibility, opacity)
 
     def _fixed(
         self,
         window: Window,
         images: Tensor,
-        references: Tensor | None,
+        references: Tensor | RegisteredPhotos | None,
         opacity: Tensor | None,
         visibility: Tensor | None,
         noise: Tensor | None,
+        correspondence: Tensor | None,
     ) -> Tensor:
         """The clean pixels of one window."""
         image, opacity, visibility = (self._prepared(window.of(x)) for x in (images, opacity, visibility))
         beside: Tensor | EncodedReferences | None = None
-        if references is not None and references.shape[1]:
+        if isinstance(references, RegisteredPhotos):
+            beside, visibility = map(self._prepared, references.cut(window, self.device))
+        elif references is not None and references.shape[1]:
             cut = window.of(references)
-            beside = self._encoded(cut) if self.config.references == "raw" else self._prepared(cut)
+            beside = self._encoded(cut) if self.config.takes_photos else self._prepared(cut)
         if noise is not None:
             in_latents = Window(*(-(-x // self.config.multiple) for x in window))
             noise = in_latents.of(noise).to(image)  # type: ignore[union-attr]
-        fixed = self.network(image, beside, opacity, visibility, noise)
+        if correspondence is not None:
+            correspondence = self._places(window, correspondence)
+        fixed = self.network(image, beside, opacity, visibility, noise, correspondence)
         return fixed[..., : window.height, : window.width].clamp(0, 1)
 
     def _windows(self, images: Tensor) -> list[Window]:
@@ -269,8 +319,19 @@ class Fixer:
         height, width = images.shape[-2:]
         return windows(height, width, side, self.config.multiple)
 
+    def _places(self, window: Window, correspondence: Tensor) -> Tensor:
+        """A window's places in references cut to it; those outside, and those of the padding, are not known."""
+        cut = cropped(correspondence, window.top, window.left, window.height, window.width).to(self.device).float()
+        multiple = self.config.multiple
+        beyond = (0, -window.width % multiple, 0, -window.height % multiple)
+        # a token at the border lies between a place and the padding's
+        padded = F.pad(cut.flatten(0, 1), beyond, mode="replicate").unflatten(0, cut.shape[:2])
+        padded[..., 2, window.height :, :] = 0
+        padded[..., 2, :, window.width :] = 0
+        return padded
+
     def _encoded(self, references: Tensor | None) -> EncodedReferences:
-        """Raw references (B, V, 3, H, W), each distinct photo encoded once and kept for further calls."""
+        """References as the photos are, (B, V, 3, H, W), each distinct one encoded once and kept for further calls."""
         assert references is not None
         if (state := _weights_state(self.network)) != self._held_of:
             self._held.clear()
@@ -297,7 +358,7 @@ class Fixer:
 
     def _noise(self, images: Tensor, opacity: Tensor | None, seed: int | None) -> Tensor | None:
         """(B, c, h, w) standard normal for the whole image: its windows then agree, and so do its batches."""
-        if opacity is None or self.config.references != "raw" or (seed is None and not self.config.fill_unseen):
+        if opacity is None or not self.config.takes_photos or (seed is None and not self.config.fill_unseen):
             return None
         size = [-(-x // self.config.multiple) for x in images.shape[-2:]]
         generator = torch.Generator().manual_seed(seed or 0)
@@ -344,17 +405,26 @@ def _nbytes(values: Tensor) -> int:
     return values.numel() * values.element_size()
 
 
-def _check_shapes(images: Tensor, references: Tensor | None, opacity: Tensor | None, visibility: Tensor | None) -> None:
+def _check_shapes(
+    images: Tensor,
+    references: Tensor | RegisteredPhotos | None,
+    opacity: Tensor | None,
+    visibility: Tensor | None,
+    correspondence: Tensor | None,
+) -> None:
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be (B, 3, H, W), not {tuple(images.shape)}")
     batch, _, height, width = images.shape
     if references is not None and (
-        references.ndim != 5 or (references.shape[0], *references.shape[2:]) != (batch, 3, height, width)
+        len(references.shape) != 5 or (references.shape[0], *references.shape[2:]) != (batch, 3, height, width)
     ):
         raise ValueError(f"references must be (B, V, 3, H, W) like the images, not {tuple(references.shape)}")
     if opacity is not None and opacity.shape != (batch, 1, height, width):
         raise ValueError(f"opacity must be (B, 1, H, W) like the images, not {tuple(opacity.shape)}")
-    if visibility is not None:
-        views = 0 if references is None else references.shape[1]
-        if visibility.shape != (batch, views, 1, height, width):
-            raise ValueError(f"visibility must be (B, V, 1, H, W) like the references, not {tuple(visibility.shape)}")
+    views = 0 if references is None else references.shape[1]
+    if correspondence is not None and correspondence.shape != (batch, views, 3, height, width):
+        raise ValueError(
+            f"correspondence must be (B, V, 3, H, W) like the references, not {tuple(correspondence.shape)}"
+        )
+    if visibility is not None and visibility.shape != (batch, views, 1, height, width):
+        raise ValueError(f"visibility must be (B, V, 1, H, W) like the references, not {tuple(visibility.shape)}")

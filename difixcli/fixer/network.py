@@ -8,12 +8,13 @@ z = s·E(x), noise level ᾱ of the step and the constant prompt's embedding c
 
 The same class with `references: aligned` is our small fixer: references lie pixel on pixel with the render, gates
 choose between the views at every skip, and the output is a blend of the views plus a small residual (see blending).
+With `references: geometry` references are raw, and attended to where geometry says they are (see geometry).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,10 +24,12 @@ from torch import Tensor, nn
 
 from difixcli.fixer.blending import BlendHead, ReferenceGate
 from difixcli.fixer.convolution import use_fast_convolutions
+from difixcli.fixer.geometry import GeometryAttention, Places, places_by_count, use_geometry
 from difixcli.torchvision_cure import cure
 
 ADAPTER = "vae_skip"
-KeysValues = tuple[Tensor, Tensor]
+Memory = tuple[Tensor, ...]
+"""Keys and values of a self-attention; and what came into its block, where geometry reads that."""
 LORA_ALPHA = 8  # peft's default, which the release kept: the adapters' scale is 8 / rank
 SKIP_INIT = 1e-5
 IMAGE_CHANNELS = 5  # what an aligned network's encoder sees of a view: RGB, visibility, and whether it is a reference
@@ -40,16 +43,17 @@ class FixerConfig:
     """Keyword arguments of diffusers' UNet2DConditionModel."""
     vae: dict[str, Any]
     """Keyword arguments of diffusers' AutoencoderKL."""
-    references: Literal["raw", "aligned"] = "raw"
-    """How references are wanted: as the photos are, or reprojected into the render's view."""
+    references: Literal["raw", "aligned", "geometry"] = "raw"
+    """How references are wanted: as the photos are, reprojected into the render's view, or as the photos are and beside
+    them which place of theirs each pixel of the render shows."""
     views: int = 1
     """How many references it was trained with; any other number works."""
     reference_attention: Literal["mutual", "one-way"] = "mutual"
     """Who attends to whom in self-attention: all views to all, or the references to themselves alone, so that their
     keys and values too are the same for every render. Published weights are mutual."""
     fill_unseen: bool = False
-    """Whether latents are mixed with noise where the render's opacity says that nothing was seen (raw references
-    only): z = O·z + (1−O)·ε with the opacity O max-pooled to the latents' size (ArtiFixer, 2026)."""
+    """Whether latents are mixed with noise where the render's opacity says that nothing was seen (not with
+    aligned references): z = O·z + (1−O)·ε with the opacity O max-pooled to the latents' size (ArtiFixer, 2026)."""
     timestep: int = 199
     """Index of the one denoising step."""
     beta_start: float = 0.00085
@@ -74,6 +78,11 @@ class FixerConfig:
     licence: str = "Apache-2.0"
     """Terms of the weights, to be shown when they are loaded."""
 
+    @property
+    def takes_photos(self) -> bool:
+        """Whether references are wanted as the photos are, so that they are encoded once for all renders."""
+        return self.references != "aligned"
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -92,6 +101,9 @@ class MultiViewAttention:
     With `one_way`, the first view still sees all, but the others only themselves. What it would see of them may then
     come from a pass over them alone: `record` collects keys and values layer by layer, `held` brings them, joined
     over a sample's references as (B, V·N, C).
+
+    Blocks with `geometry` tell the `states` that came into them; with `places` of a sample's references (by the number
+    of tokens) what geometry finds there is mixed in.
     """
 
     def __call__(
@@ -103,18 +115,26 @@ class MultiViewAttention:
         temb: Tensor | None = None,
         views: int = 1,
         one_way: bool = False,
-        record: list[KeysValues] | None = None,
-        held: Iterator[KeysValues] | None = None,
+        record: list[Memory] | None = None,
+        held: Iterator[Memory] | None = None,
+        geometry: GeometryAttention | None = None,
+        states: Tensor | None = None,
+        places: Mapping[int, Places] | None = None,
     ) -> Tensor:
         if encoder_hidden_states is not None:
             keys, values = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
             return attn.to_out[0](_attend(attn.heads, attn.to_q(hidden_states), keys, values))
         queries, keys, values = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         if record is not None:
-            record.append((keys, values))
+            record.append((keys, values) if states is None else (keys, values, states))
+        here = None if places is None else places[hidden_states.shape[1]]
         if held is not None:
             others = next(held)
             keys, values = torch.cat([keys, others[0]], dim=1), torch.cat([values, others[1]], dim=1)
+            own = attn.to_out[0](_attend(attn.heads, queries, keys, values))
+            if geometry is None or here is None:
+                return own
+            return geometry(own, others[2].unflatten(1, (here.x.shape[1], -1)), here)
         if views == 1:
             return attn.to_out[0](_attend(attn.heads, queries, keys, values))
 
@@ -123,12 +143,22 @@ class MultiViewAttention:
 
         if not one_way:
             mixed = _attend(attn.heads, joined(queries), joined(keys), joined(values))
-            return attn.to_out[0](mixed.unflatten(1, (views, -1)).flatten(0, 1))
+            return self._with_geometry(attn.to_out[0](mixed.unflatten(1, (views, -1))), geometry, states, here)
         per_view = [x.unflatten(0, (-1, views)) for x in (queries, keys, values)]
         first = _attend(attn.heads, per_view[0][:, 0], joined(keys), joined(values))
         rest = _attend(attn.heads, *(x[:, 1:].flatten(0, 1) for x in per_view))
         mixed = torch.cat([first[:, None], rest.unflatten(0, (-1, views - 1))], dim=1)
-        return attn.to_out[0](mixed.flatten(0, 1))
+        return self._with_geometry(attn.to_out[0](mixed), geometry, states, here)
+
+    @staticmethod
+    def _with_geometry(
+        mixed: Tensor, geometry: GeometryAttention | None, states: Tensor | None, here: Places | None
+    ) -> Tensor:
+        """(B, V, N, C) of all views, the render's mixed with what geometry finds in the others, → (B·V, N, C)."""
+        if geometry is not None and states is not None and here is not None:
+            others = states.unflatten(0, mixed.shape[:2])[:, 1:]
+            mixed = torch.cat([geometry(mixed[:, 0], others, here)[:, None], mixed[:, 1:]], dim=1)
+        return mixed.flatten(0, 1)
 
 
 def _attend(heads: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -139,14 +169,14 @@ def _attend(heads: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor
 
 @dataclass(frozen=True)
 class EncodedReferences:
-    """What a network with raw references needs of them; they are never decoded.
+    """What a network needs of references that are as the photos are; they are never decoded.
 
-    `latents` (B, V, c, h, w); `memory` the keys and values (B, V·N, C) of every self-attention, of networks whose
+    `latents` (B, V, c, h, w); `memory` what every self-attention needs of them, (B, V·N, C) each, of networks whose
     references attend only to themselves.
     """
 
     latents: Tensor
-    memory: tuple[KeysValues, ...] = ()
+    memory: tuple[Memory, ...] = ()
 
     @staticmethod
     def joined(parts: Sequence[EncodedReferences], dim: int) -> EncodedReferences:
@@ -154,7 +184,7 @@ class EncodedReferences:
         if len(parts) == 1:
             return parts[0]
         memory = tuple(
-            (torch.cat([kv[0] for kv in layer], dim), torch.cat([kv[1] for kv in layer], dim))
+            tuple(torch.cat(parts_of, dim) for parts_of in zip(*layer, strict=True))
             for layer in zip(*(part.memory for part in parts), strict=True)
         )
         return EncodedReferences(torch.cat([part.latents for part in parts], dim), memory)
@@ -177,6 +207,8 @@ class FixerNetwork(nn.Module):
         # Any: diffusers' modules are reached into below, and a module's attributes have no types
         unet: Any = UNet2DConditionModel(**config.unet)
         vae: Any = AutoencoderKL(**config.vae)
+        if config.references == "geometry":
+            use_geometry(unet)
         unet.set_attn_processor(MultiViewAttention())
         self.prompt = nn.Parameter(0.02 * torch.randn(config.prompt_tokens, config.unet["cross_attention_dim"]))
         widths = list(config.vae["block_out_channels"])
@@ -186,7 +218,7 @@ class FixerNetwork(nn.Module):
         taken = [widths[-1], *widths[:0:-1]]
         for name, incoming, outgoing in zip(self._skips, reversed(sent), taken, strict=True):
             skip = nn.Conv2d(incoming, outgoing, 1, bias=False)
-            if config.references == "raw":
+            if config.takes_photos:
                 nn.init.constant_(skip.weight, SKIP_INIT)  # a pretrained decoder must not notice them at first
             setattr(vae.decoder, name, skip)
         if config.references == "aligned":
@@ -222,20 +254,24 @@ class FixerNetwork(nn.Module):
         opacity: Tensor | None = None,
         visibility: Tensor | None = None,
         noise: Tensor | None = None,
+        correspondence: Tensor | None = None,
     ) -> Tensor:
         """The clean views (B, 3, H, W), not yet clamped to [0, 1].
 
         Args:
             images: (B, 3, H, W) degraded renders in [0, 1].
-            references: (B, V, 3, H, W) in [0, 1] or None; V may be 0. Raw ones may come encoded.
-            opacity: (B, 1, H, W) the renders' accumulated opacity in [0, 1], None for full. Networks with raw
-                references look at it only to fill what was not seen.
-            visibility: (B, V, 1, H, W) where aligned references are believable, None for everywhere. Networks with
-                raw references do not look at it.
-            noise: (B, c, h, w) like the latents, standard normal, to fill what was not seen (raw references only).
-                Without it, networks with `fill_unseen` draw fresh noise, others fill nothing.
+            references: (B, V, 3, H, W) in [0, 1] or None; V may be 0. Where they are as the photos are they may come
+                encoded.
+            opacity: (B, 1, H, W) the renders' accumulated opacity in [0, 1], None for full. Without aligned references
+                it only tells what was not seen and is to be filled.
+            visibility: (B, V, 1, H, W) where aligned references are believable, None for everywhere. Other networks do
+                not look at it.
+            noise: (B, c, h, w) like the latents, standard normal, to fill what was not seen (not with aligned
+                references). Without it, networks with `fill_unseen` draw fresh noise, others fill nothing.
+            correspondence: (B, V, 3, H, W) as `correspondence.correspond` makes it, None where nothing is known.
+                Networks whose references are wanted without geometry do not look at it.
         """
-        if self.config.references == "raw":
+        if self.config.takes_photos:
             # 1. encode every view, the references' latents alone
             latents, skips = self.encode(images * 2 - 1)
             if references is not None and not isinstance(references, EncodedReferences):
@@ -245,7 +281,8 @@ class FixerNetwork(nn.Module):
                 seen = F.adaptive_max_pool2d(opacity, latents.shape[-2:])
                 latents = seen * latents + (1 - seen) * (torch.randn_like(latents) if noise is None else noise)
             # 3. one denoising step over all views  4. decode the render's alone
-            return (self.decode(self._denoised_render(latents, references), skips) + 1) / 2
+            places = self.places(latents, correspondence if references is not None else None)
+            return (self.decode(self._denoised_render(latents, references, places), skips) + 1) / 2
         if isinstance(references, EncodedReferences):
             raise ValueError("a network with aligned references needs their pixels, not their encoding")
         # 1. views: the render first, then its references
@@ -284,8 +321,17 @@ class FixerNetwork(nn.Module):
         mode = self.vae.quant_conv(x).chunk(2, dim=1)[0]
         return mode * self.vae.config.scaling_factor, skips
 
+    def places(self, latents: Tensor, correspondence: Tensor | None) -> dict[int, Places] | None:
+        """Where the tokens of the renders' latents are in their references, as `predict_noise` takes it; None where
+        nothing is known, and for networks that do not look there.
+        """
+        if correspondence is None or self.config.references != "geometry":
+            return None
+        levels = len(self.config.unet["block_out_channels"])
+        return places_by_count(correspondence, (latents.shape[-2], latents.shape[-1]), levels)
+
     def encode_references(self, references: Tensor) -> EncodedReferences:
-        """Raw references (B, V, 3, H, W) in [0, 1] as `forward` takes them, V at least 1.
+        """References as the photos are, (B, V, 3, H, W) in [0, 1], as `forward` takes them, V at least 1.
 
         What comes out of networks with one-way attention depends on no render, keys and values included, and
         otherwise the latents do, so it serves every frame beside which the same photos stand.
@@ -293,30 +339,36 @@ class FixerNetwork(nn.Module):
         latents = self.encode(references.flatten(0, 1) * 2 - 1)[0].unflatten(0, references.shape[:2])
         if self.config.reference_attention == "mutual":
             return EncodedReferences(latents)
-        record: list[KeysValues] = []
+        record: list[Memory] = []
         self._unet_pass(latents.flatten(0, 1), {"record": record})
         batch = references.shape[0]
-        memory = [tuple(x.unflatten(0, (batch, -1)).flatten(1, 2) for x in layer) for layer in record]
-        return EncodedReferences(latents, tuple((keys, values) for keys, values in memory))
+        memory = tuple(tuple(x.unflatten(0, (batch, -1)).flatten(1, 2) for x in layer) for layer in record)
+        return EncodedReferences(latents, memory)
 
-    def _denoised_render(self, latents: Tensor, references: EncodedReferences | None) -> Tensor:
+    def _denoised_render(
+        self, latents: Tensor, references: EncodedReferences | None, places: dict[int, Places] | None
+    ) -> Tensor:
         """ẑ₀ (B, c, h, w) of the renders' latents beside their references."""
         if references is None:
             return self.denoise(latents, 1)
         if references.memory:
-            noise = self._unet_pass(latents, {"held": iter(references.memory)})
+            noise = self._unet_pass(latents, {"held": iter(references.memory), "places": places})
             return self._without_noise(latents, noise)
         stack = torch.cat([latents[:, None], references.latents], dim=1)
-        denoised = self.denoise(stack.flatten(0, 1), stack.shape[1])
+        denoised = self.denoise(stack.flatten(0, 1), stack.shape[1], places)
         return denoised.unflatten(0, stack.shape[:2])[:, 0]
 
-    def predict_noise(self, latents: Tensor, views: int) -> Tensor:
-        """ε̂ (B·views, c, h, w) of latents of the same shape, a sample's views one after the other."""
-        return self._unet_pass(latents, {"views": views, "one_way": self.config.reference_attention == "one-way"})
+    def predict_noise(self, latents: Tensor, views: int, places: dict[int, Places] | None = None) -> Tensor:
+        """ε̂ (B·views, c, h, w) of latents of the same shape, a sample's views one after the other.
 
-    def denoise(self, latents: Tensor, views: int) -> Tensor:
-        """ẑ₀ of latents (B·views, c, h, w) by one step."""
-        return self._without_noise(latents, self.predict_noise(latents, views))
+        `places` say where in a sample's other views its first one's tokens are, level by level.
+        """
+        one_way = self.config.reference_attention == "one-way"
+        return self._unet_pass(latents, {"views": views, "one_way": one_way, "places": places})
+
+    def denoise(self, latents: Tensor, views: int, places: dict[int, Places] | None = None) -> Tensor:
+        """ẑ₀ of latents (B·views, c, h, w) by one step; see `predict_noise`."""
+        return self._without_noise(latents, self.predict_noise(latents, views, places))
 
     def _unet_pass(self, latents: Tensor, attention: dict[str, Any]) -> Tensor:
         prompt = self.prompt[None].expand(latents.shape[0], -1, -1).to(latents.dtype)

@@ -4,7 +4,8 @@
 - published: a diffusers folder `unet/ vae/ text_encoder/ tokenizer/ scheduler/`, whose VAE may be wrapped by PEFT
   (`….base_layer.weight`, `….lora_A.vae_skip.weight`) as NVIDIA's is, or plain as SD-Turbo's.
 - the release trainer's `model_N.pkl`: the whole U-Net, adapters and skips. The rest of the VAE and the text encoder
-  are those of the published folder it lies in, else of SD-Turbo, which that trainer always starts from.
+  are those of the published folder it lies in, else of SD-Turbo, which that trainer always starts from. GeoQuery's
+  is the same with `state_dict_geo_modules`, and stands for the folder it lies in.
 
 Nothing is unpickled but tensors, and no code comes with weights.
 """
@@ -13,6 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,11 +35,16 @@ BUNDLED = Path(__file__).parent / "bundled"
 PROMPT = "remove degradation"
 SD_TURBO = "stabilityai/sd-turbo"
 # the hub's names worth suggesting, and how many references each was trained with
-HUB_NAMES = {"nvidia/difix": 0, "nvidia/difix_ref": 1, SD_TURBO: 1}
+GEOQUERY = "DIG-UESTC/GeoQuery"
+HUB_NAMES = {"nvidia/difix": 0, "nvidia/difix_ref": 1, SD_TURBO: 1, GEOQUERY: 1}
 FORMAT = "difixcli-fixer-1"
 NVIDIA_LICENCE = (
     "NVIDIA's licence for Difix weights allows non-commercial research and evaluation only "
     "(these weights are in the layout Difix is released in)"
+)
+GEOQUERY_LICENCE = (
+    "MIT (these weights are in the layout GeoQuery is released in, which starts from SD-Turbo, whose own are under the "
+    "Stability AI community licence)"
 )
 STABILITY_LICENCE = "the Stability AI community licence of SD-Turbo"
 # Files of a hub repository that are read; nothing else is downloaded.
@@ -63,11 +72,27 @@ _ADAPTED_SUFFIXES = (
     "to_out.0",
 )
 _DEFAULT_RANK = 4
+_GEOMETRY = "state_dict_geo_modules"
+# GeoQuery's names of a module's parts, and ours
+_GEOMETRY_PARTS = {
+    **{f"geo_attn.{part}_proj": part for part in ("q", "k", "v", "out")},
+    "geo_attn.rel_pos_embed": "offsets",
+    "geo_attn.norm": "norm",
+    "weight_predictor": "weight",
+}
+_HEADER_BYTES = 2**26  # of a checkpoint without its tensors; no real one has more
 
 
-def load_network(name_or_path: str | Path) -> FixerNetwork:
+def load_network(
+    name_or_path: str | Path,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> FixerNetwork:
     """A network with its weights, float32 on the CPU, from whatever `Fixer.from_pretrained` takes."""
     path = Path(name_or_path).expanduser()
+    if revision is not None and (path.exists() or str(name_or_path) == "bundled"):
+        raise InputError(f"{name_or_path} lies here, where there is no revision {revision}; leave it out.")
     if str(name_or_path) == "bundled":
         if not (BUNDLED / "model.safetensors").is_file():
             raise InputError(
@@ -82,14 +107,14 @@ def load_network(name_or_path: str | Path) -> FixerNetwork:
         return _load_trainer_file(path)
     if looks_like_hub_name(str(name_or_path)):
         name = str(name_or_path)
-        return _load_folder(_download(name), HUB_NAMES.get(name, 1))
+        return _load_folder(download(name, revision, token, cache_dir), HUB_NAMES.get(name, 1), token, cache_dir)
     known = ["bundled", *HUB_NAMES]
-    siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    siblings = [p.name for p in path.parent.iterdir() if (p / "config.json").is_file()] if path.parent.is_dir() else []
     raise unknown(
         "fixer",
         str(name_or_path),
         [*known, *siblings],
-        "Give bundled, the folder of a fixer, a model_N.pkl or a name on the Hugging Face hub.",
+        "Give bundled, the folder of a fixer, a .pkl of a release's trainer or a name on the Hugging Face hub.",
     )
 
 
@@ -100,7 +125,8 @@ def local_files(name_or_path: str | Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         return []
-    return sorted(f for f in path.rglob("*") if f.suffix == ".safetensors" or f.name.endswith("config.json"))
+    held = [f for f in path.rglob("*") if f.suffix == ".safetensors" or f.name.endswith("config.json")]
+    return sorted(held + [f for f in path.glob("*.pkl") if _holds_geometry(f)])
 
 
 def save_network(network: FixerNetwork, folder: Path) -> Path:
@@ -140,14 +166,31 @@ def looks_like_hub_name(name: str) -> bool:
     return len(parts) == 2 and all(parts) and not name.startswith((".", "~", "/")) and not Path(parts[0]).exists()
 
 
-def _load_folder(folder: Path, views: int) -> FixerNetwork:
+def _load_folder(
+    folder: Path, views: int, token: str | None = None, cache_dir: str | Path | None = None
+) -> FixerNetwork:
     if (folder / "config.json").is_file():
         return _load_own(folder)
+    if len(found := [path for path in sorted(folder.glob("*.pkl")) if _holds_geometry(path)]) == 1:
+        return _load_trainer_file(found[0], token, cache_dir)
+    if found:
+        raise InputError(f"{folder} holds several checkpoints ({', '.join(path.name for path in found)}); name one.")
     if (folder / "unet").is_dir() and (folder / "vae").is_dir():
         return _load_published(folder, views)
     raise InputError(
         f"{folder} is not a fixer: it has neither config.json with model.safetensors nor the folders unet and vae."
     )
+
+
+def _holds_geometry(path: Path) -> bool:
+    """Whether a file of torch.save names GeoQuery's modules; nothing of it is unpickled for that."""
+    try:
+        with zipfile.ZipFile(path) as opened:
+            header = next(name for name in opened.namelist() if name.endswith("/data.pkl"))
+            with opened.open(header) as file:
+                return _GEOMETRY.encode() in file.read(_HEADER_BYTES)
+    except (OSError, zipfile.BadZipFile, StopIteration, RuntimeError, NotImplementedError, zlib.error):
+        return False  # of another program, or damaged
 
 
 def _load_own(folder: Path) -> FixerNetwork:
@@ -184,18 +227,18 @@ def _published_vae(folder: Path, views: int) -> tuple[FixerConfig, dict[str, Ten
     config = FixerConfig(
         unet=_accepted(UNet2DConditionModel, _read_config(folder / "unet" / "config.json")),
         vae=_accepted(AutoencoderKL, vae_values),
-        views=views,
+        views=int(vae_values.get("views", views)),
         skip_scale=0.0 if vae_values.get("ignore_skip") else float(vae_values.get("gamma", 1.0)),
         lora_rank=tensors[adapted[0] + ending].shape[0] if adapted else 0,
         lora_targets=adapted,
-        licence=NVIDIA_LICENCE if adapted else STABILITY_LICENCE,
+        licence=str(vae_values.get("licence") or (NVIDIA_LICENCE if adapted else STABILITY_LICENCE)),
         beta_start=beta_start,
         beta_end=beta_end,
     )
     return config, {f"vae.{name}": value for name, value in tensors.items()}
 
 
-def _load_trainer_file(path: Path) -> FixerNetwork:
+def _load_trainer_file(path: Path, token: str | None = None, cache_dir: str | Path | None = None) -> FixerNetwork:
     if not path.is_file():
         raise InputError(f"There is no file {path}; give the model_N.pkl that the release's trainer wrote.")
     # mapped: what is not read (the optimiser is twice the U-Net) takes no memory; files of old torch cannot be
@@ -203,13 +246,17 @@ def _load_trainer_file(path: Path) -> FixerNetwork:
     try:
         unet, vae = dict(saved["state_dict_unet"]), dict(saved["state_dict_vae"])
         rank, targets = int(saved["rank_vae"]), sorted(saved["vae_lora_target_modules"])
+        unet |= {_geometry_name(name): value for name, value in dict(saved.get(_GEOMETRY, {})).items()}
         if not all(isinstance(value, Tensor) for value in (*unet.values(), *vae.values())):
             raise ValueError("its state dicts hold other things than tensors")
-    except (KeyError, TypeError, ValueError) as error:
+        for name in [name for name in unet if name.endswith(".geometry.offsets")]:
+            unet[name] = unet[name].squeeze(2).squeeze(0)  # theirs has room for samples and tokens
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {short(str(error))}"
         raise InputError(f"{path} is not a whole checkpoint of the release's trainer ({reason}).") from error
+    geometry = _GEOMETRY in saved
     del saved
-    base = path.parent if (path.parent / "vae").is_dir() else _download(SD_TURBO)
+    base = base_of(path, token, cache_dir)
     config, tensors = _published_vae(base, views=1)
     wrapped = set(targets)
     for name in list(tensors):  # a plain base's layers move under the adapters
@@ -222,9 +269,30 @@ def _load_trainer_file(path: Path) -> FixerNetwork:
     tensors["prompt"] = prompt_embedding(base, PROMPT)
     tokens = tensors["prompt"].shape[0]
     config = dataclasses.replace(
-        config, lora_rank=rank, lora_targets=targets, prompt_tokens=tokens, licence=NVIDIA_LICENCE
+        config,
+        references="geometry" if geometry else "raw",
+        lora_rank=rank,
+        lora_targets=targets,
+        prompt_tokens=tokens,
+        licence=GEOQUERY_LICENCE if geometry else NVIDIA_LICENCE,
     )
     return _filled(lambda: config, tensors, path)
+
+
+def base_of(path: Path, token: str | None = None, cache_dir: str | Path | None = None) -> Path:
+    """The folder with the rest of what a trainer's file holds: the one it lies in, else SD-Turbo's, from the hub."""
+    return path.parent if (path.parent / "vae").is_dir() else download(SD_TURBO, None, token, cache_dir)
+
+
+def _geometry_name(name: str) -> str:
+    """The U-Net's name of one of GeoQuery's tensors; ValueError for what is none of these."""
+    found = re.fullmatch(r"(?:mid|(down|up)_(\d+))_(\d+)_(\d+)\.(.+?)((?:\.\d+)?\.(?:weight|bias))?", name)
+    if found is None or found[5] not in _GEOMETRY_PARTS:
+        raise ValueError(f"it has no place for '{short(name)}'")
+    way, level, place, layer = found[1], found[2], found[3], found[4]
+    block = f"{way}_blocks.{level}" if way else "mid_block"
+    part = _GEOMETRY_PARTS[found[5]] + (found[6] or "")
+    return f"{block}.attentions.{place}.transformer_blocks.{layer}.geometry.{part}"
 
 
 def _with_new_adapters(config: FixerConfig, tensors: dict[str, Tensor], source: Path) -> FixerNetwork:
@@ -336,15 +404,24 @@ def prompt_embedding(folder: Path, prompt: str) -> Tensor:
     return encoder(tokens.input_ids).last_hidden_state[0]
 
 
-def _download(name: str) -> Path:
-    """A hub repository's files, from the cache or the network."""
+def download(
+    name: str, revision: str | None = None, token: str | None = None, cache_dir: str | Path | None = None
+) -> Path:
+    """A hub repository's files, from the cache or the network; InputError where they are in neither.
+
+    `revision` is a branch, tag or commit; `token` one for private repositories, instead of the one that is logged in;
+    `cache_dir` another cache than the hub's own.
+    """
     from huggingface_hub import snapshot_download
 
+    files = [*_HUB_FILES, "*.pkl"] if name == GEOQUERY else _HUB_FILES
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        found = snapshot_download(name, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=files)
+        return Path(found)
     except Exception as error:  # the hub's client raises errors of several libraries for a missing network
         close = [] if name in HUB_NAMES else near(name, HUB_NAMES)
         suggestion = f" (did you mean {' or '.join(close)}?)" if close else ""
+        name = name if revision is None else f"{name}' of revision '{revision}"
         raise InputError(
             f"The fixer '{name}' is neither in the Hugging Face cache nor reachable on the hub{suggestion}: "
             f"check the name and the network, or give a local folder ({type(error).__name__})."

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -62,7 +63,7 @@ def map_photos(
     (see `Model`), or has less than half of the photos, the incremental one again with the focal length as it was given
     (EXIF's, else 1.2 × the long side). One thread and a fixed seed: the same photos give the same model.
     """
-    tried = [_incremental(database, folder, work / "incremental", seed, False, done)]
+    tried = [incremental(database, folder, work / "incremental", seed, False, done)]
     if tried[0] is None or tried[0].placed < count:
         tried.append(_global(database, folder, work / "global", seed))
     found = best([model for model in tried if model is not None])
@@ -72,7 +73,7 @@ def map_photos(
                 f"The focal length found is {found.focal:.2f} × the long side, under a median parallax of "
                 f"{found.parallax:.1f}°: trying again with it fixed."
             )
-        tried.append(_incremental(database, folder, work / "fixed", seed, True, done))
+        tried.append(incremental(database, folder, work / "fixed", seed, True, done))
         found = best([model for model in tried if model is not None])
     return found
 
@@ -159,7 +160,8 @@ def _largest(models: dict[int, Any], how: str) -> Model | None:
     return judge(judged[0].reconstruction, how, (*(model.placed for model in judged[1:]), *apart))
 
 
-def _incremental(database: Path, folder: Path, output: Path, seed: int, fixed: bool, done: Callable) -> Model | None:
+def incremental(database: Path, folder: Path, output: Path, seed: int, fixed: bool, done: Callable) -> Model | None:
+    """The largest model of pycolmap's incremental mapper, with the lenses as they were given where they are `fixed`."""
     import pycolmap
 
     options = pycolmap.IncrementalPipelineOptions()
@@ -194,3 +196,16 @@ def _global(database: Path, folder: Path, output: Path, seed: int) -> Model | No
     output.mkdir(parents=True)
     pycolmap.set_random_seed(seed)
     return _largest(pycolmap.global_mapping(database, folder, output, options), "global")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep pycolmap's log, which goes past the program's own progress, to its errors."""
+    import pycolmap
+
+    before = pycolmap.logging.minloglevel
+    pycolmap.logging.minloglevel = 3
+    try:
+        yield
+    finally:
+        pycolmap.logging.minloglevel = before

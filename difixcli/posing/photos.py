@@ -114,17 +114,14 @@ def _read_mask(photo: Photo) -> np.ndarray | None:
     """(H, W) uint8, 255 where the upright photo counts, or None where all of it does."""
     width, height = photo.size
     mask = np.full((height, width), 255, np.uint8)
-    with Image.open(photo.path) as image:
+    with open_image(photo.path) as image:
         turn = image.getexif().get(_ORIENTATION, 1)
         if "A" in image.getbands() or "transparency" in image.info:
             alpha = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
             mask[np.asarray(alpha) < 128] = 0
     if photo.mask is not None:
-        try:
-            with Image.open(photo.mask) as file:
-                stored = file.convert("L")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"The mask {photo.mask} cannot be read ({error}); restore it or remove it.") from None
+        with open_image(photo.mask) as file:
+            stored = file.convert("L")
         # a mask lies as its photo's stored pixels do, unless its size says that it is upright
         upright = stored if not photo.turned or _is_upright(stored.size, photo, turn) else _turned(stored, turn)
         if upright.size != photo.size:
@@ -147,13 +144,14 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _write_upright(photo: Photo, target: Path) -> None:
-    with Image.open(photo.path) as opened:
+    with open_image(photo.path) as opened:
         image = ImageOps.exif_transpose(opened)
         if image.mode == "F" or image.mode.startswith("I"):  # more than 8 bits
             image = Image.fromarray((np.asarray(image, np.float32) / 65535 * 255 + 0.5).clip(0, 255).astype(np.uint8))
-        with atomic(target) as temporary:
-            how = {"format": "PNG"} if target.suffix.lower() == ".png" else {"format": "JPEG", "subsampling": 0}
-            image.convert("RGB").save(temporary, quality=97, **how)
+        image = image.convert("RGB")
+    with atomic(target) as temporary:
+        how = {"format": "PNG"} if target.suffix.lower() == ".png" else {"format": "JPEG", "subsampling": 0}
+        image.save(temporary, quality=97, **how)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -18,6 +18,7 @@ from difixcli.posing.video import choose_frames, write_frames
 from difixcli.posing.writing import write_scene
 from difixcli.runs import Progress, Run, fingerprint, read_json, write_json
 from difixcli.scenes.unposed import check_formats, is_unposed, is_video, photo_folder, photos_in
+from difixcli.wording import counted
 
 FEW_FEATURES = 100
 """A photo with fewer is blurred or shows nothing that could be told apart."""
@@ -47,7 +48,9 @@ def pose_inputs(source: Path) -> dict[str, str]:
         raise InputError(f"{source} {what}; name a folder of photos, or a video file.")
     photos = photos_in(folder)
     if len(photos) < LEAST_PHOTOS:
-        raise InputError(f"{folder} holds {len(photos)} photos, which is too few to tell where they stood. {ADVICE}")
+        raise InputError(
+            f"{folder} holds {counted(len(photos), 'photo')}, which is too few to tell where they stood. {ADVICE}"
+        )
     found = {"photos": fingerprint(photos)}
     if masks := [photo.mask for photo in map(read_photo, photos) if photo.mask is not None]:
         found["masks"] = fingerprint(masks)
@@ -65,7 +68,7 @@ def pose(
     """
     work = run.folder / "work"
     database, pictures, masks = work / "database.db", work / "photos", work / "masks"
-    with _quiet():
+    with mapping.quiet():
         files = _files(source, work, frames, progress, say)
         photos = _named([read_photo(path) for path in files])
         with _timed(run, "photos"), progress("Reading photos", len(photos)) as done:
@@ -200,7 +203,7 @@ def _missing(
 
 def _too_few(source: Path, placed: int, count: int, missing: dict[str, str]) -> str:
     shown = "; ".join(f"{name}: {why}" for name, why in list(missing.items())[:3])
-    return f"Only {placed} of the {count} photos of {source} can be placed ({shown}). {ADVICE}"
+    return f"Only {placed} of {counted(count, 'photo')} of {source} can be placed ({shown}). {ADVICE}"
 
 
 @contextmanager
@@ -209,16 +212,3 @@ def _timed(run: Run, name: str) -> Iterator[None]:
     yield
     run.time(name, time.monotonic() - begun)
     run.save()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep pycolmap's log, which goes past the program's own progress, to its errors."""
-    import pycolmap
-
-    before = pycolmap.logging.minloglevel
-    pycolmap.logging.minloglevel = 3
-    try:
-        yield
-    finally:
-        pycolmap.logging.minloglevel = before

@@ -19,7 +19,6 @@ FEWEST = 24
 """A video that moves little still gives as many frames, if it has them."""
 
 _WIDTH = 480  # at which motion and sharpness are measured
-_EVERY_FRAME = ("-fps_mode", "passthrough")  # as stored, once: none repeated or dropped to keep a rate
 
 
 def choose_frames(path: Path, count: int, say: Callable[[str], None], progress: Progress) -> list[int]:
@@ -34,17 +33,17 @@ def choose_frames(path: Path, count: int, say: Callable[[str], None], progress: 
     sharpness: list[float] = []
     travelled = [0.0]
     before: np.ndarray | None = None
-    video = read_video(path, (*_EVERY_FRAME, "-vf", f"scale={_WIDTH}:-2"))
+    video = read_video(path, _WIDTH)
+    for note in video.notes:
+        say(note)
     with progress("Looking for sharp frames", video.length) as done:
         for frame in video.frames:
-            grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+            grey = cv2.cvtColor(frame.image, cv2.COLOR_RGB2GRAY)
             sharpness.append(float(cv2.Laplacian(grey, cv2.CV_32F, ksize=3).var()))
             if before is not None:
                 travelled.append(travelled[-1] + _motion(before, grey) / grey.shape[1])
             before = grey
             done(len(sharpness))
-    if not sharpness:
-        raise InputError(f"{path} has no frames that can be read; restore it, or give a folder of photos.")
     if travelled[-1] < STEP:
         raise InputError(f"The camera of {path} hardly moves; film while walking around the scene, sideways.")
     chosen = frames_apart(np.array(travelled), np.array(sharpness), count)
@@ -85,10 +84,10 @@ def write_frames(path: Path, numbers: list[int], folder: Path, done: Callable[[i
     if all(file.is_file() for file in files):
         return files
     wanted = dict(zip(numbers, files, strict=True))
-    for number, frame in enumerate(read_video(path, _EVERY_FRAME).frames):
+    for number, frame in enumerate(read_video(path).frames):
         file = wanted.pop(number, None)
         if file is not None:
-            write_image(file, frame.astype(np.float32) / 255)
+            write_image(file, frame.image.astype(np.float32) / 255)
             done(len(files) - len(wanted))
         if not wanted:
             break

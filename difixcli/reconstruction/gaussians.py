@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from difixcli.errors import InputError
-from difixcli.runs import atomic
+from difixcli.runs import atomic, is_the_systems, unreadable
 from difixcli.scenes.ply import FARTHEST, check_counts
+from difixcli.wording import counted
 
 _DIRECTIONS = 256  # more than the 25 functions of degree 4 need
 _MIP = "SplatRenderMode: mip"
@@ -123,6 +124,8 @@ class Gaussians:
             else:
                 vertices = {name: data[name] for name in data.dtype.names or ()}
         except (PlyParseError, KeyError, ValueError, OSError) as error:
+            if is_the_systems(error):
+                raise unreadable(path, error) from error
             raise InputError(f"{path} cannot be read as a PLY file of Gaussians ({error}); export it again.") from None
         names = list(vertices)
         if not len(data):
@@ -193,8 +196,8 @@ class Gaussians:
 def not_finite(left_out: int, count: int, name: str) -> str:
     """The sentence that says how many of a file's or model's Gaussians were left out."""
     return (
-        f"{left_out} of the {count} Gaussians of {name} have values that are not finite, or beyond any scene, and were "
-        "left out."
+        f"{left_out} of {counted(count, 'Gaussian')} of {name} left out: their values are not finite, or beyond any "
+        "scene."
     )
 
 

@@ -32,7 +32,7 @@ def method_config(name: str) -> TrainerConfig:
             package = getattr(getattr(all_methods[name], "method", None), "pip_package", None)
             how = f"pip install {package}" if package else "see its page on docs.nerf.studio"
             raise InputError(f"The method {name} is a plug-in that is not installed; install it ({how}).")
-        raise unknown("method", name, methods)
+        raise unknown("method", name, methods, "ns-train --help lists them all.")
     config = copy.deepcopy(methods[name])
     if not hasattr(config.pipeline.datamanager, "dataparser"):
         raise InputError(f"The method {name} does not learn from posed photos; choose another, such as nerfacto.")

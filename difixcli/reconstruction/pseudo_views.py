@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
-from PIL import Image
 from torch import Tensor
 
 from difixcli.errors import InputError
@@ -47,6 +46,7 @@ from difixcli.reconstruction.objective import (
 )
 from difixcli.reconstruction.surroundings import RandomState
 from difixcli.reconstruction.views import PseudoView, Wanted
+from difixcli.runs import open_image
 from difixcli.scenes.scene import Camera
 
 
@@ -370,7 +370,7 @@ def _join_rays(rays: Any, more: Any) -> Any:
 
 def _image(path: Path) -> Tensor:
     """(H, W, 3) uint8."""
-    with Image.open(path) as image:
+    with open_image(path) as image:
         return torch.from_numpy(np.array(image.convert("RGB")))
 
 
@@ -383,7 +383,7 @@ def _weight(view: PseudoView) -> Tensor:
     """(H, W) uint8."""
     if view.weight is None:
         return torch.full((view.camera.height, view.camera.width), 255, dtype=torch.uint8)
-    with Image.open(view.weight) as image:
+    with open_image(view.weight) as image:
         return torch.from_numpy(np.array(image.convert("L")))
 
 

@@ -7,6 +7,7 @@ here they are put together, and the scene's normalised world and the model's are
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from difixcli import interrupts
 from difixcli.errors import InputError, unknown
 from difixcli.reconstruction.adoption import Origin, moved
 from difixcli.reconstruction.checkpoints import read_checkpoint
@@ -37,12 +39,15 @@ from difixcli.reconstruction.seed_depth import SeedRays
 from difixcli.reconstruction.seeding import Seeding
 from difixcli.reconstruction.trainer import Trainer
 from difixcli.reconstruction.views import PseudoView, Render, as_render
-from difixcli.runs import make_folder
+from difixcli.runs import make_folder, open_image
 from difixcli.scenes import nearest_cameras
 from difixcli.scenes.poses import apply_similarity
 from difixcli.scenes.scene import WORLDS, Camera, Scene
+from difixcli.wording import counted
 
 _FEW_POINTS = 100
+SAVE_EVERY = 240.0
+"""Seconds of training that a killed process loses at most, and a little: a million Gaussians are 0.7 GB to write."""
 
 
 class Reconstruction:
@@ -250,6 +255,35 @@ class Reconstruction:
         """Train for so many further iterations; `progress` is called with how many of them are done."""
         self._trainer.train(iterations, progress)
 
+    def train_to(
+        self,
+        step: int,
+        progress: Callable[[int], None] | None = None,
+        beside: Callable[[], Mapping[str, Any]] | None = None,
+    ) -> float:
+        """Train up to the iteration `step` and save, in between every few minutes; seconds that saving took.
+
+        `progress` is called with how many of its iterations are done; `beside` gives what `save` keeps of it. When a
+        signal asks for the end, it is saved after the iteration that is going on, and KeyboardInterrupt is raised.
+        """
+        first, saving = self.step, 0.0
+        while self.step < step:
+            before, due = self.step - first, time.monotonic() + SAVE_EVERY
+
+            def advance(done: int, before: int = before) -> None:
+                if progress is not None:
+                    progress(before + done)
+
+            def stop(due: float = due) -> bool:
+                return interrupts.asked() or time.monotonic() >= due
+
+            with interrupts.saving():
+                self._trainer.train(step - self.step, advance, stop)
+                begun = time.monotonic()
+                self.save(None if beside is None else beside())
+                saving += time.monotonic() - begun
+        return saving
+
     @property
     def in_further_phase(self) -> bool:
         """Whether `begin_further_phase` was called, in this process or before the checkpoint that was loaded."""
@@ -376,7 +410,8 @@ class Reconstruction:
         self.notes.append(f"{known:,} of {every:,} seed points were seen by {photos}; the others are left out.")
         if known < _FEW_POINTS:
             self.warnings.append(
-                f"Only {known} seed points were seen by {photos}; they say little of where surfaces are."
+                f"Only {counted(known, 'seed point was', 'seed points were')} seen by {photos}, which says little of "
+                "where surfaces are."
             )
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -400,13 +435,8 @@ class Reconstruction:
 
 def _size(file: Path) -> tuple[int, int]:
     """Width and height of an image file; InputError where it is missing or broken."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as image:
-            return image.size
-    except (OSError, UnidentifiedImageError):
-        raise InputError(f"The pseudo-view {file} cannot be read as an image; run distill with --force.") from None
+    with open_image(file) as image:
+        return image.size
 
 
 def _check_reduced(file: Path, camera: Camera, terms: Mapping[str, float]) -> None:

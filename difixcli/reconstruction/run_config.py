@@ -20,6 +20,7 @@ import yaml
 from difixcli.errors import InputError
 from difixcli.reconstruction.methods import known_packages, method_config
 from difixcli.reconstruction.presets import PRESET_FIELDS
+from difixcli.runs import unreadable
 
 _PYTHON = "tag:yaml.org,2002:python/"
 _HARMLESS = frozenset({"pathlib", "_operator.getitem", "operator.getitem", "collections.OrderedDict"})
@@ -50,8 +51,10 @@ def read_config(path: Path) -> RunConfig:
     """
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader(path))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path} is missing; name the folder of a nerfstudio run.") from None
+    except OSError as error:
+        raise unreadable(path, error) from error
     except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         # what PyYAML's own constructors raise for scalars that are not what their tag says, and for odd keys
         reason = " ".join(str(error).split())

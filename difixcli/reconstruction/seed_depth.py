@@ -55,7 +55,7 @@ class SeedRays:
         column, row = x[candidates].astype(np.int64), y[candidates].astype(np.int64)
         color = photo[row, column]
         alike = np.abs(color - scene.colors[candidates] / 255).max(axis=1) < _COLOR_TOLERANCE
-        keep = alike & _unhidden(row, column, depth[candidates], (camera.height, camera.width))
+        keep = alike & unhidden(row, column, depth[candidates], (camera.height, camera.width))
         if (mask := load_mask(scene.frames[index])) is not None:
             keep &= mask[row, column]
         pixels = np.stack([np.full(keep.sum(), position), row[keep], column[keep]], axis=1)
@@ -134,7 +134,7 @@ def _transport(weights: Tensor, samples: Any, known: Tensor, distances: Tensor) 
     return ((weights * apart).sum(dim=-1) + 1 - weights.sum(dim=-1)).mean()
 
 
-def _unhidden(row: np.ndarray, column: np.ndarray, depth: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def unhidden(row: np.ndarray, column: np.ndarray, depth: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Which of the points at pixels are not behind another one within two pixels."""
     from scipy.ndimage import minimum_filter
 

@@ -73,8 +73,16 @@ class Trainer:
 
         return type(self.model).get_outputs_for_camera is Model.get_outputs_for_camera
 
-    def train(self, iterations: int, progress: Callable[[int], None] | None = None) -> None:
-        """Train for so many further iterations; `progress` is called with how many of them are done."""
+    def train(
+        self,
+        iterations: int,
+        progress: Callable[[int], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """Train for so many further iterations; `progress` is called with how many of them are done.
+
+        It ends after one of them, too, when `stop` says so.
+        """
         with self._working():
             self.pipeline.train()
             for done in range(1, iterations + 1):
@@ -82,6 +90,8 @@ class Trainer:
                 self.step += 1
                 if progress is not None:
                     progress(done)
+                if stop is not None and stop():
+                    return
 
     def begin_further(self, iterations: int, raised: float) -> None:
         """As `Reconstruction.begin_further_phase`."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from difixcli.errors import InputError, unknown
+from difixcli.runs import is_the_systems, open_image, unreadable
 from difixcli.scenes.lenses import Lens
 from difixcli.scenes.nerfstudio_format import frame_name
 from difixcli.scenes.ply import read_points
@@ -72,6 +73,8 @@ def _entries(path: Path) -> list[dict[str, Any]]:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             entries = json.load(file)
     except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        if is_the_systems(error):
+            raise unreadable(path, error) from error
         raise InputError(f"{path} cannot be read as gzipped JSON ({error}); download it again.") from None
     if not isinstance(entries, list) or not all(
         isinstance(entry, dict) and isinstance(entry.get("sequence_name"), str) for entry in entries
@@ -167,10 +170,5 @@ def _seen(frame: SourceFrame, points: np.ndarray) -> np.ndarray:
 
 def _mask(path: Path) -> np.ndarray:
     """(H, W) bool of a mask's file."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("L")) >= 128
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"The mask {path} cannot be decoded ({error}); download it again.") from None
+    with open_image(path) as picture:
+        return np.asarray(picture.convert("L")) >= 128

@@ -26,6 +26,7 @@ from difixcli.scenes.nerfstudio_format import frame_name
 from difixcli.scenes.poses import OPENCV_TO_OPENGL, rigid_pose
 from difixcli.scenes.source import Source, SourceFrame
 from difixcli.scenes.tracks import Tracks
+from difixcli.wording import counted
 
 MODEL_FOLDERS = (
     "sparse/0",
@@ -135,7 +136,9 @@ def read_colmap(root: Path) -> Source:
     numbers = {image.id: place for place, image in enumerate(chosen.images)}
     points, colors, tracks, lost = _points(model, numbers, warnings)
     if lost:
-        warnings.append(f"{lost} seed points of {model.relative_to(root).as_posix()} are not finite and left out")
+        warnings.append(
+            f"{counted(lost, 'seed point')} of {model.relative_to(root).as_posix()} not finite and left out"
+        )
     return Source(path=model, frames=frames, points=points, colors=colors, tracks=tracks, warnings=warnings)
 
 

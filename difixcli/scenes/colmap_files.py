@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from difixcli.errors import InputError
+from difixcli.runs import is_the_systems, unreadable
 from difixcli.scenes.lenses import parameter_count
 from difixcli.scenes.ply import count_vertices, read_points
 
@@ -197,6 +198,8 @@ def _lines(path: Path, blank: bool = False) -> Iterator[tuple[int, str]]:
                 if not line.startswith("#") and (line or blank):
                     yield number, line
     except (OSError, UnicodeDecodeError) as error:
+        if is_the_systems(error):
+            raise unreadable(path, error) from error
         raise InputError(f"{path} cannot be read as text ({error}); export the COLMAP model again.") from None
 
 
@@ -283,6 +286,8 @@ def _opened(path: Path) -> Iterator[tuple[mmap.mmap, Callable[[str, int], tuple[
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             yield data, lambda layout, at: struct.unpack_from(f"<{layout}", data, at)
     except (struct.error, ValueError, OSError, OverflowError) as error:
+        if is_the_systems(error):
+            raise unreadable(path, error) from error
         reason = "it ends too early" if isinstance(error, struct.error | ValueError) else str(error)
         raise InputError(
             f"The COLMAP model {path.parent} cannot be read ({path.name}: {reason}); export it again."

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image, features
+from PIL import features
 
 from difixcli.errors import InputError
 from difixcli.runs import IMAGE_SUFFIXES, open_image
+from difixcli.wording import counted
 
 # Of formats that PIL reads only with a library that it may lack.
 _LIBRARY_FORMATS = {".avif": "AVIF", ".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC"}
@@ -86,7 +87,7 @@ def format_cure(formats: Iterable[str]) -> str:
 
 def lies_on_its_side(path: Path) -> bool:
     """Whether an image's EXIF orientation swaps its width and height."""
-    with Image.open(path) as image:
+    with open_image(path) as image:
         # a PNG would be decoded to look for it
         return image.format != "PNG" and image.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
 
@@ -207,7 +208,7 @@ def find_masks(root: Path, names: Sequence[str]) -> tuple[list[Path | None], str
                 found,
                 f"no file in {masks}/ is called like a photo (a.png or a.jpg.png for a.jpg): no masks are used",
             )
-        return found, f"{count} of {len(names)} photos have masks in {masks}/, which are used (white counts)"
+        return found, f"{count} of {counted(len(names), 'photo')} with a mask in {masks}/, which is used (white counts)"
     return [None] * len(names), None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from difixcli.errors import InputError
-from difixcli.runs import fingerprint
+from difixcli.runs import fingerprint, run_record
 from difixcli.scenes.co3d import ANNOTATIONS, annotations_of, read_co3d
 from difixcli.scenes.colmap import MODEL_FOLDERS, borrow_tracks, find_model, read_colmap
 from difixcli.scenes.image_paths import find_copies, find_masks, image_header, lies_on_its_side, same_shape
@@ -23,6 +23,7 @@ from difixcli.scenes.real_estate import clip_text, read_real_estate
 from difixcli.scenes.scene import Camera, Frame, Scene, Split
 from difixcli.scenes.source import Source, SourceFrame
 from difixcli.scenes.unposed import check_formats, is_unposed, is_video, posed_already
+from difixcli.wording import counted
 
 SAMPLE_PREFIX = "sample:"
 TRANSFORMS = "transforms.json"
@@ -157,6 +158,10 @@ def _read_source(root: Path) -> Source:
         return read_real_estate(root)
     if (root / ANNOTATIONS).is_file():
         raise InputError(f"{root} is a category of CO3D with many sequences; name the folder of one of them.")
+    if (record := run_record(root)) is not None:
+        made = record["arguments"].get("scene")
+        of = f", which is {made}" if isinstance(made, str) else ""
+        raise InputError(f"{root} is a run of difix {record['command']}, no scene; name the scene that it is of{of}.")
     check_formats(root)
     raise InputError(
         f"{root.absolute()} holds no scene: there is neither a transforms.json (or transforms_train.json) nor "
@@ -175,12 +180,13 @@ def _build_scene(name: str, root: Path, size: int | None) -> Scene:
     missing = [frame for frame in listed if not frame.image_path.is_file()]
     if len(missing) == len(listed):
         raise InputError(
-            f"None of the {len(missing)} images that {source.path} names exists (first: {missing[0].image_path}); "
-            "put the photos beside it."
+            f"None of the {counted(len(missing), 'image')} that {source.path} names exists (first: "
+            f"{missing[0].image_path}); put the photos beside it."
         )
     if missing:
         shown = ", ".join(frame.name for frame in missing[:3]) + (", …" if len(missing) > 3 else "")
-        warnings.append(f"{len(missing)} of {len(listed)} images are missing and left out: {shown}")
+        are = "is" if len(missing) == 1 else "are"
+        warnings.append(f"{len(missing)} of {counted(len(listed), 'image')} {are} missing and left out: {shown}")
     present = sorted((frame for frame in listed if frame.image_path.is_file()), key=lambda f: natural_order(f.name))
     repairs = _Repairs(smaller=listed is not posed)
     masked = _with_masks(source, root, present, warnings)
@@ -223,7 +229,8 @@ def _without_repeats(source: Source, warnings: list[str]) -> Sequence[SourceFram
             )
         repeated.append(frame.name)
     if repeated:
-        warnings.append(f"{len(repeated)} frames are listed again, all alike, and left out (first: {repeated[0]})")
+        again = counted(len(repeated), "frame is", "frames are")
+        warnings.append(f"{again} listed again, all alike, and left out (first: {repeated[0]})")
     return list(first.values()) if repeated else source.frames
 
 
@@ -295,10 +302,12 @@ class _Repairs:
                 "does not count"
             )
         if self.masks:
-            lines.append(
-                f"{len(self.masks)} masks have another size than their photos and are resized to it "
-                f"(first: {self.masks[0]})"
+            resized = counted(
+                len(self.masks),
+                "mask has another size than its photo and is",
+                "masks have another size than their photos and are",
             )
+            lines.append(f"{resized} resized to it (first: {self.masks[0]})")
         return lines
 
 

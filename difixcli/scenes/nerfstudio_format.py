@@ -20,6 +20,7 @@ from difixcli.scenes.ply import read_points
 from difixcli.scenes.poses import rigid_pose, unscaled_pose
 from difixcli.scenes.scene import Camera
 from difixcli.scenes.source import Source, SourceFrame
+from difixcli.wording import counted
 
 _LARGEST = 1e30  # far beyond any length, in any unit; NaN is not below it
 HALVES = ("train", "val", "test")
@@ -167,11 +168,12 @@ def _frames(meta: Mapping[str, Any], path: Path, undo: np.ndarray, warnings: lis
         if found.is_file() and _is_renamed(text, found, root)
     ]
     if renamed:
-        warnings.append(f"{len(renamed)} images have another path than {path.name} gives (first: {renamed[0]})")
+        moved = counted(len(renamed), "image has", "images have")
+        warnings.append(f"{moved} another path than {path.name} gives (first: {renamed[0]})")
     if scales:
         warnings.append(
-            f"the rotations of {len(scales)} poses in {path.name} were scaled (the first by {scales[0]:.4g}); their "
-            "scale is removed, their positions are kept"
+            f"the rotations of {counted(len(scales), 'pose')} in {path.name} were scaled (the first by {scales[0]:.4g})"
+            "; their scale is removed, their positions are kept"
         )
     return frames
 
@@ -201,8 +203,8 @@ def _first_there(images: Sequence[Path], path: Path) -> Path:
         if image_path.is_file():
             return image_path
     raise InputError(
-        f"None of the {len(images)} images that {path} names exists (first: {images[0]}), and it gives no w and h; put "
-        "the photos beside it."
+        f"None of the {counted(len(images), 'image')} that {path} names exists (first: {images[0]}), and it gives no w "
+        "and h; put the photos beside it."
     )
 
 
@@ -242,7 +244,8 @@ def _own_split(
     if not train or not test - train:
         return None
     if test & train:
-        warnings.append(f"{len(test & train)} frames of {path.name} are listed to train and as targets: they train")
+        both = counted(len(test & train), "frame is", "frames are")
+        warnings.append(f"{both} listed in {path.name} to train and as targets: they train")
     return train, test - train
 
 

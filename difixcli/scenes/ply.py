@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from difixcli.errors import InputError, short
-from difixcli.runs import unreadable
+from difixcli.runs import is_the_systems, unreadable
+from difixcli.wording import counted
 
 FARTHEST = 1e12
 """A coordinate of as much or more, in whatever unit, is no place in a scene but a damaged number."""
@@ -44,6 +45,8 @@ def read_points(path: Path, warnings: list[str] | None = None) -> tuple[np.ndarr
             )
         points = np.stack([np.asarray(vertices[axis], dtype=np.float64) for axis in "xyz"], axis=1)
     except (PlyParseError, KeyError, ValueError, OSError) as error:
+        if is_the_systems(error):
+            raise unreadable(path, error) from error
         raise InputError(f"The seed points {path} cannot be read as a PLY point cloud ({error}).") from None
     names = set(vertices.data.dtype.names or ())
     finite = (np.abs(points) < FARTHEST).all(axis=1)  # NaN is not
@@ -59,7 +62,7 @@ def read_points(path: Path, warnings: list[str] | None = None) -> tuple[np.ndarr
             colors[finite] = _bytes(values[finite] * _to_bytes(values[finite]))
     if lost := int((~finite).sum()):
         notes.append(
-            f"{lost} of {len(points)} seed points in {path.name} are not finite, or beyond any scene, and left out"
+            f"{lost} of {counted(len(points), 'seed point')} in {path.name} not finite, or beyond any scene: left out"
         )
     return points[finite], colors[finite]
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from difixcli.errors import InputError
 from difixcli.scenes.scene import Camera, Scene
+from difixcli.wording import counted
 
 LEAST_OVERLAP = 0.25
 """Of photos that `farthest_views` takes, each shares this part of what it sees with another one."""
@@ -65,8 +66,8 @@ def farthest_views(scene: Scene, frames: Sequence[int], count: int) -> list[int]
     """
     if len(frames) < count:
         raise InputError(
-            f"{scene.name} has {len(frames)} photos to train on, fewer than the {count} that were asked for; ask for "
-            "fewer, or give the scene more photos."
+            f"{scene.name} has {counted(len(frames), 'photo')} to train on, fewer than the {count} that were asked "
+            "for; ask for fewer, or give the scene more photos."
         )
     distances = pose_spread([scene.frames[i].camera for i in frames])
     share = overlaps(scene, frames)

@@ -12,6 +12,7 @@ from difixcli.errors import InputError, unknown
 from difixcli.runs import read_json
 from difixcli.scenes.scene import Camera, Scene, Split
 from difixcli.scenes.sparse_views import farthest_views, pose_spread
+from difixcli.wording import counted
 
 RULES = (
     "test-every",
@@ -190,7 +191,9 @@ def _of_a_sequence(scene: Scene, count: int) -> tuple[list[int], list[int]]:
     shown = _spaced(frames, min(CO3D_FRAMES, len(frames)), scene)
     order = np.random.default_rng(0).permutation(len(shown))
     if count >= len(shown):
-        raise InputError(f"{scene.name} has {len(shown)} frames, of which {count} cannot train; give it more.")
+        raise InputError(
+            f"{scene.name} has {counted(len(shown), 'frame')}, of which {count} cannot train; give it more."
+        )
     return [shown[i] for i in order[:count]], [shown[i] for i in order[count:]]
 
 
@@ -198,8 +201,8 @@ def _spaced(frames: Sequence[int], count: int, scene: Scene) -> list[int]:
     """`count` of the frames, evenly spaced from the first to the last."""
     if count > len(frames):
         raise InputError(
-            f"{scene.name} has {len(frames)} photos to choose {count} training ones from; ask for fewer, or give the "
-            "scene more photos."
+            f"{scene.name} has {counted(len(frames), 'photo')} to choose {count} training ones from; ask for fewer, or "
+            "give the scene more photos."
         )
     return [frames[round(place)] for place in np.linspace(0, len(frames) - 1, count)]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from difixcli.errors import InputError
 from difixcli.runs import VIDEO_SUFFIXES, read_json
 from difixcli.scenes.image_paths import PHOTO_FOLDERS, PHOTO_SUFFIXES, format_cure, undecoded_format
+from difixcli.wording import counted
 
 
 def is_video(path: Path) -> bool:
@@ -36,8 +37,8 @@ def left_out(folder: Path) -> str | None:
         return None
     count = formats.total()
     return (
-        f"{count} of {count + others} photos in {folder} are left out, because {_listed(formats)} cannot be decoded "
-        f"here; {format_cure(formats)}."
+        f"{count} of {counted(count + others, 'photo')} in {folder} left out, because {_listed(formats)} cannot be "
+        f"decoded here; {format_cure(formats)}."
     )
 
 

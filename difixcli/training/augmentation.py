@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
+from difixcli.fixer import correspondence
 from difixcli.training.pairs import Loaded, unit
 from difixcli.training.synthetic import Sample
 
@@ -11,18 +13,34 @@ _OPACITY_UNKNOWN = 0.1  # share of the samples whose opacity is full: not every 
 
 
 def cropped(pair: Loaded, crop: int, rng: np.random.Generator) -> Sample:
-    """The same random square of all of a pair's images; its references in random order."""
+    """The same random square of all of a pair's images, or all of them (`crop` 0); its references in random order.
+
+    Values stay what they are, bytes as a rule. What references show outside of the square is not known.
+    """
     height, width = pair.render.shape[:2]
-    top, left = rng.integers(height - crop + 1), rng.integers(width - crop + 1)
-    window = (slice(top, top + crop), slice(left, left + crop))
+    window = (slice(None), slice(None))
+    if crop:
+        top, left = int(rng.integers(height - crop + 1)), int(rng.integers(width - crop + 1))
+        window = (slice(top, top + crop), slice(left, left + crop))
     order = rng.permutation(len(pair.references))
+    places = None
+    if pair.correspondence is not None:
+        places = pair.correspondence[order]
+        if crop:
+            places = correspondence.cropped(torch.from_numpy(places), top, left, crop, crop).numpy()
     return Sample(
-        unit(pair.render[window]),
-        unit(pair.target[window]),
-        unit(pair.references[(order, *window)]),
-        unit(pair.visibility[(order, *window)]),
-        unit(pair.opacity[window]),
+        pair.render[window],
+        pair.target[window],
+        pair.references[(order, *window)],
+        pair.visibility[(order, *window)],
+        pair.opacity[window],
+        places,
     )
+
+
+def in_units(sample: Sample) -> Sample:
+    """The sample as float32 in [0, 1]."""
+    return Sample(*(None if part is None else unit(part) for part in sample))  # type: ignore[arg-type]
 
 
 def improved(sample: Sample, share: float, rng: np.random.Generator) -> Sample:
@@ -66,13 +84,18 @@ def augmented(sample: Sample, strong: bool, reference_tone: float, rng: np.rando
     """
     images = [sample.render, sample.target, *sample.references]
     masks = [*sample.visibility, sample.opacity]
+    places = None if sample.correspondence is None else torch.from_numpy(sample.correspondence)
     if rng.random() < 0.5:
         images, masks = [a[:, ::-1] for a in images], [a[:, ::-1] for a in masks]
+        places = None if places is None else correspondence.mirrored(places)
     if strong:
         if rng.random() < 0.5:
             images, masks = [a[::-1] for a in images], [a[::-1] for a in masks]
+            if places is not None:
+                places = correspondence.transposed(correspondence.mirrored(correspondence.transposed(places)))
         if rng.random() < 0.5:
             images, masks = [a.swapaxes(0, 1) for a in images], [a.T for a in masks]
+            places = None if places is None else correspondence.transposed(places)
         if rng.random() < 0.3:
             channels = rng.permutation(3)
             images = [a[..., channels] for a in images]
@@ -83,15 +106,17 @@ def augmented(sample: Sample, strong: bool, reference_tone: float, rng: np.rando
     references = images[2:]
     if reference_tone > 0 and references and rng.random() < 0.5:
         references = _other_tones(references, reference_tone, rng)
+    kind = masks[-1].dtype
     if rng.random() < _OPACITY_UNKNOWN:
-        masks[-1] = np.ones_like(masks[-1])
+        masks[-1] = np.full_like(masks[-1], 255 if kind == np.uint8 else 1)
     size = masks[-1].shape
     return Sample(
         images[0],
         images[1],
-        np.stack(references) if references else np.zeros((0, *size, 3), np.float32),
-        np.stack(masks[:-1]) if len(masks) > 1 else np.zeros((0, *size), np.float32),
+        np.stack(references) if references else np.zeros((0, *size, 3), kind),
+        np.stack(masks[:-1]) if len(masks) > 1 else np.zeros((0, *size), kind),
         masks[-1],
+        None if places is None else places.numpy(),
     )
 
 

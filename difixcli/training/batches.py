@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from difixcli.errors import InputError
-from difixcli.training.augmentation import augmented, cropped, improved, misled
-from difixcli.training.pairs import Loaded, PairStore, unit
+from difixcli.training.augmentation import augmented, cropped, improved, in_units, misled
+from difixcli.training.pairs import Loaded, PairStore
 from difixcli.training.synthetic import PhotoPairs, Sample
 
 MOST_UNREADABLE = 50
@@ -30,13 +30,21 @@ _FILLING = 6  # 5 orders streamed tars
 
 
 class Batch(NamedTuple):
-    """Tensors of one round, float32 in [0, 1]. `references` and `visibility` are None when this step goes without."""
+    """Tensors of one round, float32 in [0, 1] or, until `unit`, bytes. `references` and `visibility` are None when
+    this step goes without.
+    """
 
     images: Tensor  # (B, 3, H, W)
     targets: Tensor  # (B, 3, H, W)
     references: Tensor | None  # (B, V, 3, H, W)
     visibility: Tensor | None  # (B, V, 1, H, W)
     opacity: Tensor  # (B, 1, H, W)
+    correspondence: Tensor | None = None  # (B, V, 3, H, W) in pixels, of raw references with their geometry
+
+    def unit(self, device: torch.device | str = "cpu") -> Batch:
+        """The same on a device, as float32 in [0, 1]; bytes become numbers there, a quarter as much is carried."""
+        moved = (None if t is None else t.to(device, non_blocking=True) for t in self)
+        return Batch(*(t.float().mul_(1 / 255) if t is not None and t.dtype == torch.uint8 else t for t in moved))  # type: ignore[arg-type]
 
 
 class Draw(NamedTuple):
@@ -55,8 +63,9 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step is made of. `crop` pixels a side; `views` references at most; `drop_references` is the share of
-    the steps without any; `photo_share` the share of samples made from photos."""
+    """What a step is made of. `crop` pixels a side, or, where it is 0, whole frames stretched to `frame` (height,
+    width); `views` references at most; `drop_references` is the share of the steps without any, `fewer_references` of
+    the others that of those with a random number; `photo_share` the share of samples made from photos."""
 
     steps: int
     batch: int
@@ -66,7 +75,9 @@ class Plan:
     rank: int = 0
     ranks: int = 1
     photo_share: float = 0.0
+    frame: tuple[int, int] | None = None
     drop_references: float = 0.1
+    fewer_references: float = 0.4
     strong: bool = True
     reference_tone: float = 0.0
     improved_share: float = 0.0
@@ -77,6 +88,11 @@ class Plan:
     def samples(self) -> int:
         """Samples a step, of all processes."""
         return self.batch * self.accumulate * self.ranks
+
+    @property
+    def _in_bytes(self) -> bool:
+        """Whether nothing is done to samples that bytes do not stand."""
+        return not (self.strong or self.reference_tone or self.improved_share or self.photo_share)
 
     def positions(self, index: int) -> range:
         """The numbers of this process's samples in round `index` (rounds are counted through all steps)."""
@@ -97,7 +113,7 @@ class Plan:
         rng = self.rng(_REFERENCES, step)
         if rng.random() < self.drop_references:
             return 0
-        fewer = rng.random() < 0.4
+        fewer = rng.random() < self.fewer_references
         return int(rng.integers(1, most + 1)) if fewer and most > 1 else most
 
     def noise(self, index: int, shape: Sequence[int]) -> Tensor:
@@ -111,8 +127,10 @@ class Plan:
         if pair is None:
             assert photos is not None
             sample = photos.draw(self.crop, self.views, rng)
-        else:
+        elif self._in_bytes:
             sample = cropped(pair, self.crop, rng)
+        else:
+            sample = in_units(cropped(pair, self.crop, rng))
         sample = misled(improved(sample, self.improved_share, rng), self.misled_share, rng)
         return augmented(sample, self.strong, self.reference_tone, rng)
 
@@ -182,27 +200,24 @@ class TrainingBatches(Dataset[Draw]):
 
 def whole(sample: Sample | Loaded, views: int) -> Batch:
     """A whole pair with its first `views` references as a batch of one, for validation."""
-    pair = Sample(
-        unit(sample.render),
-        unit(sample.target),
-        unit(sample.references[:views]),
-        unit(sample.visibility[:views]),
-        unit(sample.opacity),
-    )
-    return stacked([pair], len(pair.references))
+    pair = in_units(Sample(*sample))
+    return stacked([pair], min(views, len(pair.references)))
 
 
 def stacked(samples: Sequence[Sample], views: int) -> Batch:
     """Samples of one size with their first `views` references as a batch."""
-    references = visibility = None
+    references = visibility = correspondence = None
     if views:
         references = torch.from_numpy(np.stack([s.references[:views] for s in samples])).permute(0, 1, 4, 2, 3)
         references = references.contiguous()
         visibility = torch.from_numpy(np.stack([s.visibility[:views] for s in samples]))[:, :, None]
+        if all(s.correspondence is not None for s in samples):
+            correspondence = torch.from_numpy(np.stack([s.correspondence[:views] for s in samples]))  # type: ignore[index]
     return Batch(
         torch.from_numpy(np.stack([s.render for s in samples])).permute(0, 3, 1, 2).contiguous(),
         torch.from_numpy(np.stack([s.target for s in samples])).permute(0, 3, 1, 2).contiguous(),
         references,
         visibility,
         torch.from_numpy(np.stack([s.opacity for s in samples]))[:, None],
+        correspondence,
     )

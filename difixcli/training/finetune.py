@@ -21,22 +21,34 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from difixcli import interrupts
 from difixcli.errors import InputError, near, unknown
-from difixcli.evaluation.metrics import best_unsharp, evaluate_images, image_metrics, summary
+from difixcli.evaluation.metrics import best_unsharp, image_metrics, summary
+from difixcli.evaluation.perceptual import lpips_available
 from difixcli.fixer import SMALL_SIZES, Fixer, new_small_fixer
 from difixcli.fixer.diagnostics import CollapseSigns, collapse_signs
+from difixcli.fixer.weights import merge_adapters
 from difixcli.runs import atomic, make_folder, write_json
 from difixcli.tensor_files import read_pickled
 from difixcli.training import processes
 from difixcli.training.averaging import averaged
 from difixcli.training.batches import Batch, Draw, Plan, TrainingBatches, whole
+from difixcli.training.card import write_card
 from difixcli.training.journal import Journal, picture
 from difixcli.training.losses import FixerLoss
-from difixcli.training.options import FREE, TrainingOptions, learning_rate, with_options
-from difixcli.training.pairs import Inspection, PairStore, decode, inspect_pairs, read_manifests
-from difixcli.training.parts import choose_parts, recompute_activations, with_rank
+from difixcli.training.options import FREE, TrainingOptions, judge_of, learning_rate, with_options
+from difixcli.training.pairs import Inspection, PairFiles, PairStore, decode, inspect_pairs, read_manifests
+from difixcli.training.parts import (
+    AllViews,
+    all_views,
+    choose_parts,
+    recompute_activations,
+    with_geometry,
+    with_rank,
+)
 from difixcli.training.streaming import StreamedBatches, split_sources
 from difixcli.training.synthetic import PhotoPairs
+from difixcli.training.trackers import check_trackers, open_trackers
 
 # Limits beyond which a network has collapsed and further training is wasted (measured on small ones).
 MAX_UNET_STD = 50.0
@@ -45,6 +57,7 @@ MIN_REFERENCE_CHANGE = 1e-4
 REFERENCE_GRACE = 1000
 # One dB of PSNR weighs as much in the choice of the best weights as 20 % of st-LPIPS, the ratio of our aims.
 _LPIPS_PER_DB = 0.2
+_FIGURES = ("psnr", "ssim")  # beside the judge's
 _AGAIN_EVERY = 4  # steps between looks at what a second pass would change
 _SAVE_AFTER = 60.0  # seconds of training that a stopped run loses at most…
 _SAVE_SHARE = 0.05  # …unless saving would take more than this share of the time
@@ -58,16 +71,18 @@ def finetune(
     photos: Path | None = None,
     stream: bool = False,
     device: str = "cpu",
+    track: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
     report: Callable[[Mapping[str, Any]], None] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Train a fixer on pairs and write it to `output`, a folder that `Fixer.from_pretrained` loads.
 
-    The folder holds the best weights by validation (on the manifests' "test" pairs, or on synthetic ones where there
-    are only photos; without either the last), `log.jsonl`, `tensorboard/`, `validation/STEP.png` (render, fixed,
-    truth, references) and `checkpoints/last.pt`. Called again with the same arguments it goes on from that
-    checkpoint, exactly. Under `accelerate launch` all processes call it, with an output folder all of them see.
+    The folder holds the best weights by validation with their model card (on the manifests' "test" pairs, or on
+    synthetic ones where there are only photos; without either the last), `log.jsonl`, `tensorboard/`,
+    `validation/STEP.png` (render, fixed, truth, references) and `checkpoints/last.pt`. Called again with the same
+    arguments it goes on from that checkpoint, exactly. Under `accelerate launch` all processes call it, with an output
+    folder all of them see.
 
     Args:
         pairs: folders with a `data.json` or tars, such files, or addresses of tars (`streaming.split_sources`); may
@@ -75,6 +90,7 @@ def finetune(
         base: `tiny`, `small` or `medium` for random weights, or any name or path `Fixer.from_pretrained` takes.
         photos: a folder of any photos from which synthetic pairs are made (needs aligned references).
         stream: read local tars one after the other, too, instead of looking pairs up in them.
+        track: accelerate's trackers that get the values too, such as `wandb`; TensorBoard always does.
         progress: called with the number of steps done.
         report: called with every record written to the log.
         options: fields of `TrainingOptions` that shall differ from the defaults for this kind of network.
@@ -83,27 +99,63 @@ def finetune(
         `steps`, `best_step`, `stopped_early`, `seconds`, `loss` (mean over the last 100 steps), `perceptual` (the
         loss network's name), `pairs` (numbers of `train`, `test`, `dropped`, `photos`, and of streamed `tars`),
         `dropped` (reasons by pair), `skipped` (the same for what could not be read on the way), `processes` and
-        `validation`: mean `psnr`, `ssim`, `st_lpips` of `identity`, `unsharp` and `fixed`, or None.
+        `validation`: mean `psnr`, `ssim` and the `judge`'s figure (`st_lpips`, or `st_lpips_alex` where the other
+        trains) of `identity`, `unsharp` and `fixed`, or None.
 
     Raises InputError for bad manifests, options or bases, when the network collapses, the loss is no number or a
     checkpoint cannot be written; the last checkpoint is kept.
     """
     seed = options.get("seed") or 0
-    with processes.join(device).main_process_first():  # what the first has downloaded the others find
-        fixer = _base(base, seed)
+    processes.join(device)
+    fixer = processes.first_goes_first(lambda: _base(base, seed))
     small = fixer.config.references == "aligned"
     defaults = TrainingOptions.for_small(device) if small else TrainingOptions.for_published(device)
-    chosen = with_options(defaults, options, device)
+    chosen = processes.from_first(lambda: with_options(defaults, options, device))  # decided once, for all of them
     if photos is not None and not small:
         raise InputError("Synthetic pairs from --photos have aligned references, which this fixer's layout cannot use.")
+    _check_options(chosen, fixer, photos)
+    _check_perceptual(chosen, options)
     if photos is None and options.get("photo_share") is not None:
         raise InputError("The training option photo_share is the share of --photos; name a folder of them.")
+    if chosen.references == "geometry":
+        fixer = with_geometry(fixer, seed)
+    check_trackers(track)
     training = _Training(with_rank(fixer, chosen.lora_rank, seed), chosen, output, device, report)
+    sources = [str(source) for source in pairs]
     try:
-        training.load_data([str(source) for source in pairs], photos, stream, str(base))
-        return training.run(progress)
+        training.load_data(sources, photos, stream, str(base))
+        if training.main:
+            training.journal.trackers = open_trackers(track, output, asdict(chosen))
+        results = training.run(progress)
+        if training.main:
+            write_card(output, str(base), sources, photos, asdict(chosen), results, fixer.licence)
+        return results
     finally:
         training.journal.close()
+
+
+def _check_options(options: TrainingOptions, fixer: Fixer, photos: Path | None) -> None:
+    """InputError for options that do not belong to this network or these data."""
+    config = fixer.config
+    if options.supervise == "all" and config.references == "aligned":
+        raise InputError("Aligned references have no clean views of their own to learn; use --set supervise=render.")
+    if not options.crop and photos is not None:
+        raise InputError("Synthetic pairs from --photos are cut to --crop pixels; name a --crop.")
+    for name in () if options.crop else ("frame_height", "frame_width"):
+        if getattr(options, name) % config.multiple:
+            raise InputError(f"{name} must be a multiple of {config.multiple} for this network.")
+
+
+def _check_perceptual(options: TrainingOptions, asked: Mapping[str, Any]) -> None:
+    """InputError where the loss needs LPIPS and its weights are not there: no other network takes its place."""
+    looks = options.perceptual_weight > 0 or options.gram_weight > 0
+    if not looks or options.perceptual != "lpips-vgg" or lpips_available("vgg"):
+        return
+    why = "" if asked.get("perceptual") else "This network trains with LPIPS, as the release does. "
+    raise InputError(
+        f"{why}LPIPS' VGG-16 is not in torch hub's cache: fetch it with difix download lpips-vgg, or ask for st-LPIPS "
+        "by name with --perceptual st-lpips-vgg."
+    )
 
 
 class _Training:
@@ -117,9 +169,12 @@ class _Training:
         device: str,
         report: Callable[[Mapping[str, Any]], None] | None,
     ) -> None:
+        from diffusers.training_utils import EMAModel
+
         self.fixer, self.options, self.output = fixer, options, make_folder(output)
         self.network = fixer.network
-        self.accelerator = processes.accelerator(device, options.dtype)
+        geometry = fixer.config.references == "geometry"  # which has no part in steps without references
+        self.accelerator = processes.accelerator(device, options.dtype, unused=geometry)
         self.main = self.accelerator.is_main_process
         self.ranks = self.accelerator.num_processes
         self.checkpoint = make_folder(output / "checkpoints") / "last.pt"
@@ -130,11 +185,15 @@ class _Training:
         self.weights = [parameters[name] for name in self.names]
         if options.gradient_checkpointing:
             recompute_activations(self.network)
-        optimiser = torch.optim.AdamW(
-            self.weights, lr=options.learning_rate, betas=(0.9, 0.999), weight_decay=options.weight_decay
-        )
-        self.model, self.optimiser = self.accelerator.prepare(self.network, optimiser)
-        self.average = [w.detach().clone() for w in self.weights] if options.ema else None
+        rates: dict[str, Any] = {
+            "lr": options.learning_rate,
+            "betas": (0.9, 0.999),
+            "weight_decay": options.weight_decay,
+        }
+        optimiser = torch.optim.AdamW(self.weights, **rates, fused=True)
+        shown = AllViews(self.network) if options.supervise == "all" else self.network
+        self.model, self.optimiser = self.accelerator.prepare(shown, optimiser)
+        self.average = EMAModel(self.weights, decay=options.ema, foreach=True) if options.ema else None
         self.loss = FixerLoss(
             options.pixel,
             options.perceptual,
@@ -143,7 +202,11 @@ class _Training:
             options.gram_start,
             options.window,
             str(self.accelerator.device),
+            gram_window=options.gram_window,
+            signed_pixels=options.signed_pixels,
+            clamp_output=options.clamp_output,
         )
+        self.judge = judge_of(options)
         self.step = self.saved_step = 0
         self.seconds = 0.0
         self.losses: list[float] = []
@@ -172,10 +235,15 @@ class _Training:
         if state is not None:
             inspected = Inspection(*state["inspected"])
         else:
-            looked = [inspect_pairs(manifest.train, options.crop, config.multiple) if self.main else None]
-            inspected = self._from_main(looked)
-        crop = max(options.crop // config.multiple, 1) * config.multiple if tars else inspected.crop
-        used = [pair for i, pair in enumerate(manifest.train) if i not in inspected.dropped]
+            inspected = processes.from_first(lambda: inspect_pairs(manifest.train, options.crop, config.multiple))
+        known = any(pair.correspondence is not None for pair in manifest.train)
+        if config.references == "geometry" and not known and not tars:
+            raise InputError(
+                "No pair says where its references show what it shows, so nothing can be learnt of their geometry; "
+                "make pairs with difix curate --depth."
+            )
+        crop = max(options.crop // config.multiple, 1) * config.multiple if tars and options.crop else inspected.crop
+        used = manifest.train.without(sorted(inspected.dropped)) if inspected.dropped else manifest.train
         self.inspected = inspected
         self.dropped = dict(manifest.dropped)
         self.dropped |= {_named(self.dropped, manifest.train[i].id): why for i, why in inspected.dropped.items()}
@@ -203,8 +271,10 @@ class _Training:
             accumulate=options.accumulate,
             rank=self.accelerator.process_index,
             ranks=self.ranks,
+            frame=None if crop else (options.frame_height, options.frame_width),
             photo_share=share,
             drop_references=options.drop_references,
+            fewer_references=options.fewer_references,
             strong=options.strong_augmentation,
             reference_tone=options.reference_tone,
             improved_share=options.improved_share,
@@ -229,32 +299,39 @@ class _Training:
         else:
             self.journal.begin()
             about = {"pairs": self.counts, "dropped": self.dropped, "crop": crop, "processes": self.ranks}
+            about |= {"judge": self.judge}
             self.journal({"event": "start", **about, "options": asdict(options)})
         self.loader = self._loader(used, tars, pictures, self.plan)
 
     def run(self, progress: Callable[[int], None] | None) -> dict[str, Any]:
         options = self.options
         if self.validation and self.baselines is None:
-            made = [_baselines(self.validation, str(self.accelerator.device)) if self.main else None]
-            self.baselines = self._from_main(made)
+            device = str(self.accelerator.device)
+            self.baselines = processes.from_first(lambda: _baselines(self.validation, self.judge, device))
             self.journal({"event": "baselines", **self.baselines})
         started, pause = time.monotonic(), _SAVE_AFTER
         rounds = iter(self.loader)
-        while self.step < options.iterations and not self._stopped_early():
-            due = self._train(rounds, self.main and time.monotonic() - started > pause)
-            self.step += 1
-            last = self.step == options.iterations
-            if self.validation and (self.step % options.validate_every == 0 or last):
-                self._validate()
-            if due or last or self.step % options.checkpoint_every == 0 or self._stopped_early():
-                now = time.monotonic()
-                self.seconds, started = self.seconds + now - started, now
-                self._save()
-                pause = max(_SAVE_AFTER, (time.monotonic() - now) / _SAVE_SHARE)
-            if progress is not None:
-                progress(self.step)
+        ending = False
+        with interrupts.saving():
+            while self.step < options.iterations and not self._stopped_early():
+                due, ending = self._train(rounds, self.main and time.monotonic() - started > pause)
+                self.step += 1
+                last = self.step == options.iterations
+                if self.validation and (self.step % options.validate_every == 0 or last):
+                    self._validate()
+                if due or ending or last or self.step % options.checkpoint_every == 0 or self._stopped_early():
+                    now = time.monotonic()
+                    self.seconds, started = self.seconds + now - started, now
+                    self._save()
+                    pause = max(_SAVE_AFTER, (time.monotonic() - now) / _SAVE_SHARE)
+                if progress is not None:
+                    progress(self.step)
+                if ending:
+                    break
+        if ending and self.step < options.iterations:  # another process was asked
+            raise interrupts.Terminated
         if self.best is None and self.main:
-            with averaged(self.weights, self.average):
+            with averaged(self.weights, self._averages()):
                 self._write_weights()
         fixed = self.best["figures"] if self.best else None
         results = {
@@ -264,6 +341,7 @@ class _Training:
             "seconds": round(self.seconds, 1),
             "loss": float(np.mean(self.losses)) if self.losses else math.nan,
             "perceptual": options.perceptual if options.perceptual_weight else "none",
+            "judge": self.judge,
             "pairs": self.counts,
             "dropped": self.dropped,
             "skipped": self.skipped,
@@ -272,25 +350,28 @@ class _Training:
         }
         if self.main:
             write_json(self.output / "training.json", {"options": asdict(options), "results": results})
-        self.accelerator.wait_for_everyone()
+        processes.wait()
         return results
 
-    def _loader(self, used: list[Any], tars: list[str], pictures: PhotoPairs | None, plan: Plan) -> DataLoader[Draw]:
+    def _loader(
+        self, used: Sequence[PairFiles], tars: list[str], pictures: PhotoPairs | None, plan: Plan
+    ) -> DataLoader[Draw]:
         """This process's rounds from the present step on."""
         workers, kind = self.options.workers, self.fixer.config.references
         start = self.step * plan.accumulate
         common: dict[str, Any] = {"batch_size": None, "pin_memory": self.accelerator.device.type == "cuda"}
+        common["worker_init_fn"] = interrupts.leave_to_parent
         if tars:
             streamed: Dataset[Draw] = StreamedBatches(tars, pictures, plan, kind, start, self.places, workers)
             return DataLoader(streamed, num_workers=min(workers, 1), **common)
-        store = PairStore(used, kind, plan.views, self.options.cache_mib / max(workers, 1))
+        store = PairStore(used, kind, plan.views, self.options.cache_mib / max(workers, 1), plan.frame)
         batches = TrainingBatches(store, pictures, plan)
         return DataLoader(batches, sampler=range(start, len(batches)), num_workers=workers, **common)
 
-    def _train(self, rounds: Iterator[Draw], due: bool) -> bool:
+    def _train(self, rounds: Iterator[Draw], due: bool) -> tuple[bool, bool]:
         """One step: forward, loss, backward in every round, then clip, update, average.
 
-        Returns whether the first process finds a checkpoint `due`, for all of them.
+        Returns, for all processes, whether the first finds a checkpoint `due`, and whether any was asked to end.
         """
         options = self.options
         rate = learning_rate(self.step, options)
@@ -306,8 +387,12 @@ class _Training:
             self.network.train()
             last = number == options.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                output = self.model(batch.images, batch.references, batch.opacity, batch.visibility, noise)
-                loss, parts = self.loss(output, batch.targets, self.step)
+                beside = (batch.references, batch.opacity, batch.visibility, noise, batch.correspondence)
+                output = self.model(batch.images, *beside)
+                targets = batch.targets
+                if options.supervise == "all":
+                    output, targets = output.flatten(0, 1), all_views(targets, batch.references).flatten(0, 1)
+                loss, parts = self.loss(output, targets, self.step)
                 if options.idempotence_weight > 0 and self.step % _AGAIN_EVERY == 0:
                     parts["again"] = options.idempotence_weight * self._changed_again(output, batch, noise)
                     loss = loss + parts["again"]
@@ -320,25 +405,25 @@ class _Training:
             terms = {name: terms.get(name, 0) + value / options.accumulate for name, value in found.items()}
         norm = self.accelerator.clip_grad_norm_(self.weights, options.clip)
         # one exchange a step tells every process the same, and one look at the device is all that a GPU waits for
-        told = torch.stack([*terms.values(), norm, terms["loss"].new_tensor(float(due))]).float()
-        *values, norm, due_somewhere = self.accelerator.reduce(told, "mean").tolist()
+        flags = terms["loss"].new_tensor([float(due), float(interrupts.asked())])
+        told = torch.stack([*terms.values(), norm, *flags]).float()
+        *values, norm, due_somewhere, asked_somewhere = self.accelerator.reduce(told, "mean").tolist()
         means = dict(zip(terms, values, strict=True))
         self._check_finite(means["loss"], norm)
         self.optimiser.step()
         if self.average is not None:
-            decay = min(options.ema, (1 + self.step) / (10 + self.step))  # it must forget the first steps
-            with torch.no_grad():
-                torch._foreach_lerp_(self.average, [w.detach() for w in self.weights], 1 - decay)
+            self.average.step(self.weights)
         self.losses = [*self.losses[-99:], means["loss"]]
         if self.step % options.log_every == 0:
             mean = {"mean_loss": float(np.mean(self.losses))}
             self.journal({"event": "step", "step": self.step, **means, **mean, "gradient": norm, "rate": rate})
-        return due_somewhere > 0
+        return due_somewhere > 0, asked_somewhere > 0
 
     def _changed_again(self, output: Tensor, batch: Batch, noise: Tensor | None) -> Tensor:
         """How much a second pass changes of the first one's output: (), the mean distance."""
         first = output.detach().clamp(0, 1)
-        again = self.model(first, batch.references, batch.opacity, batch.visibility, noise)
+        beside = (batch.references, batch.opacity, batch.visibility, noise, batch.correspondence)
+        again = self.model(first, *beside)
         return (again.float() - first).abs().mean()
 
     def _drawn(self, draw: Draw) -> Batch:
@@ -350,14 +435,12 @@ class _Training:
         if draw.batch is None:
             raise InputError(f"Training stopped at step {self.step} ({self._kept()}): {draw.error}")
         self.tell_places(draw.places)
-        device = self.accelerator.device
-        moved = (None if t is None else t.to(device, non_blocking=True) for t in draw.batch)
-        return Batch(*moved)  # type: ignore[arg-type]
+        return draw.batch.unit(self.accelerator.device)
 
     def _noise(self, index: int, images: Tensor) -> Tensor | None:
         """What networks that fill the unseen have there in round `index`; None for others."""
         config = self.fixer.config
-        if config.references != "raw" or not config.fill_unseen:
+        if not config.takes_photos or not config.fill_unseen:
             return None
         height, width = (length // config.multiple for length in images.shape[-2:])
         return self.plan.noise(index, (config.vae["latent_channels"], height, width)).to(images)
@@ -388,7 +471,9 @@ class _Training:
         told = torch.zeros(1 + len(fields(CollapseSigns)), device=self.accelerator.device)
         if batch.references is not None:  # of streamed pairs one process may have some and another none
             self.network.eval()
-            own = collapse_signs(self.network, batch.images, batch.references, batch.opacity, batch.visibility, noise)
+            seen = (batch.images, batch.references, batch.opacity, batch.visibility)
+            with self.accelerator.autocast():
+                own = collapse_signs(self.network, *seen, noise, batch.correspondence)
             told = told.new_tensor([1.0, *asdict(own).values()])
         looked, *sums = self.accelerator.reduce(told, "sum").tolist()
         if not looked:
@@ -421,15 +506,19 @@ class _Training:
         assert self.baselines is not None
         own: list[tuple[int, dict[str, float], np.ndarray]] = []
         device = str(self.accelerator.device)
-        with averaged(self.weights, self.average):
-            fixer = Fixer(self.network, self.fixer.tile)  # what it keeps of references goes with it
+        with averaged(self.weights, self._averages()):
+            # adapters are merged where nothing trains; what this fixer keeps of references goes with it
+            fixer = Fixer(merge_adapters(self.network), self.fixer.tile)
             for i in range(self.accelerator.process_index, len(self.validation), self.ranks):
                 batch = self.validation[i]
-                fixed = picture(fixer(batch.images, batch.references, batch.opacity, batch.visibility).cpu())
-                own.append((i, image_metrics(fixed, picture(batch.targets), None, device), fixed))
+                beside = (batch.references, batch.opacity, batch.visibility, None, batch.correspondence)
+                with self.accelerator.autocast():
+                    fixed = picture(fixer(batch.images, *beside).cpu())
+                keys = (*_FIGURES, self.judge)
+                own.append((i, image_metrics(fixed, picture(batch.targets), None, device, keys), fixed))
             every = sorted(gather_object(own), key=lambda one: one[0])
             figures = summary([one[1] for one in every])[0]
-            score = gain(figures, self.baselines["identity"])
+            score = gain(figures, self.baselines["identity"], self.judge)
             better = self.best is None or score > self.best["score"]
             self.waited = 0 if better else self.waited + 1
             if better:
@@ -439,6 +528,10 @@ class _Training:
         over = {f"{name}_gain": value - self.baselines["identity"][name] for name, value in figures.items()}
         self.journal({"event": "validation", "step": self.step, **figures, **over, "gain": score, "best": better})
         self.journal.images(self.step, self.validation, [one[2] for one in every])
+
+    def _averages(self) -> list[Tensor] | None:
+        """The running averages of the weights, in their order."""
+        return None if self.average is None else self.average.shadow_params
 
     def _stopped_early(self) -> bool:
         return bool(self.options.patience) and self.waited >= self.options.patience
@@ -459,7 +552,7 @@ class _Training:
             "step": self.step,
             "seconds": self.seconds,
             "weights": dict(zip(self.names, (w.detach() for w in self.weights), strict=True)),
-            "average": None if self.average is None else dict(zip(self.names, self.average, strict=True)),
+            "average": None if self.average is None else dict(zip(self.names, self.average.shadow_params, strict=True)),
             "optimiser": self.optimiser.state_dict(),
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "losses": self.losses,
@@ -513,23 +606,19 @@ class _Training:
         with torch.no_grad():
             for name, weight in zip(self.names, self.weights, strict=True):
                 weight.copy_(state["weights"][name])
-            for name, average in zip(self.names, self.average or (), strict=False):
-                average.copy_(state["average"][name])
+            if self.average is not None:
+                for name, shadow in zip(self.names, self.average.shadow_params, strict=True):
+                    shadow.copy_(state["average"][name])
+                self.average.optimization_step = self.step
         self.optimiser.load_state_dict(state["optimiser"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.journal.go_on(self.step)
 
-    def _from_main(self, value: list[Any]) -> Any:
-        """What the first process put into a list of one."""
-        from accelerate.utils import broadcast_object_list
 
-        return broadcast_object_list(value)[0]
-
-
-def gain(figures: Mapping[str, float], identity: Mapping[str, float]) -> float:
-    """How much better than the renders themselves, in dB; a fifth less st-LPIPS counts as one dB."""
-    return (figures["psnr"] - identity["psnr"]) + (1 - figures["st_lpips"] / identity["st_lpips"]) / _LPIPS_PER_DB
+def gain(figures: Mapping[str, float], identity: Mapping[str, float], judge: str = "st_lpips") -> float:
+    """How much better than the renders themselves, in dB; a fifth less of the judge's distance counts as one dB."""
+    return (figures["psnr"] - identity["psnr"]) + (1 - figures[judge] / identity[judge]) / _LPIPS_PER_DB
 
 
 def _base(base: str | Path, seed: int) -> Fixer:
@@ -541,12 +630,13 @@ def _base(base: str | Path, seed: int) -> Fixer:
     return Fixer.from_pretrained(base)
 
 
-def _baselines(validation: Sequence[Batch], device: str) -> dict[str, dict[str, float]]:
+def _baselines(validation: Sequence[Batch], judge: str, device: str) -> dict[str, dict[str, float]]:
     """Figures of the renders as they are and of the unsharp mask that `difix eval` compares with."""
     renders = [picture(b.images) for b in validation]
     truths = [picture(b.targets) for b in validation]
-    identity = evaluate_images(renders, truths, device=device)["mean"]
-    sharpened = best_unsharp(((r, t, None) for r, t in zip(renders, truths, strict=True)), device=device)
+    keys, both = (*_FIGURES, judge), list(zip(renders, truths, strict=True))
+    identity = summary([image_metrics(r, t, None, device, keys) for r, t in both])[0]
+    sharpened = best_unsharp(((r, t, None) for r, t in both), judge, device, keys)
     return {"identity": identity, "unsharp": dict(sharpened.figures)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +14,9 @@ from difixcli.errors import InputError
 from difixcli.runs import atomic, finite, write_image
 from difixcli.shapes import check_shape, parsed
 from difixcli.training.batches import Batch
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
 
 _ROWS = 6  # of a grid
 
@@ -24,12 +27,17 @@ class Journal:
     Args:
         report: called with every record, besides.
         writes: False for a journal that writes nothing.
+        trackers: what else has the values and grids, beside TensorBoard (`trackers.open_trackers`).
     """
 
     def __init__(
-        self, folder: Path, report: Callable[[Mapping[str, Any]], None] | None = None, writes: bool = True
+        self,
+        folder: Path,
+        report: Callable[[Mapping[str, Any]], None] | None = None,
+        writes: bool = True,
+        trackers: Sequence[GeneralTracker] = (),
     ) -> None:
-        self.folder, self.report, self.writes = folder, report, writes
+        self.folder, self.report, self.writes, self.trackers = folder, report, writes, trackers
         self.file = folder / "log.jsonl"
         self._board: Any = None
 
@@ -57,10 +65,13 @@ class Journal:
         with self.file.open("a") as file:
             file.write(json.dumps(finite(record), allow_nan=False) + "\n")
         if "step" in record:
-            board = self._open_board()
-            for name, value in record.items():
-                if isinstance(value, (int, float)) and name != "step":
-                    board.add_scalar(f"{record['event']}/{name}", float(value), record["step"])
+            board, step = self._open_board(), record["step"]
+            numbers = {n: float(v) for n, v in record.items() if isinstance(v, (int, float)) and n != "step"}
+            named = {f"{record['event']}/{name}": value for name, value in numbers.items()}
+            for name, value in named.items():
+                board.add_scalar(name, value, step)
+            for tracker in self.trackers:
+                tracker.log(named, step=step)
         if self.report is not None:
             self.report(record)
 
@@ -78,11 +89,17 @@ class Journal:
         grid = np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows], axis=0)
         write_image(self.folder / "validation" / f"{step:07}.png", grid)
         self._open_board().add_image("validation", grid, step, dataformats="HWC")
+        for tracker in self.trackers:
+            if hasattr(tracker, "log_images"):
+                tracker.log_images({"validation": [grid]}, step=step)
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
             self._board = None
+        for tracker in self.trackers:
+            tracker.finish()
+        self.trackers = ()
 
     def _open_board(self, purge_step: int | None = None) -> Any:
         if self._board is None:

@@ -1,4 +1,4 @@
-"""The training loss of Difix3D+ (arXiv 2503.01774, eq. 4 and its supplement): pixels + perceptual + 0.5 · Gram."""
+"""The training loss of Difix3D+ (arXiv 2503.01774, eq. 4 and its supplement): pixels + perceptual + Gram."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from difixcli.errors import InputError
-from difixcli.evaluation.perceptual import lpips_available, shared_network
+from difixcli.evaluation.perceptual import Lpips, StLpips, shared_network
 
 Perceptual = Literal["lpips-vgg", "st-lpips-alex", "st-lpips-vgg"]
+PerceptualNetwork = Lpips | StLpips
 
 # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
 GRAM_WEIGHTS = (1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5)
@@ -36,24 +37,26 @@ def _gram(features: Tensor) -> Tensor:
     return flat @ flat.transpose(1, 2)
 
 
-def best_perceptual() -> Perceptual:
-    """The paper's LPIPS (VGG-16) where its weights are cached, else st-LPIPS on AlexNet.
-
-    st-LPIPS on VGG-16 is what results are judged by, so it is never chosen by itself.
-    """
-    return "lpips-vgg" if lpips_available("vgg") else "st-lpips-alex"
-
-
 class FixerLoss(nn.Module):
     """Pixel distance + perceptual distance + Gram distance from a given step on.
 
+    With x, y in [0, 1] and x' = 2x - 1 the release's loss of one view is
+
+        mean((x' - y')²) + LPIPS(x', y') + w · Σ_l w_l · mean((G_l(x) - G_l(y))²) / (C_l·H_l·W_l),
+
+    LPIPS over the whole view, the Gram term over one random window of 400 × 400; over several views it is their mean.
+
     Args:
         pixel: "l2" as the paper, or "l1".
-        perceptual: which network measures the perceptual distance (`best_perceptual`).
+        perceptual: which network measures the perceptual distance. Where it is a VGG-16 the Gram term looks through it
+            too, else through st-LPIPS' VGG-16.
         perceptual_weight, gram_weight: factors of the two terms; 0 leaves the network unbuilt.
         gram_start: the first step with the Gram term; the release switches it on after 2,000.
-        window: the perceptual and Gram terms see one random window of this many pixels a step (0: everything); the
-            release does so with 400 pixels. They cost many times what a small fixer costs itself.
+        window, gram_window: the perceptual term and the Gram term see one random window of so many pixels a step, the
+            same where the sizes are the same (0: everything; `gram_window` None: as `window`).
+        signed_pixels: pixels are compared in [-1, 1], as in the release: the squares are four times those of [0, 1].
+        clamp_output: the output is clamped to [0, 1] first, as in the release; what lies beyond has no gradient.
+        network: the perceptual network itself, for callers that have it.
     """
 
     def __init__(
@@ -65,50 +68,75 @@ class FixerLoss(nn.Module):
         gram_start: int = 2000,
         window: int = 0,
         device: str = "cpu",
+        *,
+        gram_window: int | None = None,
+        signed_pixels: bool = False,
+        clamp_output: bool = False,
+        network: PerceptualNetwork | None = None,
     ) -> None:
         super().__init__()
         if pixel not in ("l1", "l2"):
             raise InputError(f"There is no pixel loss {pixel!r}; use l1 or l2.")
         self.pixel, self.perceptual = pixel, perceptual
         self.perceptual_weight, self.gram_weight, self.gram_start = perceptual_weight, gram_weight, gram_start
-        self.window = window
+        self.window, self.gram_window = window, window if gram_window is None else gram_window
+        self.signed_pixels, self.clamp_output = signed_pixels, clamp_output
+        if network is None and perceptual_weight > 0:
+            network = perceptual_network(perceptual, device)
+        vgg = None
+        if gram_weight > 0:
+            vgg = network if network is not None and network.net == "vgg" else None
+            vgg = vgg or perceptual_network(gram_network(perceptual), device)
         # in a tuple, so that the shared networks are no part of this module's parameters
-        self._networks = (
-            _perceptual_network(perceptual, device) if perceptual_weight > 0 else None,
-            # VGG-16 features that need no download
-            shared_network("st_lpips", "vgg", device) if gram_weight > 0 else None,
-        )
+        self._networks = (network if perceptual_weight > 0 else None, vgg)
 
     def forward(self, output: Tensor, target: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch (B, 3, H, W) in [0, 1] at a training step, and its terms by name (weights included)."""
-        difference = output.float() - target
+        output = output.float()
+        if self.clamp_output:
+            output = output.clamp(0, 1)
+        difference = (output - target) * (2 if self.signed_pixels else 1)
         parts = {"pixel": difference.abs().mean() if self.pixel == "l1" else difference.square().mean()}
         distance, vgg = self._networks
-        output, target = self._cut(output.float(), target, step)
+        shown: tuple[list[Tensor], list[Tensor]] | None = (
+            None  # features of output and target, for both terms where they agree
+        )
         if distance is not None:
-            with torch.no_grad():
-                wanted = distance.features(target)
-            parts["perceptual"] = self.perceptual_weight * distance.between(distance.features(output), wanted).mean()
+            shown = _features(distance, *_cut(output, target, step, self.window))
+            parts["perceptual"] = self.perceptual_weight * distance.between(*shown).mean()
         if vgg is not None and step >= self.gram_start:
-            with torch.no_grad():
-                wanted = vgg.features(target)
-            parts["gram"] = self.gram_weight * gram_distance(vgg.features(output), wanted).mean()
+            if shown is None or vgg is not distance or self.gram_window != self.window:
+                shown = _features(vgg, *_cut(output, target, step, self.gram_window))
+            parts["gram"] = self.gram_weight * gram_distance(*shown).mean()
         return torch.stack(list(parts.values())).sum(), {name: value.detach() for name, value in parts.items()}
 
-    def _cut(self, output: Tensor, target: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """The step's window of both; chosen by the step alone, so that a resumed run sees the same."""
-        height, width = output.shape[-2:]
-        if self.window == 0 or self.window >= max(height, width):
-            return output, target
-        generator = torch.Generator().manual_seed(step)
-        high, wide = min(self.window, height), min(self.window, width)
-        top = int(torch.randint(height - high + 1, (), generator=generator))
-        left = int(torch.randint(width - wide + 1, (), generator=generator))
-        rows, columns = slice(top, top + high), slice(left, left + wide)
-        return output[..., rows, columns], target[..., rows, columns]
+
+def _features(network: PerceptualNetwork, output: Tensor, target: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    with torch.no_grad():
+        wanted = network.features(target)
+    return network.features(output), wanted
 
 
-def _perceptual_network(name: str, device: str):  # type: ignore[no-untyped-def]
+def _cut(output: Tensor, target: Tensor, step: int, window: int) -> tuple[Tensor, Tensor]:
+    """The step's window of both; chosen by the step alone, so that a resumed run sees the same."""
+    height, width = output.shape[-2:]
+    if window == 0 or window >= max(height, width):
+        return output, target
+    generator = torch.Generator().manual_seed(step)
+    high, wide = min(window, height), min(window, width)
+    top = int(torch.randint(height - high + 1, (), generator=generator))
+    left = int(torch.randint(width - wide + 1, (), generator=generator))
+    rows, columns = slice(top, top + high), slice(left, left + wide)
+    return output[..., rows, columns], target[..., rows, columns]
+
+
+def gram_network(perceptual: Perceptual) -> Perceptual:
+    """The VGG-16 that the Gram term looks through beside a perceptual network."""
+    return perceptual if perceptual.endswith("vgg") else "st-lpips-vgg"
+
+
+def perceptual_network(name: str, device: str) -> PerceptualNetwork:
+    """The frozen network of that name; InputError for another name, and where its weights are absent."""
     if name == "lpips-vgg":
         return shared_network("lpips", "vgg", device)
     if name in ("st-lpips-alex", "st-lpips-vgg"):

@@ -8,16 +8,18 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from difixcli.errors import InputError, unknown
-from difixcli.training.losses import Perceptual, best_perceptual
+from difixcli.training.losses import Perceptual, gram_network
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Parts = Literal["all", "unet", "decoder", "skips"]
 
 _AT_LEAST_ONE = (
-    "iterations", "batch", "accumulate", "crop", "validate_every", "validation_pairs", "checkpoint_every", "log_every",
-    "signs_every", "validation_photos", "canvas", "size", "width", "depths", "latent_channels", "unet_width",
-    "window", "diffusion_window", "pictures", "repeats", "validation_views",
+    "iterations", "batch", "accumulate", "frame_height", "frame_width", "validate_every", "validation_pairs",
+    "checkpoint_every", "log_every", "signs_every", "validation_photos", "canvas", "size", "width", "depths",
+    "latent_channels", "unet_width", "diffusion_window", "pictures", "repeats", "validation_views",
 )  # fmt: skip
+_ZERO_IS_ALL = {"crop": "TrainingOptions", "window": "TrainingOptions SuperResolutionOptions"}
+"""Options that may be 0 there, for everything, and must be at least 1 elsewhere."""
 FREE = ("batch", "accumulate", "workers", "gradient_checkpointing", "cache_mib")
 """Options that change how a step is computed, but not what: a training may go on with others."""
 SUPER_RESOLUTION_FREE = ("cache_mib",)
@@ -26,14 +28,14 @@ VIEW_DIFFUSION_FREE = ("seconds", "checkpoint_every")
 """The same of view-conditioned diffusion's."""
 
 _SHARES = (
-    "photo_share", "drop_references", "ema", "improved_share", "misled_share", "render_share", "bicubic_share",
-    "drop_condition", "epipolar_share",
+    "photo_share", "drop_references", "fewer_references", "ema", "improved_share", "misled_share", "render_share",
+    "bicubic_share", "drop_condition", "epipolar_share",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to train. `for_published` is the paper's recipe, `for_small` what trains a small network from scratch."""
+    """How to train. `for_published` is the release's recipe, `for_small` what trains a small network from scratch."""
 
     iterations: int = 10_000
     batch: int = 1
@@ -41,9 +43,17 @@ class TrainingOptions:
     accumulate: int = 1
     """Rounds whose gradients are added up for a step."""
     crop: int = 512
-    """Pixels of the random square crops."""
+    """Pixels of the random square crops; 0 for whole frames."""
+    frame_height: int = 576
+    frame_width: int = 1024
+    """Pixels that whole frames are stretched to, as the release does."""
+    supervise: Literal["render", "all"] = "render"
+    """Whether the loss is of the render's view alone, or of all views, a reference's target being itself."""
     train: Parts = "all"
     """Which parts train: of a network with adapters `all` are U-Net, adapters and skips."""
+    references: Literal["base", "geometry"] = "base"
+    """How references are wanted: as the base wants them, or, of a base that takes photos as they are, looked up by
+    depth and cameras."""
     lora_rank: int = 0
     """Rank of the adapters; 0 for what the base has."""
     gradient_checkpointing: bool = False
@@ -60,16 +70,24 @@ class TrainingOptions:
     ema: float = 0.999
     """Decay of the running average of the weights, which is what is validated and kept; 0 keeps the weights."""
     pixel: Literal["l1", "l2"] = "l2"
+    signed_pixels: bool = False
+    """Whether pixels are compared in [-1, 1], where squares are four times those of [0, 1]."""
+    clamp_output: bool = False
+    """Whether the output is clamped to what pixels can be before the loss; what lies beyond then has no gradient."""
     perceptual: Perceptual = "st-lpips-alex"
     perceptual_weight: float = 1.0
     gram_weight: float = 0.5
     gram_start: int = 2000
     window: int = 400
-    """Pixels of the window the perceptual and Gram terms see; 0 for everything."""
+    """Pixels of the window the perceptual term sees; 0 for everything."""
+    gram_window: int = 400
+    """The same of the Gram term."""
     photo_share: float = 0.5
     """Share of the samples made from photos, where photos are given beside pairs."""
     drop_references: float = 0.1
     """Share of the steps without references, so that one network serves with and without."""
+    fewer_references: float = 0.4
+    """Share of the other steps with a random number of the references, so that it serves with many and few."""
     strong_augmentation: bool = False
     """Vertical flips, transposition, permuted channels and tones too, not only horizontal flips."""
     reference_tone: float = 0.0
@@ -97,9 +115,25 @@ class TrainingOptions:
 
     @classmethod
     def for_published(cls, device: str = "cpu") -> TrainingOptions:
-        """For networks of the published layout: adapters on the decoder, raw references (arXiv 2503.01774)."""
+        """For networks of the published layout (adapters on the decoder, raw references): what the release trains with.
+
+        Where it differs from the paper (arXiv 2503.01774): the Gram term weighs 1 instead of 0.5.
+        """
         cuda = device.startswith("cuda")
-        return cls(perceptual=best_perceptual(), dtype="bf16" if cuda else "fp32", workers=4 if cuda else 0, ema=0.0)
+        return cls(
+            crop=0,
+            supervise="all",
+            signed_pixels=True,
+            clamp_output=True,
+            perceptual="lpips-vgg",
+            window=0,
+            gram_weight=1.0,
+            drop_references=0.0,
+            fewer_references=0.0,
+            ema=0.0,
+            dtype="bf16" if cuda else "fp32",
+            workers=4 if cuda else 0,
+        )
 
     @classmethod
     def for_small(cls, device: str = "cpu") -> TrainingOptions:
@@ -118,6 +152,7 @@ class TrainingOptions:
             perceptual_weight=0.2,
             gram_weight=0.0,
             window=64,
+            gram_window=64,
             strong_augmentation=True,
             reference_tone=0.15,
             improved_share=0.2,
@@ -243,7 +278,8 @@ def with_options(defaults: Options, options: Mapping[str, Any], device: str) -> 
         if kinds[name] in (int, float) and not (isinstance(value, (int, float)) and math.isfinite(value)):
             raise InputError(f"The training option {name} must be a finite number, not {value!r}.")
     chosen = replace(defaults, **given)
-    for name in kinds.keys() & set(_AT_LEAST_ONE):
+    positive = {*_AT_LEAST_ONE, *(n for n, where in _ZERO_IS_ALL.items() if type(defaults).__name__ not in where)}
+    for name in sorted(kinds.keys() & positive):
         if getattr(chosen, name) < 1:
             raise InputError(f"The training option {name} must be at least 1, not {getattr(chosen, name)}.")
     for name in kinds.keys() & set(_SHARES):
@@ -254,11 +290,38 @@ def with_options(defaults: Options, options: Mapping[str, Any], device: str) -> 
     for field in fields(chosen):
         if kinds[field.name] in (int, float) and getattr(chosen, field.name) < 0:
             raise InputError(f"The training option {field.name} cannot be negative.")
+    judge_of(chosen)
+    if isinstance(chosen, TrainingOptions) and chosen.supervise == "all" and chosen.idempotence_weight > 0:
+        raise InputError("idempotence_weight looks at the render's view alone; use it with --set supervise=render.")
     if chosen.clip == 0:
         raise InputError("The training option clip is the largest norm of the gradient; with 0 nothing would train.")
     if getattr(chosen, "dtype", "fp32") == "fp16" and not device.startswith("cuda"):
         raise InputError("Training in fp16 scales its losses, which needs a CUDA device; use --dtype bf16 or fp32.")
     return chosen
+
+
+def judge_of(options: Options) -> str:
+    """The perceptual figure that a training is judged by: of a network that does not train.
+
+    Raises InputError where none is left.
+    """
+    trained: set[str] = set()
+    if options.perceptual_weight > 0:
+        trained.add(options.perceptual)
+    if isinstance(options, TrainingOptions) and options.gram_weight > 0:
+        trained.add(gram_network(options.perceptual))
+    if "st-lpips-vgg" not in trained:
+        return "st_lpips"
+    if isinstance(options, TrainingOptions) and "st-lpips-alex" not in trained:
+        return "st_lpips_alex"
+    if isinstance(options, TrainingOptions):
+        raise InputError(
+            "With perceptual=st-lpips-alex and a Gram term, which looks through st-LPIPS' VGG-16, no network is left "
+            "to judge by; use --perceptual st-lpips-vgg, which is then both, or --gram-weight 0."
+        )
+    raise InputError(
+        "st-LPIPS on VGG-16 judges this training, so it cannot train too; use --perceptual st-lpips-alex or lpips-vgg."
+    )
 
 
 def parsed_options(settings: list[str], of: type = TrainingOptions) -> dict[str, Any]:

@@ -6,9 +6,11 @@ Nothing is decoded before it is needed: what is known of a pair beforehand is it
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import sys
-from collections.abc import Mapping, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, takewhile
 from pathlib import Path
@@ -19,15 +21,23 @@ import torch
 from torch import Tensor
 
 from difixcli.errors import InputError, short
-from difixcli.runs import open_image, read_image, read_json
-from difixcli.shapes import fault_of
+from difixcli.fixer.correspondence import resized
+from difixcli.runs import open_image, read_image, read_json, unreadable
+from difixcli.shapes import Each, fault_of, parsed
+from difixcli.training.pair_lists import Entries, Joined
 from difixcli.training.tars import members_by_key
 
 SMALLEST = 16  # pixels of a render's shorter side
 
+LOOKED_AT = 2000
+"""Pairs whose headers are looked at before a training begins, at most."""
+
 _STRETCH = 1.03  # how far a photo's shape may differ from its render's
 _LEFT_OUT = 0.1  # share of the pairs that may be smaller than the crop
-References = Literal["raw", "aligned"]
+_HEADER = 4096  # bytes of an array's file beyond its values, at most
+References = Literal["raw", "aligned", "geometry"]
+Reader = Callable[..., np.ndarray]
+"""Reads one of a pair's pictures as bytes, with its alpha where that is asked for."""
 
 
 class Openable(Protocol):
@@ -42,7 +52,12 @@ Picture = str | Openable
 
 @dataclass(frozen=True, slots=True)
 class PairFiles:
-    """One pair's images. `aligned` are RGBA (colour and visibility); `references` raw photos."""
+    """One pair's images. `aligned` are RGBA (colour and visibility); `references` raw photos, with
+    `correspondence` an .npz of which places of theirs the render's pixels show.
+
+    `size` is the render's (height, width) and `recorded` the number of bytes and the hash of every file, where curation
+    has written them down: they are believed, and a file is looked at only when it is read.
+    """
 
     id: str
     render: Picture
@@ -50,14 +65,17 @@ class PairFiles:
     references: tuple[Picture, ...]
     aligned: tuple[Picture, ...]
     opacity: Picture | None
+    size: tuple[int, int] | None = None
+    recorded: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    correspondence: Picture | None = None
 
 
 @dataclass
 class PairSet:
-    """Pairs of one or more manifests. `dropped` says for every unusable pair why it is not used."""
+    """Pairs of one or more manifests, by their ids. `dropped` says for every unusable pair why it is not used."""
 
-    train: list[PairFiles] = field(default_factory=list)
-    test: list[PairFiles] = field(default_factory=list)
+    train: Joined[PairFiles] = field(default_factory=Joined)
+    test: Joined[PairFiles] = field(default_factory=Joined)
     dropped: dict[str, str] = field(default_factory=dict)
     _hash: Any = field(default_factory=hashlib.sha256)
 
@@ -66,9 +84,10 @@ class PairSet:
         """A short hash of the manifests' entries, wherever the folders lie."""
         return str(self._hash.hexdigest()[:16])
 
-    def note(self, split: str, key: str, entry: Any) -> None:
-        """Let an entry count for the fingerprint."""
-        self._hash.update(json.dumps([split, key, entry], sort_keys=True).encode())
+    def note(self, digests: Iterable[bytes]) -> None:
+        """Let entries count for the fingerprint, by their digests."""
+        for digest in digests:
+            self._hash.update(digest)
 
 
 def pair_files(source: Path) -> list[Path]:
@@ -86,7 +105,7 @@ def pair_files(source: Path) -> list[Path]:
     if not tars:
         raise InputError(
             f"{source} holds neither a data.json nor tars in train/; name a folder that difix curate has finished "
-            "(shards need difix curate --merge)."
+            "(difix curate --merge --partial makes one of a part)."
         )
     return tars
 
@@ -110,31 +129,89 @@ def read_manifests(sources: Sequence[Path]) -> PairSet:
 
 
 def _read_manifest(file: Path, pairs: PairSet) -> None:
-    manifest = read_json(file)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("train"), dict):
-        raise InputError(f'{file} is no manifest of pairs: it needs an object "train" of pairs by their id.')
-    for split, into in (("train", pairs.train), ("test", pairs.test)):
-        entries = manifest.get(split) or {}
-        if not isinstance(entries, dict):
-            raise InputError(f'{file}: "{split}" must be an object of pairs by their id.')
-        for key in sorted(entries):
-            pairs.note(split, key, entries[key])
-            try:
-                into.append(_entry(key, entries[key], file.parent))
-            except (ValueError, OSError) as error:  # names that no file can have
-                pairs.dropped[f"{file}: {short(key)}"] = short(str(error), 300)
+    folder = str(file.parent)
+    splits = {split: _Split(folder) for split in ("train", "test")}
+    for split, key, entry in _manifest_entries(file):
+        into = splits[split]
+        into.digests[key] = hashlib.sha256(json.dumps([split, key, entry], sort_keys=True).encode()).digest()
+        try:
+            known = _known_of(key, entry)
+        except ValueError as error:
+            pairs.dropped[f"{file}: {short(key)}"] = short(str(error), 300)
+            continue
+        into.keys.append(key)
+        into.entries.append(known)
+    for split, found in splits.items():
+        pairs.note(found.digests[key] for key in sorted(found.digests))
+        order = sorted(range(len(found.keys)), key=found.keys.__getitem__)
+        (pairs.train if split == "train" else pairs.test).add(Joined([found.entries], np.array(order, np.int64)))
+
+
+class _Split:
+    """What was read of a manifest's split, in the file's order."""
+
+    def __init__(self, folder: str) -> None:
+        self.keys: list[str] = []
+        self.digests: dict[str, bytes] = {}
+        self.entries: Entries[PairFiles] = Entries(lambda known: _pair_of(known, folder))
+
+
+def _manifest_entries(file: Path) -> Iterator[tuple[str, str, Any]]:
+    """Split, key and entry of every pair; of a manifest with a line a pair, as curation writes them, one at a time.
+
+    Raises InputError where the file is missing or no manifest.
+    """
+    lines = _lines(file)
+    if next(lines, None) is None:
+        manifest = read_json(file)
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("train"), dict):
+            raise InputError(f'{file} is no manifest of pairs: it needs an object "train" of pairs by their id.')
+        for split in ("train", "test"):
+            entries = manifest.get(split) or {}
+            if not isinstance(entries, dict):
+                raise InputError(f'{file}: "{split}" must be an object of pairs by their id.')
+            yield from ((split, key, entry) for key, entry in entries.items())
+        return
+    split = "train"
+    for line in lines:
+        if line in _BETWEEN:
+            split = "test"
+        elif line != _END:
+            [(key, entry)] = parsed("{" + line.removesuffix(",") + "}", file).items()
+            yield split, key, entry
+
+
+_FIRST, _BETWEEN, _END = '{"train": {', ('}, "test": {', '"test": {'), "}}"
+
+
+def _lines(file: Path) -> Iterator[str]:
+    """The lines of a manifest of a line a pair, its first one first; nothing for another or none."""
+    try:
+        with file.open(encoding="utf-8") as opened:
+            first = opened.readline(100).strip()
+            last = deque(opened, maxlen=1)
+            if first != _FIRST or not last or last[0].strip() != _END:
+                return
+            opened.seek(0)
+            for line in opened:
+                yield line.strip()
+    except (OSError, UnicodeDecodeError):  # whoever reads it whole says what is wrong
+        return
 
 
 def _read_tars(tars: Sequence[Path], pairs: PairSet) -> None:
     for split, into in (("train", pairs.train), ("test", pairs.test)):
         chosen = [tar for tar in tars if (tar.parent.name == "test") == (split == "test")]
         found = {key: members for tar in chosen for key, members in members_by_key(tar).items()}
+        made = []
         for key in sorted(found):
-            pairs.note(split, key, {name: member.size for name, member in found[key].items()})
+            sizes = {name: member.size for name, member in found[key].items()}
+            pairs.note([hashlib.sha256(json.dumps([split, key, sizes], sort_keys=True).encode()).digest()])
             try:
-                into.append(pair_of_members(key, found[key]))
+                made.append(pair_of_members(key, found[key]))
             except ValueError as error:
                 pairs.dropped[key] = str(error)
+        into.add(made)
 
 
 def pair_of_members(key: str, members: Mapping[str, Openable]) -> PairFiles:
@@ -153,29 +230,49 @@ def pair_of_members(key: str, members: Mapping[str, Openable]) -> PairFiles:
         references=numbered("ref_image"),
         aligned=numbered("aligned_ref"),
         opacity=members.get("opacity"),
+        correspondence=members.get("correspondence"),
     )
 
 
-def _entry(key: str, entry: Any, folder: Path) -> PairFiles:
+def _known_of(key: str, entry: Any) -> list[Any]:
+    """What is kept of a manifest's entry; ValueError for one that is no pair."""
     if (fault := fault_of(entry, _PAIR)) is not None:
         raise ValueError(fault)
-
-    def placed(value: Any) -> str:
+    raw = entry.get("ref_images") or [r for r in (entry.get("ref_image"),) if r]
+    names = [entry.get("image"), entry.get("target_image"), *raw, *(entry.get("aligned_refs") or ())]
+    for value in names:
         if not isinstance(value, str):
             raise ValueError(f"has no file name where one is needed ({value!r})")
-        path = folder / value  # an absolute value replaces the folder
-        if not path.is_file() and Path(value).is_file():
-            path = Path(value)
-        return sys.intern(str(path))  # a photo stands in many pairs
+    opacity = entry.get("opacity") or None
+    files, camera = entry.get("files"), entry.get("camera")
+    recorded = size = None
+    if files is not None and camera is not None:
+        recorded = [files[name] for name in (*names, *([opacity] if opacity else [])) if name in files]
+        size = [camera["height"], camera["width"]] if len(recorded) == len(names) + bool(opacity) else None
+    return [key, names, len(raw), opacity, size, recorded if size else None, entry.get("correspondence") or None]
 
-    raw = entry.get("ref_images") or [r for r in (entry.get("ref_image"),) if r]
+
+def _pair_of(known: list[Any], folder: str) -> PairFiles:
+    """A pair of what is kept of it. Nothing is looked at where curation wrote down what there is."""
+    key, names, raw, opacity, size, recorded, places = known
+
+    def placed(value: str) -> str:
+        path = os.path.join(folder, value)  # an absolute value replaces the folder
+        return value if recorded is None and not os.path.isfile(path) and os.path.isfile(value) else path
+
+    paths = [placed(name) for name in names]
+    mask = placed(opacity) if opacity else None
+    facts = dict(zip([*paths, *([mask] if mask else [])], map(tuple, recorded or ()), strict=False))
     return PairFiles(
-        id=key,
-        render=placed(entry.get("image")),
-        target=placed(entry.get("target_image")),
-        references=tuple(placed(value) for value in raw),
-        aligned=tuple(placed(value) for value in entry.get("aligned_refs") or ()),
-        opacity=placed(entry["opacity"]) if entry.get("opacity") else None,
+        key,
+        paths[0],
+        paths[1],
+        tuple(paths[2 : 2 + raw]),
+        tuple(paths[2 + raw :]),
+        mask,
+        size and tuple(size),
+        facts,
+        placed(places) if places else None,
     )
 
 
@@ -184,6 +281,9 @@ _PAIR = {
     "ref_image?": (None, str),
     "aligned_refs?": (None, [str]),
     "opacity?": (None, str),
+    "correspondence?": (None, str),
+    "files?": (None, Each([object])),
+    "camera?": (None, {"height?": int, "width?": int}),
 }
 
 
@@ -195,19 +295,24 @@ class Inspection(NamedTuple):
 
 
 def inspect_pairs(files: Sequence[PairFiles], crop: int, multiple: int) -> Inspection:
-    """Look at the headers of renders and photos, and whether the other files are there.
+    """Look at the headers of renders and photos, and whether the other files are there, where curation has not said.
 
-    The crop is the asked one, or, a multiple of `multiple`, what nine tenths of the pairs are large enough for; the
+    Of more than `LOOKED_AT` pairs of which it has not, so many are looked at, evenly spread; the others' headers are
+    looked at when they are read, and those that do not fit are skipped then. The crop is the asked one (0 for whole
+    frames, which any size makes), or, a multiple of `multiple`, what nine tenths of the pairs are large enough for; the
     smaller ones are dropped. It is the same at every step, because whoever trains beside us must agree about it.
     """
     dropped: dict[int, str] = {}
     sides: dict[int, int] = {}
+    stride = max(1, -(-len(files) // LOOKED_AT))
     for i, pair in enumerate(files):
+        if pair.size is None and i % stride:
+            continue
         try:
-            sides[i] = _shorter_side(pair)
+            sides[i] = _shorter_side(pair) if pair.size is None else min(pair.size)
         except (InputError, ValueError) as error:
             dropped[i] = str(error)
-    if sides:
+    if sides and crop:
         fitting = sorted(sides.values())[int(_LEFT_OUT * len(sides))]
         crop = min(crop, max(fitting // multiple, 1) * multiple)
     for i, side in sides.items():
@@ -222,7 +327,7 @@ def _shorter_side(pair: PairFiles) -> int:
     if min(height, width) < SMALLEST:
         raise ValueError(f"{pair.render} is smaller than {SMALLEST} pixels")
     _check_shape(pair.target, _header(pair.target), (height, width), _STRETCH)
-    for other in (*pair.references, *pair.aligned, *([pair.opacity] if pair.opacity else [])):
+    for other in (*pair.references, *pair.aligned, pair.opacity, pair.correspondence):
         if isinstance(other, str) and not Path(other).is_file():
             raise ValueError(f"{other} is missing")
     return min(height, width)
@@ -246,24 +351,33 @@ def _check_shape(picture: Picture, size: tuple[int, int], render: tuple[int, int
 
 
 class Loaded(NamedTuple):
-    """A decoded pair, 8 bits a channel; the same layout as `synthetic.Sample`."""
+    """A decoded pair, 8 bits a channel, and its places; the same layout as `synthetic.Sample`."""
 
     render: np.ndarray  # (H, W, 3)
     target: np.ndarray  # (H, W, 3)
     references: np.ndarray  # (V, H, W, 3)
     visibility: np.ndarray  # (V, H, W), all 255 for raw references
     opacity: np.ndarray  # (H, W)
+    correspondence: np.ndarray | None = None  # (V, 3, H, W) float32, where references are wanted with their geometry
 
 
 class PairStore:
     """Pairs that are decoded when they are asked for, and kept as long as they fit into `cache_mib`.
 
-    References are brought to the kind the fixer wants: raw ones to the render's size, aligned ones as curation wrote
-    them, or registered by optical flow where a manifest has only raw ones.
+    References are brought to the kind the fixer wants: raw ones to the render's size, with geometry also what curation
+    wrote of their places (where it wrote none, none is known), aligned ones as curation wrote them, or registered by
+    optical flow where a manifest has only raw ones.
     """
 
-    def __init__(self, files: Sequence[PairFiles], kind: References, views: int, cache_mib: float = 512) -> None:
-        self.files, self.kind, self.views = list(files), kind, views
+    def __init__(
+        self,
+        files: Sequence[PairFiles],
+        kind: References,
+        views: int,
+        cache_mib: float = 512,
+        frame: tuple[int, int] | None = None,
+    ) -> None:
+        self.files, self.kind, self.views, self.frame = files, kind, views, frame
         self._kept: dict[int, Loaded] = {}
         self._free = cache_mib * 2**20
 
@@ -274,8 +388,8 @@ class PairStore:
         """The decoded pair; InputError or ValueError when it cannot be read."""
         if index in self._kept:
             return self._kept[index]
-        loaded = decode(self.files[index], self.kind, self.views)
-        size = sum(part.nbytes for part in loaded)
+        loaded = decode(self.files[index], self.kind, self.views, self.frame)
+        size = sum(part.nbytes for part in loaded if part is not None)
         if size <= self._free:
             self._kept[index] = loaded
             self._free -= size
@@ -288,39 +402,84 @@ class PairStore:
         return min(len(there), self.views)
 
 
-def decode(pair: PairFiles, kind: References, views: int) -> Loaded:
-    """Read a pair with at most `views` references; InputError or ValueError when it cannot be read."""
-    render = _pixels(pair.render)
+def decode(pair: PairFiles, kind: References, views: int, frame: tuple[int, int] | None = None) -> Loaded:
+    """Read a pair with at most `views` references; InputError or ValueError when it cannot be read.
+
+    With a `frame` (height, width) all of its images are stretched to that, each from its own pixels, as the release
+    does; aligned references and opacity with the render.
+    """
+
+    def read(picture: Picture, alpha: bool = False) -> np.ndarray:
+        return _pixels(picture, alpha, pair.recorded.get(picture) if isinstance(picture, str) else None)
+
+    render = read(pair.render)
     height, width = render.shape[:2]
     if min(height, width) < SMALLEST:
         raise ValueError(f"{pair.render} is smaller than {SMALLEST} pixels")
-    target = _photo(pair.target, height, width, _STRETCH)
+    if frame is not None and kind != "aligned":  # from the photo's own pixels
+        photo = read(pair.target)
+        _check_shape(pair.target, (photo.shape[0], photo.shape[1]), (height, width), _STRETCH)
+        target = resized_bytes(photo, *frame)
+    else:
+        target = _photo(pair.target, height, width, _STRETCH, read)
     opacity = np.full((height, width), 255, np.uint8)
     if pair.opacity is not None:
-        opacity = _pixels(pair.opacity).mean(axis=-1).astype(np.uint8)
+        opacity = read(pair.opacity).mean(axis=-1).astype(np.uint8)
         if opacity.shape != (height, width):
             raise ValueError(f"{pair.opacity} has another size than its render")
-    references, visibility = _references(pair, render, kind, views)
-    return Loaded(render, target, references, visibility, opacity)
+    if frame is not None and kind != "aligned":
+        photos = [resized_bytes(read(picture), *frame) for picture in pair.references[:views]]
+        references = np.stack(photos) if photos else np.zeros((0, *frame, 3), np.uint8)
+        visibility = np.full(references.shape[:3], 255, np.uint8)
+    else:
+        references, visibility = _references(pair, render, kind, views, read)
+    places = _places(pair, (len(references), 3, height, width)) if kind == "geometry" else None
+    loaded = Loaded(render, target, references, visibility, opacity, places)
+    return loaded if frame is None else _stretched(loaded, frame)
 
 
-def _references(pair: PairFiles, render: np.ndarray, kind: References, views: int) -> tuple[np.ndarray, np.ndarray]:
+def _stretched(pair: Loaded, frame: tuple[int, int]) -> Loaded:
+    """A decoded pair, aligned with its render, at another size."""
+    references = [resized_bytes(view, *frame) for view in pair.references]
+    visibility = [resized_bytes(view, *frame) for view in pair.visibility]
+    return Loaded(
+        resized_bytes(pair.render, *frame),
+        resized_bytes(pair.target, *frame),
+        np.stack(references) if references else np.zeros((0, *frame, 3), np.uint8),
+        np.stack(visibility) if visibility else np.zeros((0, *frame), np.uint8),
+        resized_bytes(pair.opacity, *frame),
+        None if pair.correspondence is None else resized(torch.from_numpy(pair.correspondence), frame).numpy(),
+    )
+
+
+def resized_bytes(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W) or (H, W, C) uint8 at another size: antialiased bilinear, as the release's data set does it."""
+    from PIL import Image
+
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _references(
+    pair: PairFiles, render: np.ndarray, kind: References, views: int, read: Reader
+) -> tuple[np.ndarray, np.ndarray]:
     height, width = render.shape[:2]
     if not views:
         return np.zeros((0, height, width, 3), np.uint8), np.zeros((0, height, width), np.uint8)
     if kind == "aligned" and pair.aligned:
-        read = [_pixels(picture, alpha=True) for picture in pair.aligned[:views]]
-        for picture, layer in zip(pair.aligned, read, strict=False):
+        opened = [read(picture, True) for picture in pair.aligned[:views]]
+        for picture, layer in zip(pair.aligned, opened, strict=False):
             if layer.shape[:2] != (height, width):
                 raise ValueError(f"{picture} has another size than its render")
-        layers = np.stack(read)
+        layers = np.stack(opened)
         return np.ascontiguousarray(layers[..., :3]), np.ascontiguousarray(layers[..., 3])
     # a reference may come from another lens; the release stretches it to the render's shape too
-    photos = [_photo(picture, height, width, stretch=4) for picture in pair.references[:views]]
+    photos = [_photo(picture, height, width, 4, read) for picture in pair.references[:views]]
     if not photos:
         return np.zeros((0, height, width, 3), np.uint8), np.zeros((0, height, width), np.uint8)
     stacked = np.stack(photos)
-    if kind == "raw":
+    if kind != "aligned":
         return stacked, np.full(stacked.shape[:3], 255, np.uint8)
     from difixcli.fixer.alignment import register_references
 
@@ -328,9 +487,30 @@ def _references(pair: PairFiles, render: np.ndarray, kind: References, views: in
     return _bytes(aligned[0].permute(0, 2, 3, 1).numpy()), _bytes(visible[0, :, 0].numpy())
 
 
-def _photo(picture: Picture, height: int, width: int, stretch: float) -> np.ndarray:
+def _places(pair: PairFiles, wanted: tuple[int, int, int, int]) -> np.ndarray:
+    """(V, 3, H, W) as wanted, all 0 where the pair knows no places; ValueError for broken ones."""
+    views, _, height, width = wanted
+    if pair.correspondence is None or not views:
+        return np.zeros(wanted, np.float32)
+    most = 4 * len(pair.references) * 3 * height * width + _HEADER
+    try:
+        with _opener(pair.correspondence).open("rb") as file, np.load(file, allow_pickle=False) as held:
+            if held.zip.getinfo("correspondence.npy").file_size > most:
+                raise ValueError("it is larger than its pair")
+            values = held["correspondence"]
+    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
+        raise ValueError(
+            f"{pair.correspondence} holds no places of the pair's references ({short(str(error))})"
+        ) from error
+    fits = values.ndim == 4 and values.shape[0] >= views and values.shape[1:] == wanted[1:]
+    if not fits or values.dtype != np.float32 or not np.isfinite(values).all():
+        raise ValueError(f"{pair.correspondence} does not hold float32 places {wanted} of the pair's references")
+    return values[:views]
+
+
+def _photo(picture: Picture, height: int, width: int, stretch: float, read: Reader) -> np.ndarray:
     """A photo at the render's size, area-averaged; ValueError when its shape differs by more than `stretch`."""
-    photo = _pixels(picture)
+    photo = read(picture)
     if photo.shape[:2] == (height, width):
         return photo
     _check_shape(picture, (photo.shape[0], photo.shape[1]), (height, width), stretch)
@@ -339,12 +519,57 @@ def _photo(picture: Picture, height: int, width: int, stretch: float) -> np.ndar
     return cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _pixels(picture: Picture, alpha: bool = False) -> np.ndarray:
-    """(H, W, 3 or 4) uint8; images of floats may hold what is no number, which no training should see."""
-    values = read_image(_opener(picture), alpha=alpha)
+def _pixels(picture: Picture, alpha: bool = False, recorded: tuple[int, str] | None = None) -> np.ndarray:
+    """(H, W, 3 or 4) uint8, as `read_image` would have it; ValueError where the file is not the one recorded.
+
+    Images of floats may hold what is no number, which no training should see.
+    """
+    opener = _opener(picture)
+    if recorded is not None:
+        opener = _recorded(Path(str(picture)), recorded)
+    with open_image(opener) as image:
+        if image.mode in _EIGHT_BITS:
+            image.load()
+            transparent = "A" in image.getbands() or "transparency" in image.info
+            pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"))
+            if transparent and not alpha:
+                return ((pixels[..., :3].astype(np.uint32) * pixels[..., 3:] * 2 + 255) // 510).astype(np.uint8)
+            if alpha and not transparent:
+                return np.pad(pixels, ((0, 0), (0, 0), (0, 1)), constant_values=255)
+            return pixels
+    values = read_image(opener, alpha=alpha)
     if not np.isfinite(values).all():
         raise ValueError(f"{picture} holds pixels that are not numbers")
     return _bytes(values)
+
+
+_EIGHT_BITS = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"})
+
+
+def _recorded(path: Path, recorded: tuple[int, str]) -> Held:
+    """A file's bytes, once they are those that curation wrote down."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if len(content) != recorded[0] or hashlib.sha256(content).hexdigest()[: len(recorded[1])] != recorded[1]:
+        raise ValueError(f"{path} has changed since it was curated; run difix curate again")
+    return Held(content, str(path))
+
+
+class Held:
+    """A file's bytes; opens as a path does."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        self.content, self.name = content, name
+
+    def open(self, mode: Literal["rb"]) -> IO[bytes]:
+        return io.BytesIO(self.content)
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def _opener(picture: Picture) -> Openable:

@@ -5,12 +5,52 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from difixcli.errors import InputError
 from difixcli.fixer import Fixer, FixerNetwork
+from difixcli.fixer.geometry import begin_geometry
 from difixcli.fixer.network import ADAPTER, LORA_ALPHA
 from difixcli.fixer.weights import new_adapters
 from difixcli.training.options import Parts
+
+
+class AllViews(nn.Module):
+    """A network with raw references whose every view is cleaned and decoded, references too, as the release trains."""
+
+    def __init__(self, network: FixerNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self,
+        images: Tensor,
+        references: Tensor | None = None,
+        opacity: Tensor | None = None,
+        visibility: Tensor | None = None,
+        noise: Tensor | None = None,
+        correspondence: Tensor | None = None,
+    ) -> Tensor:
+        """The clean views (B, 1+V, 3, H, W) about [0, 1], the render's first; arguments as `FixerNetwork` takes them.
+
+        The render's is what the network itself gives.
+        """
+        views = all_views(images, references)
+        latents, skips = self.network.encode(views.flatten(0, 1) * 2 - 1)
+        if opacity is not None and noise is not None:  # where the render shows nothing
+            seen = F.adaptive_max_pool2d(opacity, latents.shape[-2:])
+            per_view = latents.unflatten(0, views.shape[:2])
+            render = seen * per_view[:, 0] + (1 - seen) * noise
+            latents = torch.cat([render[:, None], per_view[:, 1:]], dim=1).flatten(0, 1)
+        places = self.network.places(latents, correspondence if references is not None else None)
+        decoded = self.network.decode(self.network.denoise(latents, views.shape[1], places), skips)
+        return ((decoded + 1) / 2).unflatten(0, views.shape[:2])
+
+
+def all_views(images: Tensor, references: Tensor | None) -> Tensor:
+    """(B, 3, H, W) and (B, V, 3, H, W) → (B, 1+V, 3, H, W)."""
+    return images[:, None] if references is None else torch.cat([images[:, None], references], dim=1)
 
 
 def choose_parts(network: FixerNetwork, parts: Parts) -> list[str]:
@@ -62,6 +102,31 @@ def with_rank(fixer: Fixer, rank: int, seed: int) -> Fixer:
             raise InputError(f"The base's adapters have learned with rank {old}; --lora-rank cannot be less.")
         value[:, : min(rank, old)] = rescale * learned[:, :rank]
     fresh.load_state_dict(state | tensors, assign=True)
+    return Fixer(fresh)
+
+
+def with_geometry(fixer: Fixer, seed: int) -> Fixer:
+    """The same fixer, which now looks up its references by depth and cameras, at first with small weight.
+
+    Its other tensors are shared with the fixer given; one that looks them up already is returned as it is. Raises
+    InputError for a network with aligned references, which have their geometry in them.
+    """
+    network = fixer.network
+    if fixer.config.references == "geometry":
+        return fixer
+    if not fixer.config.takes_photos:
+        raise InputError(
+            "--set references=geometry is for networks that take photos as they are (--base stabilityai/sd-turbo); the "
+            "references of this one are aligned already."
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        views = max(network.config.views, 1)
+        fresh = FixerNetwork(dataclasses.replace(network.config, references="geometry", views=views))
+    state = network.state_dict()
+    new = {name: value for name, value in fresh.state_dict().items() if name not in state}
+    fresh.load_state_dict(state | new, assign=True)
+    begin_geometry(fresh.unet)
     return Fixer(fresh)
 
 

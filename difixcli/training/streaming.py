@@ -8,7 +8,6 @@ reads up to there again without decoding.
 
 from __future__ import annotations
 
-import io
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,13 +15,13 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any
 
 from torch.utils.data import IterableDataset
 
 from difixcli.errors import InputError
 from difixcli.training.batches import MOST_UNREADABLE, Draw, Plan, stacked
-from difixcli.training.pairs import Loaded, References, decode, pair_files, pair_of_members
+from difixcli.training.pairs import Held, Loaded, References, decode, pair_files, pair_of_members
 from difixcli.training.synthetic import PhotoPairs
 
 _BUFFER = 64  # samples shuffled together, in all lanes
@@ -210,24 +209,11 @@ class _Decoded:
     def _decode(self, sample: Mapping[str, Any]) -> Loaded:
         key = sample["__key__"]
         members = {
-            name.partition(".")[0]: _Held(value, f"{name} of {key}")
+            name.partition(".")[0]: Held(value, f"{name} of {key}")
             for name, value in sample.items()
             if isinstance(value, bytes)
         }
-        loaded = decode(pair_of_members(key, members), self.kind, self.plan.views)
+        loaded = decode(pair_of_members(key, members), self.kind, self.plan.views, self.plan.frame)
         if min(loaded.render.shape[:2]) < self.plan.crop:
             raise ValueError(f"{key} is smaller than the crops of {self.plan.crop} pixels")
         return loaded
-
-
-class _Held:
-    """A member's bytes; opens as a path does."""
-
-    def __init__(self, content: bytes, name: str) -> None:
-        self.content, self.name = content, name
-
-    def open(self, mode: Literal["rb"]) -> IO[bytes]:
-        return io.BytesIO(self.content)
-
-    def __str__(self) -> str:
-        return self.name

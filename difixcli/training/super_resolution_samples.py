@@ -20,7 +20,7 @@ from torch import Tensor
 
 from difixcli.errors import InputError
 from difixcli.images import Operator, agreeing, enlarged, reduced
-from difixcli.runs import IMAGE_SUFFIXES, read_image
+from difixcli.runs import IMAGE_SUFFIXES, open_image, read_image
 from difixcli.scenes import Frame, Scene, load_photo
 from difixcli.training.augmentation import augmented
 from difixcli.training.options import SuperResolutionOptions
@@ -127,9 +127,7 @@ class LargePhotos:
             width, height = photo.camera.width, photo.camera.height
             reason = ""
         elif not (reason := unusable(photo)):
-            from PIL import Image
-
-            with Image.open(photo) as opened:
+            with open_image(photo) as opened:
                 width, height = shrunk_size(*opened.size)
         if not reason and min(width, height) < crop:
             reason = f"{width}×{height} pixels are less than the crop of {crop}"

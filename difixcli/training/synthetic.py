@@ -17,11 +17,10 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from difixcli.compiled import compiled
 from difixcli.errors import InputError
-from difixcli.runs import read_image
+from difixcli.runs import open_image, read_image
 
 _LONGEST = 1024  # pixels of a photo held in memory
 
@@ -37,6 +36,7 @@ class Sample(NamedTuple):
     references: np.ndarray  # (V, H, W, 3)
     visibility: np.ndarray  # (V, H, W)
     opacity: np.ndarray  # (H, W)
+    correspondence: np.ndarray | None = None  # (V, 3, H, W), of raw references with their geometry
 
 
 class PhotoPairs:
@@ -102,10 +102,10 @@ class PhotoPairs:
 def unusable(path: Path) -> str:
     """Why a photo cannot be used, as far as its header says; empty when it can."""
     try:
-        with Image.open(path) as opened:
+        with open_image(path) as opened:
             return "smaller than 32 pixels" if min(opened.size) < 32 else ""
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{path} cannot be read as an image ({error})"
+    except InputError as error:
+        return str(error)
 
 
 def synthesise(photo: np.ndarray, other: np.ndarray, size: int, views: int, rng: np.random.Generator) -> Sample:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from difixcli.errors import InputError
+from difixcli.runs import is_the_systems, unreadable
 
 
 class _Part(io.RawIOBase):
@@ -75,5 +76,7 @@ def members_by_key(tar: Path) -> Mapping[str, Mapping[str, Member]]:
                 member = Member(tar, info.name, info.offset_data, info.size)
                 found.setdefault(key, {})[name.partition(".")[0]] = member
     except (OSError, tarfile.TarError) as error:
+        if is_the_systems(error):
+            raise unreadable(tar, error) from error
         raise InputError(f"{tar} cannot be read as a tar ({error}); make it again with difix curate.") from error
     return found

@@ -28,6 +28,7 @@ from difixcli.priors.view_diffusion.model import ViewDiffusion, small_config
 from difixcli.priors.view_diffusion.published import from_published, is_published
 from difixcli.runs import atomic, make_folder, write_image, write_json
 from difixcli.scenes import Scene
+from difixcli.tensor_files import read_pickled
 from difixcli.training.journal import Journal
 from difixcli.training.options import VIEW_DIFFUSION_FREE, ViewDiffusionOptions, with_options
 from difixcli.training.view_diffusion_samples import HeldView, ViewBatch, ViewPhotos
@@ -420,12 +421,10 @@ class _Training:
             ) from error
 
     def _resume(self) -> None:
-        try:
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-            if not {"identity", "stage", "model"} <= state.keys():
-                raise ValueError("it lacks entries")
-        except Exception as error:  # torch raises many kinds for a damaged file
-            raise InputError(f"{self.checkpoint} is damaged; remove {self.output} and start again.") from error
+        cure = f"remove {self.output} and start again"
+        state: Any = read_pickled(self.checkpoint, cure, self.device)
+        if not isinstance(state, dict) or not {"identity", "stage", "model"} <= state.keys():
+            raise InputError(f"{self.checkpoint} is damaged (it lacks entries); {cure}.")
         if state["identity"] != self.identity:
             raise InputError(
                 f"{self.output} holds a training with other photos, base or options; choose another output folder."

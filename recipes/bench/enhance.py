@@ -3,8 +3,7 @@
     python recipes/bench/enhance.py [--frames 200 2000] [--size 64 48] [--steady]
 
 For each number of frames a video is made (a pan over noise), enhanced with the bundled fixer and one reference, with a
-side-by-side video, in a process of its own, whose largest resident size and seconds are printed. FFmpeg's processes
-are not counted in: theirs does not depend on us.
+side-by-side video, in a process of its own, whose largest resident size (FFmpeg's included) and seconds are printed.
 """
 
 from __future__ import annotations

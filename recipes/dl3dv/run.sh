@@ -16,16 +16,15 @@ if [ "$TRAIN" != - ]; then
   check_scenes "$TRAIN"
   # every n-th photo trains; the renders at the others are the pairs
   # shellcheck disable=SC2086
-  run difix curate "$TRAIN"/*/ --strategy sparse --split every:4 --split every:8 --references 1 $PAIRS \
+  over_scenes difix curate "$TRAIN"/*/ --strategy sparse --split every:4 --split every:8 --references 1 $PAIRS \
     --output "$OUTPUT/pairs-sparse"
   # shellcheck disable=SC2086
-  run difix curate "$TRAIN"/*/ --strategy underfit --stop 25% --stop 50% --stop 75% --references 1 $PAIRS \
+  over_scenes difix curate "$TRAIN"/*/ --strategy underfit --stop 25% --stop 50% --stop 75% --references 1 $PAIRS \
     --output "$OUTPUT/pairs-underfit"
   # shellcheck disable=SC2086
   run difix finetune "$OUTPUT/pairs-sparse" "$OUTPUT/pairs-underfit" $TRAINING --output "$OUTPUT/fixer"
   FIXER=$OUTPUT/fixer
 fi
-for scene in "$TEST"/*/; do
-  distill_published "${scene%/}" clusters "$OUTPUT"
-done
-evaluate_published "$TEST" dl3dv "$OUTPUT"
+distill_published clusters "$OUTPUT" "$TEST"/*/
+evaluate_published dl3dv "$OUTPUT" "$OUTPUT"
+exit "$SOME_FAILED"

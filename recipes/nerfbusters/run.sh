@@ -9,14 +9,26 @@ DATA=$1
 OUTPUT=${2:-outputs/nerfbusters}
 check_scenes "$DATA"
 
-# how a capture's photos tell its two paths apart
+# the ways in which captures' photos tell their two paths apart, and the folder of each way's runs
+PATHS="names:train=_train_,test=_eval_ names:train=frame_0_,test=frame_1_ names:train=frame_1_,test=frame_2_"
+
+# paths CAPTURE: its way
 paths() {
-  for pair in _train_:_eval_ frame_0_:frame_1_ frame_1_:frame_2_; do
-    if ls "$1"/images* | grep -q -e "${pair%:*}" && ls "$1"/images* | grep -q -e "${pair#*:}"; then
-      echo "names:train=${pair%:*},test=${pair#*:}"
+  for way in $PATHS; do
+    train=${way#*train=} test=${way#*test=}
+    if ls "$1"/images* | grep -q -e "${train%,*}" && ls "$1"/images* | grep -q -e "$test"; then
+      echo "$way"
       return
     fi
   done
+}
+
+folder_of() {
+  case $1 in
+    *_eval_) echo train-eval ;;
+    *frame_1_) echo 0-1 ;;
+    *) echo 1-2 ;;
+  esac
 }
 
 for scene in "$DATA"/*/; do # before hours of training
@@ -24,7 +36,19 @@ for scene in "$DATA"/*/; do # before hours of training
     refuse "$scene has no photos of two paths: images/ with frame_train_* and frame_eval_*, or frame_1_* and frame_2_*."
   fi
 done
-for scene in "$DATA"/*/; do
-  distill_published "${scene%/}" "$(paths "$scene")" "$OUTPUT"
+folders=
+for split in $PATHS; do # captures whose paths are told apart alike are one line
+  set --
+  for scene in "$DATA"/*/; do
+    if [ "$(paths "$scene")" = "$split" ]; then set -- "$@" "$scene"; fi
+  done
+  if [ $# -gt 0 ]; then
+    folder=$(folder_of "$split")
+    folders="$folders $OUTPUT/$folder"
+    distill_published "$split" "$OUTPUT/$folder" "$@"
+  fi
 done
-evaluate_published "$DATA" nerfbusters "$OUTPUT"
+geometry_published "$OUTPUT/geometry" "$DATA"/*/
+# shellcheck disable=SC2086
+evaluate_published nerfbusters "$OUTPUT" $folders
+exit "$SOME_FAILED"

@@ -18,20 +18,19 @@ check_scenes "$TEST"
 if [ "$TRAIN" != - ]; then
   check_scenes "$TRAIN"
   # shellcheck disable=SC2086
-  run difix curate "$TRAIN"/*/ --strategy cross-camera --split "camera:$CENTRE" --references 1 $PAIRS \
+  over_scenes difix curate "$TRAIN"/*/ --strategy cross-camera --split "camera:$CENTRE" --references 1 $PAIRS \
     --output "$OUTPUT/pairs-cross-camera"
   # shellcheck disable=SC2086
-  run difix curate "$TRAIN"/*/ --strategy cycle --shift 1m --shift 3m --shift 6m --references 1 $PAIRS \
+  over_scenes difix curate "$TRAIN"/*/ --strategy cycle --shift 1m --shift 3m --shift 6m --references 1 $PAIRS \
     --output "$OUTPUT/pairs-cycle"
   # shellcheck disable=SC2086
-  run difix curate "$TRAIN"/*/ --strategy underfit --stop 25% --stop 50% --stop 75% --references 1 $PAIRS \
+  over_scenes difix curate "$TRAIN"/*/ --strategy underfit --stop 25% --stop 50% --stop 75% --references 1 $PAIRS \
     --output "$OUTPUT/pairs-underfit"
   # shellcheck disable=SC2086
   run difix finetune "$OUTPUT/pairs-cross-camera" "$OUTPUT/pairs-cycle" "$OUTPUT/pairs-underfit" $TRAINING \
     --output "$OUTPUT/fixer"
   FIXER=$OUTPUT/fixer
 fi
-for scene in "$TEST"/*/; do
-  distill_published "${scene%/}" "camera:$CENTRE" "$OUTPUT"
-done
-evaluate_published "$TEST" rds "$OUTPUT"
+distill_published "camera:$CENTRE" "$OUTPUT" "$TEST"/*/
+evaluate_published rds "$OUTPUT" "$OUTPUT"
+exit "$SOME_FAILED"

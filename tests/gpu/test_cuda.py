@@ -179,7 +179,7 @@ def test_training_has_the_cpus_losses_and_goes_on(dtype: str, tmp_path: Path) ->
     for i in range(4):
         save(tmp_path / "photos" / f"{i}.png", texture(i))
     options: dict = {**FAST, "iterations": 6, "gram_weight": 0.1, "gram_start": 1, "validation_pairs": 1, "workers": 2}
-    options |= {"photos": tmp_path / "photos", "validate_every": 3, "checkpoint_every": 3}
+    options |= {"perceptual": "st-lpips-vgg", "photos": tmp_path / "photos", "validate_every": 3, "checkpoint_every": 3}
     finetune([], "tiny", tmp_path / "cpu", **{**options, "workers": 0})
     finetune([], "tiny", tmp_path / "cuda", device="cuda", dtype=dtype, **options)
     expected = losses(tmp_path / "cpu")

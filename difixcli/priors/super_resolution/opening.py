@@ -56,7 +56,7 @@ def open_super_resolver(
             )
         return _latent(path, name, factor, operator, device, update)
     if looks_like_hub_name(name) and path.suffix.lower() not in (*SUFFIXES, ".pt"):
-        return _latent(_download(name), name, factor, operator, device, update)
+        return _latent(download(name), name, factor, operator, device, update)
     beside = [p.name for p in path.parent.iterdir() if p.suffix in SUFFIXES] if path.parent.is_dir() else []
     raise unknown(
         "super-resolver",
@@ -128,7 +128,7 @@ def _latent(folder: Path, name: str, factor: int, operator: Operator, device: st
     return LatentDiffusion(upscaler, operator, device, update=update)
 
 
-def _download(name: str) -> Path:
+def download(name: str) -> Path:
     """A hub repository's files, from the cache or the network."""
     from huggingface_hub import snapshot_download
 

@@ -45,7 +45,7 @@ def from_published(name: str | Path, size: int, epipolar: EpipolarConfig, seed: 
 
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        folder = _download(str(name))
+        folder = download(str(name))
     for part in ("unet", "vae", "scheduler", "text_encoder", "tokenizer"):
         if not (folder / part).is_dir():
             raise InputError(f"{folder} has no folder {part}; give a text-to-image model in diffusers' layout.")
@@ -112,7 +112,7 @@ def _schedule(path: Path) -> NoiseSchedule:
     return NoiseSchedule(**{name: values[name] for name in _SCHEDULE if name in values})
 
 
-def _download(name: str) -> Path:
+def download(name: str) -> Path:
     """A hub repository's files, from the cache or the network."""
     from huggingface_hub import snapshot_download
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from difixcli.enhancement.images import checked_size, resized
-from difixcli.enhancement.similar import SimilarPhotos
 from difixcli.errors import InputError, near
+from difixcli.frames.pictures import checked_size, resized
+from difixcli.frames.similar import SimilarPhotos
+from difixcli.reference_views import places_by_points
 from difixcli.runs import open_image, read_image
 from difixcli.scenes import load_photo, nearest_cameras
 from difixcli.scenes.scene import Scene
@@ -26,7 +28,9 @@ class ReferencePhotos:
     """Clean photos of a scene, and which of them stand beside an image.
 
     `names` are the photos'. `read` gives one of them by its index, (h, w, 3) in [0, 1]; `choose` gives the indices of
-    those for an image, by its name without suffix and its pixels (H, W, 3).
+    those for an image, by its name without suffix and its pixels (H, W, 3). `places` says, where geometry is known,
+    which of their places an image shows, by its name, their indices and the size (height, width) that all are brought
+    to: (V, 3, H, W) as `fixer.correspondence.correspond` gives it, or None.
     """
 
     def __init__(
@@ -34,10 +38,12 @@ class ReferencePhotos:
         names: Sequence[str],
         read: Callable[[int], np.ndarray],
         choose: Callable[[str, np.ndarray], Sequence[int]],
+        places: Callable[[str, Sequence[int], tuple[int, int]], np.ndarray | None] = lambda *asked: None,
     ) -> None:
-        self.names = list(names)
+        self.names, self.places = list(names), places
         self._read, self._choose = read, choose
-        self._held: OrderedDict[tuple[int, tuple[int, int]], np.ndarray] = OrderedDict()
+        self._held: OrderedDict[tuple[int, tuple[int, int], bool], np.ndarray] = OrderedDict()
+        self._lock = threading.RLock()
 
     @classmethod
     def by_likeness(cls, paths: Sequence[Path], count: int | None = None) -> ReferencePhotos:
@@ -93,29 +99,46 @@ class ReferencePhotos:
             order = nearest_cameras(cameras[own], cameras, min(count + 1, len(cameras)))
             nearest[path.stem] = [i for i in order if i != own][:count]
         names = [frame.name for frame in scene.frames]
-        return cls(names, lambda i: load_photo(scene.frames[i]), lambda name, _: nearest[name])
+
+        def places(name: str, chosen: Sequence[int], size: tuple[int, int]) -> np.ndarray | None:
+            return places_by_points(scene, frames[name], chosen, size)
+
+        return cls(names, lambda i: load_photo(scene.frames[i]), lambda name, _: nearest[name], places)
 
     def chosen(self, name: str, image: np.ndarray) -> list[str]:
         """The names of the photos beside an image (H, W, 3), the nearest first."""
         return [self.names[i] for i in self._choose(name, image)]
 
-    def beside(self, name: str, image: np.ndarray) -> Photos:
-        """The photos beside an image (H, W, 3), at its size."""
-        return Photos(partial(self._photo, size=(image.shape[0], image.shape[1])), self._choose(name, image))
+    def beside(self, name: str, image: np.ndarray, as_they_are: bool = False) -> Photos:
+        """The photos beside an image (H, W, 3), at its size, float32 in [0, 1]; or as they are where they are not
+        larger, uint8, for those who sample them anyway. May be called, and read, by several threads.
+        """
+        size = (image.shape[0], image.shape[1])
+        with self._lock:
+            return Photos(partial(self._photo, size=size, as_they_are=as_they_are), self._choose(name, image))
 
-    def _photo(self, i: int, size: tuple[int, int]) -> np.ndarray:
-        key = (i, size)
-        if key not in self._held:
-            self._held[key] = resized(self._read(i), size)
-        photo = self._held[key]
-        self._held.move_to_end(key)
-        while self._held and sum(held.nbytes for held in self._held.values()) > _HELD_BYTES:
-            self._held.popitem(last=False)
-        return photo
+    def _photo(self, i: int, size: tuple[int, int], as_they_are: bool) -> np.ndarray:
+        key = (i, size, as_they_are)
+        with self._lock:
+            if key not in self._held:
+                self._held[key] = self._made(i, size, as_they_are)
+            photo = self._held[key]
+            self._held.move_to_end(key)
+            while self._held and sum(held.nbytes for held in self._held.values()) > _HELD_BYTES:
+                self._held.popitem(last=False)
+            return photo
+
+    def _made(self, i: int, size: tuple[int, int], as_they_are: bool) -> np.ndarray:
+        photo = self._read(i)
+        if not as_they_are:
+            return resized(photo, size)
+        if photo.shape[0] * photo.shape[1] > size[0] * size[1]:
+            photo = resized(photo, size)
+        return (photo * 255 + 0.5).astype(np.uint8)
 
 
 class Photos:
-    """Photos (H, W, 3) of one size, each read when its turn comes: of large ones there need not be two in memory.
+    """Photos (H, W, 3), each read when its turn comes: of large ones there need not be two in memory.
 
     `indices` say which of all photos they are.
     """

@@ -1,0 +1,35 @@
+"""A command's words, put together again from what it was given: the line of a job over one of several scenes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping
+from enum import Enum
+from typing import Any
+
+from typer.models import ArgumentInfo, OptionInfo
+
+
+def words(signature: inspect.Signature, values: Mapping[str, Any], leave_out: Collection[str] = ()) -> list[str]:
+    """Arguments and options that give a command these values; what has its default is not said."""
+    arguments: list[str] = []
+    options: list[str] = []
+    for name, parameter in signature.parameters.items():
+        value = values.get(name, parameter.default)
+        if name in leave_out or value == parameter.default or value is None:
+            continue
+        (info,) = (one for one in parameter.annotation.__metadata__ if isinstance(one, (ArgumentInfo, OptionInfo)))
+        each = value if isinstance(value, (list, tuple)) else [value]
+        if isinstance(info, ArgumentInfo):
+            arguments += map(_text, each)
+            continue
+        # in Annotated the first name stands where a default would
+        names = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str) and one[:2] == "--"]
+        flag = names[0] if names else f"--{name.replace('_', '-')}"
+        yes, _, no = flag.partition("/")
+        options += [(yes if value else no)] if isinstance(value, bool) else [f"{yes}={_text(one)}" for one in each]
+    return [*arguments, *options]
+
+
+def _text(value: Any) -> str:
+    return str(value.value if isinstance(value, Enum) else value)

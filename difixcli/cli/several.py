@@ -1,0 +1,408 @@
+"""Commands over several scenes: here, in processes on this machine, or on a cluster; and how they are told of."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import inspect
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from difixcli import console
+from difixcli.cli.lines import words
+from difixcli.cluster.jobs import DONE, FAILED, RUNNING, Job, Jobs, counted, eta, table_row
+from difixcli.cluster.worker import HELD, JOB, Worker
+from difixcli.errors import InputError, unknown
+from difixcli.runs import Run, file_name, read_json
+
+CLUSTER = "Several scenes and clusters"
+_PACE = 2.0
+_TOLD_EVERY = 10.0
+
+_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "cluster": (
+        Annotated[
+            str | None,
+            typer.Option(
+                help="slurm: one array, a job a scene. local: processes on this machine.", rich_help_panel=CLUSTER
+            ),
+        ],
+        None,
+    ),
+    "scenes_per_job": (
+        Annotated[int, typer.Option(help="Scenes that one job of SLURM's makes.", min=1, rich_help_panel=CLUSTER)],
+        1,
+    ),
+    "max_running": (
+        Annotated[
+            int | None,
+            typer.Option(
+                help="Jobs at a time, at most; of local processes 1 by default.", min=1, rich_help_panel=CLUSTER
+            ),
+        ],
+        None,
+    ),
+    "max_failed": (
+        Annotated[
+            int | None,
+            typer.Option(
+                help="Begin nothing more, and end with exit code 2 in place of 3, when more scenes have failed.",
+                min=0,
+                rich_help_panel=CLUSTER,
+            ),
+        ],
+        None,
+    ),
+    "partition": (Annotated[str | None, typer.Option(help="SLURM's.", rich_help_panel=CLUSTER)], None),
+    "account": (Annotated[str | None, typer.Option(help="SLURM's.", rich_help_panel=CLUSTER)], None),
+    "time": (
+        Annotated[
+            str | None,
+            typer.Option(
+                help="A job's time, as 90 (minutes), 12:00:00 or 1-00; one that runs out goes on later.",
+                rich_help_panel=CLUSTER,
+            ),
+        ],
+        None,
+    ),
+    "gpus": (Annotated[int | None, typer.Option(help="GPUs of a job.", min=0, rich_help_panel=CLUSTER)], None),
+    "cpus": (Annotated[int | None, typer.Option(help="CPUs of a job.", min=1, rich_help_panel=CLUSTER)], None),
+    "memory": (
+        Annotated[float | None, typer.Option(help="Memory of a job, in GiB.", min=0.1, rich_help_panel=CLUSTER)],
+        None,
+    ),
+    "sbatch": (
+        Annotated[
+            list[str] | None,
+            typer.Option(help="Any option of sbatch, as constraint=a100; repeatable.", rich_help_panel=CLUSTER),
+        ],
+        None,
+    ),
+    "wait": (
+        Annotated[
+            bool, typer.Option("--wait", help="Show one table until the cluster is done.", rich_help_panel=CLUSTER)
+        ],
+        False,
+    ),
+}
+_SLURMS = ("partition", "account", "time", "cpus", "memory", "sbatch")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the options over several scenes were given; `name` None for here and now."""
+
+    name: str | None
+    max_failed: int | None
+    wait: bool
+    wishes: dict[str, Any]
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Cluster:
+        """Raises InputError for options that say nothing."""
+        from difixcli.cluster.submit import CLUSTERS, minutes
+
+        name = options["cluster"]
+        given = {f"--{key.replace('_', '-')}": options[key] != default for key, (_, default) in _OPTIONS.items()}
+        only = [f"--{key}" for key in _SLURMS] + ["--scenes-per-job"]
+        if name is None:
+            for option in [*only, "--max-running", "--gpus", "--wait"]:
+                if given[option]:
+                    raise InputError(f"{option} is for a cluster; name it with --cluster slurm or --cluster local.")
+        elif name not in CLUSTERS:
+            raise unknown("cluster", name, CLUSTERS)
+        elif name == "local" and (said := [option for option in only if given[option]]):
+            raise InputError(f"{said[0]} is SLURM's and says nothing to --cluster local; leave it out.")
+        if options["time"] is not None:
+            minutes(options["time"])
+        keys = ("scenes_per_job", "max_running", "partition", "account", "time", "gpus", "cpus", "memory")
+        wishes = {key: options[key] for key in keys} | {"sbatch": options["sbatch"] or []}
+        return cls(name, options["max_failed"], options["wait"], wishes)
+
+
+def with_cluster(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options over several scenes, given to it as `cluster`."""
+    signature = inspect.signature(command, eval_str=True)
+    kept = [one for one in signature.parameters.values() if one.name != "cluster"]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        options = {key: values.pop(key) for key in _OPTIONS}
+        command(**values, cluster=Cluster.of(options))
+
+    return _signed(run, kept)
+
+
+def over_scenes(argument: str, default: str | None, several_methods: bool = False) -> Callable[..., Any]:
+    """A command over one scene (or run, or video) made one over any number: its `argument` takes folders, globs and
+    @LIST, and with `several_methods` its --method may be repeated.
+
+    With one, and no --cluster, it is what it was. Several are jobs, each in a process of its own, that write into
+    OUTPUT/NAME, or OUTPUT/NAME/METHOD.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        parameters = []
+        for one in signature.parameters.values():
+            changed = one
+            if one.name == argument:
+                info = copy(one.annotation.__metadata__[0])
+                info.help += " Several, globs and @LIST (a file with one a line) make a folder each in --output."
+                kind = Annotated[list[str] | None if default else list[str], info]  # type: ignore[valid-type]
+                changed = one.replace(annotation=kind, default=None if default else one.default)
+            elif several_methods and one.name == "method":
+                info = copy(one.annotation.__metadata__[0])
+                info.help += " Repeatable."
+                changed = one.replace(annotation=Annotated[list[str] | None, info])
+            parameters.append(changed)
+        kind = get_args(signature.parameters[argument].annotation)[0]
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            cluster = Cluster.of({key: values.pop(key) for key in _OPTIONS})
+            specs = values[argument] or [default]
+            methods = (values["method"] or [None]) if several_methods else [None]
+            plain = len(specs) == 1 and not _stands_for_several(specs[0]) and len(methods) == 1
+            if plain and cluster.name is None:
+                values |= {argument: kind(specs[0])} | ({"method": methods[0]} if several_methods else {})
+                with claimed():
+                    command(**values)
+                return
+            scenes = _scenes(specs) if several_methods else _sources(specs)
+            made = {}
+            for name, spec in scenes.items():
+                for method in methods:
+                    key = file_name(name) if not several_methods else f"{file_name(name)}-{method or 'splatfacto'}"
+                    made[key] = (spec, method, file_name(name))
+            _several(command.__name__, signature, values, argument, made, several_methods, cluster)
+
+        return _signed(run, parameters)
+
+    return decorate
+
+
+def _several(
+    command: str,
+    signature: inspect.Signature,
+    values: dict[str, Any],
+    argument: str,
+    made: Mapping[str, tuple[str, str | None, str]],
+    several_methods: bool,
+    cluster: Cluster,
+) -> None:
+    """Run a command over one scene as jobs over several."""
+    output = values["output"] or Path("outputs") / command
+    common = words(signature, values, (argument, "method", "output", "force", "as_json"))
+    run = Run.open(output, f"{command} over scenes", {"line": common}, {}, values["force"], shared=True)
+    lines = {}
+    for key, (spec, method, name) in made.items():
+        folder = run.folder / name / (method or "splatfacto") if several_methods else run.folder / name
+        own = {argument: spec, "output": folder} | ({"method": method} if several_methods else {})
+        lines[key] = [command, *words(signature, own), *common]
+    outcome = work(run.folder, lines, command, cluster)
+    if outcome is None:  # handed out
+        console.finish({"output": str(run.folder)}, values["as_json"])
+        return
+    results = {}
+    for job in outcome:
+        written = next(word.removeprefix("--output=") for word in job.line if word.startswith("--output="))
+        if job.state == DONE:
+            results[job.name] = read_json(Path(written) / "run.json")["results"]
+    if all(job.state in (DONE, FAILED) for job in Jobs(run.folder)):
+        run.finish({"failed": [job.name for job in Jobs(run.folder) if job.state == FAILED]})
+    end(run.folder, outcome, {"results": results}, cluster.max_failed, values["as_json"])
+
+
+def work(folder: Path, lines: Mapping[str, Sequence[str]], name: str, cluster: Cluster) -> list[Job] | None:
+    """Do jobs, or hand them out; their records at the end, or None where the end is not waited for."""
+    jobs = Jobs(folder)
+    jobs.add(lines, str(Path.cwd()))
+    attempts = {one: job.attempt for one in lines if (job := jobs.read(one)) is not None and job.state != DONE}
+    done = len(lines) - len(attempts)
+    console.say(f"Output: {folder}")
+    console.say(f"{len(lines)} jobs" + (f", {done} of them done before" if done else ""))
+    if attempts and cluster.name is not None:
+        from difixcli.cluster.submit import Wishes, submit
+
+        wishes = Wishes(cluster.name, **cluster.wishes)
+        number = submit(folder, attempts, wishes, cluster.max_failed, f"difix-{name}")
+        console.say(f"{'Processes' if cluster.name == 'local' else 'SLURM job'} {number}: {len(attempts)} jobs")
+        if not cluster.wait:
+            console.say(f"How far they are: difix status {folder}")
+            console.out.print(number, markup=False)
+            return None
+        watch(folder, list(lines), attempts)
+    elif attempts:
+        Worker(folder, attempts, cluster.max_failed)(_teller(jobs))
+    return [job for job in jobs.seen() if job.name in lines]
+
+
+def end(folder: Path, outcome: Sequence[Job], found: Mapping[str, Any], max_failed: int | None, as_json: bool) -> None:
+    """Print what became of jobs; exit code 3 where some failed or were left, 2 where more than may have failed."""
+    jobs = Jobs(folder)
+    bad = [job for job in outcome if job.state != DONE]
+    failed = [job for job in bad if job.state == FAILED]
+    told: dict[str, Any] = {**found, "output": str(folder), "jobs": {job.name: table_row(job) for job in outcome}}
+    if not bad:
+        console.finish(told, as_json, jobs_table(outcome))
+        return
+    message = f"{len(bad)} of {len(outcome)} jobs did not end well; the same line again tries only them."
+    console.finish({**told, "error": message}, as_json, jobs_table(outcome))
+    tell_failures(jobs, bad)
+    console.fail(message)
+    raise typer.Exit(2 if max_failed is not None and len(failed) > max_failed else 3)
+
+
+def tell_failures(jobs: Jobs, bad: Sequence[Job]) -> None:
+    """Each job that failed, why, and the last lines of its log."""
+    for job in bad:
+        console.warn(f"{job.name}: {job.state}" + (f": {job.message}" if job.message else ""))
+        if tail := jobs.tail(job.name):
+            console.say("\n".join(f"    {line}" for line in tail))
+            console.say(f"    ({jobs.log(job.name)})")
+
+
+@contextmanager
+def claimed() -> Iterator[None]:
+    """Within a job's process: claim the job and report on it; ends the process where another is at work on it."""
+    folder, _, name = os.environ.get(JOB, "").rpartition(":")
+    if not name:
+        yield
+        return
+    with Jobs(Path(folder)).working(name) as report:
+        if report is None:
+            raise typer.Exit(HELD)
+        console.watcher = report.progress
+        try:
+            yield
+        finally:
+            console.watcher = None
+
+
+def watch(folder: Path, names: Sequence[str], attempts: Mapping[str, int]) -> None:
+    """Show one table until all jobs are done or have failed, or the cluster has none of them left."""
+    from difixcli.cluster.submit import at_work
+
+    jobs = Jobs(folder)
+    tell = _teller(jobs)
+
+    def look() -> list[Job]:
+        return [job for job in jobs.seen() if job.name in names]
+
+    def over(seen: Sequence[Job]) -> bool:
+        return all(
+            job.state == DONE or (job.state == FAILED and job.attempt > attempts.get(job.name, -1)) for job in seen
+        )
+
+    asked = time.monotonic()
+    live = Live(console=console.err, auto_refresh=False, transient=True) if console.err.is_terminal else None
+    with live or nullcontext():
+        while not over(seen := look()):
+            if live is not None:
+                live.update(jobs_table(seen), refresh=True)
+            for job in seen if live is None else ():
+                tell(job)
+            if time.monotonic() - asked > _TOLD_EVERY:
+                asked = time.monotonic()
+                if at_work(folder) is False and not over(look()):
+                    time.sleep(_PACE)  # what they wrote last may still be on its way
+                    break
+            time.sleep(_PACE)
+    for job in look() if live is None else ():
+        tell(job)
+
+
+def jobs_table(jobs: Sequence[Job]) -> Table:
+    """A row a job: state, what it is doing, step, rate, ETA and node."""
+    states = ", ".join(f"{count} {state}" for state, count in counted(jobs).items())
+    table = Table(title=f"Jobs: {states}", title_justify="left")
+    table.add_column("scene", overflow="fold")
+    table.add_column("state")
+    table.add_column("doing", overflow="fold")
+    for name in ("step", "rate", "ETA"):
+        table.add_column(name, justify="right")
+    table.add_column("node")
+    colors = {DONE: "green", FAILED: "red", RUNNING: "cyan"}
+    for job in jobs:
+        going = job.state == RUNNING
+        left = eta(job)
+        color = colors.get(job.state)
+        table.add_row(
+            escape(job.name),
+            f"[{color}]{job.state}[/]" if color else job.state,
+            escape(job.label if going else job.message),
+            f"{job.step}/{job.total}" if going and job.total else "",
+            console.rate(job.rate) if going and job.rate else "",
+            console.span(left) if left is not None else "",
+            escape(job.node),
+        )
+    return table
+
+
+def _teller(jobs: Jobs) -> Callable[[Job], None]:
+    """Says a job's changes of state, and now and then how far it is, a line each."""
+    last: dict[str, tuple[str, float]] = {}
+
+    def tell(job: Job) -> None:
+        state, when = last.get(job.name, ("", 0.0))
+        now = time.monotonic()
+        if job.state == state and (job.state != RUNNING or now - when < _TOLD_EVERY):
+            return
+        if job.state == state or state or job.state != "waiting":
+            said = f": {job.label} {job.step}/{job.total}" if job.state == RUNNING and job.total else ""
+            if job.state == RUNNING and not said:
+                said = f" on {job.node}, log {jobs.log(job.name)}"
+            if job.state == FAILED:
+                said = f": {job.message}"
+            console.say(f"{job.name}: {job.state}{said}")
+        last[job.name] = (job.state, now)
+
+    return tell
+
+
+def _signed(run: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> Callable[..., None]:
+    """The function with these parameters and the options over several scenes, as typer reads them."""
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in _OPTIONS.items()
+    ]
+    named = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+    del run.__wrapped__  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature([*named, *more])  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in [*named, *more]}
+    return run
+
+
+def _stands_for_several(spec: str) -> bool:
+    return spec.startswith("@") or (glob.has_magic(spec) and not Path(spec).exists())
+
+
+def _scenes(specs: Sequence[str]) -> dict[str, str]:
+    from difixcli.curation.scene_list import expand_scenes
+
+    return expand_scenes(specs)
+
+
+def _sources(specs: Sequence[str]) -> dict[str, str]:
+    """Runs, folders and films by names that tell them apart: the last parts of their paths."""
+    from difixcli.curation.scene_list import listed
+
+    paths = list(dict.fromkeys(path for spec in specs for path in listed(spec, scenes=False)))
+    parts = {path: Path(path).expanduser().absolute().parts for path in paths}
+    for count in range(1, max(map(len, parts.values())) + 1):
+        names = {file_name("-".join(part[-count:])): path for path, part in parts.items()}
+        if len(names) == len(paths):
+            return names
+    raise InputError(f"{paths[0]} and another cannot be told apart; name each once.")

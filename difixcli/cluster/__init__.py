@@ -1,0 +1,1 @@
+"""Many scenes on many machines: who works on which, how far it is, and SLURM through submitit."""

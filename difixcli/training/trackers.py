@@ -1,0 +1,59 @@
+"""Trackers of experiments beside TensorBoard, through accelerate: Weights & Biases, Comet, MLflow and others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from difixcli.errors import InputError, unknown
+from difixcli.torchvision_cure import cure
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
+_PROJECT = "difix"
+
+
+def check_trackers(names: Sequence[str]) -> list[str]:
+    """The names without TensorBoard's, which is always there; InputError for one unknown or not installed."""
+    cure()
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known = [str(name) for name in LOGGER_TYPE_TO_CLASS]
+    available = {str(getattr(name, "value", name)) for name in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise unknown("tracker", name, known)
+        if name not in available and name != "tensorboard":
+            raise InputError(f"--track {name} needs its package: pip install {name.replace('_', '-')}.")
+    return sorted({name for name in names if name != "tensorboard"})
+
+
+def open_trackers(names: Sequence[str], output: Path, options: Mapping[str, Any]) -> list[GeneralTracker]:
+    """Trackers with the training's options written down; a training that goes on goes on in the same record there.
+
+    Raises InputError where a tracker cannot be opened, as without a login.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    opened = []
+    for name in check_trackers(names):
+        kind: Any = LOGGER_TYPE_TO_CLASS[name]
+        more: dict[str, Any] = {"logging_dir": str(output / name)} if kind.requires_logging_directory else {}
+        if name == "wandb":
+            identity = hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:12]
+            more |= {"dir": str(output), "name": output.name, "id": identity, "resume": "allow"}
+        try:
+            tracker = kind(_PROJECT, **more)
+            if hasattr(tracker, "start"):
+                tracker.start()
+            tracker.store_init_configuration(dict(options))
+        except Exception as error:  # every tracker raises what it likes
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            raise InputError(
+                f"--track {name} cannot be opened ({reason}); log in to it first, or leave it out."
+            ) from error
+        opened.append(tracker)
+    return opened

@@ -1,0 +1,313 @@
+"""Claims and jobs: many processes, kills and suspensions; commands over several scenes; signals that save first."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import difix, refused, told
+from small_scenes import small_sample
+
+from difixcli.cluster import claims as claims_module
+from difixcli.cluster.claims import Claims
+from difixcli.cluster.jobs import Jobs
+from difixcli.cluster.submit import _devices, _sbatch, minutes
+from difixcli.errors import InputError
+from difixcli.runs import read_json
+
+ROOT = Path(__file__).parents[1]
+TOY = ["--split", "every:2", "--schedule", "none", "--iterations", "10", "--size", "48"]
+TOY += ["--preset", "cpu", "--device", "cpu"]
+
+HAMMER = """
+import fcntl, os, random, sys, time
+from pathlib import Path
+from difixcli.cluster.claims import Claims
+folder, seed = Path(sys.argv[1]), int(sys.argv[2])
+draw = random.Random(seed)
+claims = Claims(folder / "claims")
+print("begun", flush=True)
+while True:
+    name = draw.choice("xyz")
+    claim = claims.take(name)
+    if claim is None:
+        time.sleep(draw.uniform(0, 0.002))
+        continue
+    # the system gives this lock back at the very moment at which a process dies: it knows who is alive
+    with (folder / f"{name}.truth").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            (folder / f"violated-{os.getpid()}").write_text(claim.path.name)
+            sys.exit(1)
+        file.write(f"{claim.path.name}\\n")
+        file.flush()
+        time.sleep(draw.uniform(0, 0.01))
+    claim.release()
+"""
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_never_two_at_once_however_many_are_killed(seed: int, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    started = 0
+
+    def start() -> subprocess.Popen:
+        nonlocal started
+        started += 1
+        line = [sys.executable, "-c", HAMMER, str(tmp_path), str(1000 * seed + started)]
+        return subprocess.Popen(line, env=_environment(), stdout=subprocess.DEVNULL)
+
+    processes = [start() for _ in range(6)]
+    try:
+        for _ in range(25):
+            time.sleep(draw.uniform(0.05, 0.25))
+            victim = draw.randrange(len(processes))
+            processes[victim].kill()
+            processes[victim].wait()
+            processes[victim] = start()
+        time.sleep(0.5)
+        assert all(process.poll() is None for process in processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert not list(tmp_path.glob("violated-*"))
+    taken = [line for name in "xyz" for line in (tmp_path / f"{name}.truth").read_text().splitlines()]
+    assert len(taken) == len(set(taken)) > 60  # every number was held by one process alone
+    # whoever comes after all those deaths can have everything
+    claims = Claims(tmp_path / "claims")
+    for name in "xyz":
+        claim = claims.take(name)
+        assert claim is not None and claims.take(name) is None and not claims.free(name)
+        claim.release()
+        assert claims.free(name)
+
+
+def test_one_on_another_machine_is_dead_when_it_touches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims_module, "BEAT", 0.05)
+    monkeypatch.setattr(claims_module, "DEAD", 1.0)
+    lost: list[str] = []
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(claims_module, "_machine", lambda: "another")
+        theirs = Claims(tmp_path).take("a", lost=lambda: lost.append("a"))
+    assert theirs is not None
+    ours = Claims(tmp_path)
+    end = time.monotonic() + 2.5
+    while time.monotonic() < end:  # alive: its clock may be what it likes
+        assert not ours.free("a") and ours.take("a") is None
+        time.sleep(0.1)
+    theirs._over.set()  # as if it were suspended, or its machine gone
+    theirs._thread.join()
+    begun = time.monotonic()
+    while (mine := ours.take("a")) is None:
+        assert time.monotonic() - begun < 10
+        time.sleep(0.05)
+    assert time.monotonic() - begun > 0.8
+    # it wakes up, and what it does then takes nothing from us
+    assert not theirs.held and mine.held
+    theirs._over.clear()
+    theirs._live()
+    assert lost == ["a"]
+    theirs.release()
+    assert mine.held and Claims(tmp_path).take("a") is None
+    mine.release()
+    assert Claims(tmp_path).free("a")
+
+
+def test_a_claim_that_was_cut_off_while_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.000001").touch()  # no holder is told
+    claims = Claims(tmp_path)
+    assert not claims.free("a")
+    monkeypatch.setattr(claims_module, "DEAD", 0.0)
+    time.sleep(0.01)
+    assert claims.free("a") and claims.take("a") is not None
+    assert claims.free("a.b") and claims.free("[a]")  # other names
+
+
+def test_a_job_says_what_became_of_it(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path)
+    jobs.add({name: ["words"] for name in "abc"})
+    with jobs.working("a") as report:
+        assert report is not None
+        report.progress("train", 5, 10)
+        with Jobs(tmp_path).working("a") as other:
+            assert other is None
+    with jobs.working("b") as report:
+        assert report is not None
+        report.fail("too dark")
+    with pytest.raises(KeyboardInterrupt), jobs.working("c"):
+        raise KeyboardInterrupt
+    with pytest.raises(InputError), jobs.working("b"):
+        raise InputError("no photo")
+    found = {job.name: job for job in jobs.seen()}
+    assert [found[name].state for name in "abc"] == ["done", "failed", "interrupted"]
+    assert (found["b"].message, found["b"].attempt) == ("no photo", 2)
+    assert (found["a"].step, found["a"].total) == (5, 10) and found["a"].ended >= found["a"].begun > 0
+    jobs.add({"a": ["other words"], "d": []})  # what is known stays
+    assert {job.name: job.state for job in jobs} == {"a": "done", "b": "failed", "c": "interrupted", "d": "waiting"}
+    with pytest.raises(InputError, match="cannot be called jobs"):
+        jobs.add({"jobs": []})
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    home = tmp_path_factory.mktemp("several")
+    names = {f"images/train_{i:03d}.png" for i in range(11)}
+    return [small_sample("room", home / name, 48, names) for name in ("a", "b")]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program's own processes find this checkout."""
+    for name, value in _environment().items():
+        monkeypatch.setenv(name, value)
+
+
+def _line(*words: object) -> list[str]:
+    return [str(word) for word in words]
+
+
+@pytest.mark.usefixtures("here")
+def test_distilling_several_scenes(scenes: list[Path], tmp_path: Path) -> None:
+    bad = shutil.copytree(scenes[1], tmp_path / "scenes" / "bad")
+    (bad / "transforms.json").write_text('{"frames": [')
+    shutil.copytree(scenes[0], tmp_path / "scenes" / "a")
+    (tmp_path / "list.txt").write_text("# toys\nscenes/*\n")
+    line = ["distill", f"@{tmp_path / 'list.txt'}", "--method", "splatfacto", "--method", "nerfacto", *TOY]
+    line += ["-o", tmp_path / "out", "--json"]
+    result = difix(*line)
+    assert result.exit_code == 3
+    said = json.loads(result.stdout.splitlines()[-1])
+    states = {name: job["state"] for name, job in said["jobs"].items()}
+    assert states == {
+        "a-splatfacto": "done",
+        "a-nerfacto": "done",
+        "bad-splatfacto": "failed",
+        "bad-nerfacto": "failed",
+    }
+    assert said["results"]["a-nerfacto"]["plain"]["psnr"] > 5 and "bad-nerfacto" not in said["results"]
+    shown = " ".join(result.stderr.split())
+    assert "transforms.json is not valid JSON" in shown and "bad-nerfacto.log" in shown and "Traceback" not in shown
+    # fewer may fail
+    assert difix(*line, "--max-failed", "1").exit_code == 2
+    # mended, the same line tries what failed, and nothing else; here by two workers
+    shutil.copy(scenes[1] / "transforms.json", bad)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "a").rglob("*") if path.is_file()}
+    workers = ["--cluster", "local", "--max-running", "2", "--wait"]
+    assert set(told(difix(*line, *workers))["results"]) == set(states)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    refused(difix(*line, "--seed", "1"), "another run")
+    shown = told(difix("status", tmp_path / "out", "--json"))
+    assert shown["states"] == {"done": 4}
+    refused(difix("status", tmp_path), "no jobs")
+    # an equal one is written by a line over one scene
+    told(difix("distill", scenes[1], *TOY, "-o", tmp_path / "one", "--json"))
+    for path in sorted((tmp_path / "one" / "renders").rglob("*.png")):
+        of_several = tmp_path / "out" / "bad" / "splatfacto" / path.relative_to(tmp_path / "one")
+        assert path.read_bytes() == of_several.read_bytes()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_process_that_dies_without_a_word_has_failed(scenes: list[Path], tmp_path: Path) -> None:
+    """And one that is told to stop has not: the same line goes on."""
+    long = [word if word != "10" else "100000" for word in TOY]
+    line = _line(sys.executable, "-m", "difixcli", "distill", *scenes, *long, "-o", tmp_path / "out")
+    record = tmp_path / "out" / "jobs" / "a-splatfacto.job.json"
+    process = subprocess.Popen(line, cwd=tmp_path, env=_environment(), stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 240
+    while not record.is_file() or read_json(record)["state"] != "running":
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.2)
+    os.kill(read_json(record)["pid"], signal.SIGKILL)
+    other = record.with_name("b-splatfacto.job.json")
+    models = tmp_path / "out" / "b" / "splatfacto" / "config.yml"
+    while read_json(other)["state"] != "running" or not models.is_file():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.2)
+    assert read_json(record)["state"] == "failed" and "SIGKILL" in read_json(record)["message"]
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143 and "Terminated" in process.communicate()[1]
+    assert read_json(other)["state"] == "interrupted"
+    assert list((tmp_path / "out" / "b" / "splatfacto" / "nerfstudio_models").glob("step-*.ckpt"))
+
+
+def test_what_a_cluster_is_asked_for(scenes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spans = {"90": 90, "30:30": 31, "12:00:00": 720, "1-12": 2160, "1-00:30": 1470, "0-00:00:01": 1}
+    assert {text: minutes(text) for text in spans} == spans
+    for wrong in ("soon", "1:2:3:4", "-5", ""):
+        with pytest.raises(InputError, match="no span of time"):
+            minutes(wrong)
+    assert _sbatch("#SBATCH --constraint=a100") == _sbatch("constraint=a100") == ("constraint", "a100")
+    assert _sbatch("--exclusive") == ("exclusive", True)
+    with pytest.raises(InputError, match="no option of sbatch"):
+        _sbatch("rm -rf")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert [_devices(2, worker) for worker in range(2)] == ["4,5", "6,7"]
+    with pytest.raises(InputError, match="6 GPUs are wanted"):
+        _devices(2, 2)
+    line = ["distill", *scenes, *TOY, "-o", tmp_path / "out"]
+    refused(difix(*line, "--wait"), "--wait is for a cluster")
+    refused(difix(*line, "--cluster", "pbs"), "no cluster called pbs", "local")
+    refused(difix(*line, "--cluster", "local", "--partition", "gpu"), "--partition is SLURM's")
+    refused(difix(*line, "--cluster", "slurm", "--time", "soon"), "--time soon")
+    refused(difix(*line, "--cluster", "slurm"), "how long a job may take")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    refused(difix(*line, "--cluster", "slurm", "--time", "20"), "no SLURM here")
+
+
+def test_a_line_is_put_together_again() -> None:
+    """Whatever a command was given is what the words of a job give it, for every option of every command."""
+    import inspect
+    from enum import Enum
+
+    import typer
+
+    from difixcli.cli import app
+    from difixcli.cli.lines import words
+
+    others = {"seed": 7, "size": 64, "gpus": 2, "share": 0.5, "drop_below": 0.25, "references": 2, "rounds": 3}
+    group = typer.main.get_command(app)
+    for info in app.registered_commands:
+        assert info.callback is not None and info.name is not None
+        if info.name not in ("curate", "distill", "enhance", "eval"):
+            continue
+        signature = inspect.signature(info.callback, eval_str=True)
+        command = group.commands[info.name]
+        values = {}
+        for parameter in command.params:
+            if parameter.name not in signature.parameters:
+                continue
+            default = signature.parameters[parameter.name].default
+            kind = str(signature.parameters[parameter.name].annotation)
+            if isinstance(default, bool):
+                value: object = not default
+            elif isinstance(default, Enum):
+                value = list(type(default))[-1]
+            elif parameter.name in others:
+                value = others[parameter.name]
+            elif "int" in kind or "float" in kind:
+                value = 5
+            else:
+                value = ["x", "y z"] if "list" in kind else Path("x") if "Path" in kind else "some words"
+            values[parameter.name] = value
+        read = command.make_context(info.name, words(signature, values), resilient_parsing=False).params
+        for name, value in values.items():
+            paths = "Path" in str(signature.parameters[name].annotation) and isinstance(value, list)
+            wanted = [Path(one) for one in value] if paths else value
+            assert read[name] == wanted, (info.name, name, read[name], wanted)

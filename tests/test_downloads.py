@@ -1,0 +1,89 @@
+"""Fetching beforehand, and the hub's names with revisions and caches, all without a network."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from commands import difix, done, refused
+from test_fixer_inference import raw_network
+
+from difixcli.errors import InputError
+from difixcli.fixer import Fixer
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub and of torch hub, and no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for name in ("http_proxy", "https_proxy", "HTTPS_PROXY", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def cached(home: Path, name: str, revision: str, commit: str, seed: int) -> None:
+    """A fixer in a cache of the hub's layout."""
+    repository = home / f"models--{name.replace('/', '--')}"
+    network = raw_network()
+    network.unet.conv_in.weight.data += seed
+    Fixer(network).save_pretrained(repository / "snapshots" / commit)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / revision).write_text(commit)
+
+
+def test_without_a_network_one_sentence_says_what_to_do(offline: Path) -> None:
+    refused(difix("download", "lpips-vgg"), "lpips-vgg cannot be fetched", "check the network", "vgg16-397923af.pth")
+    refused(difix("download", "inception"), "inception cannot be fetched", "put the file into")
+    refused(difix("download", "nvidia/difix_ref"), "nvidia/difix_ref", "check the name and the network")
+    refused(difix("download", "lpips-vgc"), "did you mean lpips-vgg")
+    refused(difix("download", "--", "finetun", "--base", "a/b"), "finetun is no command")
+    assert not list((offline / "torch").rglob("*.p*"))
+
+
+def test_a_line_tells_what_it_needs(offline: Path, shared: Path) -> None:
+    base = shared / "golden" / "difix_ref"
+    assert done(difix("download", "--json", "--", "fix", "photo.png", "--fixer", "bundled")) == {}
+    line = ["finetune", "pairs", "--base", base]
+    refused(difix("download", "--", *line), "lpips-vgg cannot be fetched")
+    assert done(difix("download", "--json", "--", *line, "--perceptual", "st-lpips-vgg")) == {}
+    refused(difix("download", "--", "finetune", "pairs", "--base", "stabilityai/sd-turbo"), "stabilityai/sd-turbo")
+    refused(difix("download", "--", "eval", "a", "b", "--metrics", "psnr,fid"), "inception cannot be fetched")
+    refused(difix("download", "--", "eval", "a", "b", "--metrics", "lpips"), "lpips-alex cannot be fetched")
+    assert done(difix("download", "--json", "--", "eval", "a", "b", "--metrics", "psnr,st-lpips")) == {}
+    checkpoints = offline / "torch" / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    (checkpoints / "vgg16-397923af.pth").write_bytes(b"")  # what is there is not fetched again
+    assert list(done(difix("download", "--json", "--", *line))) == ["lpips-vgg"]
+
+
+def test_a_file_of_another_content_is_not_kept(offline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import models
+
+    other = tmp_path / "vgg16-397923af.pth"
+    other.write_bytes(b"another file")
+    weights = models.VGG16_Weights.IMAGENET1K_V1.value
+    monkeypatch.setattr(weights, "url", other.as_uri())
+    refused(difix("download", "lpips-vgg"), "invalid hash value")
+    assert not list((offline / "torch").rglob("*.p*"))
+
+
+def test_names_on_the_hub_with_revision_and_cache(offline: Path) -> None:
+    for seed, (revision, commit) in enumerate((("main", "a" * 40), ("v2", "b" * 40))):
+        cached(offline / "mine", "someone/fixer", revision, commit, seed)
+    main, other = (
+        Fixer.from_pretrained("someone/fixer", revision=revision, cache_dir=offline / "mine", token="secret")
+        for revision in (None, "v2")
+    )
+    assert not torch.equal(main.network.unet.conv_in.weight, other.network.unet.conv_in.weight)
+    with pytest.raises(InputError, match="'someone/fixer' of revision 'v3' is neither"):
+        Fixer.from_pretrained("someone/fixer", revision="v3", cache_dir=offline / "mine")
+    with pytest.raises(InputError, match="no revision v2"):
+        Fixer.from_pretrained("bundled", revision="v2")
+    shutil.copytree(offline / "mine", offline / "hub")
+    assert list(done(difix("download", "someone/fixer", "--json"))) == ["someone/fixer"]
