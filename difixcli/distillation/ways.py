@@ -44,8 +44,8 @@ class Ways:
             cameras = interpolate([self.camera(first), self.camera(last)], frames)
             names = [f"between-{number}-{place:03d}" for place in range(1, frames - 1)]
             self.ways.append(Way(first, last, cameras, names))
-        self.points = np.zeros((0, 3), np.float32)
-        self.colors = np.zeros((0, 3), np.float32)
+        self.points: np.ndarray = np.zeros((0, 3), np.float32)
+        self.colors: np.ndarray = np.zeros((0, 3), np.float32)
 
     def camera(self, frame: int) -> Camera:
         """A photo's camera at the pictures' size."""

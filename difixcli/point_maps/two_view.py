@@ -45,8 +45,8 @@ class TwoViewGeometry:
             if done is not None:
                 done(round(number / len(pairs) * len(photos)))
         fused = align(edges)
-        sure = {i: one * _beside_others(fused.depths[i], one) for i, one in fused.confidences.items()}
-        known = [float((one >= TRUSTED).mean()) for one in sure.values()]
+        trust = {i: one * _beside_others(fused.depths[i], one) for i, one in fused.confidences.items()}
+        known = [float((one >= TRUSTED).mean()) for one in trust.values()]
         if sum(known) < _LEAST_KNOWN * len(photos):
             raise InputError(
                 f"Next to nothing of what the {len(photos)} photos show could be found in two of them, so there is no "
@@ -55,7 +55,7 @@ class TwoViewGeometry:
         made = []
         for i, camera in enumerate(cameras):
             if i in fused.depths:
-                depth, confidence = _as_large(fused.depths[i], sure[i], camera)
+                depth, confidence = _as_large(fused.depths[i], trust[i], camera)
                 made.append(map_of_depth(camera, depth, confidence))
             else:  # it overlaps with no other
                 nothing = np.zeros((camera.height, camera.width), np.float32)
