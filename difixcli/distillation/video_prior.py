@@ -25,7 +25,7 @@ from difixcli.priors.video.span import Span
 
 MOST = 2.0
 """What a pixel weighs at most."""
-_ENDS = 0.9  # of the difference of two photos: a film whose last picture is so far from the last one is not led there
+_RETURNED = 0.5  # a film's last picture so many times nearer to the first photo than to the last one is of the first
 
 
 class VideoPrior:
@@ -70,12 +70,12 @@ class VideoPrior:
             raise InputError(
                 f"The video model made pictures of {pictures.shape} for {span.renders.shape}; use another --video."
             )
-        apart = float(np.abs(photos[1] - photos[0]).mean())
-        if (off := float(np.abs(pictures[-1] - photos[1]).mean())) > _ENDS * apart:
+        begun, ended = (float(np.abs(pictures[-1] - photo).mean()) for photo in photos)
+        if begun < _RETURNED * ended:
             raise InputError(
-                f"The video model does not go to the second photo: its last picture differs from that by "
-                f"{255 * off:.0f} of 255, and the first photo by {255 * apart:.0f}; use a --video that is given both, "
-                "as bundled is."
+                f"The video model does not go to the second photo: its last picture differs by {255 * begun:.0f} of 255 "
+                f"from the first photo, and by {255 * ended:.0f} from the second; use a --video that is given both, as "
+                "bundled is."
             )
         shots = [photos[0], *pictures[1:-1], photos[1]]  # the ends are known
         trust = agreements(shots, depths, way.cameras)
