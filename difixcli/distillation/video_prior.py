@@ -25,7 +25,7 @@ from difixcli.priors.video.span import Span
 
 MOST = 2.0
 """What a pixel weighs at most."""
-_RETURNED = 0.5  # a film's last picture so many times nearer to the first photo than to the last one is of the first
+_RETURNED = 0.5  # so many times as far from the first photo as from the last, a film's end is its beginning
 
 
 class VideoPrior:
