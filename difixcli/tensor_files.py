@@ -72,10 +72,15 @@ def write_network(network: nn.Module, config: Mapping[str, Any], folder: Path, w
 
     Raises InputError, calling the network `what`, where the folder cannot be written.
     """
+    return write_tensors(network.state_dict(), config, folder, what)
+
+
+def write_tensors(state: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path, what: str) -> Path:
+    """`write_network` of some of a network's tensors."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     try:
         with atomic(folder / "model.safetensors") as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})

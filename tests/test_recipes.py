@@ -26,6 +26,7 @@ from difixcli.cli import app
 from difixcli.fixer import new_small_fixer
 from difixcli.runs import write_json
 from difixcli.samples.sample import write_sample
+from difixcli.training.options import VideoOptions, parsed_options, with_options
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -389,6 +390,20 @@ def test_the_super_resolver_is_trained_again(arc: Path, photos: list[Path], tmp_
     rows = [row.split(" | ")[0] for row in made.stdout.splitlines() if row.startswith("| ")]
     assert rows == ["| PSNR / SSIM / st-LPIPS (VGG)", "| 1 photos", "| arc"]
     assert SuperResolutionNetwork.from_pretrained(tmp_path / "out" / "bundled").factor == 4
+
+
+def test_the_video_models_recipe_reads_as_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SCENES": "a b", "HELD_OUT": "c", "OUTPUT": str(tmp_path / "out"), "SMOKE": ""}.items():
+        monkeypatch.setenv(name, value)
+    for smoke in ("", "1"):
+        monkeypatch.setenv("SMOKE", smoke)
+        clips, held, trained = (_understood(line) for line in _printed(RECIPES / "video" / "run.sh"))
+        assert clips[0] == held[0] == "curate" and clips[1]["strategy"] == held[1]["strategy"] == "clips"
+        assert clips[1]["scenes"] == ["a", "b"] and held[1]["scenes"] == ["c"] and held[1]["test_scene"] == ["*"]
+        assert trained[1]["task"].value == "video"
+        assert trained[1]["pairs"] == [str(clips[1]["output"]), str(held[1]["output"])]
+        given = parsed_options(trained[1]["settings"], VideoOptions)
+        assert with_options(VideoOptions(), given, "cpu")
 
 
 def test_the_view_diffusion_model_is_trained_again(arc: Path, photos: list[Path], tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def curate(
         list[str] | None,
         typer.Argument(help="Scene folders, globs, or @LIST with one a line; the current folder by default."),
     ] = None,
-    strategy: Annotated[str, typer.Option(help="sparse, cycle, underfit or cross-camera.")] = "sparse",
+    strategy: Annotated[str, typer.Option(help="sparse, cycle, underfit, cross-camera or clips.")] = "sparse",
     method: MethodOption = "splatfacto",
     split: Annotated[
         list[str] | None,
@@ -133,7 +133,7 @@ def curate(
     if strategy not in STRATEGIES:
         raise unknown("strategy", strategy, STRATEGIES)
     for option, given, users in (
-        ("--split", split, ("sparse", "underfit", "cross-camera")),
+        ("--split", split, ("sparse", "underfit", "cross-camera", "clips")),
         ("--shift", shift, ("cycle",)),
         ("--stop", stop, ("underfit",)),
     ):
@@ -145,6 +145,7 @@ def curate(
         parse_stop(share)
 
     from difixcli.cluster.jobs import Jobs
+    from difixcli.curation.clips import DEFAULT_RULE as CLIPS_RULE
     from difixcli.curation.curate import DEFAULT_SHIFTS, DEFAULT_STOPS, Recipe, check_test_scenes, gather, plan
     from difixcli.curation.curate import curate as make_pairs
     from difixcli.reconstruction import default_iterations, known_methods
@@ -205,6 +206,7 @@ def curate(
         "underfit": {"split": rules, "stop": list(recipe.stops)},
         "cross-camera": {"split": split or "the rig's first camera"},
         "sparse": {"split": rules},
+        "clips": {"split": split or CLIPS_RULE},
     }
     announce(
         run,

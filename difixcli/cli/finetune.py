@@ -1,4 +1,5 @@
-"""`difix finetune`: a fixer trained on pairs, a super-resolver on photos, view-conditioned diffusion on scenes."""
+"""`difix finetune`: a fixer trained on pairs, a super-resolver on photos, view-conditioned diffusion on scenes, a video
+model on clips."""
 
 from __future__ import annotations
 
@@ -37,6 +38,7 @@ _OF_FIXERS = (
 _STRANGE = {
     "super-resolution": (*_OF_FIXERS, "dtype"),
     "view-diffusion": (*_OF_FIXERS, "crop", "patience"),
+    "video": (*_OF_FIXERS, "crop", "patience", "dtype"),
 }
 
 
@@ -44,6 +46,7 @@ class Task(str, Enum):
     fixer = "fixer"
     super_resolution = "super-resolution"
     view_diffusion = "view-diffusion"
+    video = "video"
 
 
 @console.handled
@@ -53,16 +56,20 @@ def finetune(
         typer.Argument(
             help="Folders made by difix curate, data.json files, or addresses of tars (streamed); "
             "for super-resolution, scenes, and runs of difix distill --prior super-resolution --reduce N; "
-            "for view-diffusion, scenes."
+            "for view-diffusion, scenes; for video, what difix curate --strategy clips made."
         ),
     ] = None,
     task: Annotated[
-        Task, typer.Option(help="fixer; super-resolution, which learns from photos; view-diffusion, from scenes.")
+        Task,
+        typer.Option(
+            help="fixer; super-resolution, which learns from photos; view-diffusion, from scenes; video, from clips."
+        ),
     ] = Task.fixer,
     base: Annotated[
         str,
         typer.Option(
-            help="tiny, small or medium from scratch (for other tasks, scratch), or the weights to go on from."
+            help="tiny, small or medium from scratch (for other tasks, scratch), or the weights to go on from; "
+            "for video, a video model or a fixer."
         ),
     ] = "bundled",
     photos: Annotated[Path | None, typer.Option(help="Folder of any photos, to make samples from.")] = None,
@@ -90,7 +97,8 @@ def finetune(
     iterations: Annotated[
         int | None,
         typer.Option(
-            help="Training steps (default 10000; super-resolution 3000; view-diffusion 6000, of each network).",
+            help="Training steps (default 10000; super-resolution 3000; view-diffusion 6000, of each network; "
+            "video 1500, after those of the structure's attention).",
             min=1,
             rich_help_panel=STEPS,
         ),
@@ -143,7 +151,7 @@ def finetune(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a fixer on pairs, a super-resolver on photos, or view-conditioned diffusion on scenes.
+    """Train a fixer on pairs, a super-resolver on photos, view-conditioned diffusion on scenes, or video on clips.
 
     Fixers train on several GPUs and machines with accelerate launch -m difixcli finetune …
     """
@@ -152,12 +160,13 @@ def finetune(
     from difixcli.training.options import (
         SuperResolutionOptions,
         TrainingOptions,
+        VideoOptions,
         ViewDiffusionOptions,
         parsed_options,
     )
 
     if not pairs and photos is None:
-        what = "folders made by difix curate" if task is Task.fixer else "scenes"
+        what = "folders made by difix curate" if task in (Task.fixer, Task.video) else "scenes"
         raise InputError(f"Nothing to train on; name {what}, or --photos.")
     if photos is not None and not photos.is_dir():
         raise InputError(f"There is no folder {photos}; --photos wants a folder of JPEG or PNG photos.")
@@ -188,6 +197,7 @@ def finetune(
         Task.fixer: TrainingOptions,
         Task.super_resolution: SuperResolutionOptions,
         Task.view_diffusion: ViewDiffusionOptions,
+        Task.video: VideoOptions,
     }
     other = parsed_options(settings or [], kinds[task])
     for name in other:
@@ -198,8 +208,10 @@ def finetune(
         _train_fixer(pairs or [], base, photos, stream, on, track or [], push_to_hub, chosen, output, force, as_json)
     elif task is Task.super_resolution:
         _train_super_resolver(pairs or [], base, photos, on, chosen, output, force, as_json)
-    else:
+    elif task is Task.view_diffusion:
         _train_view_diffusion(pairs or [], base, photos, on, chosen, output, force, as_json)
+    else:
+        _train_video(pairs or [], base, photos, on, chosen, output, force, as_json)
 
 
 def _train_fixer(
@@ -398,6 +410,48 @@ def _train_view_diffusion(
     console.finish(shown, as_json, *tables)
 
 
+def _train_video(
+    clips: list[str],
+    base: str,
+    photos: Path | None,
+    on: str,
+    chosen: Mapping[str, Any],
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    from difixcli.priors.video.files import film_files
+    from difixcli.training import VideoOptions, processes, train_video
+    from difixcli.training.options import VIDEO_FREE
+    from difixcli.training.pairs import pair_files
+
+    if photos is not None:
+        raise InputError("--photos says nothing to video models, which learn from clips; leave it out.")
+    if processes.join(on).num_processes > 1:
+        raise InputError("Video models train in one process; leave accelerate launch out.")
+    sources = [Path(source).expanduser().absolute() for source in clips]
+    arguments: dict[str, Any] = {"task": Task.video.value, "pairs": sources, "base": base}
+    arguments |= {name: value for name, value in chosen.items() if name not in VIDEO_FREE}
+    inputs = {str(source): fingerprint(pair_files(source), content=False) for source in sources}
+    held = sorted({*film_files(base), *files_read(base)})
+    if held:
+        inputs["base"] = fingerprint(held)
+    names = [source.name if source.is_dir() else source.parent.name for source in sources[:3]]
+    folder = output or Path("outputs") / "video" / "-".join([file_name(base), *names])
+    run = Run.open(folder, "finetune", arguments, inputs, force, reads=[*sources, *held])
+    announce(run, base=base, clips=sources, device=on)
+    defaults = VideoOptions()
+    total = sum(chosen.get(name, getattr(defaults, name)) for name in ("structure_iterations", "iterations"))
+    with console.progress("train", total) as update:
+        results = train_video(sources, base, run.folder, device=on, progress=update, report=_video_news, **chosen)
+    run.finish(results)
+    console.say(f"Use it with --video {run.folder}")
+    tables = []
+    if results["validation"]:
+        tables.append(console.figures_table("pictures between photos not trained on", results["validation"]))
+    console.finish({"results": results, "output": str(run.folder)}, as_json, *tables)
+
+
 def _training_scene(spec: str, size: int | None = None) -> Scene:
     """A scene to train on, with what is odd about it said."""
     from difixcli.scenes import load_scene
@@ -455,6 +509,29 @@ def _view_diffusion_news(record: Mapping[str, Any]) -> None:
         ]
         console.say(f"{record['network']} done: {'; '.join(told)}")
     elif record["event"] in ("epipolar", "vae", "diffusion") and record["step"] % 500 == 0:
+        console.say(f"{record['event']} step {record['step']}: loss {record['loss']:.4f}, {record['seconds']:.0f} s")
+
+
+def _video_news(record: Mapping[str, Any]) -> None:
+    """What of a video model's log is worth a line at the terminal."""
+    if record["event"] == "start":
+        counts = record["clips"]
+        console.say(f"{counts['train']} clips to train on, {counts['test']} for validation")
+        if record["dropped"]:
+            name, why = next(iter(record["dropped"].items()))
+            console.warn(f"{len(record['dropped'])} cannot be used; log.jsonl says why. {name}: {why}")
+        if not counts["test"]:
+            console.warn(
+                "There are no clips for testing, so nothing is validated and the last weights are kept; difix curate "
+                "--test-scene NAME sets a scene's clips aside."
+            )
+    elif record["event"] == "validation":
+        console.say(
+            f"step {record['step']}: PSNR {record['psnr']:.2f}, st-LPIPS {record['st_lpips']:.4f}, warped difference "
+            f"{record['warped_difference']:.4f}, {record['gain']:+.2f} dB against frame by frame"
+            + (", best" if record["best"] else "")
+        )
+    elif record["event"] in ("structure", "film") and record["step"] % 200 == 1:
         console.say(f"{record['event']} step {record['step']}: loss {record['loss']:.4f}, {record['seconds']:.0f} s")
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 from difixcli.cluster.jobs import DONE, FAILED, Jobs, Report
 from difixcli.curation.build import Build
+from difixcli.curation.clips import DEFAULT_RULE as CLIPS_RULE
+from difixcli.curation.clips import clips, clips_of
 from difixcli.curation.cross_camera import cross_camera, default_camera_rule
 from difixcli.curation.cycle import SHIFTED, cycle
 from difixcli.curation.filters import FILTERS, Filters
@@ -58,8 +60,8 @@ _NO_SCENE_WOULD_FARE_BETTER = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 class Recipe:
     """How every scene's pairs are made.
 
-    `splits` are the sparse, underfit and cross-camera strategies' (empty: the scene's own), `shifts` cycle's, `stops`
-    underfit's. `keep` names filters that drop nothing.
+    `splits` are the sparse, underfit, cross-camera and clips strategies' (empty: the scene's own; of clips, every
+    fourth photo), `shifts` cycle's, `stops` underfit's. `keep` names filters that drop nothing; clips stay whole.
     """
 
     strategy: str
@@ -92,6 +94,8 @@ class Recipe:
                     raise unknown(what, name, known)
         for stop in self.stops:
             parse_stop(stop)
+        if self.strategy == "clips" and self.format != "folder":
+            raise InputError("Clips are read from folders of pairs; leave --format out.")
 
 
 @dataclass(frozen=True)
@@ -269,13 +273,16 @@ def plan(scene: Scene, recipe: Recipe, home: Path) -> list[Stage]:
             stages.append(Stage(name, len(scene.frames), pairs))
     else:
         rig = recipe.strategy == "cross-camera"
-        rules = recipe.splits or [default_camera_rule(scene) if rig else default_split_rule(scene)]
-        for split in (make_split(scene, rule) for rule in rules):
+        for split in (make_split(scene, rule) for rule in recipe.splits or [_default_rule(scene, recipe.strategy)]):
             name = file_name(f"{recipe.strategy}-{split.rule}")
             frames = {
                 "train": [scene.frames[i].name for i in split.train],
                 "test": [scene.frames[i].name for i in split.test],
             }
+            if recipe.strategy == "clips":
+                count = sum(map(len, clips_of(scene, split)))  # says now that there are none
+                stages.append(Stage(name, count, partial(clips, scene, split=split), frames))
+                continue
             if recipe.strategy != "underfit":
                 pairs = partial(cross_camera if rig else sparse, scene, split=split, views=views)
                 stages.append(Stage(name, len(split.test), pairs, frames))
@@ -286,6 +293,13 @@ def plan(scene: Scene, recipe: Recipe, home: Path) -> list[Stage]:
     if repeated := [name for name, count in Counter(stage.name for stage in stages).items() if count > 1]:
         raise InputError(f"Two of the splits, shifts or stops would share the folder {repeated[0]}; leave one out.")
     return stages
+
+
+def _default_rule(scene: Scene, strategy: str) -> str:
+    """The split of a scene where none was asked for."""
+    if strategy == "clips":
+        return CLIPS_RULE
+    return default_camera_rule(scene) if strategy == "cross-camera" else default_split_rule(scene)
 
 
 def _scene(scene: Scene, recipe: Recipe, run: Run, test: bool, progress: Progress, say: Callable[[str], None]) -> None:
@@ -322,7 +336,8 @@ def _scene(scene: Scene, recipe: Recipe, run: Run, test: bool, progress: Progres
         for stale in (home / stage.name / STAGE_FILE, run.folder / tar_name(home / stage.name, test)):
             stale.unlink(missing_ok=True)
     if todo:
-        filters = Filters(scene, recipe.keep)
+        # a clip without some of its pictures would be none
+        filters = Filters(scene, FILTERS if recipe.strategy == "clips" else recipe.keep)
         for stage in todo:
             _stage(scene, stage, home / stage.name, record, recipe, build, filters, run)
     if recipe.format == "webdataset":
@@ -344,7 +359,7 @@ def _stage(
 ) -> None:
     """Make, filter and write the pairs of one stage into its folder `home`."""
     begun, trained = time.monotonic(), build.seconds
-    files = PairFiles(IMAGE_FORMATS[recipe.image_format], recipe.depth)
+    files = PairFiles(IMAGE_FORMATS[recipe.image_format], recipe.depth or recipe.strategy == "clips")
     made = {"strategy": recipe.strategy, "method": recipe.method, "iterations": build.iterations}
     entries: dict[str, Any] = {}
     dropped: dict[str, str] = {}
@@ -352,7 +367,7 @@ def _stage(
     first = list(islice(pairs, 1))  # trains, with a bar of its own
     with build.progress(f"{scene.name}: pairs of {stage.name}", stage.views) as update:
         for done, pair in enumerate(chain(first, pairs), start=1):
-            key = pair_id(home, scene, pair.frame)
+            key = pair_id(home, scene, pair)
             if (reason := filters.reason(pair)) is None:
                 entries[key] = write_pair(home, scene, pair, files, made)
             else:

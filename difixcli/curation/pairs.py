@@ -32,7 +32,7 @@ class Pair:
 
     Where the photo does not count (a mask, or what undistorting could not fill) it shows the render, so that nothing is
     learnt there; then it is `masked`. `frame` is the index of the photo in its scene; `psnr` (dB) and `ssim` compare
-    the two where the photo counts; `parameters` say how the strategy was set.
+    the two where the photo counts; `parameters` say how the strategy was set. `variant` tells pairs of one frame apart.
     """
 
     frame: int
@@ -44,6 +44,7 @@ class Pair:
     ssim: float
     parameters: Mapping[str, Any]
     masked: bool = False
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,28 +69,42 @@ def render_pairs(
 
     The `views` nearest of the frames `references` by pose stand beside each, without the target itself.
     """
-    from difixcli.evaluation.metrics import psnr, ssim
-
     beside = ReferenceViews(scene, references, reconstruction, views)
     for frame in frames:
-        camera = scene.frames[frame].camera
-        render, photo = reconstruction.render(camera), load_photo(scene.frames[frame])
-        mask = load_mask(scene.frames[frame])
-        if mask is not None:
-            if not mask.any():
-                continue
-            photo = np.where(mask[..., None], photo, render.color)
-        yield Pair(
-            frame=frame,
-            camera=camera,
-            render=render,
-            photo=photo,
-            masked=mask is not None,
-            references=beside.beside(camera, render, exclude=[frame]),
-            psnr=min(psnr(render.color, photo, mask), _PERFECT),
-            ssim=ssim(render.color, photo, mask),
-            parameters=parameters,
-        )
+        if (pair := render_pair(scene, frame, beside, [frame], parameters)) is not None:
+            yield pair
+
+
+def render_pair(
+    scene: Scene,
+    frame: int,
+    beside: ReferenceViews,
+    exclude: Sequence[int],
+    parameters: Mapping[str, Any],
+    variant: str = "",
+) -> Pair | None:
+    """The pair of one frame, with the nearest references but `exclude`; None where its mask leaves nothing of it."""
+    from difixcli.evaluation.metrics import psnr, ssim
+
+    camera = scene.frames[frame].camera
+    render, photo = beside.reconstruction.render(camera), load_photo(scene.frames[frame])
+    mask = load_mask(scene.frames[frame])
+    if mask is not None:
+        if not mask.any():
+            return None
+        photo = np.where(mask[..., None], photo, render.color)
+    return Pair(
+        frame=frame,
+        camera=camera,
+        render=render,
+        photo=photo,
+        masked=mask is not None,
+        references=beside.beside(camera, render, exclude=exclude),
+        psnr=min(psnr(render.color, photo, mask), _PERFECT),
+        ssim=ssim(render.color, photo, mask),
+        parameters=parameters,
+        variant=variant,
+    )
 
 
 def write_pair(home: Path, scene: Scene, pair: Pair, files: PairFiles, made: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +121,7 @@ def write_pair(home: Path, scene: Scene, pair: Pair, files: PairFiles, made: Map
     `fixer.correspondence.correspond`), to a sixteenth of a pixel. Photos are written once a scene and shared by all
     pairs, but a masked one with its pair.
     """
-    name = scene.file_names[pair.frame]
+    name = scene.file_names[pair.frame] + pair.variant
     camera = pair.camera
 
     def written(kind: str, image: np.ndarray, suffix: str = ".png", number: str = "") -> str:
@@ -180,12 +195,12 @@ def _array(home: Path, kind: str, name: str, values: np.ndarray) -> str:
     return path.relative_to(home.parents[1]).as_posix()
 
 
-def pair_id(home: Path, scene: Scene, frame: int) -> str:
-    """A pair's key in the manifest: scene, stage and frame.
+def pair_id(home: Path, scene: Scene, pair: Pair) -> str:
+    """A pair's key in the manifest: scene, stage and frame, with what tells it from others of the frame.
 
     In a tar, what follows the first dot is a suffix, so dots become `~`, which no file name of ours has.
     """
-    return f"{home.parent.name}__{home.name}__{scene.file_names[frame]}".replace(".", "~")
+    return f"{home.parent.name}__{home.name}__{scene.file_names[pair.frame]}{pair.variant}".replace(".", "~")
 
 
 def _photo(folder: Path, scene: Scene, frame: int, photo: np.ndarray, suffix: str) -> str:

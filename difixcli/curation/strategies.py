@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from difixcli.errors import InputError
 
-STRATEGIES = ("sparse", "cycle", "underfit", "cross-camera")
+STRATEGIES = ("sparse", "cycle", "underfit", "cross-camera", "clips")
 
 
 def parse_stop(text: str) -> float:

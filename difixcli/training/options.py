@@ -16,7 +16,7 @@ Parts = Literal["all", "unet", "decoder", "skips"]
 _AT_LEAST_ONE = (
     "iterations", "batch", "accumulate", "frame_height", "frame_width", "validate_every", "validation_pairs",
     "checkpoint_every", "log_every", "signs_every", "validation_photos", "canvas", "size", "width", "depths",
-    "latent_channels", "unet_width", "diffusion_window", "pictures", "repeats", "validation_views",
+    "latent_channels", "unet_width", "diffusion_window", "pictures", "repeats", "validation_views", "validation_clips",
 )  # fmt: skip
 _ZERO_IS_ALL = {"crop": "TrainingOptions", "window": "TrainingOptions SuperResolutionOptions"}
 """Options that may be 0 there, for everything, and must be at least 1 elsewhere."""
@@ -26,10 +26,12 @@ SUPER_RESOLUTION_FREE = ("cache_mib",)
 """The same of a super-resolver's training."""
 VIEW_DIFFUSION_FREE = ("seconds", "checkpoint_every")
 """The same of view-conditioned diffusion's."""
+VIDEO_FREE = ("seconds", "checkpoint_every", "cache_mib")
+"""The same of a video model's."""
 
 _SHARES = (
     "photo_share", "drop_references", "fewer_references", "ema", "improved_share", "misled_share", "render_share",
-    "bicubic_share", "drop_condition", "epipolar_share",
+    "bicubic_share", "drop_condition", "epipolar_share", "drop_structure",
 )  # fmt: skip
 
 
@@ -263,7 +265,49 @@ class ViewDiffusionOptions:
     seed: int = 0
 
 
-Options = TypeVar("Options", TrainingOptions, SuperResolutionOptions, ViewDiffusionOptions)
+@dataclass(frozen=True)
+class VideoOptions:
+    """How to train a video model's layers around a fixer, in ReconX's two stages: first the structure's attention,
+    then, beside it, the attention across pictures, the weights of neighbours and the fixer's own spatial layers.
+    """
+
+    structure_iterations: int = 500
+    """Steps of the first stage."""
+    iterations: int = 1500
+    """Steps of the second stage."""
+    seconds: float = 0.0
+    """Time for both, a quarter of it for the first; their iterations end earlier if need be. 0 for no limit."""
+    batch: int = 2
+    """Clips a step, one after the other."""
+    window: int = 16
+    """Pictures of a clip at a time, and of the windows in which the model makes long ways."""
+    learning_rate: float = 1e-3
+    gate_learning_rate: float = 1e-2
+    """Of the gates, which begin at zero and let nothing else learn until they have moved."""
+    spatial_learning_rate: float = 1e-5
+    """Of the fixer's U-Net, in the second stage; 0 leaves the fixer as it is."""
+    warm_up: int = 50
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    ema: float = 0.99
+    """Decay of the running average of the weights, which is what is validated and kept; 0 keeps the weights."""
+    perceptual: Perceptual = "st-lpips-alex"
+    perceptual_weight: float = 0.1
+    steadiness_weight: float = 0.5
+    """Of how much the change from picture to picture differs from the photos'."""
+    drop_structure: float = 0.1
+    """Share of the steps without a point cloud, so that one network serves with and without."""
+    validate_every: int = 250
+    validation_clips: int = 12
+    checkpoint_every: int = 250
+    log_every: int = 20
+    cache_mib: int = 2048
+    """Memory for decoded clips."""
+    seed: int = 0
+
+
+Options = TypeVar("Options", TrainingOptions, SuperResolutionOptions, ViewDiffusionOptions, VideoOptions)
 
 
 def with_options(defaults: Options, options: Mapping[str, Any], device: str) -> Options:

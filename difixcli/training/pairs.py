@@ -131,7 +131,7 @@ def read_manifests(sources: Sequence[Path]) -> PairSet:
 def _read_manifest(file: Path, pairs: PairSet) -> None:
     folder = str(file.parent)
     splits = {split: _Split(folder) for split in ("train", "test")}
-    for split, key, entry in _manifest_entries(file):
+    for split, key, entry in manifest_entries(file):
         into = splits[split]
         into.digests[key] = hashlib.sha256(json.dumps([split, key, entry], sort_keys=True).encode()).digest()
         try:
@@ -156,7 +156,7 @@ class _Split:
         self.entries: Entries[PairFiles] = Entries(lambda known: _pair_of(known, folder))
 
 
-def _manifest_entries(file: Path) -> Iterator[tuple[str, str, Any]]:
+def manifest_entries(file: Path) -> Iterator[tuple[str, str, Any]]:
     """Split, key and entry of every pair; of a manifest with a line a pair, as curation writes them, one at a time.
 
     Raises InputError where the file is missing or no manifest.
@@ -250,6 +250,11 @@ def _known_of(key: str, entry: Any) -> list[Any]:
         recorded = [files[name] for name in (*names, *([opacity] if opacity else [])) if name in files]
         size = [camera["height"], camera["width"]] if len(recorded) == len(names) + bool(opacity) else None
     return [key, names, len(raw), opacity, size, recorded if size else None, entry.get("correspondence") or None]
+
+
+def pair_of_entry(key: str, entry: Any, folder: Path) -> PairFiles:
+    """The files of an entry of a manifest that is in `folder`; ValueError for one that is no pair."""
+    return _pair_of(_known_of(key, entry), str(folder))
 
 
 def _pair_of(known: list[Any], folder: str) -> PairFiles:

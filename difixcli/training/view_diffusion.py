@@ -210,7 +210,7 @@ class _Training:
         parts: dict[str, Tensor] = {}
         logged = True
         while done < 1:
-            parts = self._step(losses[name], self.rate * _rate(self.step, done, options.warm_up))
+            parts = self._step(losses[name], self.rate * rate_at(self.step, done, options.warm_up))
             self.seconds[name] = earlier + time.monotonic() - began
             logged = self.step % options.log_every == 0
             if logged:
@@ -284,8 +284,8 @@ class _Training:
         with self._precision():
             render = self._render(drawn)
         parts = {
-            "pixel": _charbonnier(render.picture, drawn.truths, drawn.counts),
-            "blend": 0.5 * _charbonnier(render.blend, drawn.truths, drawn.counts),
+            "pixel": charbonnier(render.picture, drawn.truths, drawn.counts),
+            "blend": 0.5 * charbonnier(render.blend, drawn.truths, drawn.counts),
         }
         if self.perceptual is not None:
             parts["perceptual"] = options.perceptual_weight * self._apart(render.picture, drawn.truths, drawn.counts)
@@ -310,7 +310,7 @@ class _Training:
             logarithm = logarithm.clamp(-30, 20)
             noise = self._noise(mean.shape, step)
             made = (vae.decoder(vae.post_quant_conv(mean + (0.5 * logarithm).exp() * noise)).float() + 1) / 2
-        parts = {"pixel": _charbonnier(made, pictures, counts)}
+        parts = {"pixel": charbonnier(made, pictures, counts)}
         if self.perceptual is not None:
             parts["perceptual"] = options.perceptual_weight * self._apart(made, pictures, counts)
         parts["kl"] = options.kl_weight * 0.5 * (mean.square() + logarithm.exp() - 1 - logarithm).mean()
@@ -442,12 +442,12 @@ class _Training:
         self.journal.go_on(sum(self.steps.values()) + self.step)
 
 
-def _rate(step: int, done: float, warm_up: int) -> float:
+def rate_at(step: int, done: float, warm_up: int) -> float:
     """The share of the full learning rate: a linear rise, and half a cosine down to 2 % over the stage."""
     return min(1.0, (step + 1) / max(warm_up, 1)) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
-def _charbonnier(made: Tensor, truths: Tensor, counts: Tensor) -> Tensor:
+def charbonnier(made: Tensor, truths: Tensor, counts: Tensor) -> Tensor:
     """Mean of √(difference² + 0.01²) where pixels count."""
     distance = ((made.float() - truths).square() + 1e-4).sqrt()
     return (distance * counts).sum() / (3 * counts.sum()).clamp_min(1)

@@ -1,0 +1,459 @@
+"""Training a video model: the layers that make films of a fixer's pictures, on clips of posed scenes.
+
+ReconX's two stages (arXiv 2408.16767, section 4.1): the attention to the structure first, then with it the spatial
+layers; the attention across pictures and the weights of neighbours, which its video model had already, learn in the
+second. What is drawn at a step is a function of the step and the seed, so a run that was stopped goes on from its last
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from difixcli.errors import InputError
+from difixcli.evaluation.consistency import warped_difference
+from difixcli.evaluation.metrics import evaluate_images
+from difixcli.evaluation.perceptual import shared_network
+from difixcli.fixer.network import EncodedReferences
+from difixcli.fixer.weights import load_network
+from difixcli.priors.video.files import around, fixer_name, is_ours, load_film, save_film
+from difixcli.priors.video.film import FixerFilm, tokens_of
+from difixcli.priors.video.network import FilmNetwork
+from difixcli.runs import atomic, make_folder, write_image, write_json
+from difixcli.tensor_files import read_pickled
+from difixcli.training.averaging import averaged
+from difixcli.training.finetune import gain
+from difixcli.training.journal import Journal
+from difixcli.training.options import VIDEO_FREE, VideoOptions, with_options
+from difixcli.training.video_clips import Clip, ClipFiles, ClipSet, read_clips
+from difixcli.training.view_diffusion import charbonnier, rate_at
+
+STAGES = ("structure", "film")
+_SAVE_AFTER = 60.0  # seconds of training that a stopped run loses at most
+_STRUCTURE_SHARE = 0.25  # of the seconds
+_SHOWN = 4  # clips of a validation's picture
+
+
+def train_video(
+    sources: Sequence[Path],
+    base: str | Path,
+    output: Path,
+    *,
+    device: str = "cpu",
+    progress: Callable[[int], None] | None = None,
+    report: Callable[[Mapping[str, Any]], None] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train a video model and write it to `output`, which `open_video_model` takes.
+
+    The folder holds the best weights by validation (without clips for testing the last ones), `log.jsonl`,
+    `tensorboard/`, `validation/STEP.png` (of some clips the render, the fixer's picture, the model's and the photo in
+    the middle) and `checkpoints/last.pt`. Called again with the same arguments it goes on from that checkpoint.
+
+    Args:
+        sources: folders that `difix curate --strategy clips` made.
+        base: a video model of ours (`bundled`, or its folder), or a fixer, in a folder or of a hub, around which the
+            layers are new. A fixer's own weights are stored only as far as they move, or where its folder has no name.
+        progress: called with the number of steps done, of both stages together.
+        report: called with every record written to the log.
+        options: fields of `VideoOptions`.
+
+    Returns:
+        `steps` and `seconds` by stage, `best_step`, `loss` (mean over the last records), `parameters` (`new`, and
+        `spatial` where those train), `clips` (numbers of `train`, `test`, `dropped`), `dropped` (reasons), and
+        `validation`, over the pictures between the photos: mean `psnr`, `ssim`, `st_lpips` and `warped_difference`
+        (from picture to picture along the photos' motion) of `render`, `frame_by_frame` (the fixer alone), `film` and,
+        the last of these alone, `photos`.
+
+    Raises InputError for clips, options or bases that cannot be used, a loss that is no number, and a checkpoint that
+    cannot be read or written.
+    """
+    chosen = with_options(VideoOptions(), options, device)
+    network = base_network(base, chosen)
+    training = _Training(network, chosen, output, device, report)
+    try:
+        training.load_data(sources, str(base))
+        return training.run(progress)
+    finally:
+        training.journal.close()
+
+
+def base_network(base: str | Path, options: VideoOptions) -> FilmNetwork:
+    """The network a training begins from, on the CPU."""
+    path = Path(base).expanduser()
+    if str(base) == "bundled" or (path.is_dir() and is_ours(path)):
+        network = load_film(base)
+    else:
+        network = around(load_network(base), fixer_name(base), options.seed)
+    network.config = replace(
+        network.config, window=options.window, shared=min(network.config.shared, options.window - 1)
+    )
+    return network
+
+
+class _Training:
+    """The state of one training run."""
+
+    def __init__(
+        self,
+        network: FilmNetwork,
+        options: VideoOptions,
+        output: Path,
+        device: str,
+        report: Callable[[Mapping[str, Any]], None] | None,
+    ) -> None:
+        self.network, self.options, self.device = network.to(device), options, device
+        self.output = make_folder(output)
+        self.checkpoint = make_folder(output / "checkpoints") / "last.pt"
+        self.journal = Journal(output, report)
+        self.perceptual = None
+        if options.perceptual_weight:
+            kind, net = options.perceptual.rsplit("-", 1)
+            self.perceptual = shared_network("lpips" if kind == "lpips" else "st_lpips", net, device)  # type: ignore[arg-type]
+        self.stage = self.step = 0
+        self.steps = dict.fromkeys(STAGES, 0)
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.loss = math.nan
+        self.baselines: dict[str, Any] | None = None
+        self.best: dict[str, Any] | None = None
+        self._held: OrderedDict[tuple[int, bool], Clip] = OrderedDict()
+        self._begin_stage()
+
+    def _begin_stage(self) -> None:
+        """A new optimiser and average for the weights of the stage."""
+        options, network = self.options, self.network.requires_grad_(False)
+        new = dict(network.new_layers())
+        if STAGES[self.stage] == "structure":
+            new = {name: value for name, value in new.items() if name.startswith(("encoder.", "structure."))}
+        gates = [value for name, value in new.items() if name.endswith(".gate")]
+        others = [value for name, value in new.items() if not name.endswith(".gate")]
+        groups = [
+            {"params": others, "peak": options.learning_rate},
+            {"params": gates, "peak": options.gate_learning_rate, "weight_decay": 0.0},
+        ]
+        if STAGES[self.stage] == "film" and options.spatial_learning_rate:
+            spatial = list(network.fixer.unet.parameters())
+            groups.append({"params": spatial, "peak": options.spatial_learning_rate})
+        self.optimiser = torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
+        self.weights: list[Tensor] = [weight for group in groups for weight in group["params"]]  # type: ignore[attr-defined]
+        for weight in self.weights:
+            weight.requires_grad_(True)
+        self.average = [weight.detach().clone() for weight in self.weights] if options.ema else None
+
+    def load_data(self, sources: Sequence[Path], base: str) -> None:
+        """Find the clips, and take up a checkpoint."""
+        for leftover in self.output.rglob(".*.part"):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
+        self.clips: ClipSet = read_clips(sources)
+        held = self.clips.test[:: max(1, len(self.clips.test) // self.options.validation_clips)]
+        self.validation = [_loaded(files) for files in held[: self.options.validation_clips]]
+        self.counts = {"train": len(self.clips.train), "test": len(self.clips.test), "dropped": len(self.clips.dropped)}
+        identity = {
+            "base": base,
+            "options": {name: value for name, value in asdict(self.options).items() if name not in VIDEO_FREE},
+            "clips": self.clips.fingerprint,
+        }
+        self.identity = json.dumps(identity, sort_keys=True)
+        if self.checkpoint.is_file():
+            self._resume()
+            return
+        self.journal.begin()
+        about = {"clips": self.counts, "dropped": self.clips.dropped, "options": asdict(self.options)}
+        self.journal({"event": "start", **about})
+
+    def run(self, progress: Callable[[int], None] | None) -> dict[str, Any]:
+        if self.validation and self.baselines is None:
+            self.baselines = self._baselines()
+            flat = {f"{name}_{key}": value for name, row in self.baselines.items() for key, value in row.items()}
+            self.journal({"event": "baselines", **flat})
+        while self.stage < len(STAGES):
+            name = STAGES[self.stage]
+            self._run_stage(name, progress)
+            with torch.no_grad():
+                if self.average is not None:
+                    torch._foreach_copy_([w.detach() for w in self.weights], self.average)
+            self.steps[name], self.step, self.stage = self.step, 0, self.stage + 1
+            if self.stage < len(STAGES):
+                self._begin_stage()
+            self._save()
+        if self.best is None:
+            save_film(self.network, self.output)
+        parameters = {"new": sum(value.numel() for _, value in self.network.new_layers())}
+        if self.options.spatial_learning_rate:
+            parameters["spatial"] = sum(value.numel() for value in self.network.fixer.unet.parameters())
+        results = {
+            "steps": self.steps,
+            "best_step": sum(self.steps.values()) if self.best is None else self.best["step"],
+            "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
+            "loss": self.loss,
+            "parameters": parameters,
+            "clips": self.counts,
+            "dropped": self.clips.dropped,
+            "validation": {**(self.baselines or {}), **({"film": self.best["figures"]} if self.best else {})},
+        }
+        write_json(self.output / "training.json", {"options": asdict(self.options), "results": results})
+        return results
+
+    def _run_stage(self, name: str, progress: Callable[[int], None] | None) -> None:
+        options = self.options
+        total = options.structure_iterations if name == "structure" else options.iterations
+        budget = options.seconds * (_STRUCTURE_SHARE if name == "structure" else 1 - _STRUCTURE_SHARE)
+        before = sum(self.steps.values())
+        began, earlier, saved = time.monotonic(), self.seconds[name], time.monotonic()
+        done = self.step / total if total else 1.0
+        while done < 1:
+            parts = self._step(done)
+            self.seconds[name] = earlier + time.monotonic() - began
+            self.step += 1
+            done = self.step / total
+            if budget:
+                done = max(done, self.seconds[name] / budget)
+            if self.step % options.log_every == 1 or done >= 1 or options.log_every == 1:
+                self._log(name, parts, before + self.step)
+            if self.validation and (self.step % options.validate_every == 0 or done >= 1):
+                self._validate(name, before + self.step)
+            if self.step % options.checkpoint_every == 0 and time.monotonic() - saved > _SAVE_AFTER:
+                self._save()
+                saved = time.monotonic()
+            if progress is not None:
+                progress(before + self.step)
+
+    def _step(self, done: float) -> dict[str, Tensor]:
+        """One step: losses of some clips, clipped update, average."""
+        options = self.options
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * rate_at(self.step, done, options.warm_up)
+        self.optimiser.zero_grad(set_to_none=True)
+        number = (self.stage << 24) + self.step
+        draw = np.random.default_rng([options.seed, number])
+        total: dict[str, Tensor] = {}
+        for _ in range(options.batch):
+            parts = {name: value / options.batch for name, value in self._losses(draw).items()}
+            loss = torch.stack(list(parts.values())).sum()
+            if loss.requires_grad:  # a clip without any point has nothing for the first stage
+                loss.backward()
+            for name, value in parts.items():
+                total[name] = total.get(name, torch.zeros_like(value)) + value.detach()
+        total["gradient"] = torch.nn.utils.clip_grad_norm_(self.weights, options.clip)
+        self.optimiser.step()
+        if self.average is not None:
+            decay = min(options.ema, (1 + self.step) / (10 + self.step))  # it must forget the first steps
+            with torch.no_grad():
+                torch._foreach_lerp_(self.average, [w.detach() for w in self.weights], 1 - decay)
+        return total
+
+    def _losses(self, draw: np.random.Generator) -> dict[str, Tensor]:
+        """Pixels, a perceptual distance and steadiness of one clip's pictures, but for those at the photos' places."""
+        options = self.options
+        clip = self._drawn(int(draw.integers(len(self.clips.train))), bool(draw.integers(2)))
+        count = len(clip.targets)
+        start = int(draw.integers(max(count - options.window, 0) + 1))
+        window = range(start, min(start + options.window, count))
+        order = torch.from_numpy(draw.permutation(3))
+        told = draw.random() >= options.drop_structure or self.stage == 0  # which teaches nothing else
+        made = self._made(clip, window, order, told)
+        truth = clip.truth[window.start : window.stop, order].to(self.device)
+        inner = [i - start for i in window if 0 < i < count - 1]
+        everywhere = torch.ones_like(truth[inner, :1])
+        parts = {"pixel": charbonnier(made[inner], truth[inner], everywhere)}
+        if self.perceptual is not None:
+            with torch.no_grad():
+                wanted = self.perceptual.features(truth[inner])
+            apart = self.perceptual.between(self.perceptual.features(made[inner].clamp(0, 1)), wanted)
+            parts["perceptual"] = options.perceptual_weight * apart.mean()
+        if options.steadiness_weight and len(window) > 1:
+            places, visible = (x[window.start : window.stop - 1].to(self.device) for x in clip.motion)
+            parts["steadiness"] = options.steadiness_weight * unsteadiness(made, truth, places, visible)
+        return parts
+
+    def _drawn(self, index: int, back: bool) -> Clip:
+        """A training clip, or the way back along it, kept as long as there is memory for it."""
+        if (index, back) in self._held:
+            self._held.move_to_end((index, back))
+            return self._held[index, back]
+        clip = _loaded(self.clips.train[index])
+        clip = clip.reversed() if back else clip
+        self._held[index, back] = clip
+        most = self.options.cache_mib * 2**20
+        # renders, aligned photos, depth and motion are about ten times the photos
+        while len(self._held) > 1 and sum(10 * held.targets.nbytes for held in self._held.values()) > most:
+            self._held.popitem(last=False)
+        return clip
+
+    def _made(self, clip: Clip, window: range, order: Tensor, told: bool) -> Tensor:
+        """The pictures (T, 3, H, W) of a window, differentiable, colours in another order."""
+        network, device, part = self.network, self.device, slice(window.start, window.stop)
+        renders, photos, opacity = clip.seen.renders[part, order], clip.seen.photos[:, order], clip.seen.opacity[part]
+        renders, opacity = renders.to(device), opacity.to(device)
+        places = torch.linspace(0, 1, len(clip.targets), device=device)[None, part]
+        tokens = tokens_of(network, replace(clip.span, colors=clip.span.colors[:, order.numpy()])) if told else None
+        beside: Any
+        multiple = network.fixer.config.multiple
+        if network.fixer.config.references == "aligned":
+            aligned, visibility = (values[part].to(device) for values in clip.beside)
+            beside, visibility = _padded(aligned[:, :, order], multiple), _padded(visibility, multiple)
+        else:
+            with torch.no_grad():  # while the layers are not at work
+                encoded = network.fixer.encode_references(_padded(photos[None].to(device), multiple))
+            beside, visibility = EncodedReferences.joined([encoded] * len(window), 0), None
+        height, width = renders.shape[-2:]
+        with network.told(places, tokens):
+            fixes = network.fixer(_padded(renders, multiple), beside, _padded(opacity, multiple), visibility)
+        fixes = fixes[..., :height, :width]
+        if self.stage == 0:
+            return fixes
+        fixed = fixes.detach().clamp(0, 1)
+        weighed = []
+        for place, i in enumerate(window):
+            near, seen = (x[None].to(device) for x in clip.seen.geometry.near(i, window, fixed))
+            own = (x[place : place + 1] for x in (fixes, renders, opacity))
+            weighed.append(network.neighbours(*own, near, seen))
+        return torch.cat(weighed)
+
+    def _log(self, name: str, parts: Mapping[str, Tensor], step: int) -> None:
+        told = {label: float(value) for label, value in parts.items()}
+        loss = sum(value for label, value in told.items() if label != "gradient")
+        if not math.isfinite(loss) or not math.isfinite(told["gradient"]):
+            raise InputError(
+                f"The loss or gradient at step {step} ({name}) is not a number; lower the learning rate "
+                f"({self.options.learning_rate:g}) and start in another output folder."
+            )
+        self.loss = loss if math.isnan(self.loss) else 0.8 * self.loss + 0.2 * loss
+        self.journal({"event": name, "step": step, "loss": loss, **told, "seconds": round(self.seconds[name], 1)})
+
+    def _baselines(self) -> dict[str, Any]:
+        """Figures of the renders, of the fixer alone, and how steady the photos are."""
+        rows = {"render": [clip.span.renders for clip in self.validation]}
+        film = FixerFilm(self.network, self.device)
+        with self.network.shut():
+            rows["frame_by_frame"] = [film.film(clip.span, 0) for clip in self.validation]
+        figures = {name: figures_of(row, self.validation, self.device) for name, row in rows.items()}
+        figures["photos"] = {
+            "warped_difference": _unsteady([clip.targets for clip in self.validation], self.validation)
+        }
+        return figures
+
+    def _validate(self, name: str, step: int) -> None:
+        """Figures of the averaged weights, on clips kept for it; keep them if they are best."""
+        assert self.baselines is not None
+        with averaged(self.weights, self.average):
+            self.network.eval()
+            film = FixerFilm(self.network, self.device)
+            made = [film.film(clip.span, 0) for clip in self.validation]
+            figures = figures_of(made, self.validation, self.device)
+            score = gain(figures, self.baselines["frame_by_frame"])
+            better = self.best is None or score > self.best["score"]
+            if better:
+                self.best = {"step": step, "score": score, "figures": figures}
+                save_film(self.network, self.output)
+        self.journal({"event": "validation", "stage": name, "step": step, **figures, "gain": score, "best": better})
+        rows = []
+        for clip, pictures in list(zip(self.validation, made, strict=True))[:_SHOWN]:
+            i = len(pictures) // 2
+            rows.append(np.concatenate([clip.span.renders[i], pictures[i], clip.targets[i]], axis=1))
+        width = max(row.shape[1] for row in rows)
+        rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
+        write_image(make_folder(self.output / "validation") / f"{step:07}.png", np.concatenate(rows, axis=0))
+
+    def _save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        state = {
+            "identity": self.identity,
+            "stage": self.stage,
+            "step": self.step,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "loss": self.loss,
+            "baselines": self.baselines,
+            "best": self.best,
+            "model": self.network.state_dict(),
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+        }
+        try:
+            with atomic(self.checkpoint) as temporary:
+                torch.save(state, temporary)
+        except (OSError, RuntimeError) as error:  # torch hides the system's error in one of its own
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(
+                f"The checkpoint of step {self.step} cannot be written ({reason}); make room on the disk and run the "
+                "same line again."
+            ) from error
+
+    def _resume(self) -> None:
+        cure = f"remove {self.output} and start again"
+        state: Any = read_pickled(self.checkpoint, cure, self.device)
+        if not isinstance(state, dict) or not {"identity", "stage", "model", "best"} <= state.keys():
+            raise InputError(f"{self.checkpoint} is no checkpoint of a training; {cure}.")
+        if state["identity"] != self.identity:
+            raise InputError(
+                f"{self.output} holds a training with other clips, base or options; choose another output folder."
+            )
+        self.stage, self.step = state["stage"], state["step"]
+        self.steps, self.seconds, self.loss = state["steps"], state["seconds"], state["loss"]
+        self.baselines, self.best = state["baselines"], state["best"]
+        self.network.load_state_dict(state["model"])
+        if self.stage < len(STAGES):
+            self._begin_stage()
+            self.optimiser.load_state_dict(state["optimiser"])
+            if self.average is not None:
+                torch._foreach_copy_(self.average, state["average"])
+        self.journal.go_on(sum(self.steps.values()) + self.step + 1)
+
+
+def unsteadiness(made: Tensor, truth: Tensor, places: Tensor, visible: Tensor) -> Tensor:
+    """How much pictures (T, 3, H, W) change otherwise from one to the next than the photos of the same views do.
+
+    `places` (T − 1, H, W, 2) are where each picture's pixels lay in the one before, as grid_sample counts them, and
+    `visible` (T − 1, 1, H, W) where that is known. With e = made − truth: the mean of |e_t − warp(e_{t−1})|.
+    """
+    errors = made.float() - truth
+    before = F.grid_sample(errors[:-1], places, padding_mode="border", align_corners=False)
+    apart = (errors[1:] - before).abs() * visible
+    return apart.sum() / (3 * visible.sum()).clamp_min(1)
+
+
+def figures_of(made: Sequence[np.ndarray], clips: Sequence[Clip], device: str = "cpu") -> dict[str, float]:
+    """Mean figures of clips' pictures (T, H, W, 3) between their photos; `warped_difference` is of whole clips."""
+    inner = [picture for pictures in made for picture in pictures[1:-1]]
+    truths = [photo for clip in clips for photo in clip.targets[1:-1]]
+    figures: dict[str, float] = dict(evaluate_images(inner, truths, device=device)["mean"])
+    return {**figures, "warped_difference": _unsteady(made, clips)}
+
+
+def _unsteady(made: Sequence[np.ndarray], clips: Sequence[Clip]) -> float:
+    """The mean warped difference between pictures that follow each other, along the photos' motion."""
+    found = [
+        pair.difference
+        for pictures, clip in zip(made, clips, strict=True)
+        for pair in warped_difference(list(pictures), list(clip.targets))
+        if pair.share
+    ]
+    return float(np.mean(found)) if found else math.nan
+
+
+def _loaded(files: ClipFiles) -> Clip:
+    try:
+        return files.load()
+    except ValueError as error:
+        raise InputError(f"A clip cannot be read: {error}; curate it again, or leave its folder out.") from error
+
+
+def _padded(values: Tensor, multiple: int) -> Tensor:
+    """Images (…, C, H, W) with their last row and column repeated until the sides divide by `multiple`."""
+    height, width = values.shape[-2:]
+    flat = values.flatten(0, -4) if values.ndim > 4 else values
+    padded = F.pad(flat, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+    return padded.unflatten(0, values.shape[:-3]) if values.ndim > 4 else padded
