@@ -71,7 +71,7 @@ def carried(
 
         for item, prepared in _ahead(items, prepare, pace):
             if isinstance(prepared, InputError):
-                if unreadable is None:
+                if item is None or unreadable is None:
                     yield from flushed()
                     yield from _waited(behind)
                     raise prepared
@@ -95,8 +95,10 @@ def _waited(behind: deque[tuple[Item, Future[Result]]]) -> Iterator[tuple[Item, 
 
 def _ahead(
     items: Iterable[Item], prepare: Callable[[Item], Prepared], pace: Pace
-) -> Iterator[tuple[Item, Prepared | InputError]]:
-    """Items in order, each with what `prepare` made of it, or its InputError."""
+) -> Iterator[tuple[Item, Prepared] | tuple[Item | None, InputError]]:
+    """Items in order, each with what `prepare` made of it, or its InputError; at the end that of `items` themselves, if
+    there is one, with None.
+    """
     source = iter(items)
     pending: deque[tuple[Item, Future[Prepared]]] = deque()
     broken: list[InputError] = []
@@ -126,7 +128,7 @@ def _ahead(
     finally:
         readers.shutdown(cancel_futures=True)
     if broken:
-        raise broken[0]
+        yield None, broken[0]
 
 
 class Behind(Generic[Result]):
