@@ -97,8 +97,9 @@ class Filmed(FewPhotos):
             255 * float(np.mean([one[key] for one in figures])) for key in ("change", "warped_difference")
         )
         return (
-            f"{counted(len(figures), 'picture')} filmed, which differ from the renders by {change:.1f} of 255 and, brought "
-            f"into one another, from their neighbours by {unsteady:.1f}; mean agreement {record['mean_confidence']:.2f}"
+            f"{counted(len(figures), 'picture')} filmed, which differ from the renders by {change:.1f} of 255 and, "
+            f"brought into one another, from their neighbours by {unsteady:.1f}; mean agreement "
+            f"{record['mean_confidence']:.2f}"
         )
 
     # The point cloud
