@@ -108,11 +108,12 @@ def distill_filmed(
     known = {AUTO: "made from the photos", NO_CLOUD: "none but the scene's seed points"}
     announce(
         run,
-        scene=f"{loaded.name}, {counted(len(split.train), 'photo trains', 'photos train')}, {len(split.test)} test ({rule})",
+        scene=f"{loaded.name}, {counted(len(split.train), 'photo trains', 'photos train')}, "
+        f"{len(split.test)} test ({rule})",
         method=f"{method}, preset {sizes} on {on}, seed {request.seed}",
         size=size_of(loaded),
         points=known.get(filming.points, filming.points),
-        films=f"{counted(len(made.targets), 'picture')} between {counted(len(split.train), 'photo')}, by {filming.video}, "
+        films=f"{counted(len(made.targets), 'picture')} between {len(split.train)} photos, by {filming.video}, "
         f"{schedule.share:.0%} of what is drawn",
         schedule=planned(schedule),
     )
