@@ -36,6 +36,7 @@ from difixcli.distillation.schedule import pseudo_cameras, same_pose
 from difixcli.distillation.settings import Settings
 from difixcli.distillation.targets import Target, make_targets
 from difixcli.errors import InputError, short
+from difixcli.frames.stages import Behind
 from difixcli.reconstruction import PseudoView, Reconstruction
 from difixcli.runs import Progress, Run, read_image, write_image
 from difixcli.scenes import nearest_cameras
@@ -288,14 +289,17 @@ class Distillation:
         }
         shown = Round(number, self.schedule.rounds, self.scene, self.split.train, views, model, photos_only, kept)
         entries: list[dict[str, Any]] = []
-        with self._progress(label, len(views)) as update:
+        behind: Behind[None] = Behind()
+        with self._progress(label, len(views)) as update, behind:
             for view, proposal in zip(views, prior.propose(shown), strict=True):
                 if proposal is None and view.name not in kept:
                     raise InputError(
                         f"The prior {self.settings.prior} keeps a view ({view.name}) of which there is none."
                     )
                 entries.append(
-                    {**stands[view.name], "kept": True} if proposal is None else self._written(view, proposal, number)
+                    {**stands[view.name], "kept": True}
+                    if proposal is None
+                    else self._written(view, proposal, number, behind)
                 )
                 update(len(entries))
         counted = [entry for entry in entries if entry["dropped"] is None]
@@ -315,8 +319,8 @@ class Distillation:
         train = [self.scene.frames[i].camera for i in self.split.train]
         return pseudo_cameras(train, [target.camera for target in self.targets], self.schedule, number)
 
-    def _written(self, view: View, proposal: Proposal, number: int) -> dict[str, Any]:
-        """Write what was proposed for a view; its entry in the round's record."""
+    def _written(self, view: View, proposal: Proposal, number: int, behind: Behind[None]) -> dict[str, Any]:
+        """Have what was proposed for a view written; its entry in the round's record."""
         camera = view.camera
         size = (camera.height, camera.width)
         if proposal.image.shape != (*size, 3) or (proposal.weight is not None and proposal.weight.shape != size):
@@ -332,7 +336,7 @@ class Distillation:
         files = {}
         for kind, picture in pictures.items():
             path = self.rounds.folder(number) / f"{view.name}.{kind}.png"
-            write_image(path, picture)
+            behind.do(write_image, path, picture)
             files[kind] = path.relative_to(self.rounds.parent).as_posix()
         target = next(target for target in self.targets if target.name == view.name)
         return {
