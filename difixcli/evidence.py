@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from difixcli.fixer.confidence import SUBSTANCE, TONE_CHANGE, TONE_SIGMA
+from difixcli.frames.marks import marks
 from difixcli.reference_views import fix_render
 
 if TYPE_CHECKING:
@@ -100,6 +101,15 @@ def confidence(render: Render, fixed: np.ndarray, references: References) -> np.
         unseen = (1 - seen) * _closeness(low - np.clip(opaque, 0, 1), TONE_CHANGE)
         weight = weight * np.clip(support + unseen, 0, 1)
     return np.clip(weight, 0, 1).astype(np.float32)
+
+
+def marks_of(render: Render, fixed: np.ndarray, references: References) -> np.ndarray:
+    """(H, W, 3) float32: how far each pixel of a fix (H, W, 3) is invented, seen by a photo, and otherwise agreed (see
+    `frames.marks`); by `confidence` and by what aligned references see.
+    """
+    visible = references.visibility
+    seen = visible.max(axis=0) if len(visible) else np.zeros(fixed.shape[:2], np.float32)
+    return marks(confidence(render, fixed, references), seen)
 
 
 def mean_support(render: Render, weight: np.ndarray) -> float:

@@ -1,11 +1,13 @@
-"""How a photo is made smaller and larger: one operator is used everywhere that one is needed.
+"""Images as arrays and as tensors, their sizes, and optical flow between them.
 
-The operator that made the low-resolution photos is what the low-resolution loss, the super-resolvers and the figures of
-agreement use alike, or a scene would be taught to undo the difference between two of them.
+How a photo is made smaller and larger: one operator is used everywhere that one is needed. The operator that made the
+low-resolution photos is what the low-resolution loss, the super-resolvers and the figures of agreement use alike, or a
+scene would be taught to undo the difference between two of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -82,6 +84,27 @@ def agreeing(images: Tensor, photos: Tensor, factor: int, operator: Operator = "
     return images.clamp(0, 1)
 
 
+def averaged(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Images (B, C, h, w) at (height, width), each pixel the mean of those that it touches."""
+    from torch.nn import functional
+
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    return functional.interpolate(images, tuple(size), mode="area")
+
+
+def resized_to(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pixels (H, W) or (H, W, C) in [0, 1] at (height, width): area-averaged where they shrink, bicubic where they
+    grow.
+    """
+    import cv2
+
+    if pixels.shape[:2] == size:
+        return pixels
+    how = cv2.INTER_AREA if size[0] * size[1] < pixels.shape[0] * pixels.shape[1] else cv2.INTER_CUBIC
+    return np.clip(cv2.resize(pixels, (size[1], size[0]), interpolation=how), 0, 1)
+
+
 def fitted(image: Tensor, size: tuple[int, int]) -> Tensor:
     """An image (C, h, w) in [0, 1] at (height, width): bilinear, over all that a pixel covers where it shrinks."""
     from torch.nn import functional
@@ -104,6 +127,11 @@ def flow(target: np.ndarray, source: np.ndarray, finest: int = 0) -> np.ndarray:
     matcher = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     matcher.setFinestScale(finest)
     return matcher.calc(target, source, None)  # type: ignore[call-overload]
+
+
+def flows(target: np.ndarray, source: np.ndarray, finest: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """`flow` from one grey image to another, and back."""
+    return flow(target, source, finest), flow(source, target, finest)
 
 
 def as_planes(pixels: np.ndarray, device: str = "cpu") -> Tensor:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from difixcli.images import as_pixels, as_planes, resized
+from difixcli.images import as_pixels, as_planes, resized, resized_to
 from difixcli.priors.view_diffusion.views import InputViews, Pinhole
 from difixcli.scenes import load_mask, load_photo
 from difixcli.scenes.scene import Camera, Scene
@@ -71,11 +71,11 @@ def input_views(scene: Scene, train: Sequence[int], size: int) -> InputViews:
     images, masks = [], []
     for frame in frames:
         mask = load_mask(frame)
-        images.append(as_planes(_fitted(load_photo(frame), width, height))[0])
+        images.append(as_planes(resized_to(load_photo(frame), (height, width)))[0])
         kept = np.ones((height, width, 1), np.float32)
         if mask is not None:
             # a pixel counts when all that it is made of does
-            kept = (_fitted(mask.astype(np.float32), width, height)[..., None] > 0.999).astype(np.float32)
+            kept = (resized_to(mask.astype(np.float32), (height, width))[..., None] > 0.999).astype(np.float32)
         masks.append(as_planes(kept)[0])
     known = scene.known_to(train).points
     return InputViews(
@@ -89,7 +89,7 @@ def input_views(scene: Scene, train: Sequence[int], size: int) -> InputViews:
 
 def shown(picture: np.ndarray, camera: Camera) -> np.ndarray:
     """A picture (h, w, 3) of the networks' size at the camera's, (H, W, 3) float32 in [0, 1]."""
-    return _fitted(picture, camera.width, camera.height)
+    return resized_to(np.ascontiguousarray(picture, np.float32), (camera.height, camera.width))
 
 
 def view_seed(seed: int, name: str) -> int:
@@ -99,17 +99,6 @@ def view_seed(seed: int, name: str) -> int:
 
 def _at_size(picture: torch.Tensor, camera: Camera) -> np.ndarray:
     return shown(as_pixels(picture[None]), camera)
-
-
-def _fitted(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Pixels (h, w[, C]) in [0, 1] at another size: averaged over areas where they shrink, bicubic where they grow."""
-    import cv2
-
-    if pixels.shape[:2] == (height, width):
-        return np.ascontiguousarray(pixels, np.float32)
-    if height <= pixels.shape[0] and width <= pixels.shape[1]:
-        return resized(np.ascontiguousarray(pixels, np.float32), width, height)
-    return np.clip(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1).astype(np.float32)
 
 
 def _key(camera: Camera) -> tuple[float, ...]:

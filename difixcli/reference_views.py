@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from difixcli.images import as_planes, averaged
 from difixcli.scenes import load_mask, load_photo, nearest_cameras
 from difixcli.scenes.scene import Camera, Frame, Scene
 
@@ -144,17 +145,17 @@ class ReferenceViews:
         first = detailed[0].camera
         cameras = [frame.camera.resized(first.width, first.height) for frame in detailed]
         size = (first.height, first.width)
-        images = torch.stack([_resized(_planar(load_photo(frame)), size) for frame in detailed])
+        images = torch.cat([averaged(as_planes(load_photo(frame)), size) for frame in detailed])
         half = self.depth(frames[0]).shape
-        depths = torch.stack([_resized(torch.from_numpy(self.depth(f))[None], half) for f in frames])
+        depths = torch.cat([averaged(torch.from_numpy(self.depth(f))[None, None], half) for f in frames])
         held = [load_mask(frame) for frame in detailed]
         masks = None
         if any(mask is not None for mask in held):
             whole = [np.ones(size, bool) if mask is None else mask for mask in held]
-            masks = torch.stack([_resized(torch.from_numpy(m.astype(np.float32))[None], size) for m in whole])[None]
+            masks = torch.cat([averaged(as_planes(mask[..., None]), size) for mask in whole])[None]
         device = self.reconstruction.device
         aligned, visibility = align_references(
-            _planar(render.color)[None].to(device),
+            as_planes(render.color).to(device),
             torch.from_numpy(render.depth)[None, None].to(device),
             _matrix(camera.intrinsics)[None].to(device),
             _matrix(camera.camera_to_world)[None].to(device),
@@ -187,11 +188,10 @@ def seen_depth(scene: Scene, reconstruction: Reconstruction, frame: int, size: t
     """(H, W) z-depth at a frame's camera at this size (height, width), 0 where the reconstruction is not opaque or the
     photo's mask leaves the place out.
     """
-    import torch
 
     depth = opaque_depth(reconstruction.render(scene.frames[frame].camera.resized(size[1], size[0])))
     if (mask := load_mask(scene.frames[frame])) is not None:
-        whole = _resized(torch.from_numpy(mask.astype(np.float32))[None], size)[0].numpy()
+        whole = averaged(as_planes(mask[..., None]), size)[0, 0].numpy()
         depth = np.where(whole > 0.999, depth, 0)
     return depth.astype(np.float32)
 
@@ -254,7 +254,7 @@ def fix_render(fixer: Fixer, render: Render, references: References) -> np.ndarr
     """The fixer's clean view (H, W, 3) of a render with its references, raw or aligned as its weights want them."""
     import torch
 
-    image = _planar(render.color)[None]
+    image = as_planes(render.color)
     opacity = torch.from_numpy(render.accumulation)[None, None]
     count = min(fixer.config.views, len(references.frames))
     if count == 0:
@@ -264,11 +264,11 @@ def fix_render(fixer: Fixer, render: Render, references: References) -> np.ndarr
         visibility = torch.from_numpy(references.visibility[:count])[None, :, None]
         fixed = fixer(image, aligned, opacity, visibility)
     else:
-        photos = [_resized(_planar(photo), image.shape[-2:]) for photo in references.photos[:count]]
+        photos = [averaged(as_planes(photo), image.shape[-2:]) for photo in references.photos[:count]]
         places = None
         if fixer.config.references == "geometry" and references.correspondence is not None:
             places = torch.from_numpy(references.correspondence(count))[None]
-        fixed = fixer(image, torch.stack(photos)[None], opacity, correspondence=places)
+        fixed = fixer(image, torch.cat(photos)[None], opacity, correspondence=places)
     return fixed[0].permute(1, 2, 0).float().cpu().numpy()
 
 
@@ -279,24 +279,10 @@ def is_bad_fix(render: Render, fixed: np.ndarray) -> bool:
     from difixcli.fixer.confidence import bad_fixes
 
     opacity = torch.from_numpy(render.accumulation)[None, None]
-    return bool(bad_fixes(_planar(render.color)[None], _planar(fixed)[None], opacity)[0])
-
-
-def _planar(image: np.ndarray):  # type: ignore[no-untyped-def]
-    """(H, W, 3) numpy → (3, H, W) tensor."""
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))
+    return bool(bad_fixes(as_planes(render.color), as_planes(fixed), opacity)[0])
 
 
 def _matrix(value: np.ndarray):  # type: ignore[no-untyped-def]
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32))
-
-
-def _resized(image, size):  # type: ignore[no-untyped-def]
-    """(C, h, w) tensor at another size (height, width), area-averaged."""
-    import torch.nn.functional as F
-
-    return image if tuple(image.shape[-2:]) == tuple(size) else F.interpolate(image[None], size, mode="area")[0]

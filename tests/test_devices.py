@@ -235,7 +235,15 @@ def test_training_stays_on_the_device_and_goes_on_exactly(
     from difixcli.training import finetune
 
     photos = textures(tmp_path / "photos")
-    options = {**FAST, "iterations": 4, "gram_weight": 0.1, "gram_start": 1, "validation_pairs": 1, "workers": 0}
+    options = {
+        **FAST,
+        "iterations": 4,
+        "gram_weight": 0.1,
+        "perceptual": "st-lpips-vgg",
+        "gram_start": 1,
+        "validation_pairs": 1,
+        "workers": 0,
+    }
     options |= {"photos": photos, "signs_every": 3, "validate_every": 3, "checkpoint_every": 2}
     finetune([], "tiny", tmp_path / "cpu", **options)
     counted: list[int] = []

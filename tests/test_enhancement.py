@@ -57,7 +57,7 @@ class Inverter:
         self.device = torch.device("cpu")
         self.calls: list[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]] = []
 
-    def __call__(self, images, references=None, opacity=None, visibility=None, fill_seed=None):
+    def __call__(self, images, references=None, opacity=None, visibility=None, fill_seed=None, correspondence=None):
         self.calls.append((images, references, visibility))
         return 1 - images
 

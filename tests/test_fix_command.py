@@ -48,10 +48,16 @@ def test_images_come_out_whole_and_a_second_run_keeps_them(images: Path, tiny: P
     for i in range(3):
         fixed, confidence = Image.open(folder / f"{i}.png"), Image.open(folder / f"{i}.confidence.png")
         assert fixed.size == confidence.size == Image.open(images / f"{i}.png").size
-        assert fixed.mode == "RGB" and confidence.mode == "L"
+        assert fixed.mode == "RGB" and confidence.mode == "RGB"
+        invented, seen, agreed = np.asarray(confidence, int).transpose(2, 0, 1)
+        assert np.abs(invented + seen + agreed - 255).max() <= 2 and seen.max() > 0
+    whole = {path.name: path.read_bytes() for path in folder.glob("*.png")}
     (folder / "1.confidence.png").unlink()
     again = told(difix(*line))["results"]
     assert again["kept"] == 2 and (folder / "1.confidence.png").is_file()
+    # enhance does the same to a folder, and heeds the same options
+    same = Path(told(difix("enhance", *line[1:], "--tile", "256", "--batch", "2"))["output"])
+    assert {path.name: path.read_bytes() for path in same.glob("*.png")} == whole and len(whole) == 6
 
 
 def test_a_broken_image_stops_none_of_the_others(images: Path, tiny: Path, tmp_path: Path) -> None:
@@ -133,7 +139,7 @@ def test_a_transparent_render_brings_its_opacity(images: Path, tiny: Path, tmp_p
         for folder, name in (("holes_fixed", "0.png"), ("black_fixed", "black.png"))
     )
     assert np.abs(with_opacity - without).max() > 1 / 255
-    assert np.asarray(Image.open(tmp_path / "holes_fixed" / "0.confidence.png"))[:, 52:].max() == 0
+    assert np.asarray(Image.open(tmp_path / "holes_fixed" / "0.confidence.png"))[:, 52:, 1:].max() == 0
 
 
 def test_the_releases_resize_and_tiles(

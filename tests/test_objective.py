@@ -207,7 +207,7 @@ def test_the_perceptual_term_looks_at_images_of_any_size(size: tuple[int, int]) 
     [
         ({"percptual": 1.0}, "did you mean perceptual"),
         ({"mehtod": 1.0}, "did you mean method"),
-        ({"depth": 1.0}, "l2, low_resolution, method and perceptual"),
+        ({"depth": 1.0}, "d_ssim, l1, l2, low_resolution, method and perceptual"),
         ({"l2:3": 1.0}, "takes no parameter"),
         ({"low_resolution": 1.0}, "low_resolution:4"),
         ({"low_resolution:half": 1.0}, "low_resolution:4"),

@@ -13,9 +13,9 @@ import torch
 from commands import difix, refused, told
 
 from difixcli.distillation import distill as distillation
+from difixcli.distillation.few_photos import known_scene
 from difixcli.distillation.prior import Context
 from difixcli.distillation.seeking import SEEK, Seeking, bootstrapped, highest_level
-from difixcli.distillation.view_diffusion import known_scene
 from difixcli.distillation.view_diffusion_prior import ViewDiffusionPrior, mode_weight, weighted
 from difixcli.errors import InputError
 from difixcli.novel_views import NovelViews

@@ -32,6 +32,7 @@ from difixcli.runs import check_folder
 ROUNDS = "Rounds of fixing"
 LARGER = "Super-resolution"
 FEW = "Few photos"
+FILM = "Films between photos"
 
 
 @console.handled
@@ -108,8 +109,8 @@ def distill(
     prior: Annotated[
         str,
         typer.Option(
-            help="What proposes views: fixer, super-resolution, view-diffusion (two to four photos), or an installed "
-            "package's.",
+            help="What proposes views: fixer, super-resolution, view-diffusion (two to four photos), video (films "
+            "between a few photos), or an installed package's.",
             rich_help_panel=ROUNDS,
         ),
     ] = "fixer",
@@ -120,7 +121,8 @@ def distill(
     trust: Annotated[
         str | None,
         typer.Option(
-            help="supported (default): a fix changes what references and render support; all: everything.",
+            help="supported (default): a fix changes what references and render support, a film's pictures weigh as "
+            "they agree; all: everything.",
             rich_help_panel=ROUNDS,
         ),
     ] = None,
@@ -212,12 +214,34 @@ def distill(
         bool,
         typer.Option("--anneal", help="Let the highest noise level fall from round to round.", rich_help_panel=FEW),
     ] = False,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            help="Pictures from one photo to the next, both among them; 8 on a CPU, 32 on a GPU.", rich_help_panel=FILM
+        ),
+    ] = None,
+    points: Annotated[
+        str | None,
+        typer.Option(
+            help="The point cloud: auto (default) from the photos; what DUSt3R, MASt3R or VGGT say as .npz, or a .ply; "
+            "none: the scene's seed points.",
+            rich_help_panel=FILM,
+        ),
+    ] = None,
+    video: Annotated[
+        str | None,
+        typer.Option(
+            help="The video model: bundled (default), a folder of difix finetune --task video, or a published one's "
+            "folder or hub name.",
+            rich_help_panel=FILM,
+        ),
+    ] = None,
     compare: Annotated[
         bool,
         typer.Option(
             "--compare",
             help="Also train as long on photos alone (super-resolution: on other enlargements too; view-diffusion: on "
-            "EFT's pictures too, and draw the networks' own).",
+            "EFT's pictures too, and draw the networks' own; video: also from the point cloud).",
         ),
     ] = False,
     size: SizeOption = None,
@@ -233,8 +257,9 @@ def distill(
     from difixcli.cli.fixes import Fixes, distill_fixes
     from difixcli.cli.requests import Request
     from difixcli.cli.super_resolution import distill_larger, read_enlargement
+    from difixcli.cli.video import distill_filmed
     from difixcli.cli.view_diffusion import distill_few
-    from difixcli.distillation.prior import SUPER_RESOLUTION, VIEW_DIFFUSION, check_prior
+    from difixcli.distillation.prior import SUPER_RESOLUTION, VIDEO, VIEW_DIFFUSION, check_prior
     from difixcli.distillation.schedule import check_schedule
     from difixcli.distillation.targets import check_targets
     from difixcli.scenes import check_rule, check_scene
@@ -264,21 +289,24 @@ def distill(
         **{"--view-diffusion": view_diffusion, "--seek": seek, "--denoise-steps": denoise_steps, "--reuse": reuse},
         "--anneal": anneal or None,
     }
-    if prior in (SUPER_RESOLUTION, VIEW_DIFFUSION):
+    filming = {"--frames": frames, "--points": points, "--video": video}
+    if prior in (SUPER_RESOLUTION, VIEW_DIFFUSION, VIDEO):
         unheard = {
             "--schedule": schedule != "progressive",
             "--profile": profile != "difix",
             "--fixer": fixer != "bundled",
             "--step": step is not None,
             "--references": references is not None,
-            "--trust": trust is not None,
+            "--trust": trust is not None and prior != VIDEO,
             "--drop-below": drop_below is not None,
             "--no-guard": not guard,
         }
-        unheard["--targets"] = prior == SUPER_RESOLUTION and targets is not None  # its views are the photos'
+        # views are the photos' or between them, and films begin from the point cloud
+        unheard["--targets"] = prior in (SUPER_RESOLUTION, VIDEO) and targets is not None
+        unheard["--start"] = prior == VIDEO and start is not None
         if said := [option for option, there in unheard.items() if there]:
             raise InputError(f"{said[0]} says nothing to the prior {prior}; leave it out.")
-    for other, given in ((SUPER_RESOLUTION, larger), (VIEW_DIFFUSION, seeking)):
+    for other, given in ((SUPER_RESOLUTION, larger), (VIEW_DIFFUSION, seeking), (VIDEO, filming)):
         if prior != other and (said := [option for option, value in given.items() if value is not None]):
             raise InputError(f"{said[0]} belongs to --prior {other}; name that, or leave it out.")
     request = Request(
@@ -287,6 +315,8 @@ def distill(
     )  # fmt: skip
     if prior == VIEW_DIFFUSION:
         distill_few(request, view_diffusion, seek, denoise_steps, reuse, anneal)
+    elif prior == VIDEO:
+        distill_filmed(request, points, video, frames, trust)
     elif prior == SUPER_RESOLUTION:
         enlargement = read_enlargement(upscale, sr, reduce, downscale, sr_update)
         distill_larger(request, enlargement, sr_update is not None)

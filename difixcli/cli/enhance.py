@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,15 +22,22 @@ from difixcli.cli.inputs import (
     scene_inputs,
 )
 from difixcli.cli.options import (
+    BatchOption,
+    CompileOption,
+    ConfidenceOption,
     Device,
     DeviceOption,
     FixerOption,
     ForceOption,
     JsonOption,
     OutputOption,
+    Precision,
+    PrecisionOption,
     ReferenceOption,
     ReferencesOption,
+    SeedOption,
     SizeOption,
+    TileOption,
 )
 from difixcli.cli.outputs import announce, beside_others, folder_beside
 from difixcli.cli.several import over_scenes
@@ -40,6 +48,7 @@ from difixcli.wording import counted
 
 if TYPE_CHECKING:
     from difixcli.enhancement import Film
+    from difixcli.fixer import Fixer
 
 _DISTILLED = {
     "scene": str,
@@ -54,6 +63,27 @@ _DISTILLED = {
 }
 """The shape of what a distillation was asked for, as far as its frames depend on it."""
 _ALIKE = 0.02  # share of a figure of steadiness by which another one is no other
+
+
+@dataclass(frozen=True)
+class _Fixing:
+    """How frames are fixed, as it was given."""
+
+    fixer: str
+    tile: int | None
+    batch: int | None
+    confidence: bool
+    dtype: Precision
+    compiled: bool
+    seed: int
+
+    def open(self, device: str) -> Fixer:
+        return open_fixer(self.fixer, device, self.dtype, self.compiled, self.tile)
+
+    def arguments(self, network: Fixer | None) -> dict[str, Any]:
+        """What of it decides how frames come out, for a run's record."""
+        told = {"fixer": self.fixer, "tile": self.tile, "confidence": self.confidence, "compiled": self.compiled}
+        return {**told, "dtype": None if network is None else str(network.dtype)}
 
 
 @console.handled
@@ -83,6 +113,12 @@ def enhance(
     references: ReferencesOption = None,
     fixer: FixerOption = "bundled",
     size: SizeOption = None,
+    tile: TileOption = None,
+    batch: BatchOption = None,
+    confidence: ConfidenceOption = False,
+    dtype: PrecisionOption = Precision.auto,
+    compiled: CompileOption = False,
+    seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
     output: OutputOption = None,
     force: ForceOption = False,
@@ -93,14 +129,16 @@ def enhance(
     from difixcli.enhancement import Film
 
     film = Film(fps, side_by_side, split_screen, steady)
+    fixing = _Fixing(fixer, tile, batch, confidence, dtype, compiled, seed)
     if (source / "reconstruction.json").is_file():
-        for option, given in (("--reference", reference), ("--references", references), ("--size", size)):
+        of_images = {"--reference": reference, "--references": references, "--size": size, "--batch": batch}
+        for option, given in {**of_images, "--seed": seed or None}.items():
             if given is not None:
                 raise InputError(
                     f"{source} is a run: its references are its own photos, and its size is the one it was trained at; "
                     f"leave out {option}."
                 )
-        _enhance_run(source, trajectory, film, fixer, device, output, force, as_json)
+        _enhance_run(source, trajectory, film, fixing, device, output, force, as_json)
         return
     if trajectory is not None:
         raise InputError(
@@ -109,7 +147,7 @@ def enhance(
         )
     if references is not None and not reference:
         raise InputError("--references says how many photos count; name them with --reference.")
-    _enhance_images(source, reference, references, film, fixer, size, device, output, force, as_json)
+    _enhance_images(source, reference, references, film, fixing, size, device, output, force, as_json)
 
 
 def _enhance_images(
@@ -117,7 +155,7 @@ def _enhance_images(
     reference: list[Path] | None,
     references: int | None,
     film: Film,
-    fixer: str,
+    fixing: _Fixing,
     size: int | None,
     device: Device,
     output: Path | None,
@@ -127,6 +165,7 @@ def _enhance_images(
     """Fix images, or the frames of a video, of unknown pose."""
     from difixcli.enhancement import check_images, enhance_images
     from difixcli.evaluation.pictures import image_files
+    from difixcli.frames.pipeline import FrameOptions
 
     if not source.exists():
         raise InputError(f"There is no image, folder or video {source}; check its name.")
@@ -135,19 +174,21 @@ def _enhance_images(
     folder = output or folder_beside(source, "enhanced")
     for warning in check_images(source, folder, photos, size, film):
         console.warn(warning)
-    network = open_fixer(fixer, on)
+    network = fixing.open(on)
     count = photo_count(references, network)
-    arguments = {"source": source.absolute(), "references": photos, "fixer": fixer, "size": size}
+    options = FrameOptions(False, fixing.confidence, fixing.seed if network.config.fill_unseen else None, fixing.batch)
+    arguments = {"source": source.absolute(), "references": photos, "size": size, **fixing.arguments(network)}
     arguments |= {"steady": film.steady, "count": count}  # videos are made anew of the same frames
+    arguments |= {"fill_seed": options.fill_seed}
     files = [source] if source.is_file() else image_files(source)
     # by content: renders made anew often have the names and sizes of those before
     inputs = {"source": fingerprint(files), "references": fingerprint(photos)}
-    inputs |= fixer_input(fixer)
+    inputs |= fixer_input(fixing.fixer)
     if output is None:
         folder = beside_others(folder, "enhance", arguments)
-    run = Run.open(folder, "enhance", arguments, inputs, force, reads=[source, *photos, *files_read(fixer)])
+    run = Run.open(folder, "enhance", arguments, inputs, force, reads=[source, *photos, *files_read(fixing.fixer)])
     announce(run, references=photos_told(photos, count))
-    results = enhance_images(source, run.folder, network, photos, size, film, count, console.progress)
+    results = enhance_images(source, run.folder, network, photos, size, film, count, console.progress, options)
     run.finish(results)
     if results["frames"] < 0.9 * results["announced"] - 1:
         console.warn(
@@ -160,7 +201,7 @@ def _enhance_run(
     source: Path,
     trajectory: str | None,
     film: Film,
-    fixer: str,
+    fixing: _Fixing,
     device: Device,
     output: Path | None,
     force: bool,
@@ -196,22 +237,28 @@ def _enhance_run(
         console.say(note)
     cameras = views(scene, split, path, film)[1]
     asked = held.get("enlargement")
+    network = None
     if asked is not None:
-        if fixer != "bundled":
-            raise InputError(f"{source} is larger than its photos: its super-resolver enhances it; leave --fixer out.")
+        if fixing.fixer != "bundled" or fixing.confidence:
+            raise InputError(
+                f"{source} is larger than its photos: its super-resolver enhances it; leave --fixer and "
+                "--confidence out."
+            )
         cleaner, read_by_it = resolver_cleaner(asked, on, held["seed"])
     else:
         references, trust = held.get("references"), held.get("trust", "supported")
-        cleaner = by_fixer(open_fixer(fixer, on), scene, split, references, trust)
-        read_by_it = fixer_input(fixer)
+        network = fixing.open(on)
+        cleaner = by_fixer(network, scene, split, references, trust, fixing.confidence)
+        read_by_it = fixer_input(fixing.fixer)
     # a run that has trained on since makes other frames
     checkpoint = latest_checkpoint(source)
     inputs = {**scene_inputs(scene), "checkpoint": fingerprint([checkpoint]), **read_by_it}
     inputs["views"] = path_fingerprint(cameras)
     # not the run's folder itself: its part that is written to by default is not read
-    reads = [checkpoint, source / "run.json", source / "scene", *files_read(fixer, scene)]
+    reads = [checkpoint, source / "run.json", source / "scene", *files_read(fixing.fixer, scene)]
     # videos are made anew of the same frames
-    arguments = {"source": source.absolute(), "fixer": fixer, "trajectory": trajectory, "steady": film.steady}
+    arguments = {"source": source.absolute(), "trajectory": trajectory, "steady": film.steady}
+    arguments |= fixing.arguments(network)
     arguments |= {"references": held.get("references"), "trust": held.get("trust"), "enlargement": asked}
     part = "-".join(["enhanced", *([path.name] if path else []), *(["steady"] if film.steady else [])])
     folder = output or beside_others(source / part, "enhance", arguments)
@@ -233,6 +280,7 @@ def _enhance_run(
         path,
         film,
         where,
+        fixing.confidence,
     )
     run.finish(results)
     _finish_frames(results, run.folder, as_json)

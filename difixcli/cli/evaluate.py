@@ -23,6 +23,7 @@ from difixcli.wording import counted
 
 _OWN = ("prediction", "output", "as_json", "cluster")
 """Parameters that say nothing of how a scene is measured."""
+_TELLING = 0.5  # of the truth's own pose AUC
 
 
 @console.handled
@@ -84,8 +85,8 @@ def evaluate(
     if not prediction:
         raise InputError(f"None of the runs is finished ({', '.join(missing)}); see what became of them: difix status.")
     geometry, lost = _runs_of(geometry or [])
-    if lost:
-        raise InputError(f"The --geometry of {', '.join(lost)} is not finished; see what became of it: difix status.")
+    if lost:  # which is refused where a scene that is measured needs it
+        console.warn(f"The --geometry of {', '.join(lost)} is not finished.")
     for path in [*prediction, *([masks] if masks else []), *geometry]:
         if not path.exists():
             raise InputError(f"There is no {path}; check its name.")
@@ -156,6 +157,8 @@ def evaluate(
         tables.append(console.figures_table(title if not scenes else "Mean over scenes", rows, spreads))
     for name, value in evaluated.get("reference", {}).items():
         console.say(f"{METRICS[name].name} of the truth itself: {value:.{METRICS[name].digits}f}")
+    if evaluated.get("reference", {}).get("pose_auc", 1) < _TELLING:
+        console.warn("Not even the true images' cameras are found anew here, so pose AUC says little of the others.")
     console.say("; ".join(f"{name}: {said}" for name, said in evaluated["conditions"].items()))
     for one in scenes.values() if scenes else [evaluated]:
         for variant, images in one["per_image"].items():

@@ -26,6 +26,9 @@ from difixcli.cli.inputs import (
 )
 from difixcli.cli.options import (
     SPLIT_RULES,
+    BatchOption,
+    CompileOption,
+    ConfidenceOption,
     Device,
     DeviceOption,
     FixerOption,
@@ -33,11 +36,13 @@ from difixcli.cli.options import (
     JsonOption,
     OutputOption,
     Precision,
+    PrecisionOption,
     ReferenceOption,
     ReferencesOption,
     Resize,
     SeedOption,
     SizeOption,
+    TileOption,
 )
 from difixcli.cli.outputs import announce, beside_others, folder_beside
 from difixcli.errors import InputError, unknown
@@ -74,9 +79,8 @@ def fix(
     fixer: FixerOption = "bundled",
     size: SizeOption = None,
     resize: Annotated[Resize | None, typer.Option(help="release: work at 1024×576, as Difix3D's release does.")] = None,
-    tile: Annotated[
-        int | None, typer.Option(help="Side of the tiles for large images (default 1024, 1536 on a GPU).", min=256)
-    ] = None,
+    tile: TileOption = None,
+    batch: BatchOption = None,
     fill_unseen: Annotated[
         bool, typer.Option("--fill-unseen", help="Invent what is transparent, from noise (raw references only).")
     ] = False,
@@ -117,9 +121,7 @@ def fix(
     denoise_steps: Annotated[
         int | None, typer.Option(help="Denoising steps of a view (default 25).", min=1, rich_help_panel=VIEWS)
     ] = None,
-    confidence: Annotated[
-        bool, typer.Option("--confidence", help="Also write NAME.confidence.png; takes twice as long.")
-    ] = False,
+    confidence: ConfidenceOption = False,
     export: Annotated[Path | None, typer.Option(help="Write the fixer to a folder; needs no images.")] = None,
     layout: Annotated[
         Layout | None, typer.Option(help="With --export: ours (default), or diffusers, as Difix is published.")
@@ -127,10 +129,8 @@ def fix(
     merge_lora: Annotated[
         bool, typer.Option("--merge-lora", help="With --export: work adapters into the weights.")
     ] = False,
-    dtype: Annotated[Precision, typer.Option(help="auto: bf16 for raw references on a GPU, else fp32.")] = (
-        Precision.auto
-    ),
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile the network first; pays on a GPU.")] = False,
+    dtype: PrecisionOption = Precision.auto,
+    compiled: CompileOption = False,
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
     output: OutputOption = None,
@@ -150,6 +150,7 @@ def fix(
         of_images = {
             **{"--reference": reference, "--scene": scene, "--references": references, "--resize": resize},
             **{"--tile": tile, "--fill-unseen": fill_unseen, "--confidence": confidence, "--export": export},
+            **{"--batch": batch},
             **{"--upscale": upscale, "--sr": sr, "--merge-lora": merge_lora, "--compile": compiled},
             **{"--layout": layout},
             **{"--fixer": fixer != "bundled", "--dtype": dtype is not Precision.auto},
@@ -180,7 +181,13 @@ def fix(
             raise InputError("Nothing to fix; name an image or a folder of images, or a folder to --export to.")
         of_images = {
             **{"--reference": reference, "--scene": scene, "--references": references, "--size": size},
-            **{"--resize": resize, "--tile": tile, "--fill-unseen": fill_unseen, "--confidence": confidence},
+            **{
+                "--resize": resize,
+                "--tile": tile,
+                "--batch": batch,
+                "--fill-unseen": fill_unseen,
+                "--confidence": confidence,
+            },
             **{"--upscale": upscale, "--sr": sr},
             **{"--compile": compiled, "--seed": seed, "--device": device is not Device.auto, "--output": output},
         }
@@ -195,6 +202,7 @@ def fix(
         of_fixes = {
             **{"--reference": reference, "--scene": scene, "--references": references, "--resize": resize},
             **{"--tile": tile, "--fill-unseen": fill_unseen, "--confidence": confidence, "--export": export},
+            **{"--batch": batch},
             **{"--compile": compiled, "--fixer": fixer != "bundled", "--dtype": dtype is not Precision.auto},
         }
         if given := [option for option, value in of_fixes.items() if value]:
@@ -222,8 +230,7 @@ def fix(
         console.warn(warning)
     on, _ = pick_device(device)
     posed = None if scene is None else open_scene(scene, None, "gpu")
-    network = open_fixer(fixer, on, dtype, compiled)
-    network.tile = tile
+    network = open_fixer(fixer, on, dtype, compiled, tile)
     if fill_unseen and network.config.references == "aligned":
         raise InputError(f"The fixer {fixer} has no noise to invent from; leave out --fill-unseen or name another.")
     if fill_unseen and not any(has_alpha(path) for path in files):
@@ -236,10 +243,10 @@ def fix(
     else:
         count = min(count, len(posed.frames) - 1)  # an image's own frame is none of them
         choice = ReferencePhotos.by_pose(posed, files, count)
-    options = FrameOptions(
-        resize is Resize.release, confidence, seed if fill_unseen or network.config.fill_unseen else None
-    )
+    fill_seed = seed if fill_unseen or network.config.fill_unseen else None
+    options = FrameOptions(resize is Resize.release, confidence, fill_seed, batch)
     arguments = {"source": source.absolute(), "references": photos, "fixer": fixer, "size": size, **vars(options)}
+    del arguments["batch"]  # of no account for what comes out
     arguments |= {"scene": scene and scene_spec(scene), "count": count if photos or scene else None}
     arguments |= {"tile": tile, "dtype": str(network.dtype), "compiled": compiled}
     # by content: renders made anew often have the names and sizes of those before

@@ -138,7 +138,7 @@ def distill_fixes(request: Request, asked: Fixes) -> None:
         "split": rule,
     }
     arguments["fixer"] = asked.fixer
-    del arguments["enlargement"], arguments["seeking"]
+    del arguments["enlargement"], arguments["seeking"], arguments["filming"]
     paths = [Path(aim).expanduser() for aim in aims if aim.lower().endswith(".json")]
     inputs |= {str(path): fingerprint([path]) for path in paths}
     begun = start_files(request.start)

@@ -65,7 +65,9 @@ def check_fixer(name: str) -> None:
         raise InputError(f"There is no fixer {path}; check its name.")
 
 
-def open_fixer(name: str, device: str, dtype: Precision = Precision.auto, compiled: bool = False) -> Fixer:
+def open_fixer(
+    name: str, device: str, dtype: Precision = Precision.auto, compiled: bool = False, tile: int | None = None
+) -> Fixer:
     """Load a fixer for use, not for training, and say under which licence it stands."""
     from difixcli.fixer import Fixer
 
@@ -76,6 +78,7 @@ def open_fixer(name: str, device: str, dtype: Precision = Precision.auto, compil
     half = dtype is Precision.auto and device == "cuda" and fixer.config.takes_photos
     fixer.to(device, precision(Precision.bf16 if half else dtype))
     fixer.notice = console.warn
+    fixer.tile = tile
     fixer.tile_done = console.tile_done
     if compiled:
         fixer.compile()

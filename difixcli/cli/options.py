@@ -82,3 +82,22 @@ ReferenceOption = Annotated[
 ReferencesOption = Annotated[
     int | None, typer.Option(help="How many photos stand beside an image, at most (default: the fixer's).", min=1)
 ]
+
+TileOption = Annotated[
+    int | None, typer.Option(help="Side of the tiles for large images (default 1024, 1536 on a GPU).", min=256)
+]
+PrecisionOption = Annotated[
+    Precision, typer.Option("--dtype", help="auto: bf16 for raw references on a GPU, else fp32.")
+]
+CompileOption = Annotated[bool, typer.Option("--compile", help="Compile the network first; pays on a GPU.")]
+BatchOption = Annotated[
+    int | None, typer.Option(help="Images of one size that are fixed at once (default 1, 4 on a GPU).", min=1)
+]
+ConfidenceOption = Annotated[
+    bool,
+    typer.Option(
+        "--confidence",
+        help="Also write NAME.confidence.png (green: seen by a photo, blue: agreed, red: invented); takes twice as "
+        "long.",
+    ),
+]

@@ -34,8 +34,9 @@ from difixcli.distillation.renders import FinalRenders
 from difixcli.distillation.rounds import Rounds
 from difixcli.distillation.schedule import pseudo_cameras, same_pose
 from difixcli.distillation.settings import Settings
-from difixcli.distillation.targets import make_targets
+from difixcli.distillation.targets import Target, make_targets
 from difixcli.errors import InputError, short
+from difixcli.frames.stages import Behind
 from difixcli.reconstruction import PseudoView, Reconstruction
 from difixcli.runs import Progress, Run, read_image, write_image
 from difixcli.scenes import nearest_cameras
@@ -54,6 +55,10 @@ COMPARED = ("low_resolution", "supersampled", "bicubic", "per_image")
 """Folders of what super-resolution is compared with."""
 MEAN = "mean"
 """Folder of what mode seeking is compared with, beside the plain model."""
+POINTS = "points"
+"""Folder of what the video prior is compared with, beside the plain model: photos alone, from the point cloud."""
+CLOUD = "cloud"
+"""Folder of the point cloud that the video prior begins with."""
 
 
 class Distillation:
@@ -67,7 +72,7 @@ class Distillation:
     def __init__(self, scene: Scene, split: Split, settings: Settings) -> None:
         self.scene, self.split, self.settings = scene, split, settings
         self.schedule = settings.schedule
-        self.targets = make_targets(scene, split, settings.targets)
+        self.targets = self._targets()
 
     def run(self, fixer: Fixer, run: Run, progress: Progress, say: Say) -> dict[str, dict[str, Any]]:
         """Run, or go on with, the update; return the figures of each variant on the views that have a truth."""
@@ -87,6 +92,9 @@ class Distillation:
         gc.collect()  # the parts of a model hold on to each other, and there may be no room for a second one
         self._render(renders, self._plain(), "plain", "fixed")
         return self._figures()
+
+    def _targets(self) -> list[Target]:
+        return make_targets(self.scene, self.split, self.settings.targets)
 
     def _begin(self, run: Run, progress: Progress, say: Say) -> None:
         _sweep(run.folder)
@@ -112,12 +120,15 @@ class Distillation:
             _fork(self.folder, self.folder / _PHOTOS)
         return model
 
-    def _begun(self, folder: Path, iterations: int) -> Reconstruction:
-        """A new reconstruction in `folder` of a schedule of so many iterations, or the one that the run starts from."""
+    def _begun(self, folder: Path, iterations: int, scene: Scene | None = None) -> Reconstruction:
+        """A new reconstruction in `folder` of a schedule of so many iterations, or the one that the run starts from.
+
+        It is of the run's scene, or of `scene`, which is the same with other seed points.
+        """
         settings = self.settings
         if settings.start is None:
             model = Reconstruction.create(
-                self.scene,
+                scene or self.scene,
                 self.split.train,
                 method=settings.method,
                 folder=folder,
@@ -278,14 +289,17 @@ class Distillation:
         }
         shown = Round(number, self.schedule.rounds, self.scene, self.split.train, views, model, photos_only, kept)
         entries: list[dict[str, Any]] = []
-        with self._progress(label, len(views)) as update:
+        behind: Behind[None] = Behind()
+        with self._progress(label, len(views)) as update, behind:
             for view, proposal in zip(views, prior.propose(shown), strict=True):
                 if proposal is None and view.name not in kept:
                     raise InputError(
                         f"The prior {self.settings.prior} keeps a view ({view.name}) of which there is none."
                     )
                 entries.append(
-                    {**stands[view.name], "kept": True} if proposal is None else self._written(view, proposal, number)
+                    {**stands[view.name], "kept": True}
+                    if proposal is None
+                    else self._written(view, proposal, number, behind)
                 )
                 update(len(entries))
         counted = [entry for entry in entries if entry["dropped"] is None]
@@ -305,8 +319,8 @@ class Distillation:
         train = [self.scene.frames[i].camera for i in self.split.train]
         return pseudo_cameras(train, [target.camera for target in self.targets], self.schedule, number)
 
-    def _written(self, view: View, proposal: Proposal, number: int) -> dict[str, Any]:
-        """Write what was proposed for a view; its entry in the round's record."""
+    def _written(self, view: View, proposal: Proposal, number: int, behind: Behind[None]) -> dict[str, Any]:
+        """Have what was proposed for a view written; its entry in the round's record."""
         camera = view.camera
         size = (camera.height, camera.width)
         if proposal.image.shape != (*size, 3) or (proposal.weight is not None and proposal.weight.shape != size):
@@ -322,7 +336,7 @@ class Distillation:
         files = {}
         for kind, picture in pictures.items():
             path = self.rounds.folder(number) / f"{view.name}.{kind}.png"
-            write_image(path, picture)
+            behind.do(write_image, path, picture)
             files[kind] = path.relative_to(self.rounds.parent).as_posix()
         target = next(target for target in self.targets if target.name == view.name)
         return {
@@ -455,10 +469,10 @@ def _camera(entry: Mapping[str, Any]) -> Camera:
 
 def _sweep(folder: Path) -> None:
     """Remove what a killed process was writing; not in parts of the folder that another command may be writing to."""
-    models = (_PHOTOS, PLAIN, MEAN, *COMPARED)
+    models = (_PHOTOS, PLAIN, MEAN, POINTS, *COMPARED)
     for stale in [
         *folder.glob(".*.part"),
-        *(path for part in ("rounds", "renders", "path", LARGE) for path in (folder / part).rglob(".*.part")),
+        *(path for part in ("rounds", "renders", "path", LARGE, CLOUD) for path in (folder / part).rglob(".*.part")),
         *(path for part in models for path in (folder / part).glob(".*.part")),
         *(path for part in models for path in (folder / part / "scene").rglob(".*.part")),
         *(folder / "scene").rglob(".*.part"),
@@ -473,7 +487,7 @@ def _fork(source: Path, target: Path) -> None:
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     left_out = shutil.ignore_patterns(
-        "run.json", "rounds", "renders", "path", LARGE, _PHOTOS, PLAIN, MEAN, *COMPARED, ".*"
+        "run.json", "rounds", "renders", "path", LARGE, CLOUD, _PHOTOS, PLAIN, MEAN, POINTS, *COMPARED, ".*"
     )
     shutil.copytree(source, part, ignore=left_out)
     part.rename(target)

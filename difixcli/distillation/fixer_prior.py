@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from difixcli.distillation.prior import Context, Proposal, Round, View
 from difixcli.evidence import agreement, confidence, confirmed, mean_support
+from difixcli.frames.stages import Pace, carried
 from difixcli.reconstruction import Render
 from difixcli.reference_views import References, fix_render, is_bad_fix
 
@@ -31,8 +33,9 @@ class FixerPrior:
         self._count = context.fixer.config.views if context.references is None else context.references
 
     def propose(self, shown: Round) -> Iterator[Proposal | None]:
-        for view in shown.views:
-            yield self._propose(shown, view)
+        # renders and aligned photos of a view come while the one before is fixed
+        views = carried(shown.views, partial(self._prepared, shown), self._proposals, _handed_on, Pace())
+        return (proposal for _, proposal in views)
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -40,11 +43,12 @@ class FixerPrior:
     def restore(self, state: dict[str, Any]) -> None:
         """There is nothing to restore."""
 
-    def _propose(self, shown: Round, view: View) -> Proposal | None:
+    def _prepared(self, shown: Round, view: View) -> Callable[[], Proposal] | None:
+        """What then makes the proposal, or None for a view that keeps its fix."""
         if self._trust == "all":
             # only the references are brought in through photos' geometry, if the fixer takes them so
             beside = shown.beside(view, self._count, align=self._fixer.config.references == "aligned")
-            return self._as_it_is(shown.render(view), beside)
+            return partial(self._as_it_is, shown.render(view), beside)
         if shown.kept(view) is not None:
             return None
         beside = shown.beside(view, self._count)
@@ -55,7 +59,11 @@ class FixerPrior:
             now = agreement(present.color, beside)
             if now is not None and before is not None and now > before + _BETTER:
                 render, before = present, now
-        return self._supported(render, beside, before)
+        return partial(self._supported, render, beside, before)
+
+    @staticmethod
+    def _proposals(batch: Sequence[tuple[View, Callable[[], Proposal] | None]]) -> list[Proposal | None]:
+        return [None if propose is None else propose() for _, propose in batch]
 
     def _as_it_is(self, render: Render, beside: References) -> Proposal:
         fixed = fix_render(self._fixer, render, beside)
@@ -76,6 +84,11 @@ class FixerPrior:
             figures |= {"agreement_before": before, "agreement": after}
         pictures = {**_shown(render), "fixed": fixed}
         return Proposal(learned, weight, self._terms, dropped=dropped, figures=figures, pictures=pictures)
+
+
+def _handed_on(view: View, prepared: object, proposal: Proposal | None) -> Proposal | None:
+    """Whoever asked for the proposal writes it."""
+    return proposal
 
 
 def _figures(render: Render, fixed: np.ndarray, weight: np.ndarray) -> dict[str, float]:

@@ -26,15 +26,18 @@ from difixcli.scenes.scene import Camera, Scene
 
 if TYPE_CHECKING:
     from difixcli.distillation.seeking import Seeking
+    from difixcli.distillation.ways import Ways
     from difixcli.fixer import Fixer
     from difixcli.novel_views import NovelViews
     from difixcli.priors.super_resolution.resolver import SuperResolver
+    from difixcli.priors.video.span import VideoModel
     from difixcli.reconstruction import Reconstruction, Render, Wanted
 
 GROUP = "difixcli.priors"
 FIXER = "fixer"
 SUPER_RESOLUTION = "super-resolution"
 VIEW_DIFFUSION = "view-diffusion"
+VIDEO = "video"
 
 _RENDERS_HELD = 4
 
@@ -165,7 +168,8 @@ class Context:
     """What a prior is made with: the command's fixer, the scene, and the options that concern every prior.
 
     `fixer` is None where another of our priors is asked for: `resolver` is the super-resolution prior's, `operator` is
-    how the scene's photos were made smaller (see `images.reduced`); `novel_views` and `seeking` are view diffusion's.
+    how the scene's photos were made smaller (see `images.reduced`); `novel_views` and `seeking` are view diffusion's;
+    `ways` and `video` the video prior's.
     `references` is how many photos stand beside a view (None: as many as the prior takes); `trust` and `drop_below` say
     what is trained on and `terms` by which loss terms (see `settings.Settings`).
     """
@@ -182,11 +186,15 @@ class Context:
     operator: Operator = "area"
     novel_views: NovelViews | None = None
     seeking: Seeking | None = None
+    ways: Ways | None = None
+    video: VideoModel | None = None
 
 
 def known_priors() -> list[str]:
     """Names of the priors that can be used here: ours and those of installed packages, sorted."""
-    return sorted({FIXER, SUPER_RESOLUTION, VIEW_DIFFUSION, *(entry.name for entry in entry_points(group=GROUP))})
+    return sorted(
+        {FIXER, SUPER_RESOLUTION, VIEW_DIFFUSION, VIDEO, *(entry.name for entry in entry_points(group=GROUP))}
+    )
 
 
 def check_prior(name: str) -> None:
@@ -214,6 +222,10 @@ def make_prior(name: str, context: Context) -> Prior:
         from difixcli.distillation.view_diffusion_prior import ViewDiffusionPrior
 
         return ViewDiffusionPrior(context)
+    if name == VIDEO:
+        from difixcli.distillation.video_prior import VideoPrior
+
+        return VideoPrior(context)
     entry = next(entry for entry in entry_points(group=GROUP) if entry.name == name)
     try:
         made = entry.load()(context)

@@ -10,14 +10,17 @@ import numpy as np
 
 from difixcli.distillation.targets import Target
 from difixcli.evidence import enhanced
-from difixcli.reconstruction import Reconstruction
-from difixcli.reference_views import ReferenceViews, fix_render
+from difixcli.frames.stages import Pace, carried
+from difixcli.reconstruction import Reconstruction, Render
+from difixcli.reference_views import References, ReferenceViews, fix_render
 from difixcli.runs import Progress, write_image
 from difixcli.scenes import load_mask, load_photo
 from difixcli.scenes.scene import Camera, Scene, Split
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
+
+_View = tuple[str, str, Camera]  # folder, name, camera
 
 
 class FinalRenders:
@@ -54,20 +57,22 @@ class FinalRenders:
             if (mask := load_mask(frame)) is not None:
                 write_image(self._run / "renders" / "mask" / name, mask.astype(np.float32))
         beside_all = ReferenceViews(self._scene, self._split.train, model, self._count)
-        total = sum(map(len, self._views.values()))
-        with self._progress(f"renders, {variant} and {fixed}", total) as update:
-            done = 0
-            for folder, views in self._views.items():
-                for name, camera in views:
-                    shown, cleaned = self._both(model, camera, beside_all)
-                    write_image(self._run / folder / variant / f"{name}.png", shown)
-                    write_image(self._run / folder / fixed / f"{name}.png", cleaned)
-                    update(done := done + 1)
-
-    def _both(self, model: Reconstruction, camera: Camera, beside_all: ReferenceViews) -> tuple[np.ndarray, np.ndarray]:
-        """A model's render and its fix."""
-        render = model.render(camera)
+        views = [(folder, *view) for folder, views in self._views.items() for view in views]
         supported = self._trust == "supported"
-        beside = beside_all.beside(camera, render, align=supported or self._fixer.config.references == "aligned")
-        clean = enhanced if supported else fix_render
-        return render.color, clean(self._fixer, render, beside)
+        align = supported or self._fixer.config.references == "aligned"
+
+        def prepared(view: _View) -> tuple[Render, References]:
+            render = model.render(view[2])
+            return render, beside_all.beside(view[2], render, align=align)
+
+        def cleaned(batch: Sequence[tuple[_View, tuple[Render, References]]]) -> list[np.ndarray]:
+            return [(enhanced if supported else fix_render)(self._fixer, *made) for _, made in batch]
+
+        def write(view: _View, made: tuple[Render, References], clean: np.ndarray) -> None:
+            folder, name, _ = view
+            write_image(self._run / folder / variant / f"{name}.png", made[0].color)
+            write_image(self._run / folder / fixed / f"{name}.png", clean)
+
+        with self._progress(f"renders, {variant} and {fixed}", len(views)) as update:
+            for done, _ in enumerate(carried(views, prepared, cleaned, write, Pace()), start=1):
+                update(done)

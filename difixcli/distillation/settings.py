@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from difixcli.distillation.filming import Filming
 from difixcli.distillation.schedule import Schedule
 from difixcli.distillation.seeking import Seeking
 from difixcli.errors import InputError, unknown
@@ -69,7 +70,8 @@ class Settings:
     trained on. `terms` are the loss terms that count for pseudo-views (see `reconstruction.objective`). Learning rates
     begin the rounds at `raised` of their first values, or where training on photos has left them if that is more.
     `guard` says whether rounds that do harm are taken back. `start` is an existing reconstruction to go on from.
-    `enlargement` is there with the super-resolution prior alone, `seeking` with view diffusion's.
+    `enlargement` is there with the super-resolution prior alone, `seeking` with view diffusion's,
+    `filming` with the video prior's.
     """
 
     method: str
@@ -90,6 +92,7 @@ class Settings:
     start: str | None = None
     enlargement: Enlargement | None = None
     seeking: Seeking | None = None
+    filming: Filming | None = None
 
 
 def find_profile(name: str) -> Profile:

@@ -26,16 +26,16 @@ from typing import Any
 
 import numpy as np
 
-from difixcli.distillation.distill import MEAN, PLAIN, Distillation, Say
+from difixcli.distillation.distill import MEAN, PLAIN, Say
+from difixcli.distillation.few_photos import FewPhotos, known_scene, rendered
 from difixcli.distillation.prior import Context, make_prior
 from difixcli.distillation.schedule import Schedule
 from difixcli.distillation.seeking import bootstrapped
 from difixcli.distillation.settings import Settings
 from difixcli.novel_views import NovelViews, view_seed
 from difixcli.reconstruction import Reconstruction
-from difixcli.runs import Progress, Run, write_image
-from difixcli.scenes import load_mask, load_photo
-from difixcli.scenes.scene import Camera, Scene, Split
+from difixcli.runs import Progress, Run
+from difixcli.scenes.scene import Scene, Split
 from difixcli.wording import counted
 
 _PHOTOS_SHARE = 10  # of the rounds' iterations: one in so many is spent on photos alone before
@@ -46,16 +46,7 @@ def photo_iterations(further: int) -> int:
     return max(1, further // _PHOTOS_SHARE)
 
 
-def known_scene(scene: Scene, split: Split) -> Scene:
-    """The scene with the seed points that training photos have seen; without any where that is not known, and photos
-    are held out.
-    """
-    if scene.tracks is None and split.test:
-        return replace(scene, points=scene.points[:0], colors=scene.colors[:0])
-    return scene.known_to(split.train)
-
-
-class ModeSeeking(Distillation):
+class ModeSeeking(FewPhotos):
     """A run of SparseFusion on a scene of few photos. Making one checks what was asked and writes nothing."""
 
     def __init__(self, scene: Scene, split: Split, settings: Settings) -> None:
@@ -70,11 +61,11 @@ class ModeSeeking(Distillation):
         model = self._photos()
         self._tell_time(model)
         model = self._update(model)
-        self._write("distilled", partial(_rendered, model))
+        self._write("distilled", partial(rendered, model))
         del model
         gc.collect()  # the parts of a model hold on to each other
         if self.settings.compare:
-            self._write_model(PLAIN, self._plain)
+            self._write_model(PLAIN, lambda: self._alone(PLAIN, self.scene))
             if self._seeking.seek != "mean":
                 self._write_model(MEAN, self._mean)
             self._write("eft", lambda name, camera: novel.epipolar(camera))
@@ -83,10 +74,6 @@ class ModeSeeking(Distillation):
 
     def _context(self) -> Context:
         return replace(super()._context(), novel_views=self._novel, seeking=self.settings.seeking)
-
-    def _cameras(self, number: int) -> list[Camera]:
-        """The targets' own: EFT needs no way towards them."""
-        return [target.camera for target in self.targets]
 
     def _told(self, record: dict[str, Any]) -> str:
         figures = [view["figures"] for view in record["views"]]
@@ -135,40 +122,6 @@ class ModeSeeking(Distillation):
         assert record is not None
         return self._compared(MEAN, self._views_of(record, make_prior(self.settings.prior, self._context())))
 
-    def _plain(self) -> Reconstruction:
-        """Photos alone, in a schedule of their own that is as long as the whole."""
-        folder = self.folder / PLAIN
-        if any((folder / "nerfstudio_models").glob("*.ckpt")):
-            model = Reconstruction.load(folder, self.scene, self.split.train)
-        else:
-            model = self._begun(folder, self.schedule.iterations)
-        self._train(model, self.schedule.iterations, f"{PLAIN}, for comparison")
-        return model
-
-    # Pictures
-
-    def _write_model(self, variant: str, make: Callable[[], Reconstruction]) -> None:
-        model = make()
-        self._write(variant, partial(_rendered, model))
-        del model
-        gc.collect()
-
-    def _write(self, variant: str, picture: Callable[[str, Camera], np.ndarray]) -> None:
-        """The test views as `variant`, or the targets where no photo is held out; those that are there are kept."""
-        for i in self.split.test:
-            frame, name = self.scene.frames[i], f"{self.scene.file_names[i]}.png"
-            if not (self.folder / "renders" / "truth" / name).exists():
-                write_image(self.folder / "renders" / "truth" / name, load_photo(frame))
-                if (mask := load_mask(frame)) is not None:
-                    write_image(self.folder / "renders" / "mask" / name, mask.astype(np.float32))
-        part, views = "renders", [(self.scene.file_names[i], self.scene.frames[i].camera) for i in self.split.test]
-        if not views:
-            part, views = "path", [(target.name, target.camera) for target in self.targets]
-        with self._timed("final renders"), self._progress(f"pictures, {variant}", len(views)) as update:
-            for done, (name, camera) in enumerate(views, start=1):
-                write_image(self.folder / part / variant / f"{name}.png", picture(name, camera))
-                update(done)
-
 
 def own_terms(images: bool) -> dict[str, float]:
     """The loss of a view unless told otherwise: the method's own pixels, or a squared error, and 0.1 · perceptual."""
@@ -185,10 +138,6 @@ def planned(schedule: Schedule, seek: str) -> str:
         f"{schedule.photos} iterations on photos, {counted(first, 'round')} of {schedule.every} on EFT's "
         f"pictures and {schedule.rounds - first} on what is sought, photos beside them"
     )
-
-
-def _rendered(model: Reconstruction, name: str, camera: Camera) -> np.ndarray:
-    return model.render(camera).color
 
 
 def _seconds(work: Callable[[], object]) -> float:

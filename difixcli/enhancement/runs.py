@@ -15,12 +15,12 @@ import numpy as np
 
 from difixcli.enhancement.sequence import FILM_FILE, SIDE_BY_SIDE, SPLIT_SCREEN, VIDEO, Film, make_film
 from difixcli.errors import InputError
-from difixcli.evidence import enhanced
+from difixcli.evidence import marks_of, nearer
 from difixcli.frames.pictures import check_large_enough
 from difixcli.frames.writing import Clean, Shot, write_frames
 from difixcli.images import Operator, as_pixels, as_planes
 from difixcli.reconstruction import Reconstruction, Render
-from difixcli.reference_views import ReferenceViews, fix_render
+from difixcli.reference_views import References, ReferenceViews, fix_render
 from difixcli.runs import Progress, read_image, write_image
 from difixcli.scenes import Camera, Trajectory
 from difixcli.scenes.scene import Scene, Split
@@ -31,17 +31,19 @@ if TYPE_CHECKING:
 
 RENDERS = "renders"
 """The folder, in an enhanced run's, of the frames as they were before the fix."""
-Prepare = Callable[[Camera, Render], Callable[[], np.ndarray]]
-"""From a camera and its render, in a thread ahead, to what then makes the clean frame, (H, W, 3) float32 in [0, 1]."""
+Prepare = Callable[[Camera, Render], Callable[[], Clean]]
+"""From a camera and its render, in a thread ahead, to what then makes the clean frame."""
 Cleaner = Callable[[Reconstruction], Prepare]
 _TEST_FPS = 8.0  # test views lie far apart
 
 
-def by_fixer(fixer: Fixer, scene: Scene, split: Split, references: int | None, trust: str) -> Cleaner:
+def by_fixer(
+    fixer: Fixer, scene: Scene, split: Split, references: int | None, trust: str, marked: bool = False
+) -> Cleaner:
     """Fixes renders with the nearest training photos by pose beside them, aligned through the run's depth.
 
     There are `references` of them, or as many as the fixer takes. With the trust `supported` a fix leaves alone what no
-    evidence says is wrong (`evidence.enhanced`); with `all` it is taken as it is.
+    evidence says is wrong (`evidence.nearer`); with `all` it is taken as it is. `marked`: say what photos say of it.
     """
     count = fixer.config.views if references is None else references
     supported = trust == "supported"
@@ -49,11 +51,16 @@ def by_fixer(fixer: Fixer, scene: Scene, split: Split, references: int | None, t
     def cleaner(reconstruction: Reconstruction) -> Prepare:
         beside_all = ReferenceViews(scene, split.train, reconstruction, count)
 
-        def clean(camera: Camera, render: Render) -> Callable[[], np.ndarray]:
-            beside = beside_all.beside(camera, render, align=supported or fixer.config.references == "aligned")
-            return partial(enhanced if supported else fix_render, fixer, render, beside)
+        def prepared(camera: Camera, render: Render) -> Callable[[], Clean]:
+            align = marked or supported or fixer.config.references == "aligned"
+            return partial(clean, render, beside_all.beside(camera, render, align=align))
 
-        return clean
+        return prepared
+
+    def clean(render: Render, beside: References) -> Clean:
+        fixed = fix_render(fixer, render, beside)
+        color = nearer(render, fixed, beside) if supported else fixed
+        return Clean(color, marks_of(render, color, beside) if marked else None)
 
     return cleaner
 
@@ -65,14 +72,14 @@ def by_resolver(resolver: SuperResolver, operator: Operator, seed: int) -> Clean
     from difixcli.priors.super_resolution.resolver import from_render
 
     @torch.no_grad()
-    def clean(camera: Camera, render: Render) -> np.ndarray:
+    def clean(render: Render) -> Clean:
         height, width = render.color.shape[:2]
         # a camera path may have any size
         beyond = ((0, -height % resolver.factor), (0, -width % resolver.factor), (0, 0))
         shown = as_planes(np.pad(render.color, beyond, mode="edge"), resolver.device)
-        return as_pixels(from_render(resolver, shown, operator, seed))[:height, :width]
+        return Clean(as_pixels(from_render(resolver, shown, operator, seed))[:height, :width])
 
-    return lambda reconstruction: partial(partial, clean)
+    return lambda reconstruction: lambda camera, render: partial(clean, render)
 
 
 def enhance_run(
@@ -85,13 +92,15 @@ def enhance_run(
     trajectory: Trajectory | None = None,
     film: Film | None = None,
     device: str | None = None,
+    confidence: bool = False,
 ) -> dict[str, Any]:
     """Render the run in `source`, clean every frame and write `output`/NAME.png, renders/NAME.png and the videos.
 
     `cleaner` makes what cleans of the run's reconstruction: `by_fixer` or `by_resolver`. The frames are the test views
     under their photos' names, or frame_00001 onwards of a trajectory. `device` is where to render, by default where the
     run was trained. Frames that are there are kept: `output` must be new or belong to the run's present checkpoint,
-    this trajectory and this choice of `film.steady`.
+    this trajectory and this choice of `film.steady`. With `confidence` NAME.confidence.png says what of a frame photos
+    have seen (see `frames.marks`).
 
     Returns {"frames", "kept", "seconds_per_frame", "output"} and what `make_film` returns; there is no video where the
     views have several sizes, and no steadiness of test views, which do not follow each other. Raises InputError when
@@ -110,7 +119,7 @@ def enhance_run(
             write_image(path, reconstruction.render(camera).color)
         return read_image(path)
 
-    def prepared(name: str, camera: Camera) -> Callable[[], np.ndarray]:
+    def prepared(name: str, camera: Camera) -> Callable[[], Clean]:
         check_large_enough(name, camera.width, camera.height)
         # not from the picture on disk: depth, opacity and what 8 bits lose belong to it
         render = reconstruction.render(camera)
@@ -126,7 +135,8 @@ def enhance_run(
         shots(),
         len(cameras),
         output,
-        lambda batch: [Clean(finish()) for finish in batch],
+        lambda batch: [finish() for finish in batch],
+        confidence=confidence,
         steady=film.steady,
         stale=[output / FILM_FILE],
         progress=progress,

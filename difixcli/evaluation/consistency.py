@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from difixcli.errors import InputError
+from difixcli.images import flows
 from difixcli.scenes.poses import OPENCV_TO_OPENGL
 from difixcli.scenes.scene import Camera
 
@@ -90,10 +91,7 @@ def frame_motion(one: np.ndarray, two: np.ndarray) -> Motion:
     height, width = two.shape[:2]
     if min(height, width) < SMALLEST:
         raise InputError(f"Frames of {width}×{height} pixels are too small for optical flow; use {SMALLEST} at least.")
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    first, second = _gray(one), _gray(two)
-    empty = np.zeros((height, width, 2), np.float32)
-    there, back = flow.calc(second, first, empty.copy()), flow.calc(first, second, empty.copy())
+    there, back = flows(_gray(two), _gray(one), finest=1)
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     places = np.stack([x, y], axis=-1) + there
     returned = cv2.remap(back, places[..., 0], places[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

@@ -1,7 +1,8 @@
 """Do views show one and the same thing: perceptual features of one carried into another by depth and poses.
 
 What MEt3R (Asim et al., CVPR 2025) asks, answered with what is at hand: its DUSt3R is our depth and the known poses,
-its DINO the VGG features of shift-tolerant LPIPS. Its numbers are others, so the figure has its own name.
+its DINO the VGG features of shift-tolerant LPIPS. Its numbers are others, so the figure has its own name. Blur is
+consistent, too: it says something only beside a figure of fidelity, and beside the truth's own.
 """
 
 from __future__ import annotations

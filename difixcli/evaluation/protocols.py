@@ -150,15 +150,32 @@ CO3D = Protocol(
     crop=ObjectCrop(context=0.3, side=256), known_seeds=True,
 )  # fmt: skip
 SPARSE = Protocol("sparse", "every eighth view is measured, K of the others train", "all of them", known_seeds=True)
+RE10K = Protocol("re10k-2view", "two frames of a clip train", "all frames between", known_seeds=True)
+_RE10K_FRAMES = {"": 45, "large": 201}
+"""From one of the two frames to the other, both included: at small angles, and at large ones."""
+DL3DV_FEW = Protocol(
+    "dl3dv-K", "K evenly spaced frames train", "all others", long_side=_DL3DV_SIDE, known_seeds=True
+)  # fmt: skip
 EVERY = Protocol("every", "every N-th view trains", "all others")
 SPARSE_VIEWS = (2, 3, 6, 9)
 
-_NAMES = ("nerfbusters", "dl3dv", "rds", "llff-sr", "mip360-sr", "co3d-2view", "sparse:K", "every:N")
+_NAMES = (
+    "nerfbusters",
+    "dl3dv",
+    "rds",
+    "llff-sr",
+    "mip360-sr",
+    "co3d-2view",
+    "re10k-2view",
+    "dl3dv-K",
+    "sparse:K",
+    "every:N",
+)
 
 
 def parse_protocol(text: str) -> Protocol:
-    """The protocol of a name: `nerfbusters`, `dl3dv`, `rds`, `llff-sr`, `mip360-sr`, `co3d-2view`, `sparse:K` or
-    `every:N`.
+    """The protocol of a name: `nerfbusters`, `dl3dv`, `rds`, `llff-sr`, `mip360-sr`, `co3d-2view`, `re10k-2view`,
+    `dl3dv-K`, `sparse:K` or `every:N`.
 
     - `nerfbusters` (Warburg et al., ICCV 2023): two paths (see `default_split_rule`), the first trains; only pixels of
       the second count whose surface, by the depth of one reconstruction of both paths, lies in a training photo's
@@ -177,11 +194,17 @@ def parse_protocol(text: str) -> Protocol:
     - `sparse:K`, K = 2, 3, 6 or 9 (Mip-NeRF 360 with few views, as in ReconFusion and ReconX): every eighth photo is
       measured, K of the others train, evenly spaced by index; size as rendered. Conventions of ours: even spacing,
       which is RegNeRF's (ReconFusion publishes lists of its own, which `--split file:` takes).
+    - `re10k-2view` (two frames of a clip of RealEstate10K, as in ReconX): the middle 45 frames of a clip, of which the
+      first and the last train; `re10k-2view:large`, the middle 201 (the paper's hard set has more than 200 frames from
+      one to the other). Size as rendered. Conventions of ours: 45, and the middle (published lists of frames can be
+      given by `--split file:`).
+    - `dl3dv-2`, `dl3dv-3`, `dl3dv-6`, `dl3dv-9` (ReconX): so many frames train, evenly spaced by index from the first
+      to the last, all others are measured, at a long side of at most 960 pixels. Even spacing is ours.
     - `every:N`: every N-th view trains, all others are measured; size as rendered.
 
-    `co3d-2view` and `sparse:K` want a scene that says which photos saw its seed points (a COLMAP model), of which only
-    those that training photos saw are used. Only `co3d-2view` crops; in the others what a photo's own mask leaves out
-    does not count. InputError for any other name.
+    `co3d-2view`, `re10k-2view`, `dl3dv-K` and `sparse:K` want a scene that says which photos saw its seed points (a
+    COLMAP model), of which only those that training photos saw are used, or one without any. Only `co3d-2view` crops;
+    in the others what a photo's own mask leaves out does not count. InputError for any other name.
     """
     name, _, argument = text.strip().partition(":")
     fixed = {protocol.name: protocol for protocol in (NERFBUSTERS, DL3DV, RDS, LLFF_SR, MIP360_SR, CO3D)}
@@ -199,6 +222,16 @@ def parse_protocol(text: str) -> Protocol:
             )
         rule = f"sparse:{int(argument)}"
         return _by_rule(SPARSE, rule, f"{SPARSE.split.replace('K', argument)}")
+    if name == RE10K.name:
+        if argument not in _RE10K_FRAMES:
+            raise InputError(f"The protocol {text!r} is re10k-2view, at small angles, or re10k-2view:large; write one.")
+        rule = f"between:2:{_RE10K_FRAMES[argument]}"
+        return replace(_by_rule(RE10K, rule, RE10K.split), name=text.strip())
+    few, _, views = name.rpartition("-")
+    if few == DL3DV.name and not argument:
+        if not views.isdecimal() or int(views) not in SPARSE_VIEWS:
+            raise InputError(f"The protocol {text!r} is not published: it has 2, 3, 6 or 9 views, as in dl3dv-3.")
+        return replace(_by_rule(DL3DV_FEW, f"between:{int(views)}", DL3DV_FEW.split), name=name)
     if name in fixed:
         raise InputError(f"The protocol {text!r} takes no argument; write {name}.")
     raise unknown("protocol", text, _NAMES, f"There are {', '.join(_NAMES)}.")

@@ -23,6 +23,7 @@ TRUTH = "truth"
 MASK = "mask"
 _ORDER = (
     "plain",
+    "points",
     "eft",
     "vldm",
     "mean",

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difixcli.fixer.tiling import Window
-from difixcli.images import fitted, flow
+from difixcli.images import fitted, flow, flows
 
 # A point is believed visible when its depth and the reference's own differ by less than about this share.
 DEPTH_TOLERANCE = 0.05
@@ -211,8 +211,7 @@ def match(image: Tensor, ref: Tensor, mask: Tensor | None = None) -> Match:
     image, ref_size = fitted(image.nan_to_num(0, 0, 0), (height, width)), ref.shape[-2:]
     ref = fitted(ref, (height, width))
     target, source = _gray(image), _gray(ref)
-    there = torch.from_numpy(flow(target, source)).to(image)
-    back = torch.from_numpy(flow(source, target)).to(image)
+    there, back = (torch.from_numpy(found).to(image) for found in flows(target, source))
     grid = _shifted(_pixel_grid(height, width, image), there)
     round_trip = there + _sample(back.permute(2, 0, 1), grid).permute(1, 2, 0)
     color = _sample(ref, grid)

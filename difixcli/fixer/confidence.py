@@ -28,6 +28,7 @@ _LEAST_CONTRAST, _LEAST_DETAIL = 0.5, 0.33  # of the render's
 _LEAST_LIKENESS = 0.38  # correlation of neighbouring pixels in fine detail
 _LEAST_CORRELATION = 0.3  # with the render
 _MOVED = 0.02  # of the long side
+_BAND, _REACH = 2**21, 6  # pixels that are looked at together, and those by which a smoothing of 2 reaches beyond
 _FLAT = 0.02  # standard deviation below which there is nothing to compare
 
 
@@ -138,12 +139,31 @@ def _detail(images: Tensor) -> tuple[Tensor, Tensor]:
     """(B,), (B,): standard deviation of what is finer than two pixels, and how alike neighbours are in it, which is
     about 0 for noise.
     """
-    gray = images.mean(1, keepdim=True)
-    detail = gray - smooth(gray, 2.0)
-    power = detail.square().mean((1, 2, 3))
-    across = (detail[..., 1:] * detail[..., :-1]).mean((1, 2, 3))
-    down = (detail[..., 1:, :] * detail[..., :-1, :]).mean((1, 2, 3))
-    return power.sqrt(), (across + down) / (2 * power).clamp(min=1e-12)
+    height, width = images.shape[-2:]
+    rows = max(1, _BAND // width)
+    power, across, down = (images.new_zeros(images.shape[0]) for _ in range(3))
+    above = None
+    for top in range(0, height, rows):  # band by band: a large image is not needed whole
+        detail = _fine(images, top, min(rows, height - top))
+        power += detail.square().sum((1, 2, 3))
+        across += (detail[..., 1:] * detail[..., :-1]).sum((1, 2, 3))
+        down += (detail[..., 1:, :] * detail[..., :-1, :]).sum((1, 2, 3))
+        if above is not None:
+            down += (detail[..., :1, :] * above).sum((1, 2, 3))
+        above = detail[..., -1:, :]
+    power = power / (height * width)
+    alike = across / max(height * (width - 1), 1) + down / max((height - 1) * width, 1)
+    return power.sqrt(), alike / (2 * power).clamp(min=1e-12)
+
+
+def _fine(images: Tensor, top: int, rows: int) -> Tensor:
+    """(B, 1, rows, W): what is finer than two pixels in the grey of some rows of images (B, 3, H, W)."""
+    height = images.shape[-2]
+    first, last = max(top - _REACH, 0), min(top + rows + _REACH, height)
+    if height - first <= 2 * _REACH:  # its end mirrors more than is left
+        first = max(height - 2 * _REACH - 1, 0)
+    gray = images[..., first:last, :].mean(1, keepdim=True)
+    return (gray - smooth(gray, 2.0))[..., top - first : top - first + rows, :]
 
 
 def _moved(a: Tensor, b: Tensor) -> Tensor:

@@ -102,9 +102,14 @@ class MultiViewAttention:
     come from a pass over them alone: `record` collects keys and values layer by layer, `held` brings them, joined
     over a sample's references as (B, V·N, C).
 
+    With `first_only`, the `last` layer lets the first view alone look: what the others would see goes nowhere.
+
     Blocks with `geometry` tell the `states` that came into them; with `places` of a sample's references (by the number
     of tokens) what geometry finds there is mixed in.
     """
+
+    def __init__(self, last: bool = False) -> None:
+        self.last = last
 
     def __call__(
         self,
@@ -115,6 +120,7 @@ class MultiViewAttention:
         temb: Tensor | None = None,
         views: int = 1,
         one_way: bool = False,
+        first_only: bool = False,
         record: list[Memory] | None = None,
         held: Iterator[Memory] | None = None,
         geometry: GeometryAttention | None = None,
@@ -142,6 +148,10 @@ class MultiViewAttention:
             return x.unflatten(0, (-1, views)).flatten(1, 2)
 
         if not one_way:
+            if first_only and self.last:
+                first = _attend(attn.heads, queries[::views], joined(keys), joined(values))
+                mixed = attn.to_out[0](first)[:, None].expand(-1, views, -1, -1)
+                return self._with_geometry(mixed, geometry, states, here)
             mixed = _attend(attn.heads, joined(queries), joined(keys), joined(values))
             return self._with_geometry(attn.to_out[0](mixed.unflatten(1, (views, -1))), geometry, states, here)
         per_view = [x.unflatten(0, (-1, views)) for x in (queries, keys, values)]
@@ -210,6 +220,8 @@ class FixerNetwork(nn.Module):
         if config.references == "geometry":
             use_geometry(unet)
         unet.set_attn_processor(MultiViewAttention())
+        last = next(block for block in reversed(unet.up_blocks) if hasattr(block, "attentions"))
+        last.attentions[-1].transformer_blocks[-1].attn1.set_processor(MultiViewAttention(last=True))
         self.prompt = nn.Parameter(0.02 * torch.randn(config.prompt_tokens, config.unet["cross_attention_dim"]))
         widths = list(config.vae["block_out_channels"])
         self._skips = [f"skip_conv_{i + 1}" for i in range(len(widths))]
@@ -295,7 +307,7 @@ class FixerNetwork(nn.Module):
         stack = torch.cat([views * 2 - 1, seen, flag], dim=2).flatten(0, 1)
         latents, skips = self.encode(F.pixel_unshuffle(stack, self.config.pixel_unshuffle))
         # 3. one denoising step over all views, keep the render's
-        latents = self.denoise(latents, count)
+        latents = self.denoise(latents, count, first_only=True)
         # 4. decode it with skips in which gates have chosen between the views
         chosen, scores = [], []
         for gate, skip in zip(self.gates, skips, strict=True):
@@ -355,20 +367,26 @@ class FixerNetwork(nn.Module):
             noise = self._unet_pass(latents, {"held": iter(references.memory), "places": places})
             return self._without_noise(latents, noise)
         stack = torch.cat([latents[:, None], references.latents], dim=1)
-        denoised = self.denoise(stack.flatten(0, 1), stack.shape[1], places)
+        denoised = self.denoise(stack.flatten(0, 1), stack.shape[1], places, first_only=True)
         return denoised.unflatten(0, stack.shape[:2])[:, 0]
 
-    def predict_noise(self, latents: Tensor, views: int, places: dict[int, Places] | None = None) -> Tensor:
-        """ε̂ (B·views, c, h, w) of latents of the same shape, a sample's views one after the other.
+    def predict_noise(
+        self, latents: Tensor, views: int, places: dict[int, Places] | None = None, first_only: bool = False
+    ) -> Tensor:
+        """ε̂ (B·views, c, h, w) of latents of the same shape, a sample's views one after the other; with `first_only`
+        right for the first of them alone.
 
         `places` say where in a sample's other views its first one's tokens are, level by level.
         """
         one_way = self.config.reference_attention == "one-way"
-        return self._unet_pass(latents, {"views": views, "one_way": one_way, "places": places})
+        attention = {"views": views, "one_way": one_way, "first_only": first_only, "places": places}
+        return self._unet_pass(latents, attention)
 
-    def denoise(self, latents: Tensor, views: int, places: dict[int, Places] | None = None) -> Tensor:
+    def denoise(
+        self, latents: Tensor, views: int, places: dict[int, Places] | None = None, first_only: bool = False
+    ) -> Tensor:
         """ẑ₀ of latents (B·views, c, h, w) by one step; see `predict_noise`."""
-        return self._without_noise(latents, self.predict_noise(latents, views, places))
+        return self._without_noise(latents, self.predict_noise(latents, views, places, first_only))
 
     def _unet_pass(self, latents: Tensor, attention: dict[str, Any]) -> Tensor:
         prompt = self.prompt[None].expand(latents.shape[0], -1, -1).to(latents.dtype)

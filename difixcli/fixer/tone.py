@@ -50,8 +50,8 @@ def keep_unseen_tone(images: Tensor, fixed: Tensor, visibility: Tensor | None, o
         weight = weight * (_reduced(opacity, size).to(change) / SUBSTANCE).clamp(0, 1)
     sigma = _sigma(_TONE, size)
     back = smooth(change * weight, sigma) / smooth(weight, sigma).clamp(min=1e-3) * unseen
-    back = F.interpolate(back, (height, width), mode="bilinear", align_corners=False)
-    return (fixed + back.to(fixed)).clamp(0, 1)
+    back = F.interpolate(back, (height, width), mode="bilinear", align_corners=False).to(fixed)
+    return back.add_(fixed).clamp_(0, 1)  # in place: of a large image each copy counts
 
 
 def _sigma(share: float, size: tuple[int, int]) -> float:

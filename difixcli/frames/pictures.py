@@ -12,6 +12,7 @@ import numpy as np
 
 from difixcli.errors import InputError
 from difixcli.evaluation.pictures import image_files
+from difixcli.images import resized_to
 from difixcli.runs import IMAGE_SUFFIXES, open_image, read_image
 from difixcli.scenes.loading import natural_order
 
@@ -100,7 +101,7 @@ def shrunk(image: np.ndarray, size: int | None) -> np.ndarray:
     height, width = image.shape[:2]
     if size is None or max(height, width) <= size:
         return image
-    return resized(image, shrunk_size((width, height), size)[::-1])
+    return resized_to(image, shrunk_size((width, height), size)[::-1])
 
 
 def shrunk_size(size: tuple[int, int], limit: int | None) -> tuple[int, int]:
@@ -110,13 +111,3 @@ def shrunk_size(size: tuple[int, int], limit: int | None) -> tuple[int, int]:
         return size
     scale = limit / max(size)
     return max(round(width * scale), 1), max(round(height * scale), 1)
-
-
-def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The image at (height, width); area-averaged where it shrinks, bicubic where it grows."""
-    import cv2
-
-    if image.shape[:2] == size:
-        return image
-    how = cv2.INTER_AREA if size[0] * size[1] < image.shape[0] * image.shape[1] else cv2.INTER_CUBIC
-    return np.clip(cv2.resize(image, (size[1], size[0]), interpolation=how), 0, 1)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from difixcli.frames.pictures import Picture, check_large_enough, resized
+from difixcli.frames.pictures import Picture, check_large_enough
 from difixcli.frames.references import Photos, ReferencePhotos
 from difixcli.frames.stages import Pace
 from difixcli.frames.writing import Shot
-from difixcli.images import as_planes
+from difixcli.images import as_planes, resized_to
 from difixcli.video import Moment
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ class Prepared:
 
 
 class Fix:
-    """A clean image on its way back from the device: `color` (H, W, 3) uint8, and `confidence` (H, W) float32 in
-    [0, 1], or None where none was asked for. Whoever asks first waits.
+    """A clean image on its way back from the device: `color` (H, W, 3) uint8, and `confidence` (H, W, 3) float32
+    (see `frames.marks`), or None where none was asked for. Whoever asks first waits.
     """
 
     def __init__(self, color: Tensor, confidence: Tensor | None, size: tuple[int, int], arrived: Any = None) -> None:
@@ -77,7 +77,7 @@ class Fix:
     @property
     def confidence(self) -> np.ndarray | None:
         self._wait()
-        return None if self._confidence is None else resized(self._confidence.numpy(), self._size)
+        return None if self._confidence is None else resized_to(_as_floats(self._confidence.numpy()), self._size)
 
     def _wait(self) -> None:
         if self._arrived is not None:
@@ -132,7 +132,7 @@ class FramePipeline:
         image = as_planes(_lanczos(picture.color, size))
         opacity = None
         if picture.opacity is not None:
-            opacity = torch.from_numpy(np.array(resized(picture.opacity, size), np.float32))[None, None]
+            opacity = torch.from_numpy(np.array(resized_to(picture.opacity, size), np.float32))[None, None]
         references: Tensor | RegisteredPhotos | None = None
         if len(photos) and self.fixer.config.references == "aligned":
             references = register_photos(image, photos)
@@ -140,7 +140,7 @@ class FramePipeline:
             # one after another: of a large image not all can be there twice
             references = image.new_zeros((1, len(photos), *image.shape[1:]))
             for v, photo in enumerate(photos):
-                references[0, v] = as_planes(_lanczos(resized(_as_floats(photo), whole), size))[0]
+                references[0, v] = as_planes(_lanczos(resized_to(_as_floats(photo), whole), size))[0]
         if self._pinned:
             image = image.pin_memory()
             opacity = None if opacity is None else opacity.pin_memory()
@@ -179,10 +179,9 @@ class FramePipeline:
         sure = None
         if self.options.confidence:
             second = self.fixer.second_opinion(images, beside, opacity, None, seed, places)
-            sure = fix_confidence(images, fixed, opacity, second)[:, 0].float()
+            sure = _marked(fix_confidence(images, fixed, opacity, second).float(), beside)
         # eight bits before they leave the device: a quarter of the way
-        pixels = fixed.float().nan_to_num_(0, 0, 0).clamp_(0, 1).mul_(255).add_(0.5).to(torch.uint8)
-        pixels = pixels.permute(0, 2, 3, 1).contiguous()
+        pixels, sure = _as_bytes(fixed), None if sure is None else _as_bytes(sure)
         arrived = None
         if device.type == "cuda":
             pixels, sure = _sent(pixels), None if sure is None else _sent(sure)
@@ -207,6 +206,28 @@ def _together(tensors: Sequence[Tensor], device: Any) -> Tensor | None:
         return None
     moved = [x.to(device, non_blocking=True) for x in tensors]
     return moved[0] if len(moved) == 1 else torch.cat(moved)
+
+
+def _marked(trust: Tensor, references: Tensor | RegisteredPhotos | None) -> Tensor:
+    """(B, 1, H, W) → (B, 3, H, W), as `frames.marks`. Raw references show nothing of where they were looked at."""
+    import torch
+    from torch.nn import functional
+
+    from difixcli.fixer.registered import RegisteredPhotos
+
+    known = torch.zeros_like(trust)
+    if isinstance(references, RegisteredPhotos):
+        seen = references.visibility().amax(1).to(trust)
+        known = trust * functional.interpolate(seen, trust.shape[-2:], mode="bilinear").clamp(0, 1)
+    return torch.cat([1 - trust, known, trust - known], dim=1)
+
+
+def _as_bytes(planes: Tensor) -> Tensor:
+    """(B, C, H, W) in [0, 1] → (B, H, W, C) uint8; what is no number is 0."""
+    import torch
+
+    values = planes.float().nan_to_num(0, 0, 0).clamp_(0, 1).mul_(255).add_(0.5)
+    return values.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def _sent(values: Tensor) -> Tensor:

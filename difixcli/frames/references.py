@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from difixcli.errors import InputError, near
-from difixcli.frames.pictures import checked_size, resized
+from difixcli.frames.pictures import checked_size
 from difixcli.frames.similar import SimilarPhotos
+from difixcli.images import resized_to
 from difixcli.reference_views import places_by_points
 from difixcli.runs import open_image, read_image
 from difixcli.scenes import load_photo, nearest_cameras
@@ -131,9 +132,9 @@ class ReferencePhotos:
     def _made(self, i: int, size: tuple[int, int], as_they_are: bool) -> np.ndarray:
         photo = self._read(i)
         if not as_they_are:
-            return resized(photo, size)
+            return resized_to(photo, size)
         if photo.shape[0] * photo.shape[1] > size[0] * size[1]:
-            photo = resized(photo, size)
+            photo = resized_to(photo, size)
         return (photo * 255 + 0.5).astype(np.uint8)
 
 

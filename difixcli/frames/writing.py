@@ -36,7 +36,7 @@ class Shot:
 
 
 class Made(Protocol):
-    """What work makes of a frame: (H, W, 3) uint8 or float32 in [0, 1], and (H, W) in [0, 1] or None."""
+    """What work makes of a frame: (H, W, 3) uint8 or float32 in [0, 1], and its marks (H, W, 3) or None."""
 
     @property
     def color(self) -> np.ndarray: ...

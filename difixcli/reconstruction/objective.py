@@ -9,7 +9,10 @@ A batch of photos has the method's own loss. A pseudo-view says which terms coun
   Where a whole image is drawn its target is blended as well: trust · image + (1 − trust) · render, since structural
   terms would carry what is not trusted over to the pixels beside it. An absolute difference thereby counts with the
   trust, a squared one with the trust along rays and with its square in images.
-- `l2`: squared error, weighted by trust.
+- `l2`, `l1`: squared and absolute error, weighted by trust.
+- `d_ssim` or `d_ssim:S`: 1 - SSIM of a random square with S (by default 0.5) times the image's shorter side; what is
+  not trusted learns nothing, nor does an image of fewer than 11 pixels a side. 0.8·`l1` + 0.2·`d_ssim` is what splats
+  learn by, also where rays are drawn.
 - `perceptual` or `perceptual:S`: distance between deep features (LPIPS on VGG-16 where its weights are on this machine,
   else st-LPIPS on AlexNet), each layer's map weighted by trust, on a random square with S (by default 0.5) times the
   image's shorter side.
@@ -281,11 +284,33 @@ def _l2(parameter: str | None) -> Term:
     return Term(lambda render, target, weight: (weight * (render - target) ** 2).mean(), neighbours=False)
 
 
+def _l1(parameter: str | None) -> Term:
+    if parameter is not None:
+        raise InputError(f"The loss term l1 takes no parameter; leave :{parameter} out.")
+    return Term(lambda render, target, weight: (weight * (render - target).abs()).mean(), neighbours=False)
+
+
+def _structural(parameter: str | None) -> Term:
+    def measure(render: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        shown = weight * render + (1 - weight) * render.detach()
+        if min(shown.shape[:2]) < SSIM_WINDOW:
+            return 0 * shown.mean()
+        wanted = weight * target + (1 - weight) * render.detach()
+        return 1 - _ssim(shown, wanted)
+
+    return Term(measure, share=_share("d_ssim", parameter))
+
+
 def _perceptual(parameter: str | None) -> Term:
+    return Term(_perceptual_distance, share=_share("perceptual", parameter))
+
+
+def _share(name: str, parameter: str | None) -> float:
+    """The part of an image's shorter side that a term looks at."""
     share = 0.5 if parameter is None else _number(parameter)
     if not 0 < share <= 1:
-        raise InputError(f"perceptual:{parameter} is no part of an image's side; write for example perceptual:0.5.")
-    return Term(_perceptual_distance, share=share)
+        raise InputError(f"{name}:{parameter} is no part of an image's side; write for example {name}:0.5.")
+    return share
 
 
 def _perceptual_distance(render: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -353,6 +378,8 @@ def _number(text: str) -> float:
 
 _TERMS: dict[str, Callable[[str | None], Term]] = {
     "l2": _l2,
+    "l1": _l1,
+    "d_ssim": _structural,
     "perceptual": _perceptual,
     "low_resolution": _low_resolution,
 }

@@ -19,6 +19,7 @@ from difixcli.scenes.image_paths import find_copies, find_masks, image_header, l
 from difixcli.scenes.lenses import pinhole
 from difixcli.scenes.nerfstudio_format import HALVES, read_split_transforms, read_transforms
 from difixcli.scenes.poses import apply_similarity, normalisation, transform_points
+from difixcli.scenes.real_estate import clip_text, read_real_estate
 from difixcli.scenes.scene import Camera, Frame, Scene, Split
 from difixcli.scenes.source import Source, SourceFrame
 from difixcli.scenes.unposed import check_formats, is_unposed, is_video, posed_already
@@ -41,7 +42,8 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
     `images/image_train_*` and `image_eval_*`), Nerfbusters' captures (`transforms.json`, two paths told by name, see
     `default_split_rule`), and DL3DV (`transforms.json` at the top or in `nerfstudio/`). Where `images/` was not
     downloaded but `images_2/`, `images_4/` or `images_8/` was, photos are taken from there.
-    A sequence's folder of CO3D is read with the annotations in its category's folder (see `read_co3d`).
+    A sequence's folder of CO3D is read with the annotations in its category's folder (see `read_co3d`), a clip of
+    RealEstate10K with its text of cameras (see `read_real_estate`).
     Photos of any lens that `lenses.MODELS` names are read, and undistorted to its `pinhole`. Those of another size than
     declared, but of its shape, have their lens scaled; those that are declared upright are turned as their EXIF
     orientation says. An alpha channel is a photo's mask, and where no frame names a mask those in `masks/` or `mask/`
@@ -90,7 +92,7 @@ def is_posed(root: Path) -> bool:
     the annotations of CO3D beside it."""
     names = (TRANSFORMS, *(f"transforms_{half}.json" for half in HALVES))
     listed = any((root / folder / name).is_file() for folder in TRANSFORMS_FOLDERS for name in names)
-    return listed or find_model(root) is not None or annotations_of(root) is not None
+    return listed or any(find(root) is not None for find in (find_model, annotations_of, clip_text))
 
 
 def scene_name(spec: str | Path) -> str:
@@ -152,6 +154,8 @@ def _read_source(root: Path) -> Source:
         return read_colmap(root)
     if annotations_of(root) is not None:
         return read_co3d(root)
+    if clip_text(root) is not None:
+        return read_real_estate(root)
     if (root / ANNOTATIONS).is_file():
         raise InputError(f"{root} is a category of CO3D with many sequences; name the folder of one of them.")
     if (record := run_record(root)) is not None:

@@ -43,7 +43,7 @@ def overlaps(scene: Scene, frames: Sequence[int]) -> np.ndarray:
     seen = _seen(scene, frames)
     cameras = [scene.frames[i].camera for i in frames]
     if seen is None:
-        return _frustum_overlaps(cameras)
+        return frustum_overlaps(cameras)
     every = -(-seen.shape[1] // _POINTS)
     seen, points = seen[:, ::every], scene.points[::every]
     ways = np.stack([points - camera.position.astype(np.float32) for camera in cameras])
@@ -113,7 +113,7 @@ def check_sparse_views(scene: Scene, frames: Sequence[int]) -> None:
             f"The {len(frames)} photos of {scene.name} that train ({_named(names)}) were all taken from one place, so "
             "nothing in them says how far anything is; choose photos from different places."
         )
-    common = _frustum_overlaps(cameras)
+    common = frustum_overlaps(cameras)
     np.fill_diagonal(common, 0)
     lonely = np.flatnonzero((common <= 0).all(axis=1) & (common <= 0).all(axis=0))
     if lonely.size:
@@ -153,7 +153,7 @@ def _inside(camera: Camera, points: np.ndarray) -> np.ndarray:
     return (z > 0) & (x >= 0) & (x < camera.width) & (y >= 0) & (y < camera.height)
 
 
-def _frustum_overlaps(cameras: Sequence[Camera]) -> np.ndarray:
+def frustum_overlaps(cameras: Sequence[Camera]) -> np.ndarray:
     """(N, N): the part of sample points in a row's field of view that lie in a column's; the diagonal is 1."""
     positions = np.stack([camera.position for camera in cameras])
     apart = np.linalg.norm(positions[:, None] - positions[None], axis=2)

@@ -21,6 +21,7 @@ RULES = (
     "groups",
     "views",
     "sparse",
+    "between",
     "co3d",
     "names",
     "camera",
@@ -70,6 +71,9 @@ def make_split(scene: Scene, rule: str, need_test: bool = True) -> Split:
       among those.
     - `sparse:K`: frames 0, 8, 16… are targets; of the others K train, evenly spaced by index from the first to the
       last, and the rest is in neither half (few views of Mip-NeRF 360 and LLFF, as RegNeRF and its successors choose).
+    - `between:K`: K frames train, evenly spaced by index from the first to the last, and all others between are targets
+      (K ≥ 2). `between:K:N` looks at N frames in the middle of the scene alone, and the others are in neither half (two
+      views of RealEstate10K, as ReconX has them at small and large angles).
     - `co3d:K`: of 32 frames evenly spaced by index (or all, where there are fewer) K train and the others are targets;
       which K, a shuffle of them says (SparseFusion's split of a CO3D sequence; the shuffle's seed is 0, which is ours).
     - `names:PATTERN`: frames that match train, the others are targets; `names:train=PATTERN,test=PATTERN` uses only
@@ -102,6 +106,8 @@ def make_split(scene: Scene, rule: str, need_test: bool = True) -> Split:
         test = [i for i in range(len(scene.frames)) if i not in train]
     elif kind == "sparse":
         train, test = _sparse(scene, int(argument))
+    elif kind == "between":
+        train, test = _between(scene, *(int(part) for part in argument.split(":")))
     elif kind == "co3d":
         train, test = _of_a_sequence(scene, int(argument))
     elif kind == "names":
@@ -141,6 +147,12 @@ def check_rule(rule: str) -> None:
         raise InputError(f"The split rule {rule!r} needs a whole number of at least 1, as in groups:6, or none.")
     if kind in ("views", "sparse", "co3d") and (not argument.isdecimal() or int(argument) < 2):
         raise InputError(f"The split rule {rule!r} needs a whole number of at least 2, as in {kind}:3.")
+    if kind == "between":
+        parts = argument.split(":")
+        if not all(part.isdecimal() for part in parts) or len(parts) > 2 or int(parts[0]) < 2 or int(parts[-1]) < 2:
+            raise InputError(
+                f"The split rule {rule!r} needs whole numbers of at least 2, as in between:3 or between:2:45."
+            )
     if kind == "names":
         _patterns(argument, rule)
     if kind == "camera" and not argument:
@@ -158,6 +170,19 @@ def _sparse(scene: Scene, count: int) -> tuple[list[int], list[int]]:
     """`count` frames evenly spaced by index among those that are no eighth one, and every eighth one."""
     test, others = _every(len(scene.frames), 8)
     return _spaced(others, count, scene), test
+
+
+def _between(scene: Scene, count: int, length: int | None = None) -> tuple[list[int], list[int]]:
+    """`count` frames evenly spaced among the middle `length` (None: all), and what lies between them."""
+    whole = len(scene.frames)
+    if length is not None and length > whole:
+        raise InputError(
+            f"{scene.name} has {whole} frames, fewer than the {length} in whose middle views are asked for."
+        )
+    first = 0 if length is None else (whole - length) // 2
+    frames = list(range(first, whole if length is None else first + length))
+    train = _spaced(frames, count, scene)
+    return train, [i for i in frames if i not in train]
 
 
 def _of_a_sequence(scene: Scene, count: int) -> tuple[list[int], list[int]]:

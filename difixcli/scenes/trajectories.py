@@ -239,8 +239,15 @@ def orbit(cameras: Sequence[Camera], n: int) -> list[Camera]:
 
 
 def _through(cameras: Sequence[Camera], n: int) -> list[Camera]:
-    """`interpolate`, in the cameras' own order or from neighbour to neighbour, whichever is shorter."""
-    return interpolate(min(list(cameras), _by_neighbours(cameras), key=_length), n)
+    """`interpolate`, in the order of `path_order`."""
+    return interpolate([cameras[i] for i in path_order(cameras)], n)
+
+
+def path_order(cameras: Sequence[Camera]) -> list[int]:
+    """The cameras' positions in the list, in their own order or from neighbour to neighbour, whichever is shorter."""
+    chosen = min(list(cameras), _by_neighbours(cameras), key=_length)
+    places = {id(camera): place for place, camera in enumerate(cameras)}
+    return [places[id(camera)] for camera in chosen]
 
 
 def _by_neighbours(cameras: Sequence[Camera]) -> list[Camera]:

@@ -236,8 +236,8 @@ class _Training:
             inspected = Inspection(*state["inspected"])
         else:
             inspected = processes.from_first(lambda: inspect_pairs(manifest.train, options.crop, config.multiple))
-        known = any(pair.correspondence is not None for pair in manifest.train)
-        if config.references == "geometry" and not known and not tars:
+        geometry = config.references == "geometry" and not tars  # only then is every pair looked at
+        if geometry and not any(pair.correspondence is not None for pair in manifest.train):
             raise InputError(
                 "No pair says where its references show what it shows, so nothing can be learnt of their geometry; "
                 "make pairs with difix curate --depth."

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from difixcli.errors import InputError
-from difixcli.images import Operator, agreeing, enlarged, reduced
+from difixcli.images import Operator, agreeing, as_planes, enlarged, reduced
 from difixcli.runs import IMAGE_SUFFIXES, open_image, read_image
 from difixcli.scenes import Frame, Scene, load_photo
 from difixcli.training.augmentation import augmented
@@ -245,17 +245,17 @@ def _sample(
     rng: np.random.Generator,
     fair: bool = False,
 ) -> _LargeSample:
-    target = _planar(truth)
+    target = as_planes(truth)
     photo = reduced(target, factor, operator)
     if rng.random() < 0.3 and not fair:  # a camera's noise
-        photo = photo + _planar(rng.normal(0, rng.uniform(0, 0.006), (*photo.shape[-2:], 3)))
+        photo = photo + as_planes(rng.normal(0, rng.uniform(0, 0.006), (*photo.shape[-2:], 3)))
     photo = (photo.clamp(0, 1) * 255).round() / 255
     if not beside:
         return _LargeSample(photo[0], target[0], torch.zeros_like(target[0]), 0.0, 0.0)
     large = enlarged(photo, factor).clamp(0, 1)
     side = max(truth.shape[:2])  # the simulation knows squares alone
     sharp, soft, other = (_squared(image, side) for image in (truth, large[0].permute(1, 2, 0).numpy(), foreign))
-    render = _planar(simulated_render(sharp, soft, other, rng, fair)[: truth.shape[0], : truth.shape[1]])
+    render = as_planes(simulated_render(sharp, soft, other, rng, fair)[: truth.shape[0], : truth.shape[1]])
     if rng.random() < 0.6:  # the scene was trained to agree with the photo
         render = agreeing(render, photo, factor, operator, rounds=1)
     own = rng.uniform(0.3, 1) if not fair and rng.random() < _OWN else 0.0
@@ -263,7 +263,7 @@ def _sample(
 
 
 def _of_view(crop: Mapping[str, np.ndarray], shown: bool) -> _LargeSample:
-    photo, truth, render = (_planar(crop[name])[0] for name in ("photo", "truth", "render"))
+    photo, truth, render = (as_planes(crop[name])[0] for name in ("photo", "truth", "render"))
     return _LargeSample(photo, truth, render if shown else torch.zeros_like(render), float(shown), 0.0)
 
 
@@ -319,11 +319,6 @@ def _stacked(samples: Sequence[_LargeSample], operator: Operator) -> SuperResolu
 
 def _as_float(image: np.ndarray) -> np.ndarray:
     return image.astype(np.float32) / 255 if image.dtype == np.uint8 else np.asarray(image, np.float32)
-
-
-def _planar(image: np.ndarray) -> Tensor:
-    """(H, W, 3) → (1, 3, H, W) float32."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))[None]
 
 
 def _path(photo: Path | Frame) -> Path:

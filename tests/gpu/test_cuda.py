@@ -26,6 +26,8 @@ from difixcli.fixer import Fixer, new_small_fixer
 from difixcli.fixer.alignment import align_references
 from difixcli.fixer.confidence import bad_fixes, fix_confidence
 from difixcli.fixer.weights import merge_adapters
+from difixcli.frames.pictures import Picture
+from difixcli.frames.pipeline import FrameOptions, FramePipeline
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))  # the other rooms' small networks and pictures
@@ -65,6 +67,24 @@ def inputs(batch: int, height: int, width: int, views: int = 2) -> list[Tensor]:
 
 def moved(fixer: Fixer, dtype: torch.dtype = torch.float32) -> Fixer:
     return Fixer(copy.deepcopy(fixer.network)).to("cuda", dtype)
+
+
+@pytest.mark.parametrize("references", ["raw", "aligned"])
+def test_frames_come_back_as_from_a_cpu(references: str) -> None:
+    fixer = raw() if references == "raw" else aligned()
+    images, photos, _, _ = (x.numpy() for x in inputs(5, 72, 104))
+    found = []
+    for one in (fixer, moved(fixer)):
+        pipeline = FramePipeline(one, options=FrameOptions(confidence=True))
+        prepared = [
+            pipeline.beside(Picture(image.transpose(1, 2, 0)), list(beside.transpose(0, 2, 3, 1)))
+            for image, beside in zip(images, photos, strict=True)
+        ]
+        found.append([fix for i in range(0, 5, 4) for fix in pipeline.fix(prepared[i : i + 4])])
+    for here, there in zip(*found, strict=True):
+        assert here.confidence is not None and there.confidence is not None
+        assert np.abs(here.color.astype(int) - there.color).max() <= 1
+        assert np.abs(here.confidence - there.confidence).max() < 0.02
 
 
 def raw(attention: str = "mutual") -> Fixer:
