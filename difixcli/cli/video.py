@@ -103,6 +103,8 @@ def distill_filmed(
         model = open_video_model(filming.video, device=on)
         if (licence := getattr(model, "licence", None)) is not None:
             console.say(f"Video model {filming.video}: licence {licence}")
+        if (fixer := getattr(model, "fixer", None)) is not None:
+            fixer.notice = console.warn
         reads = [*files_read("bundled", loaded), *weights, *clouds]
         run = Run.open(folder, "distill", arguments, inputs, request.force, reads=reads)
     known = {AUTO: "made from the photos", NO_CLOUD: "none but the scene's seed points"}
