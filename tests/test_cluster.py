@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import random
 import shutil
 import signal
@@ -20,9 +21,9 @@ from small_scenes import small_sample
 from difixcli.cluster import claims as claims_module
 from difixcli.cluster.claims import Claims
 from difixcli.cluster.jobs import Jobs
-from difixcli.cluster.submit import _devices, _sbatch, minutes
+from difixcli.cluster.submit import _devices, _sbatch, at_work, minutes
 from difixcli.errors import InputError
-from difixcli.runs import read_json
+from difixcli.runs import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 TOY = ["--split", "every:2", "--schedule", "none", "--iterations", "10", "--size", "48"]
@@ -323,6 +324,20 @@ def test_what_a_cluster_is_asked_for(scenes: list[Path], tmp_path: Path, monkeyp
     refused(difix(*line, "--cluster", "slurm"), "how long a job may take")
     monkeypatch.setenv("PATH", str(tmp_path))
     refused(difix(*line, "--cluster", "slurm", "--time", "20"), "no SLURM here")
+
+
+def test_whether_what_was_handed_out_is_still_there(tmp_path: Path) -> None:
+    Jobs(tmp_path).add({"a": []})
+    assert at_work(tmp_path) is None
+    submitted = tmp_path / "jobs" / "submitit" / "submitted.json"
+    told = {"cluster": "local", "number": f"{2**22 + 1}", "node": platform.node()}
+    write_json(submitted, told)
+    assert at_work(tmp_path) is False
+    write_json(submitted, {**told, "node": "elsewhere"})
+    assert at_work(tmp_path) is None
+    for broken in ({**told, "cluster": "pbs"}, {"cluster": "local"}, []):
+        write_json(submitted, broken)
+        refused(difix("status", tmp_path), "submitted.json", "another form")
 
 
 def test_a_line_is_put_together_again() -> None:

@@ -202,9 +202,11 @@ class Jobs:
             elif report.job.state == RUNNING:
                 report.job = replace(report.job, state=DONE)
             report.job = replace(report.job, ended=time.time())
-            if claim.held:
-                write()
-            claim.release()
+            try:
+                if claim.held:
+                    write()
+            finally:
+                claim.release()
 
     def bury(self, begun: Job, pid: int, message: str) -> None:
         """Say that the process which took up a job, as its record was then, ended without a word of its own.
