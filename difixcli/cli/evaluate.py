@@ -46,8 +46,8 @@ def evaluate(
     protocol: Annotated[
         str | None,
         typer.Option(
-            help="How to measure: nerfbusters, dl3dv, rds, llff-sr, mip360-sr, co3d-2view, sparse:K or every:N; by "
-            "default as the run is."
+            help="How to measure: nerfbusters, dl3dv, rds, llff-sr, mip360-sr, co3d-2view, re10k-2view, "
+            "re10k-2view:large, dl3dv-K, sparse:K or every:N; by default as the run is."
         ),
     ] = None,
     color_correct: Annotated[
