@@ -358,6 +358,8 @@ def test_training_begins_from_what_its_photos_saw(tmp_path: Path) -> None:
     assert made.warnings == []
     own = {tuple(point) for point in scene.known_to([0, 1, 2, 5]).points.tolist()}
     assert {tuple(point) for point in made._trainer.model.means.detach().numpy().tolist()} <= own
+    known = create(scene.known_to([0, 1, 2, 5]), [0, 1, 2, 5], tmp_path / "known", "splatfacto", "max_gaussians=100")
+    assert known.notes == []  # none is left out
     few = create(scene, [0, 2, 4], tmp_path / "few", "splatfacto", "max_gaussians=100")
     assert any("Only 0 seed points" in line for line in few.warnings)
     assert few.gaussians == 100
