@@ -260,6 +260,9 @@ def test_a_model_may_have_its_points_as_ply(tmp_path: Path, text: bool) -> None:
     (model / "points3D.ply").write_bytes(b"ply\nformat ascii 1.0\nelement vertex 3\n")
     with pytest.raises(InputError, match=r"points3D.ply cannot be read as a PLY point cloud"):
         load_scene(tmp_path)
+    (model / "points3D.ply").write_bytes(b"ply\nformat ascii 1.0\nend_header\n")
+    with pytest.raises(InputError, match=r"PLY point cloud \(it has no vertices\)"):
+        load_scene(tmp_path)
 
 
 def test_names_with_backslashes_are_folders(tmp_path: Path) -> None:
