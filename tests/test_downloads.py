@@ -56,10 +56,18 @@ def test_a_line_tells_what_it_needs(offline: Path, shared: Path) -> None:
     refused(difix("download", "--", "eval", "a", "b", "--metrics", "psnr,fid"), "inception cannot be fetched")
     refused(difix("download", "--", "eval", "a", "b", "--metrics", "lpips"), "lpips-alex cannot be fetched")
     assert done(difix("download", "--json", "--", "eval", "a", "b", "--metrics", "psnr,st-lpips")) == {}
+    video = ["distill", "room", "--prior", "video", "--video", "someone/film"]
+    refused(difix("download", "--", *video), "The video model 'someone/film' is neither")
     checkpoints = offline / "torch" / "hub" / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     (checkpoints / "vgg16-397923af.pth").write_bytes(b"")  # what is there is not fetched again
     assert list(done(difix("download", "--json", "--", *line))) == ["lpips-vgg"]
+
+
+def test_a_line_that_is_none_is_told() -> None:
+    for line, said in ((["finetune", "--no-such"], "--no-such"), (["fix", "a.png", "--size", "big"], "--size")):
+        ended = difix("download", "--", *line)
+        assert ended.exit_code == 2 and said in ended.stderr and "Traceback" not in ended.stderr, ended.stderr
 
 
 def test_a_file_of_another_content_is_not_kept(offline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,12 +44,7 @@ def open_published(folder: Path | None, name: str, device: str, dtype: torch.dty
     Raises InputError for one that is not there or damaged, of a kind that is not known, or not told the last photo.
     """
     index = _index(folder, name)
-    kind = index.get("_class_name")
-    if kind not in KNOWN:
-        raise InputError(
-            f"The model {name} is made for {kind}, which is not known as a video model of two photos; there are "
-            f"{WAN} (first and last frame) and {SVD} (filmed from both ends)."
-        )
+    kind = _kind(index, name)
     if folder is not None:
         check_parts(folder, index, name)
     cure()
@@ -68,6 +63,18 @@ def open_published(folder: Path | None, name: str, device: str, dtype: torch.dty
     if kind == WAN:
         check_last_frame(pipeline, name)
     return PublishedFilm(pipeline.to(device), _AREA[kind])
+
+
+def download(name: str) -> Path:
+    """A hub model's files, those that `open_published` reads, from the cache or the network."""
+    kind = _kind(_index(None, name), name)
+    cure()
+    import diffusers
+
+    try:
+        return Path(getattr(diffusers, kind).download(name, use_safetensors=True))
+    except Exception as error:  # diffusers and the hub's client raise errors of several libraries
+        raise _unreadable(None, name, error) from error
 
 
 def check_parts(folder: Path, index: dict[str, Any], name: str) -> None:
@@ -220,6 +227,17 @@ def _index(folder: Path | None, name: str) -> dict[str, Any]:
     except Exception as error:  # the hub's client raises errors of several libraries for a missing network
         raise _unreadable(None, name, error) from error
     return dict(read_json(file, dict))
+
+
+def _kind(index: dict[str, Any], name: str) -> str:
+    """Which of `KNOWN` a model's index names."""
+    kind = index.get("_class_name")
+    if kind not in KNOWN:
+        raise InputError(
+            f"The model {name} is made for {kind}, which is not known as a video model of two photos; there are "
+            f"{WAN} (first and last frame) and {SVD} (filmed from both ends)."
+        )
+    return str(kind)
 
 
 def _unreadable(folder: Path | None, name: str, error: Exception) -> InputError:
