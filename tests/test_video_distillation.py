@@ -13,7 +13,6 @@ from commands import difix, refused, told
 from scipy.ndimage import gaussian_filter
 
 from difixcli.console import progress
-from difixcli.distillation import distill as distillation
 from difixcli.distillation.agreement import UNSEEN, agreements, brought, warped_difference
 from difixcli.distillation.filming import Filming
 from difixcli.distillation.schedule import make_schedule
@@ -23,7 +22,7 @@ from difixcli.distillation.video_prior import MOST, believed
 from difixcli.distillation.ways import Ways
 from difixcli.errors import InputError
 from difixcli.priors.video.span import Span
-from difixcli.reconstruction import Reconstruction
+from difixcli.reconstruction import Reconstruction, reconstruction
 from difixcli.runs import Run, read_image, write_image
 from difixcli.scenes import Camera, Scene, load_photo, load_scene, make_split
 from difixcli.scenes.ply import read_points
@@ -109,18 +108,20 @@ def test_the_cloud_is_kept_and_can_be_given_again(
 def test_a_stopped_run_goes_on_to_the_same_bytes(
     compared: tuple[Path, dict], arc: Path, split_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distillation, "_SAVE_EVERY", 5)
-    own = Reconstruction.train
+    """Stopped in the middle of the round, right after it has saved."""
+    monkeypatch.setattr(reconstruction, "SAVE_EVERY", 0.0)
+    own = Reconstruction.save
 
-    def stopped(self: Reconstruction, iterations: int, progress: object = None) -> None:
+    def stopped(self: Reconstruction, beside: object = None) -> Path:
+        saved = own(self, beside)  # type: ignore[arg-type]
         if self.step >= 11:
             raise KeyboardInterrupt
-        own(self, iterations, progress)  # type: ignore[arg-type]
+        return saved
 
     line = ["distill", arc, *TOY, "--split", split_file, "--compare", "-o", tmp_path / "part"]
-    monkeypatch.setattr(Reconstruction, "train", stopped)
+    monkeypatch.setattr(Reconstruction, "save", stopped)
     assert difix(*line).exit_code == 130
-    monkeypatch.setattr(Reconstruction, "train", own)
+    monkeypatch.setattr(Reconstruction, "save", own)
     told(difix(*line))
     whole, part = (
         {path.name: path.read_bytes() for path in (run / "renders" / "distilled").iterdir()}

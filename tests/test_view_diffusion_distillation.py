@@ -12,7 +12,6 @@ import pytest
 import torch
 from commands import difix, refused, told
 
-from difixcli.distillation import distill as distillation
 from difixcli.distillation.few_photos import known_scene
 from difixcli.distillation.prior import Context
 from difixcli.distillation.seeking import SEEK, Seeking, bootstrapped, highest_level
@@ -22,7 +21,7 @@ from difixcli.novel_views import NovelViews
 from difixcli.priors.view_diffusion.denoising import NoiseSchedule, denoised
 from difixcli.priors.view_diffusion.epipolar import EpipolarConfig
 from difixcli.priors.view_diffusion.model import ViewDiffusion, new_small_view_diffusion
-from difixcli.reconstruction import Reconstruction
+from difixcli.reconstruction import Reconstruction, reconstruction
 from difixcli.runs import read_image
 from difixcli.scenes import Camera, Scene, load_photo, load_scene, make_split
 from difixcli.scenes.camera_files import read_cameras
@@ -239,22 +238,23 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
     method: str, arc: Path, networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the middle of a round in which an x̂₀ serves several steps."""
-    monkeypatch.setattr(distillation, "_SAVE_EVERY", 2)
+    monkeypatch.setattr(reconstruction, "SAVE_EVERY", 0.0)
     own_setting = {"splatfacto": "max_gaussians=300", "nerfacto": "pipeline.datamanager.train_num_rays_per_batch=256"}
     toy = [own_setting[method] if word == own_setting["splatfacto"] else word for word in TOY]
     line = ["distill", arc, *toy, "--view-diffusion", networks, "--method", method, "-o"]
     told(difix(*line, tmp_path / "whole"))
-    own = Reconstruction.train
+    own = Reconstruction.save
 
-    def stopped(self: Reconstruction, iterations: int, progress: object = None) -> None:
+    def stopped(self: Reconstruction, beside: object = None) -> Path:
+        saved = own(self, beside)  # type: ignore[arg-type]
         if self.folder.name == "part" and self.step >= 15:
             raise KeyboardInterrupt
-        own(self, iterations, progress)  # type: ignore[arg-type]
+        return saved
 
-    monkeypatch.setattr(Reconstruction, "train", stopped)
+    monkeypatch.setattr(Reconstruction, "save", stopped)
     assert difix(*line, tmp_path / "part").exit_code == 130
     assert not (tmp_path / "part" / "renders" / "distilled").exists()
-    monkeypatch.setattr(Reconstruction, "train", own)
+    monkeypatch.setattr(Reconstruction, "save", own)
     told(difix(*line, tmp_path / "part"))
     whole, part = (
         {path.name: path.read_bytes() for path in (tmp_path / run / "renders" / "distilled").iterdir()}

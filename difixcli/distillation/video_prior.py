@@ -73,9 +73,9 @@ class VideoPrior:
         begun, ended = (float(np.abs(pictures[-1] - photo).mean()) for photo in photos)
         if begun < _RETURNED * ended:
             raise InputError(
-                f"The video model does not go to the second photo: its last picture differs by {255 * begun:.0f} of 255 "
-                f"from the first photo, and by {255 * ended:.0f} from the second; use a --video that is given both, as "
-                "bundled is."
+                f"The video model does not go to the second photo: its last picture differs by {255 * begun:.0f} of "
+                f"255 from the first photo, and by {255 * ended:.0f} from the second; use a --video that is given "
+                "both, as bundled is."
             )
         shots = [photos[0], *pictures[1:-1], photos[1]]  # the ends are known
         trust = agreements(shots, depths, way.cameras)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# A video model as the package could bundle it: clips of posed scenes, then ReconX's two stages around the bundled fixer.
+# A video model: clips of posed scenes, then ReconX's two stages around the bundled fixer.
 #
 #   SCENES="scene-a scene-b" HELD_OUT="scene-c" OUTPUT=outputs/video sh recipes/video/run.sh
 #

@@ -69,7 +69,7 @@ class FixerFilm:
             fixes = fixer(renders, beside, opacity, visibility, fill)
         # 2. neighbouring pictures' fixes weigh in
         pictures = fixes
-        if float(self.network.neighbours.gate):
+        if float(self.network.neighbours.gate.detach()):
             pictures = torch.stack([self._weighed(seen, i, window, fixes) for i in window])
         return pictures.permute(0, 2, 3, 1).float().cpu().numpy()
 

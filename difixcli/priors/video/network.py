@@ -176,7 +176,7 @@ class FilmNetwork(nn.Module):
     def shut(self) -> Iterator[None]:
         """All gates at zero for a while: what is filmed is what the fixer makes frame by frame."""
         gates = [value for name, value in self.new_layers() if name.endswith("gate")]
-        kept = [float(gate) for gate in gates]
+        kept = [float(gate.detach()) for gate in gates]
         try:
             with torch.no_grad():
                 for gate in gates:
