@@ -447,8 +447,9 @@ def _train_video(
     run.finish(results)
     console.say(f"Use it with --video {run.folder}")
     tables = []
-    if results["validation"]:
-        tables.append(console.figures_table("pictures between photos not trained on", results["validation"]))
+    measured = {name: row for name, row in results["validation"].items() if "psnr" in row}  # the photos are the truth
+    if measured:
+        tables.append(console.figures_table("pictures between photos not trained on", measured))
     console.finish({"results": results, "output": str(run.folder)}, as_json, *tables)
 
 
