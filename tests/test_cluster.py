@@ -10,15 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from commands import difix, refused, told
 from small_scenes import small_sample
 
+from difixcli.cli.several import _teller
 from difixcli.cluster import claims as claims_module
 from difixcli.cluster.claims import Claims
-from difixcli.cluster.jobs import Jobs
+from difixcli.cluster.jobs import FAILED, RUNNING, Job, Jobs
 from difixcli.cluster.submit import _devices, _sbatch, minutes
 from difixcli.errors import InputError
 from difixcli.runs import read_json
@@ -311,3 +313,17 @@ def test_a_line_is_put_together_again() -> None:
             paths = "Path" in str(signature.parameters[name].annotation) and isinstance(value, list)
             wanted = [Path(one) for one in value] if paths else value
             assert read[name] == wanted, (info.name, name, read[name], wanted)
+
+
+def test_what_has_not_changed_is_not_said_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("difixcli.cli.several._TOLD_EVERY", 0.0)
+    tell = _teller(Jobs(tmp_path))
+    running = Job("room", state=RUNNING, node="one")
+    for job in (Job("room"), running, running, replace(running, label="train", step=3, total=9)):
+        tell(job)
+    tell(replace(running, label="train", step=3, total=9))
+    tell(Job("room", state=FAILED, message="no room"))
+    said = [line.split(",")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("room: ")]
+    assert said == ["room: running on one", "room: running: train 3/9", "room: failed: no room"]

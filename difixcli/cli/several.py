@@ -21,7 +21,7 @@ from rich.table import Table
 
 from difixcli import console
 from difixcli.cli.lines import words
-from difixcli.cluster.jobs import DONE, FAILED, RUNNING, Job, Jobs, counted, eta, table_row
+from difixcli.cluster.jobs import DONE, FAILED, RUNNING, WAITING, Job, Jobs, counted, eta, table_row
 from difixcli.cluster.worker import HELD, JOB, Worker
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, file_name, read_json
@@ -352,22 +352,20 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
 
 
 def _teller(jobs: Jobs) -> Callable[[Job], None]:
-    """Says a job's changes of state, and now and then how far it is, a line each."""
-    last: dict[str, tuple[str, float]] = {}
+    """Says a job's changes of state, and now and then how far it is where that has changed, a line each."""
+    last: dict[str, tuple[str, str, float]] = {}
 
     def tell(job: Job) -> None:
-        state, when = last.get(job.name, ("", 0.0))
+        state, before, when = last.get(job.name, (WAITING, "", 0.0))
         now = time.monotonic()
         if job.state == state and (job.state != RUNNING or now - when < _TOLD_EVERY):
             return
-        if job.state == state or state or job.state != "waiting":
-            said = f": {job.label} {job.step}/{job.total}" if job.state == RUNNING and job.total else ""
-            if job.state == RUNNING and not said:
-                said = f" on {job.node}, log {jobs.log(job.name)}"
-            if job.state == FAILED:
-                said = f": {job.message}"
+        said = {RUNNING: f" on {job.node}, log {jobs.log(job.name)}", FAILED: f": {job.message}"}.get(job.state, "")
+        if job.state == RUNNING and job.total:
+            said = f": {job.label} {job.step}/{job.total}"
+        if (job.state, said) != (state, before):
             console.say(f"{job.name}: {job.state}{said}")
-        last[job.name] = (job.state, now)
+        last[job.name] = (job.state, said, now)
 
     return tell
 
