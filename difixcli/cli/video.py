@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from difixcli.distillation.settings import Settings
 
 _SIZE = 128  # pixels, the long side on a CPU
-_SHARE = 0.5  # of what is drawn in the rounds: photos are few, and a picture is worth less than one
+_SHARE = {"cpu": 0.2, "gpu": 0.5}  # of what is drawn in the rounds: small models' pictures are worth less than photos
 
 
 def distill_filmed(
@@ -54,8 +54,8 @@ def distill_filmed(
     cloud = _absolute(points) if points not in (None, NO_CLOUD, AUTO) else points
     filming = make_filming(sizes, cloud, video and _absolute(video), frames)
 
-    from difixcli.distillation.settings import Settings, read_terms
-    from difixcli.distillation.video import Filmed, own_terms, photo_iterations, planned
+    from difixcli.distillation.settings import RAISED, Settings, read_terms
+    from difixcli.distillation.video import Filmed, own_terms, planned
     from difixcli.priors.video.files import film_files
     from difixcli.priors.video.opening import open_video_model
     from difixcli.reconstruction import default_iterations, draws_images, known_methods, method_config
@@ -65,11 +65,11 @@ def distill_filmed(
     method = request.method or "splatfacto"
     if method not in (methods := known_methods()):
         raise unknown("method", method, methods)
-    terms = read_terms(request.loss) or own_terms(draws_images(method_config(method)))
+    terms = read_terms(request.loss) or own_terms(draws_images(method_config(method)), sizes)
     further = request.further or default_iterations(method, sizes)
     schedule = make_schedule(
-        sizes, request.iterations or photo_iterations(further), further, request.rounds or 1,
-        share=request.share or _SHARE,
+        sizes, request.iterations or further, further, request.rounds or 1,
+        share=request.share or _SHARE[sizes],
     )  # fmt: skip
     plan = Settings(
         method=method,
@@ -83,7 +83,7 @@ def distill_filmed(
         prior="video",
         trust=trust or "supported",
         terms=terms,
-        raised=1.0,
+        raised=RAISED,
         guard=False,
         filming=filming,
     )

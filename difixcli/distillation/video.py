@@ -1,9 +1,8 @@
 """A scene from a few photos far apart: ReconX (Liu et al., 2024, arXiv 2408.16767).
 
 Point maps of the photos give one cloud (see `point_maps`); the splats begin with it and with the seed points that the
-photos know. After a short training on the
-photos, a video model films the ways between neighbouring photos (see `video_prior`), and the splats train on its
-pictures beside the photos. What a run's folder holds beside what any has:
+photos know. After a training on the photos, a video model films the ways between neighbouring photos (see
+`video_prior`), and the splats train on its pictures beside the photos. What a run's folder holds beside what any has:
 
     cloud/cloud.ply            the point cloud, in the world of the scene's file
     cloud/maps.npz             the point maps, as --points reads them
@@ -46,13 +45,8 @@ from difixcli.scenes.ply import write_points
 from difixcli.scenes.poses import transform_points
 from difixcli.scenes.scene import Camera, Scene, Split
 
-_PHOTOS_SHARE = 3  # of the rounds' iterations: one in so many is spent on photos alone before
 _MAPS = "maps.npz"
-
-
-def photo_iterations(further: int) -> int:
-    """Iterations on photos alone, unless told otherwise."""
-    return max(1, further // _PHOTOS_SHARE)
+_PERCEPTUAL = {"cpu": 0.1, "gpu": 0.5}
 
 
 class Filmed(FewPhotos):
@@ -155,12 +149,12 @@ class Filmed(FewPhotos):
         self._say(f"Point cloud: {len(cloud.points):,} points; {known_share:.0%} of what the photos show is known")
 
 
-def own_terms(images: bool) -> dict[str, float]:
+def own_terms(images: bool, preset: str) -> dict[str, float]:
     """The loss of a picture unless told otherwise: 0.8 · L1 + 0.2 · D-SSIM, which is the own loss of splats, and
-    0.5 · perceptual.
+    0.5 · perceptual, the paper's; on the cpu preset 0.1, since at thumbnails' size 0.5 outweighs the pixels.
     """
     pixels = {"method": 1.0} if images else {"l1": 0.8, "d_ssim": 0.2}
-    return {**pixels, "perceptual": 0.5}
+    return {**pixels, "perceptual": _PERCEPTUAL[preset]}
 
 
 def planned(schedule: Schedule) -> str:

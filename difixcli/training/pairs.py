@@ -316,7 +316,7 @@ def inspect_pairs(files: Sequence[PairFiles], crop: int, multiple: int) -> Inspe
         try:
             sides[i] = _shorter_side(pair) if pair.size is None else min(pair.size)
         except (InputError, ValueError) as error:
-            dropped[i] = str(error)
+            dropped[i] = short(str(error), 300)
     if sides and crop:
         fitting = sorted(sides.values())[int(_LEFT_OUT * len(sides))]
         crop = min(crop, max(fitting // multiple, 1) * multiple)
@@ -333,7 +333,7 @@ def _shorter_side(pair: PairFiles) -> int:
         raise ValueError(f"{pair.render} is smaller than {SMALLEST} pixels")
     _check_shape(pair.target, _header(pair.target), (height, width), _STRETCH)
     for other in (*pair.references, *pair.aligned, pair.opacity, pair.correspondence):
-        if isinstance(other, str) and not Path(other).is_file():
+        if isinstance(other, str) and not os.path.isfile(other):  # Path's raises for a name that is too long
             raise ValueError(f"{other} is missing")
     return min(height, width)
 
@@ -341,7 +341,7 @@ def _shorter_side(pair: PairFiles) -> int:
 def _header(picture: Picture) -> tuple[int, int]:
     """Height and width of an image that is not decoded."""
     opener = _opener(picture)
-    if isinstance(opener, Path) and not opener.exists():
+    if isinstance(opener, Path) and not os.path.exists(opener):
         raise ValueError(f"{picture} is missing")
     with open_image(opener) as opened:
         return opened.height, opened.width

@@ -25,7 +25,7 @@ if [ -n "${SMOKE:-}" ]; then
   LENGTH="--iterations 8 --further 12 --frames 4 --set max_gaussians=300"
 else
   PLACE="$PLACE --size 512"
-  LENGTH="--iterations 100 --further 1000 --frames 32 --set pipeline.model.stop_split_at=0"
+  LENGTH="--iterations 100 --further 1000 --frames 32 --share 0.5 --set pipeline.model.stop_split_at=0"
 fi
 
 # distil PROTOCOL SPLIT NAME [OPTIONS]: a run of each scene, then a table of all
