@@ -185,7 +185,7 @@ def _line(*words: object) -> list[str]:
 
 
 @pytest.mark.usefixtures("here")
-def test_distilling_several_scenes(scenes: list[Path], tmp_path: Path) -> None:
+def test_distilling_several_scenes(scenes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = shutil.copytree(scenes[1], tmp_path / "scenes" / "bad")
     (bad / "transforms.json").write_text('{"frames": [')
     shutil.copytree(scenes[0], tmp_path / "scenes" / "a")
@@ -222,6 +222,12 @@ def test_distilling_several_scenes(scenes: list[Path], tmp_path: Path) -> None:
     for path in sorted((tmp_path / "one" / "renders").rglob("*.png")):
         of_several = tmp_path / "out" / "bad" / "splatfacto" / path.relative_to(tmp_path / "one")
         assert path.read_bytes() == of_several.read_bytes()
+    # the jobs of a run that is measured are not kept in the run
+    monkeypatch.chdir(tmp_path)
+    measure = ["eval", tmp_path / "one", "--metrics", "psnr", "--cluster", "local", "--wait"]
+    assert list(told(difix(*measure, "--json"))["results"]) == ["plain"]
+    assert not (tmp_path / "one" / "jobs").exists()
+    refused(difix(*measure, "-o", tmp_path / "one"), "one is a run, where no jobs are kept")
 
 
 @pytest.mark.usefixtures("here")

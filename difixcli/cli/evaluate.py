@@ -120,7 +120,10 @@ def evaluate(
         evaluated = evaluate_folders(prediction[0], prediction[1], on, plan, console.progress)
         rows, spreads = {first.name: evaluated["results"]}, {first.name: evaluated["std"]}
     else:
-        folder = output or (first if len(runs) == 1 else Path("outputs") / "comparisons" / _joined(prediction))
+        alone = len(runs) == 1 and cluster.name is None  # jobs are never kept in a run
+        folder = output or (first if alone else Path("outputs") / "comparisons" / _joined(prediction))
+        if cluster.name is not None and is_run(folder):
+            raise InputError(f"{folder} is a run, where no jobs are kept; choose another --output.")
         make_folder(folder)
         if cluster.name is not None:
             if "fid" in (keys or ()):
@@ -207,13 +210,14 @@ def _runs_of(named: list[Path]) -> tuple[list[Path], list[str]]:
     """What was named, with finished runs in place of lines over several scenes; names of the other runs."""
     from difixcli.cluster.jobs import DONE, Jobs
     from difixcli.curation.scene_list import listed
+    from difixcli.evaluation.run_folders import is_run
     from difixcli.runs import JOBS
 
     runs: list[Path] = []
     missing: list[str] = []
     for spec in named:
         for one in [Path(path) for path in listed(str(spec), scenes=False)] if str(spec)[0] == "@" else [spec]:
-            if not (one / JOBS).is_dir():
+            if is_run(one) or not (one / JOBS).is_dir():
                 runs.append(one)
                 continue
             for job in Jobs(one):

@@ -25,6 +25,7 @@ from difixcli.cluster.jobs import DONE, FAILED, RUNNING, WAITING, Job, Jobs, cou
 from difixcli.cluster.worker import HELD, JOB, Worker
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, file_name, read_json
+from difixcli.wording import counted as with_noun
 
 CLUSTER = "Several scenes and clusters"
 _PACE = 2.0
@@ -232,13 +233,15 @@ def work(folder: Path, lines: Mapping[str, Sequence[str]], name: str, cluster: C
     attempts = {one: job.attempt for one in lines if (job := jobs.read(one)) is not None and job.state != DONE}
     done = len(lines) - len(attempts)
     console.say(f"Output: {folder}")
-    console.say(f"{len(lines)} jobs" + (f", {done} of them done before" if done else ""))
+    console.say(with_noun(len(lines), "job") + (f", {done} of them done before" if done else ""))
     if attempts and cluster.name is not None:
         from difixcli.cluster.submit import Wishes, submit
 
         wishes = Wishes(cluster.name, **cluster.wishes)
         number = submit(folder, attempts, wishes, cluster.max_failed, f"difix-{name}")
-        console.say(f"{'Processes' if cluster.name == 'local' else 'SLURM job'} {number}: {len(attempts)} jobs")
+        console.say(
+            f"{'Processes' if cluster.name == 'local' else 'SLURM job'} {number}: {with_noun(len(attempts), 'job')}"
+        )
         if not cluster.wait:
             console.say(f"How far they are: difix status {folder}")
             console.out.print(number, markup=False)
