@@ -225,7 +225,7 @@ def test_distilling_several_scenes(scenes: list[Path], tmp_path: Path, monkeypat
     # the jobs of a run that is measured are not kept in the run
     monkeypatch.chdir(tmp_path)
     measure = ["eval", tmp_path / "one", "--metrics", "psnr", "--cluster", "local", "--wait"]
-    assert list(told(difix(*measure, "--json"))["results"]) == ["plain"]
+    assert "plain" in told(difix(*measure, "--json"))["results"]
     assert not (tmp_path / "one" / "jobs").exists()
     refused(difix(*measure, "-o", tmp_path / "one"), "one is a run, where no jobs are kept")
 
