@@ -20,10 +20,12 @@ _libraries: list[object] = []  # an operator lives as long as the Library that d
 
 def cure() -> None:
     """Make `import torchvision` work; call before the first import of torchvision, lpips, peft or nerfstudio."""
-    if "torchvision" in sys.modules or _libraries:
+    if "torchvision" in sys.modules:
         return
-    import torch  # is here already where torch itself calls this
+    import torch  # which calls this in its turn
 
+    if _libraries:
+        return
     spec = PathFinder.find_spec("torchvision")
     if spec is None or spec.origin is None or torch.version.cuda is not None:
         return

@@ -94,6 +94,13 @@ def test_imports_run_one_way() -> None:
         assert not needs[room] & (commands - {room}), room
 
 
+def test_torchvision_can_be_imported_whoever_asked_for_the_cure() -> None:
+    """torch asks for it in the middle of ours."""
+    code = "from difixcli.torchvision_cure import cure; cure(); cure(); import torchvision; print(torchvision.__name__)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "torchvision"
+
+
 def test_help_lists_the_six_commands() -> None:
     shown = _difix("--help").stdout
     for name in ("curate", "finetune", "fix", "distill", "enhance", "eval", "sample"):
