@@ -49,6 +49,8 @@ err = Console(stderr=True, highlight=False)
 watcher: Callable[[str, int, int], None] | None = None
 """Is told of all progress, too: label, how much is done, and of how much."""
 
+UsageError: Any = typer.BadParameter.__base__  # click's, or typer's own copy of it
+
 _EVERY = 10  # seconds between two lines of progress in a log
 _LEAST_NAME = 8  # characters of a row's name that are shown in a line
 
@@ -91,7 +93,7 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
                     f"{error.strerror}{where}. Nothing already written is lost; mend this and run the same line again."
                 )
                 code = 2
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+        except (typer.Exit, typer.Abort, UsageError):
             raise
         except Exception as error:
             code = 2

@@ -15,9 +15,11 @@ from PIL import Image
 from small_scenes import small_sample
 from typer.testing import CliRunner
 
-from difixcli.cli.options import SPLIT_DEFAULT
+from difixcli.cli.options import SPLIT_DEFAULT, SPLIT_RULES
+from difixcli.evaluation.protocols import PROTOCOL_NAMES
 from difixcli.fixer import new_small_fixer
 from difixcli.scenes import DEFAULT_RULE, load_scene
+from difixcli.scenes.splits import RULES
 
 QUICK = ["--iterations", "12", "--size", "48", "--set", "max_gaussians=400"]
 
@@ -590,3 +592,9 @@ def test_one_photo_to_train_is_told(room: Path, tiny_fixer: Path, tmp_path: Path
     )
     assert result.exit_code == 0, (result.stderr, result.exception)
     assert "leaves one photo to train on" in " ".join(result.stderr.split())
+
+
+def test_the_help_names_every_split_rule_and_protocol() -> None:
+    assert [rule for rule in RULES if rule not in SPLIT_RULES.replace(",", "").replace(":", " ").split()] == ["all"]
+    shown = " ".join(difix("eval", "--help").stdout.replace("│", " ").split())
+    assert [name for name in PROTOCOL_NAMES if name not in shown] == []

@@ -12,15 +12,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from commands import difix, refused, told
 from small_scenes import small_sample
 
+from difixcli.cli.several import _teller
 from difixcli.cluster import claims as claims_module
 from difixcli.cluster.claims import Claims
-from difixcli.cluster.jobs import Jobs
+from difixcli.cluster.jobs import FAILED, RUNNING, Job, Jobs
 from difixcli.cluster.submit import _devices, _sbatch, at_work, minutes
 from difixcli.errors import InputError
 from difixcli.runs import read_json, write_json
@@ -238,7 +240,7 @@ def _line(*words: object) -> list[str]:
 
 
 @pytest.mark.usefixtures("here")
-def test_distilling_several_scenes(scenes: list[Path], tmp_path: Path) -> None:
+def test_distilling_several_scenes(scenes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = shutil.copytree(scenes[1], tmp_path / "scenes" / "bad")
     (bad / "transforms.json").write_text('{"frames": [')
     shutil.copytree(scenes[0], tmp_path / "scenes" / "a")
@@ -275,6 +277,12 @@ def test_distilling_several_scenes(scenes: list[Path], tmp_path: Path) -> None:
     for path in sorted((tmp_path / "one" / "renders").rglob("*.png")):
         of_several = tmp_path / "out" / "bad" / "splatfacto" / path.relative_to(tmp_path / "one")
         assert path.read_bytes() == of_several.read_bytes()
+    # the jobs of a run that is measured are not kept in the run
+    monkeypatch.chdir(tmp_path)
+    measure = ["eval", tmp_path / "one", "--metrics", "psnr", "--cluster", "local", "--wait"]
+    assert "plain" in told(difix(*measure, "--json"))["results"]
+    assert not (tmp_path / "one" / "jobs").exists()
+    refused(difix(*measure, "-o", tmp_path / "one"), "one is a run, where no jobs are kept")
 
 
 @pytest.mark.usefixtures("here")
@@ -381,3 +389,17 @@ def test_a_line_is_put_together_again() -> None:
             paths = "Path" in str(signature.parameters[name].annotation) and isinstance(value, list)
             wanted = [Path(one) for one in value] if paths else value
             assert read[name] == wanted, (info.name, name, read[name], wanted)
+
+
+def test_what_has_not_changed_is_not_said_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("difixcli.cli.several._TOLD_EVERY", 0.0)
+    tell = _teller(Jobs(tmp_path))
+    running = Job("room", state=RUNNING, node="one")
+    for job in (Job("room"), running, running, replace(running, label="train", step=3, total=9)):
+        tell(job)
+    tell(replace(running, label="train", step=3, total=9))
+    tell(Job("room", state=FAILED, message="no room"))
+    said = [line.split(",")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("room: ")]
+    assert said == ["room: running on one", "room: running: train 3/9", "room: failed: no room"]

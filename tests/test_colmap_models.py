@@ -260,6 +260,9 @@ def test_a_model_may_have_its_points_as_ply(tmp_path: Path, text: bool) -> None:
     (model / "points3D.ply").write_bytes(b"ply\nformat ascii 1.0\nelement vertex 3\n")
     with pytest.raises(InputError, match=r"points3D.ply cannot be read as a PLY point cloud"):
         load_scene(tmp_path)
+    (model / "points3D.ply").write_bytes(b"ply\nformat ascii 1.0\nend_header\n")
+    with pytest.raises(InputError, match=r"PLY point cloud \(it has no vertices\)"):
+        load_scene(tmp_path)
 
 
 def test_names_with_backslashes_are_folders(tmp_path: Path) -> None:
@@ -358,6 +361,8 @@ def test_training_begins_from_what_its_photos_saw(tmp_path: Path) -> None:
     assert made.warnings == []
     own = {tuple(point) for point in scene.known_to([0, 1, 2, 5]).points.tolist()}
     assert {tuple(point) for point in made._trainer.model.means.detach().numpy().tolist()} <= own
+    known = create(scene.known_to([0, 1, 2, 5]), [0, 1, 2, 5], tmp_path / "known", "splatfacto", "max_gaussians=100")
+    assert known.notes == []  # none is left out
     few = create(scene, [0, 2, 4], tmp_path / "few", "splatfacto", "max_gaussians=100")
     assert any("Only 0 seed points" in line for line in few.warnings)
     assert few.gaussians == 100

@@ -77,7 +77,9 @@ def test_what_a_file_cannot_say_is_refused(text: str, said: str, tmp_path: Path)
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     result = difix("fix", tmp_path, "--config", tmp_path / "lost.yaml")
-    assert result.exit_code == 2 and "lost.yamlcannotberead" in _unboxed(result.stderr)
+    assert (
+        result.exit_code == 2 and "Thereisnofile" in _unboxed(result.stderr) and "lost.yaml" in _unboxed(result.stderr)
+    )
 
 
 def _unboxed(text: str) -> str:

@@ -83,6 +83,12 @@ def test_a_published_video_model_is_fetched_whole(offline: Path, tmp_path: Path)
     refused(difix("download", *line, "someone/else"), "made for FluxPipeline", "not known as a video model")
 
 
+def test_a_line_that_is_none_is_told() -> None:
+    for line, said in ((["finetune", "--no-such"], "--no-such"), (["fix", "a.png", "--size", "big"], "--size")):
+        ended = difix("download", "--", *line)
+        assert ended.exit_code == 2 and said in ended.stderr and "Traceback" not in ended.stderr, ended.stderr
+
+
 def test_a_file_of_another_content_is_not_kept(offline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision import models
 

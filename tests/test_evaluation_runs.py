@@ -714,7 +714,11 @@ def test_nerfbusters_wants_two_paths(run: Path, tmp_path: Path) -> None:
 
 def test_names_that_are_none_are_answered_with_near_ones() -> None:
     assert parse_metrics("lpips-vgg, PSNR,psnr") == ("psnr", "lpips_vgg")
-    for text, message in (("psrn", "did you mean psnr"), (" , ", "names no figure")):
+    for text, message in (
+        ("psrn", "did you mean psnr"),
+        ("cross-vieww", "called cross-vieww; .* cross-view"),
+        (" , ", "names no figure"),
+    ):
         with pytest.raises(InputError, match=message):
             parse_metrics(text)
     for text, message in (

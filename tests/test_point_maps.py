@@ -226,8 +226,14 @@ def _wrong(kind: str, scene: Scene, known: list[PointMap], path: Path) -> Path:
     points = np.stack([one.points for one in chosen])
     poses = np.stack([one.camera.camera_to_world for one in chosen]) @ OPENCV_TO_OPENGL
     held: dict[str, np.ndarray] = {"points": points, "poses": poses}
+    if kind in ("text", "cut off"):
+        path.write_bytes(b"points: 3" if kind == "text" else b"PK\x03\x04 not a whole zip")
+        return path
     if kind == "damaged":
-        path.write_bytes(b"PK\x03\x04 not a zip")
+        np.savez_compressed(path, points=points)
+        written = bytearray(path.read_bytes())
+        written[len(written) // 2 : len(written) // 2 + 64] = b"\xff" * 64
+        path.write_bytes(written)
         return path
     if kind == "objects":
         held = {"points": np.array([points[0], "x"], dtype=object)}
@@ -256,9 +262,11 @@ def _wrong(kind: str, scene: Scene, known: list[PointMap], path: Path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
+        ("text", "is no .npz of point maps"),
+        ("cut off", "is no .npz of point maps"),
         ("damaged", "cannot be read as an .npz"),
         ("objects", "could run code"),
-        ("nothing", "holds no points"),
+        ("nothing", "holds no points .*, but depth"),
         ("flat", r"not \(photos, rows, columns, 3\)"),
         ("count", "2 maps without names, but 3 photos train"),
         ("names", "has no map of"),

@@ -171,7 +171,7 @@ def test_clips_that_lack_pictures_are_dropped(walls: Path, tmp_path: Path) -> No
     assert sorted(clips.dropped.values()) == ["is no picture of a clip", "lacks some of its pictures"]
     del manifest["train"]["wall-0-0"]
     (folder / "data.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="no clips to train on"):
+    with pytest.raises(InputError, match=r"no clips to train on in .* \(wall-0-9 is no picture of a clip\)"):
         read_clips([folder])
 
 
@@ -299,7 +299,9 @@ def test_training_sees_what_the_film_is_made_of_where_photos_are_looked_up(walls
 
 def test_the_command(walls: Path, tmp_path: Path) -> None:
     line = ["finetune", walls, *COMMAND, "-o", tmp_path / "video", "--json"]
-    results = done(difix(*line))
+    ended = difix(*line)
+    results = done(ended)
+    assert "frame_by_frame" in ended.stderr and "photos  " not in ended.stderr  # no row of what has no figures
     assert results["steps"] == {"structure": 1, "film": 2}
     assert open_video_model(tmp_path / "video").film(span(3), 0).shape == (3, HEIGHT, WIDTH, 3)
     # the bundled fixer is not stored again

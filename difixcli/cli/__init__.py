@@ -29,8 +29,6 @@ from difixcli.cli.pose import pose
 from difixcli.cli.sample import sample
 from difixcli.cli.status import status
 
-_UsageError: Any = typer.BadParameter.__base__  # click's, or typer's own copy of it
-
 
 class _Commands(TyperGroup):
     """The commands; what is typed wrongly is also said as JSON where that is asked for."""
@@ -53,7 +51,7 @@ class _Commands(TyperGroup):
     def _telling(self) -> Iterator[None]:
         try:
             yield
-        except _UsageError as error:
+        except console.UsageError as error:
             console.error_as_json(error.format_message(), {"as_json": self._as_json})
             raise
 

@@ -66,6 +66,8 @@ def read_options(path: Path, params: Iterable[Any]) -> dict[str, Any]:
 
     try:
         held = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise typer.BadParameter(f"There is no file {path}; check its name.") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise typer.BadParameter(f"{path} cannot be read as YAML ({_first_line(error)}); mend it.") from error
     if held is None:

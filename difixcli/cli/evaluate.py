@@ -46,8 +46,8 @@ def evaluate(
     protocol: Annotated[
         str | None,
         typer.Option(
-            help="How to measure: nerfbusters, dl3dv, rds, llff-sr, mip360-sr, co3d-2view, re10k-2view, dl3dv-K, "
-            "sparse:K or every:N; by default as the run is."
+            help="How to measure: nerfbusters, dl3dv, rds, llff-sr, mip360-sr, co3d-2view, re10k-2view, "
+            "re10k-2view:large, dl3dv-K, sparse:K or every:N; by default as the run is."
         ),
     ] = None,
     color_correct: Annotated[
@@ -121,7 +121,10 @@ def evaluate(
             evaluated = evaluate_folders(prediction[0], prediction[1], on, plan, console.progress)
             rows, spreads = {first.name: evaluated["results"]}, {first.name: evaluated["std"]}
         else:
-            folder = output or (first if len(runs) == 1 else Path("outputs") / "comparisons" / _joined(prediction))
+            alone = len(runs) == 1 and cluster.name is None  # jobs are never kept in a run
+            folder = output or (first if alone else Path("outputs") / "comparisons" / _joined(prediction))
+            if cluster.name is not None and is_run(folder):
+                raise InputError(f"{folder} is a run, where no jobs are kept; choose another --output.")
             make_folder(folder)
             if cluster.name is not None:
                 if "fid" in (keys or ()):

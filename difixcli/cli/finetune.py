@@ -442,7 +442,8 @@ def _finish(run: Run, results: Mapping[str, Any], said: str, title: str, as_json
     """A training in one process is done: its record, a word, and a table of its validation, if there was one."""
     run.finish(results)
     console.say(said)
-    tables = [console.figures_table(title, results["validation"])] if results["validation"] else []
+    measured = {name: row for name, row in results["validation"].items() if "psnr" in row}  # the photos are the truth
+    tables = [console.figures_table(title, measured)] if measured else []
     console.finish({"results": results, "output": str(run.folder)}, as_json, *tables)
 
 

@@ -21,10 +21,11 @@ from rich.table import Table
 
 from difixcli import console
 from difixcli.cli.lines import words
-from difixcli.cluster.jobs import DONE, FAILED, RUNNING, Job, Jobs, counted, eta, table_row
+from difixcli.cluster.jobs import DONE, FAILED, RUNNING, WAITING, Job, Jobs, counted, eta, table_row
 from difixcli.cluster.worker import HELD, JOB, Worker
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, file_name, read_json
+from difixcli.wording import counted as with_noun
 
 CLUSTER = "Several scenes and clusters"
 _PACE = 2.0
@@ -232,13 +233,15 @@ def work(folder: Path, lines: Mapping[str, Sequence[str]], name: str, cluster: C
     attempts = {one: job.attempt for one in lines if (job := jobs.read(one)) is not None and job.state != DONE}
     done = len(lines) - len(attempts)
     console.say(f"Output: {folder}")
-    console.say(f"{len(lines)} jobs" + (f", {done} of them done before" if done else ""))
+    console.say(with_noun(len(lines), "job") + (f", {done} of them done before" if done else ""))
     if attempts and cluster.name is not None:
         from difixcli.cluster.submit import Wishes, submit
 
         wishes = Wishes(cluster.name, **cluster.wishes)
         number = submit(folder, attempts, wishes, cluster.max_failed, f"difix-{name}")
-        console.say(f"{'Processes' if cluster.name == 'local' else 'SLURM job'} {number}: {len(attempts)} jobs")
+        console.say(
+            f"{'Processes' if cluster.name == 'local' else 'SLURM job'} {number}: {with_noun(len(attempts), 'job')}"
+        )
         if not cluster.wait:
             console.say(f"How far they are: difix status {folder}")
             console.out.print(number, markup=False)
@@ -352,22 +355,20 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
 
 
 def _teller(jobs: Jobs) -> Callable[[Job], None]:
-    """Says a job's changes of state, and now and then how far it is, a line each."""
-    last: dict[str, tuple[str, float]] = {}
+    """Says a job's changes of state, and now and then how far it is where that has changed, a line each."""
+    last: dict[str, tuple[str, str, float]] = {}
 
     def tell(job: Job) -> None:
-        state, when = last.get(job.name, ("", 0.0))
+        state, before, when = last.get(job.name, (WAITING, "", 0.0))
         now = time.monotonic()
         if job.state == state and (job.state != RUNNING or now - when < _TOLD_EVERY):
             return
-        if job.state == state or state or job.state != "waiting":
-            said = f": {job.label} {job.step}/{job.total}" if job.state == RUNNING and job.total else ""
-            if job.state == RUNNING and not said:
-                said = f" on {job.node}, log {jobs.log(job.name)}"
-            if job.state == FAILED:
-                said = f": {job.message}"
+        said = {RUNNING: f" on {job.node}, log {jobs.log(job.name)}", FAILED: f": {job.message}"}.get(job.state, "")
+        if job.state == RUNNING and job.total:
+            said = f": {job.label} {job.step}/{job.total}"
+        if (job.state, said) != (state, before):
             console.say(f"{job.name}: {job.state}{said}")
-        last[job.name] = (job.state, now)
+        last[job.name] = (job.state, said, now)
 
     return tell
 

@@ -141,7 +141,7 @@ class Worker:
 
 def _how_it_ended(code: int, tail: Sequence[str]) -> str:
     if code > 0:
-        return tail[-1] if tail else f"Its process ended with exit code {code}."
+        return tail[-1].removeprefix("Error: ") if tail else f"Its process ended with exit code {code}."
     hint = " (perhaps the machine's memory was too small)" if -code == signal.SIGKILL else ""
     return f"Its process was killed by {signal.Signals(-code).name}{hint}."
 

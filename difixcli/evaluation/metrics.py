@@ -202,7 +202,7 @@ def parse_metrics(text: str) -> tuple[str, ...]:
         raise InputError(f"--metrics names no figure; choose among {', '.join(CHOICES)}.")
     for name in names:
         if name not in CHOICES:
-            raise unknown("metric", name, CHOICES)
+            raise unknown("metric", name.replace("_", "-"), [key.replace("_", "-") for key in CHOICES])
     return tuple(key for key in CHOICES if key in names)
 
 

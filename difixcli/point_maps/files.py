@@ -24,6 +24,7 @@ known wholly, all other pixels not at all.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -129,12 +130,7 @@ class _Maps:
         return made
 
     def _points(self, held: Mapping[str, np.ndarray]) -> np.ndarray:
-        name = _found(held, _POINTS)
-        if name is None:
-            raise InputError(
-                f"{self._path} holds no points (none of {', '.join(_POINTS)}, but "
-                f"{', '.join(sorted(held)) or 'nothing'}); write those of DUSt3R, MASt3R or VGGT into it."
-            )
+        name = next(name for name in _POINTS if name in held)
         points = _without_batch(held[name], 4)
         if points.ndim != 4 or points.shape[3] != 3 or points.dtype.kind != "f" or not points.size:
             raise InputError(f"{self._path} has {name} of shape {held[name].shape}, not (photos, rows, columns, 3).")
@@ -224,11 +220,19 @@ class _Cloud:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of known names in an .npz, points among them."""
     wanted = (*_POINTS, *_CONFIDENCES, *_POSES, _WORLD_TO_CAMERA, _NAMES)
+    if not zipfile.is_zipfile(path):  # numpy takes anything else for a pickle
+        raise InputError(f"{path} is no .npz of point maps, or is cut off; write it again with numpy's savez.")
     try:
         with np.load(path, allow_pickle=False) as held:
+            if _found(held, _POINTS) is None:
+                raise InputError(
+                    f"{path} holds no points (none of {', '.join(_POINTS)}, but {', '.join(held.files) or 'nothing'}); "
+                    "write those of DUSt3R, MASt3R or VGGT into it."
+                )
             return {name: held[name] for name in held.files if name in wanted}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         reason = " ".join(str(error).split())
         if "allow_pickle" in reason or "Object arrays" in reason:
             raise InputError(

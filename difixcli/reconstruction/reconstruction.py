@@ -407,7 +407,8 @@ class Reconstruction:
                 )
             return
         photos = "two training photos" if len(set(self._recipe.train)) > 1 else "the training photo"
-        self.notes.append(f"{known:,} of {every:,} seed points were seen by {photos}; the others are left out.")
+        if known < every:
+            self.notes.append(f"{known:,} of {every:,} seed points were seen by {photos}; the others are left out.")
         if known < _FEW_POINTS:
             self.warnings.append(
                 f"Only {counted(known, 'seed point was', 'seed points were')} seen by {photos}, which says little of "

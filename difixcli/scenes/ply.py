@@ -47,7 +47,8 @@ def read_points(path: Path, warnings: list[str] | None = None) -> tuple[np.ndarr
     except (PlyParseError, KeyError, ValueError, OSError) as error:
         if is_the_systems(error):
             raise unreadable(path, error) from error
-        raise InputError(f"The seed points {path} cannot be read as a PLY point cloud ({error}).") from None
+        why = "it has no vertices" if isinstance(error, KeyError) else error
+        raise InputError(f"The seed points {path} cannot be read as a PLY point cloud ({why}).") from None
     names = set(vertices.data.dtype.names or ())
     finite = (np.abs(points) < FARTHEST).all(axis=1)  # NaN is not
     colors = np.full((len(points), 3), GREY, dtype=np.uint8)

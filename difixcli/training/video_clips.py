@@ -153,7 +153,8 @@ def read_clips(sources: Sequence[Path]) -> ClipSet:
         clips.test.extend(_grouped(halves["test"], file, clips.dropped))
     clips.fingerprint = found.hexdigest()[:16]
     if not clips.train:
-        why = f" ({next(iter(clips.dropped.values()))})" if clips.dropped else ""
+        first = next(iter(clips.dropped.items()), None)
+        why = f" ({first[0].rpartition(': ')[2]} {first[1]})" if first else ""
         raise InputError(
             f"There are no clips to train on in {sources[0]}{why}; name a folder that difix curate --strategy clips "
             "made of training scenes."
