@@ -188,7 +188,6 @@ def seen_depth(scene: Scene, reconstruction: Reconstruction, frame: int, size: t
     """(H, W) z-depth at a frame's camera at this size (height, width), 0 where the reconstruction is not opaque or the
     photo's mask leaves the place out.
     """
-
     depth = opaque_depth(reconstruction.render(scene.frames[frame].camera.resized(size[1], size[0])))
     if (mask := load_mask(scene.frames[frame])) is not None:
         whole = averaged(as_planes(mask[..., None]), size)[0, 0].numpy()
@@ -248,6 +247,15 @@ def _places_by_points(scene: Scene, frame: int, reference: int, size: tuple[int,
     nothing[:2, known] = np.einsum("nk,nkc->cn", shares, places[corners[inner[known]]])
     nothing[2, known] = np.isfinite(nothing[:2, known]).all(axis=0)
     return np.nan_to_num(nothing, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def looked_up(references: References, fixer: Fixer) -> References:
+    """The same, with the places that `fix_render` will ask for found now: in a thread ahead, as a rule."""
+    count = min(fixer.config.views, len(references.frames))
+    if fixer.config.references != "geometry" or references.correspondence is None or not count:
+        return references
+    places = references.correspondence(count)
+    return replace(references, correspondence=lambda first: places[:first])
 
 
 def fix_render(fixer: Fixer, render: Render, references: References) -> np.ndarray:

@@ -32,6 +32,7 @@ from PIL import Image
 from difixcli.cli import app
 from difixcli.cli.enhance import _verdict
 from difixcli.enhancement import Film, check_images, enhance_images
+from difixcli.enhancement.sequence import _Steadiness
 from difixcli.enhancement.video import VideoWriter
 from difixcli.errors import InputError
 from difixcli.evaluation.consistency import frame_motion, warped_difference
@@ -338,6 +339,22 @@ def test_comparisons_show_both(frames, tmp_path):
     np.testing.assert_allclose(first[:47, 36:65].mean((0, 1)), 1 - before[0][:, 36:].mean((0, 1)), atol=0.02)
     assert first[:47, 32].mean() > 0.8
     assert result["steadiness"]["input"] == pytest.approx(result["steadiness"]["output"], rel=0.1)
+
+
+def test_panoramas_become_films_too(tmp_path):
+    """They are not looked at smaller than optical flow needs."""
+    for number in range(2):
+        write_image(tmp_path / "in" / f"{number}.png", np.random.default_rng(0).random((20, 1000, 3), np.float32))
+    result = enhance_images(tmp_path / "in", tmp_path / "out", Inverter(), film=Film())
+    assert result["steadiness"] == {"input": 0.0, "output": 0.0}
+
+
+def test_without_motion_between_frames_nothing_is_said_of_it():
+    measured = _Steadiness()
+    measured._figures = [(np.nan, np.nan)]
+    assert measured.figures() is None
+    measured._figures.append((0.25, 0.5))
+    assert measured.figures() == {"input": 0.25, "output": 0.5}
 
 
 def test_videos_are_made_anew_of_the_same_frames(frames, tmp_path):

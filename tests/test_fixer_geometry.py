@@ -18,6 +18,7 @@ from planes import picture as picture_of
 from test_fixer import picture
 from test_fixer_inference import noisy, raw_config
 
+from difixcli.cli.inputs import check_fixer
 from difixcli.downloads import fetch
 from difixcli.errors import InputError
 from difixcli.fixer import Fixer, FixerNetwork
@@ -117,6 +118,13 @@ def test_the_folder_stands_for_its_checkpoint_and_saved_as_ours_is_the_same(
 ) -> None:
     by_folder = Fixer.from_pretrained(shared / "golden" / "geoquery")
     assert by_folder.config == geoquery.config
+    # the hub's repository holds the checkpoint alone
+    (tmp_path / "GeoQuery").mkdir()
+    shutil.copyfile(shared / "golden" / "geoquery" / "geoquery.pkl", tmp_path / "GeoQuery" / "geoquery.pkl")
+    check_fixer(str(tmp_path / "GeoQuery"))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match="is not a fixer"):
+        check_fixer(str(tmp_path / "none"))
     assert geoquery.config.references == "geometry"
     assert geoquery.licence.startswith("MIT")
     again = Fixer.from_pretrained(geoquery.save_pretrained(tmp_path / "ours"))

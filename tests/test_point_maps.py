@@ -190,6 +190,16 @@ def test_maps_of_the_middle_of_smaller_photos_are_read(scene: Scene, known: list
     assert np.abs(found[0].depth - known[0].depth)[inner].max() < 0.04
 
 
+def test_a_photo_of_which_nothing_is_known_is_read_too(scene: Scene, known: list[PointMap], tmp_path: Path) -> None:
+    """As point maps of photos that overlap with no other are, and a run's own file of them."""
+    maps = [known[i] for i in TRAIN]
+    maps[1] = map_of_depth(maps[1].camera, np.ones_like(maps[1].depth), np.zeros_like(maps[1].confidence))
+    write_maps(tmp_path / "maps.npz", maps, [scene.frames[i].name for i in TRAIN])
+    found = _read(tmp_path / "maps.npz", scene)
+    assert [bool(one.confidence.any()) for one in found] == [True, False, True]
+    np.testing.assert_allclose(found[0].points, maps[0].points, atol=0.01)
+
+
 def test_a_ply_is_seen_from_the_photos(scene: Scene, tmp_path: Path) -> None:
     to_file = np.linalg.inv(scene.source_to_world)
     write_points(tmp_path / "cloud.ply", transform_points(to_file, scene.points), scene.colors)

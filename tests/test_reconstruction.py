@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,6 +103,18 @@ def test_loading_shows_the_same(trained: Reconstruction, scene: Scene) -> None:
         Reconstruction.load(trained.folder, dataclasses.replace(scene, frames=scene.frames[:5]))
     with pytest.raises(InputError, match="restore the split"):
         Reconstruction.load(trained.folder, scene, [0, 1, 4, 6])
+
+
+def test_threads_render_one_after_another(trained: Reconstruction, scene: Scene) -> None:
+    """What rendering does to the process (torch's functions, random numbers) is undone whoever renders beside it."""
+    cameras = [scene.frames[i].camera for i in range(6)]
+    alone = [trained.render(camera).color for camera in cameras]
+    numbers, cuda = torch.get_rng_state(), torch.Tensor.cuda
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(lambda camera: trained.render(camera).color, cameras * 2))
+    assert torch.Tensor.cuda is cuda and torch.equal(torch.get_rng_state(), numbers)
+    for one, other in zip(alone * 2, together, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_folder_is_a_nerfstudio_run(trained: Reconstruction) -> None:

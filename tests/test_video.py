@@ -210,6 +210,20 @@ def test_tone_mapping_keeps_the_dark_and_rolls_off_the_bright():
     assert red - green > (40000 - 30000) / 257
 
 
+def test_a_video_that_is_interrupted_at_its_end_is_none(tmp_path):
+    """The encoder still holds frames when the last one is added."""
+
+    class Stopped:
+        def encode(self, frame: object) -> list:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "video.mp4"
+    with pytest.raises(KeyboardInterrupt), VideoWriter(path, 24) as video:
+        video.add(np.zeros((32, 32, 3), np.float32))
+        video._stream = Stopped()
+    assert not list(tmp_path.iterdir())
+
+
 def test_odd_sizes_are_told(tmp_path):
     with VideoWriter(tmp_path / "odd.mp4", 10) as video:
         video.add(np.full((47, 65, 3), 0.5))

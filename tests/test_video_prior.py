@@ -108,6 +108,28 @@ def test_before_training_it_films_what_the_fixer_makes_frame_by_frame_bit_for_bi
 
 
 @pytest.mark.parametrize("attention", ["mutual", "one-way"])
+def test_fixers_that_look_photos_up_are_told_where(small: FixerNetwork, attention: str) -> None:
+    network = FixerNetwork(replace(raw_config(small, attention), references="geometry"))
+    shown, told = span(), []
+    film = FixerFilm(around(network, None))
+    film.fixer.notice = told.append
+    made = film.film(shown, 0)
+    assert not told
+    fixer, geometry = Fixer(network), Geometry.of(shown.cameras, shown.depth)
+    images = (planar(shown.renders), planar(shown.photos).expand(5, -1, -1, -1, -1), torch.ones(5, 1, HEIGHT, WIDTH))
+    places = torch.cat([geometry.places(i) for i in range(5)])
+    wanted = fixer(*images, correspondence=places).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(made, wanted, atol=1e-5)
+    assert np.abs(made - fixer(*images).permute(0, 2, 3, 1).numpy()).max() > 1e-4
+    # a picture is one pixel further on than the one before it
+    x = torch.arange(WIDTH).expand(HEIGHT, WIDTH)
+    known = places[:, :, 2] > 0
+    torch.testing.assert_close(places[1, 0, 0][known[1, 0]], (x + 1.0)[known[1, 0]], atol=0.1, rtol=0)
+    torch.testing.assert_close(places[1, 1, 0][known[1, 1]], (x - 3.0)[known[1, 1]], atol=0.1, rtol=0)
+    assert known.float().mean() > 0.8
+
+
+@pytest.mark.parametrize("attention", ["mutual", "one-way"])
 def test_raw_references_too_are_filmed_as_the_fixer_makes_them(small: FixerNetwork, attention: str) -> None:
     torch.manual_seed(0)
     plain = FixerNetwork(raw_config(small, attention))

@@ -13,14 +13,14 @@ import pytest
 import torch
 from commands import difix, done, refused
 from test_training import Killed, terminated_at
-from test_video_prior import HEIGHT, WIDTH, span
+from test_video_prior import HEIGHT, WIDTH, raw_config, span
 
 from difixcli import interrupts
 from difixcli.curation.clips import clips_of
 from difixcli.errors import InputError
-from difixcli.fixer import Fixer
+from difixcli.fixer import Fixer, new_small_fixer
 from difixcli.fixer.network import FixerNetwork, small_config
-from difixcli.priors.video.files import load_film
+from difixcli.priors.video.files import around, load_film
 from difixcli.priors.video.film import FixerFilm
 from difixcli.priors.video.opening import open_video_model
 from difixcli.runs import write_image
@@ -279,6 +279,22 @@ def test_a_fixer_in_a_folder_is_a_base_and_is_kept_with_the_layers(walls: Path, 
     film = load_film(tmp_path / "video")
     assert film.config.fixer is None
     assert all(torch.equal(value, same[name]) for name, value in film.fixer.state_dict().items())
+
+
+def test_training_sees_what_the_film_is_made_of_where_photos_are_looked_up(walls: Path, tmp_path: Path) -> None:
+    config = replace(raw_config(new_small_fixer("tiny").network, "mutual"), references="geometry")
+    network = around(FixerNetwork(config), None)
+    training = _Training(network, VideoOptions(**FAST), tmp_path / "run", "cpu", None)
+    clip = read_clips([walls]).train[0].load()
+    with torch.no_grad():
+        made = training._made(clip, range(4), torch.arange(3), True).clamp(0, 1)
+    wanted = FixerFilm(network).film(clip.span, 0)
+    np.testing.assert_allclose(made.permute(0, 2, 3, 1).numpy(), wanted, atol=1e-5)
+    clip.places = torch.zeros_like(clip.places)
+    with torch.no_grad():
+        without = training._made(clip, range(4), torch.arange(3), True).clamp(0, 1)
+    assert float((made - without).abs().max()) > 1e-4
+    training.journal.close()
 
 
 def test_the_command(walls: Path, tmp_path: Path) -> None:

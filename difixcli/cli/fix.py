@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -181,14 +181,8 @@ def fix(
             raise InputError("Nothing to fix; name an image or a folder of images, or a folder to --export to.")
         of_images = {
             **{"--reference": reference, "--scene": scene, "--references": references, "--size": size},
-            **{
-                "--resize": resize,
-                "--tile": tile,
-                "--batch": batch,
-                "--fill-unseen": fill_unseen,
-                "--confidence": confidence,
-            },
-            **{"--upscale": upscale, "--sr": sr},
+            **{"--resize": resize, "--tile": tile, "--batch": batch, "--fill-unseen": fill_unseen},
+            **{"--confidence": confidence, "--upscale": upscale, "--sr": sr},
             **{"--compile": compiled, "--seed": seed, "--device": device is not Device.auto, "--output": output},
         }
         if given := [option for option, value in of_images.items() if value]:
@@ -262,20 +256,25 @@ def fix(
     exported = None if export is None else _export(fixer, export, published, merge_lora, dtype, force, told=True)
     results = fix_images(files, run.folder, network, choice, options, size, console.progress)
     run.finish(results)
+    _tell(results, run.folder, chosen=posed is not None or len(photos) > count)
+    told = {"results": results, "output": str(run.folder)}
+    console.finish(told if exported is None else {**told, "exported": exported}, as_json)
+
+
+def _tell(results: dict[str, Any], folder: Path, chosen: bool) -> None:
+    """Say what was fixed; with `chosen` which photos stood beside each image."""
     pace = results["seconds_per_frame"]
-    console.say(f"Images in {run.folder}: {results['frames']}" + (f", {pace:.2f} s each" if pace else ""))
-    if posed is not None or len(photos) > count:
+    console.say(f"Images in {folder}: {results['frames']}" + (f", {pace:.2f} s each" if pace else ""))
+    if chosen:
         for name, beside in list(results["references"].items())[:5]:
             console.say(f"References of {name}: {', '.join(beside)}")
         if results["frames"] > 5:
-            console.say(f"Those of the other images: {run.folder / 'run.json'}")
+            console.say(f"Those of the other images: {folder / 'run.json'}")
     if bad := results["bad"]:
         console.warn(
             f"{len(bad)} of {results['frames']} fixes look broken (false colours, collapsed, noise or moved): "
             f"{', '.join(bad[:5])}{', …' if len(bad) > 5 else ''}. Look at them before you use them."
         )
-    told = {"results": results, "output": str(run.folder)}
-    console.finish(told if exported is None else {**told, "exported": exported}, as_json)
 
 
 def _export(

@@ -57,7 +57,8 @@ def precision(dtype: Precision) -> torch.dtype:
 def check_fixer(name: str) -> None:
     """Raises InputError for a path that holds no fixer, as far as that can be told without importing torch."""
     path = Path(name).expanduser()
-    if path.is_dir() and not ((path / "config.json").is_file() or all((path / x).is_dir() for x in ("unet", "vae"))):
+    known = (path / "config.json").is_file() or all((path / x).is_dir() for x in ("unet", "vae"))
+    if path.is_dir() and not known and not any(path.glob("*.pkl")):  # of a trainer: GeoQuery's stands for its folder
         raise InputError(
             f"{path} is not a fixer: it has neither config.json with model.safetensors nor the folders unet and vae."
         )

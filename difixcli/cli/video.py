@@ -13,6 +13,7 @@ from difixcli.cli.requests import Request, held
 from difixcli.cli.view_diffusion import MOST, few_photos_rule
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, fingerprint
+from difixcli.wording import counted
 
 if TYPE_CHECKING:
     from difixcli.distillation.filming import Filming
@@ -102,16 +103,19 @@ def distill_filmed(
         model = open_video_model(filming.video, device=on)
         if (licence := getattr(model, "licence", None)) is not None:
             console.say(f"Video model {filming.video}: licence {licence}")
+        if (fixer := getattr(model, "fixer", None)) is not None:
+            fixer.notice = console.warn
         reads = [*files_read("bundled", loaded), *weights, *clouds]
         run = Run.open(folder, "distill", arguments, inputs, request.force, reads=reads)
     known = {AUTO: "made from the photos", NO_CLOUD: "none but the scene's seed points"}
     announce(
         run,
-        scene=f"{loaded.name}, {len(split.train)} photos train, {len(split.test)} test ({rule})",
+        scene=f"{loaded.name}, {counted(len(split.train), 'photo trains', 'photos train')}, "
+        f"{len(split.test)} test ({rule})",
         method=f"{method}, preset {sizes} on {on}, seed {request.seed}",
         size=size_of(loaded),
         points=known.get(filming.points, filming.points),
-        films=f"{len(made.targets)} pictures between {len(split.train)} photos, by {filming.video}, "
+        films=f"{counted(len(made.targets), 'picture')} between {len(split.train)} photos, by {filming.video}, "
         f"{schedule.share:.0%} of what is drawn",
         schedule=planned(schedule),
     )
@@ -126,7 +130,7 @@ def distill_filmed(
     console.say(f"Pictures: {run.folder / ('renders' if results else 'path')}")
     if results:
         console.say(f"For a report: difix eval {run.folder}")
-    title = f"{loaded.name}, {method}: {len(split.test)} test views"
+    title = f"{loaded.name}, {method}: {counted(len(split.test), 'test view')}"
     tables = [console.figures_table(title, results)] if results else []
     console.finish({"results": results, "output": str(run.folder)}, request.as_json, *tables)
 

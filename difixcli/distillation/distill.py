@@ -302,15 +302,15 @@ class Distillation:
                     else self._written(view, proposal, number, behind)
                 )
                 update(len(entries))
-        counted = [entry for entry in entries if entry["dropped"] is None]
+        trained_on = [entry for entry in entries if entry["dropped"] is None]
         confidences = [entry["figures"].get("mean_confidence", 1.0) for entry in entries]
         return {
             "round": number,
             "schedule": asdict(self.schedule),
-            "share": self.schedule.share if counted else 0.0,
+            "share": self.schedule.share if trained_on else 0.0,
             "views": entries,
             "kept": sum(entry["kept"] for entry in entries),
-            "dropped": len(entries) - len(counted),
+            "dropped": len(entries) - len(trained_on),
             "mean_confidence": float(np.mean(confidences)),
         }
 

@@ -10,9 +10,9 @@ from functools import partial
 import numpy as np
 
 from difixcli.distillation.distill import Distillation
+from difixcli.distillation.renders import write_truth
 from difixcli.reconstruction import Reconstruction
 from difixcli.runs import write_image
-from difixcli.scenes import load_mask, load_photo
 from difixcli.scenes.scene import Camera, Scene, Split
 
 
@@ -49,13 +49,8 @@ class FewPhotos(Distillation):
         gc.collect()
 
     def _write(self, variant: str, picture: Callable[[str, Camera], np.ndarray]) -> None:
-        """The test views as `variant`, or the targets where no photo is held out; those that are there are kept."""
-        for i in self.split.test:
-            frame, name = self.scene.frames[i], f"{self.scene.file_names[i]}.png"
-            if not (self.folder / "renders" / "truth" / name).exists():
-                write_image(self.folder / "renders" / "truth" / name, load_photo(frame))
-                if (mask := load_mask(frame)) is not None:
-                    write_image(self.folder / "renders" / "mask" / name, mask.astype(np.float32))
+        """The test views as `variant`, or the targets where no photo is held out."""
+        write_truth(self.folder, self.scene, self.split)
         part, views = "renders", [(self.scene.file_names[i], self.scene.frames[i].camera) for i in self.split.test]
         if not views:
             part, views = "path", [(target.name, target.camera) for target in self.targets]

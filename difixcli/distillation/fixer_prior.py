@@ -12,7 +12,7 @@ from difixcli.distillation.prior import Context, Proposal, Round, View
 from difixcli.evidence import agreement, confidence, confirmed, mean_support
 from difixcli.frames.stages import Pace, carried
 from difixcli.reconstruction import Render
-from difixcli.reference_views import References, fix_render, is_bad_fix
+from difixcli.reference_views import References, fix_render, is_bad_fix, looked_up
 
 _BETTER = 0.5  # dB by which photos must speak for the present render before it is fixed in place of photos' own
 
@@ -48,7 +48,7 @@ class FixerPrior:
         if self._trust == "all":
             # only the references are brought in through photos' geometry, if the fixer takes them so
             beside = shown.beside(view, self._count, align=self._fixer.config.references == "aligned")
-            return partial(self._as_it_is, shown.render(view), beside)
+            return partial(self._as_it_is, shown.render(view), looked_up(beside, self._fixer))
         if shown.kept(view) is not None:
             return None
         beside = shown.beside(view, self._count)
@@ -59,7 +59,7 @@ class FixerPrior:
             now = agreement(present.color, beside)
             if now is not None and before is not None and now > before + _BETTER:
                 render, before = present, now
-        return partial(self._supported, render, beside, before)
+        return partial(self._supported, render, looked_up(beside, self._fixer), before)
 
     @staticmethod
     def _proposals(batch: Sequence[tuple[View, Callable[[], Proposal] | None]]) -> list[Proposal | None]:

@@ -12,7 +12,7 @@ from difixcli.distillation.targets import Target
 from difixcli.evidence import enhanced
 from difixcli.frames.stages import Pace, carried
 from difixcli.reconstruction import Reconstruction, Render
-from difixcli.reference_views import References, ReferenceViews, fix_render
+from difixcli.reference_views import References, ReferenceViews, fix_render, looked_up
 from difixcli.runs import Progress, write_image
 from difixcli.scenes import load_mask, load_photo
 from difixcli.scenes.scene import Camera, Scene, Split
@@ -21,6 +21,17 @@ if TYPE_CHECKING:
     from difixcli.fixer import Fixer
 
 _View = tuple[str, str, Camera]  # folder, name, camera
+
+
+def write_truth(run: Path, scene: Scene, split: Split) -> None:
+    """Write the test views' photos into RUN/renders/truth, their masks into RUN/renders/mask; what is there stays."""
+    for i in split.test:
+        frame, name = scene.frames[i], f"{scene.file_names[i]}.png"
+        if (truth := run / "renders" / "truth" / name).exists():
+            continue
+        if (mask := load_mask(frame)) is not None:
+            write_image(run / "renders" / "mask" / name, mask.astype(np.float32))
+        write_image(truth, load_photo(frame))  # last: where it is, the mask is, too
 
 
 class FinalRenders:
@@ -51,11 +62,7 @@ class FinalRenders:
 
     def write(self, model: Reconstruction, variant: str, fixed: str) -> None:
         """Write a model's renders as `variant`, and the same fixed once as `fixed`; and the truth beside them."""
-        for i in self._split.test:
-            frame, name = self._scene.frames[i], f"{self._scene.file_names[i]}.png"
-            write_image(self._run / "renders" / "truth" / name, load_photo(frame))
-            if (mask := load_mask(frame)) is not None:
-                write_image(self._run / "renders" / "mask" / name, mask.astype(np.float32))
+        write_truth(self._run, self._scene, self._split)
         beside_all = ReferenceViews(self._scene, self._split.train, model, self._count)
         views = [(folder, *view) for folder, views in self._views.items() for view in views]
         supported = self._trust == "supported"
@@ -63,7 +70,7 @@ class FinalRenders:
 
         def prepared(view: _View) -> tuple[Render, References]:
             render = model.render(view[2])
-            return render, beside_all.beside(view[2], render, align=align)
+            return render, looked_up(beside_all.beside(view[2], render, align=align), self._fixer)
 
         def cleaned(batch: Sequence[tuple[_View, tuple[Render, References]]]) -> list[np.ndarray]:
             return [(enhanced if supported else fix_render)(self._fixer, *made) for _, made in batch]

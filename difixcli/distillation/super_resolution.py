@@ -29,6 +29,7 @@ import torch
 
 from difixcli.distillation.distill import COMPARED, LARGE, Distillation, Say
 from difixcli.distillation.prior import Context
+from difixcli.distillation.renders import write_truth
 from difixcli.distillation.settings import Settings
 from difixcli.distillation.super_resolution_prior import IDENTICAL, photos_alone
 from difixcli.distillation.targets import PHOTOS
@@ -156,13 +157,10 @@ class SuperResolution(Distillation):
 
     def _write(self, model: Reconstruction, variant: str, enhanced: bool = False) -> None:
         """The test views of a model as `variant`, and with `enhanced` each super-resolved from its own reduction."""
-        for_truth = self.large if self.enlargement.reduce > 1 else self.scene
+        write_truth(self.folder, self.large if self.enlargement.reduce > 1 else self.scene, self.split)
         with self._timed("final renders"), self._progress(f"renders, {variant}", len(self.split.test)) as update:
             for done, i in enumerate(self.split.test, start=1):
-                name, frame = f"{self.scene.file_names[i]}.png", for_truth.frames[i]
-                write_image(self.folder / "renders" / "truth" / name, load_photo(frame))
-                if (mask := load_mask(frame)) is not None:
-                    write_image(self.folder / "renders" / "mask" / name, mask.astype(np.float32))
+                name = f"{self.scene.file_names[i]}.png"
                 render = as_planes(model.render(self.large.frames[i].camera).color, self.resolver.device)
                 self._keep(variant, name, render)
                 if enhanced:

@@ -44,6 +44,7 @@ from difixcli.runs import Progress, Run, atomic, write_image
 from difixcli.scenes.ply import write_points
 from difixcli.scenes.poses import transform_points
 from difixcli.scenes.scene import Camera, Scene, Split
+from difixcli.wording import counted
 
 _MAPS = "maps.npz"
 _PERCEPTUAL = {"cpu": 0.1, "gpu": 0.5}
@@ -90,8 +91,9 @@ class Filmed(FewPhotos):
             255 * float(np.mean([one[key] for one in figures])) for key in ("change", "warped_difference")
         )
         return (
-            f"{len(figures)} pictures filmed, which differ from the renders by {change:.1f} of 255 and, brought into "
-            f"one another, from their neighbours by {unsteady:.1f}; mean agreement {record['mean_confidence']:.2f}"
+            f"{counted(len(figures), 'picture')} filmed, which differ from the renders by {change:.1f} of 255 and, "
+            f"brought into one another, from their neighbours by {unsteady:.1f}; mean agreement "
+            f"{record['mean_confidence']:.2f}"
         )
 
     # The point cloud
@@ -159,5 +161,5 @@ def own_terms(images: bool, preset: str) -> dict[str, float]:
 
 def planned(schedule: Schedule) -> str:
     """A schedule in words."""
-    rounds = f"{schedule.rounds} round{'s' if schedule.rounds > 1 else ''} of {schedule.every}"
+    rounds = f"{counted(schedule.rounds, 'round')} of {schedule.every}"
     return f"{schedule.photos} iterations on photos, {rounds} on films between them, photos beside them"

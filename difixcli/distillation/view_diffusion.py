@@ -131,7 +131,7 @@ def own_terms(images: bool) -> dict[str, float]:
 def planned(schedule: Schedule, seek: str) -> str:
     """A schedule in words."""
     if seek == "mean":
-        rounds = f"{schedule.rounds} round{'s' if schedule.rounds > 1 else ''} of {schedule.every}"
+        rounds = f"{counted(schedule.rounds, 'round')} of {schedule.every}"
         return f"{schedule.photos} iterations on photos, {rounds} on EFT's pictures, photos beside them"
     first = bootstrapped(schedule.rounds)
     return (

@@ -162,8 +162,12 @@ def _open(source: Path, output: Path, size: int | None, film: Film | None) -> _O
 
 def _video_frames(source: Path, size: int | None) -> Iterator[_Frame]:
     for number, frame in enumerate(read_video(source).frames, start=1):
-        image = shrunk(frame.image.astype(np.float32) / 255, size)
-        yield f"frame_{number:05d}", partial(Picture, image), frame.moment
+        yield f"frame_{number:05d}", partial(_as_picture, frame.image, size), frame.moment
+
+
+def _as_picture(pixels: np.ndarray, size: int | None) -> Picture:
+    """A video's frame (H, W, 3) uint8, which is kept as it is until its turn comes."""
+    return Picture(shrunk(pixels.astype(np.float32) / 255, size))
 
 
 def _counts(names: Sequence[str]) -> bool:

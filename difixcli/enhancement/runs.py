@@ -20,7 +20,7 @@ from difixcli.frames.pictures import check_large_enough
 from difixcli.frames.writing import Clean, Shot, write_frames
 from difixcli.images import Operator, as_pixels, as_planes
 from difixcli.reconstruction import Reconstruction, Render
-from difixcli.reference_views import References, ReferenceViews, fix_render
+from difixcli.reference_views import References, ReferenceViews, fix_render, looked_up
 from difixcli.runs import Progress, read_image, write_image
 from difixcli.scenes import Camera, Trajectory
 from difixcli.scenes.scene import Scene, Split
@@ -53,7 +53,7 @@ def by_fixer(
 
         def prepared(camera: Camera, render: Render) -> Callable[[], Clean]:
             align = marked or supported or fixer.config.references == "aligned"
-            return partial(clean, render, beside_all.beside(camera, render, align=align))
+            return partial(clean, render, looked_up(beside_all.beside(camera, render, align=align), fixer))
 
         return prepared
 

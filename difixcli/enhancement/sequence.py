@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from difixcli.enhancement.video import VideoWriter, side_by_side, sound_of, split_screen
-from difixcli.frames.pictures import shrunk
+from difixcli.frames.pictures import SMALLEST, shrunk
 from difixcli.frames.writing import Shot
 from difixcli.runs import Progress, read_image, read_json, write_json
 
@@ -128,7 +128,9 @@ class _Steadiness:
     def add(self, before: np.ndarray, after: np.ndarray) -> None:
         from difixcli.evaluation.consistency import frame_motion, warped_pair
 
-        before, after = shrunk(before, _MEASURED), shrunk(after, _MEASURED)
+        height, width = before.shape[:2]
+        side = max(_MEASURED, -(-SMALLEST * max(height, width) // min(height, width)))  # of a panorama more
+        before, after = shrunk(before, side), shrunk(after, side)
         if self._last is not None:
             motion = frame_motion(self._last[0], before)
             pairs = zip(self._last, (before, after), strict=True)
@@ -136,6 +138,10 @@ class _Steadiness:
             self._figures.append((first, second))
         self._last = before, after
 
-    def figures(self) -> dict[str, float]:
-        first, second = np.nanmean(np.array(self._figures), axis=0)
+    def figures(self) -> dict[str, float] | None:
+        """None where no frame shows anything of the one before it."""
+        found = np.array(self._figures)
+        if np.isnan(found).any(axis=1).all():
+            return None
+        first, second = np.nanmean(found, axis=0)
         return {"input": round(float(first), 6), "output": round(float(second), 6)}

@@ -99,6 +99,7 @@ class VideoWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         failure = None
+        whole = False
         try:
             if kind is None and self._container is None:
                 failure = InputError(f"There is no frame for the video {self.path}.")
@@ -107,6 +108,7 @@ class VideoWriter:
                 if self._heard is not None:
                     self._heard.copy(None)
                 self._container.close()
+                whole = True
         except OSError as reason:
             failure = self._failure(reason)
         finally:
@@ -115,7 +117,7 @@ class VideoWriter:
                     self._container.close()
             if self._heard is not None:
                 self._heard.close()
-            self._file.__exit__(kind or (type(failure) if failure else None), error, trace)
+            self._file.__exit__(None if whole else kind or BaseException, error, trace)
         if failure is not None:
             raise failure
 

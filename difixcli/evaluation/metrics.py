@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from difixcli.errors import InputError, unknown
+from difixcli.images import as_planes
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from difixcli.evaluation.color_correction import Correction
 
 
@@ -178,7 +177,7 @@ def ssim(image: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -
     with torch.no_grad():
         # The library's own mean counts mirrored borders or not, depending on its version: take its map instead.
         _, similarity = structural_similarity_index_measure(
-            _planar(image), _planar(truth), data_range=1.0, return_full_image=True
+            as_planes(image), as_planes(truth), data_range=1.0, return_full_image=True
         )
     border = SSIM_WINDOW // 2
     inner = similarity[0].permute(1, 2, 0).numpy()[border:-border, border:-border]
@@ -242,7 +241,7 @@ def metrics_against(
     networks = {key: shared_network(*_NETWORKS[key], device) for key in keys if key in _NETWORKS}
     found = []
     with torch.no_grad():
-        features = {key: network.features(_planar(truth).to(device)) for key, network in networks.items()}
+        features = {key: network.features(as_planes(truth).to(device)) for key, network in networks.items()}
 
         def figures(image: np.ndarray) -> dict[str, float]:
             counted = _checked(image, truth, mask)[0]
@@ -253,7 +252,7 @@ def metrics_against(
                 elif key == "ssim":
                     made[key] = ssim(image, truth, mask)
                 else:
-                    planar = _planar(counted).to(device)
+                    planar = as_planes(counted).to(device)
                     made[key] = float(networks[key].between(networks[key].features(planar), features[key]))
             return made
 
@@ -378,10 +377,3 @@ def _checked(image: np.ndarray, truth: np.ndarray, mask: np.ndarray | None) -> t
     if not mask.any():
         raise InputError("A mask leaves no pixel to measure; check that white means what counts.")
     return np.where(mask.astype(bool)[..., None], image, truth), truth
-
-
-def _planar(image: np.ndarray) -> Tensor:
-    """(H, W, 3) array → (1, 3, H, W) tensor."""
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))[None]

@@ -68,6 +68,19 @@ def cropped(correspondence: Tensor, top: int, left: int, height: int, width: int
     return torch.stack([x, y, known * inside], dim=-3)
 
 
+def padded(correspondence: Tensor, multiple: int) -> Tensor:
+    """A correspondence (B, V, 3, H, W) of images that are continued below and to the right until their sides divide by
+    `multiple`; of what is added no place is known.
+    """
+    height, width = correspondence.shape[-2:]
+    beyond = (0, -width % multiple, 0, -height % multiple)
+    # a token at the border lies between a place and the padding's
+    wide = F.pad(correspondence.flatten(0, 1), beyond, mode="replicate").unflatten(0, correspondence.shape[:2])
+    wide[..., 2, height:, :] = 0
+    wide[..., 2, :, width:] = 0
+    return wide
+
+
 def resized(correspondence: Tensor, size: tuple[int, int]) -> Tensor:
     """A correspondence (V, 3, H, W) of the render and its references when all are stretched to another size."""
     height, width = correspondence.shape[-2:]

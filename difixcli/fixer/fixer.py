@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difixcli.errors import InputError, out_of_memory, unknown
-from difixcli.fixer.correspondence import cropped, mirrored
+from difixcli.fixer.correspondence import cropped, mirrored, padded
 from difixcli.fixer.network import EncodedReferences, FixerConfig, FixerNetwork, small_config
 from difixcli.fixer.registered import RegisteredPhotos
 from difixcli.fixer.tiling import Window, fade, windows
@@ -322,13 +322,7 @@ class Fixer:
     def _places(self, window: Window, correspondence: Tensor) -> Tensor:
         """A window's places in references cut to it; those outside, and those of the padding, are not known."""
         cut = cropped(correspondence, window.top, window.left, window.height, window.width).to(self.device).float()
-        multiple = self.config.multiple
-        beyond = (0, -window.width % multiple, 0, -window.height % multiple)
-        # a token at the border lies between a place and the padding's
-        padded = F.pad(cut.flatten(0, 1), beyond, mode="replicate").unflatten(0, cut.shape[:2])
-        padded[..., 2, window.height :, :] = 0
-        padded[..., 2, :, window.width :] = 0
-        return padded
+        return padded(cut, self.config.multiple)
 
     def _encoded(self, references: Tensor | None) -> EncodedReferences:
         """References as the photos are, (B, V, 3, H, W), each distinct one encoded once and kept for further calls."""

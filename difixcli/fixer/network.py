@@ -129,7 +129,7 @@ class MultiViewAttention:
     ) -> Tensor:
         if encoder_hidden_states is not None:
             keys, values = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
-            return attn.to_out[0](_attend(attn.heads, attn.to_q(hidden_states), keys, values))
+            return attn.to_out[0](attend(attn.heads, attn.to_q(hidden_states), keys, values))
         queries, keys, values = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         if record is not None:
             record.append((keys, values) if states is None else (keys, values, states))
@@ -137,26 +137,26 @@ class MultiViewAttention:
         if held is not None:
             others = next(held)
             keys, values = torch.cat([keys, others[0]], dim=1), torch.cat([values, others[1]], dim=1)
-            own = attn.to_out[0](_attend(attn.heads, queries, keys, values))
+            own = attn.to_out[0](attend(attn.heads, queries, keys, values))
             if geometry is None or here is None:
                 return own
             return geometry(own, others[2].unflatten(1, (here.x.shape[1], -1)), here)
         if views == 1:
-            return attn.to_out[0](_attend(attn.heads, queries, keys, values))
+            return attn.to_out[0](attend(attn.heads, queries, keys, values))
 
         def joined(x: Tensor) -> Tensor:
             return x.unflatten(0, (-1, views)).flatten(1, 2)
 
         if not one_way:
             if first_only and self.last:
-                first = _attend(attn.heads, queries[::views], joined(keys), joined(values))
+                first = attend(attn.heads, queries[::views], joined(keys), joined(values))
                 mixed = attn.to_out[0](first)[:, None].expand(-1, views, -1, -1)
                 return self._with_geometry(mixed, geometry, states, here)
-            mixed = _attend(attn.heads, joined(queries), joined(keys), joined(values))
+            mixed = attend(attn.heads, joined(queries), joined(keys), joined(values))
             return self._with_geometry(attn.to_out[0](mixed.unflatten(1, (views, -1))), geometry, states, here)
         per_view = [x.unflatten(0, (-1, views)) for x in (queries, keys, values)]
-        first = _attend(attn.heads, per_view[0][:, 0], joined(keys), joined(values))
-        rest = _attend(attn.heads, *(x[:, 1:].flatten(0, 1) for x in per_view))
+        first = attend(attn.heads, per_view[0][:, 0], joined(keys), joined(values))
+        rest = attend(attn.heads, *(x[:, 1:].flatten(0, 1) for x in per_view))
         mixed = torch.cat([first[:, None], rest.unflatten(0, (-1, views - 1))], dim=1)
         return self._with_geometry(attn.to_out[0](mixed), geometry, states, here)
 
@@ -171,7 +171,7 @@ class MultiViewAttention:
         return mixed.flatten(0, 1)
 
 
-def _attend(heads: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attend(heads: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """(B, N, C) queries over (B, M, C) keys and values, C split into heads → (B, N, C)."""
     queries, keys, values = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys, values))
     return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)

@@ -38,7 +38,7 @@ class RegisteredPhotos:
 
     @classmethod
     def joined(cls, parts: Sequence[RegisteredPhotos]) -> RegisteredPhotos:
-        """Those of several images of one size as one batch."""
+        """Those of several images of one size, none of them mirrored, as one batch."""
         return cls([p for part in parts for p in part._photos], [m for part in parts for m in part._matches])
 
     def mirrored(self) -> RegisteredPhotos:

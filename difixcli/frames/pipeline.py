@@ -55,11 +55,6 @@ class Prepared:
     names: Sequence[str] = ()
     correspondence: Tensor | None = None
 
-    @property
-    def color(self) -> np.ndarray:
-        """(H, W, 3) float32 in [0, 1], a view of the image."""
-        return self.image[0].permute(1, 2, 0).numpy()
-
 
 class Fix:
     """A clean image on its way back from the device: `color` (H, W, 3) uint8, and `confidence` (H, W, 3) float32
@@ -106,20 +101,19 @@ class FramePipeline:
         """An image of a name (that of its file, without suffix) with the photos that are to stand beside it."""
         check_large_enough(name, picture.color.shape[1], picture.color.shape[0])
         aligned = self.fixer.config.references == "aligned"
-        photos = None if self.references is None else self.references.beside(name, picture.color, as_they_are=aligned)
-        names = [] if photos is None or self.references is None else [self.references.names[i] for i in photos.indices]
-        import torch
-
-        prepared = self.beside(picture, photos or (), names)
-        if (
-            photos is None
-            or self.references is None
-            or self.fixer.config.references != "geometry"
-            or not photos.indices
-        ):
+        if self.references is None:
+            return self.beside(picture, ())
+        photos = self.references.beside(name, picture.color, as_they_are=aligned)
+        prepared = self.beside(picture, photos, [self.references.names[i] for i in photos.indices])
+        if self.fixer.config.references != "geometry" or not len(photos):
             return prepared
         places = self.references.places(name, photos.indices, (prepared.image.shape[-2], prepared.image.shape[-1]))
-        return prepared if places is None else replace(prepared, correspondence=torch.from_numpy(places)[None])
+        if places is None:
+            return prepared
+        import torch
+
+        correspondence = torch.from_numpy(places)[None]
+        return replace(prepared, correspondence=correspondence.pin_memory() if self._pinned else correspondence)
 
     def beside(self, picture: Picture, photos: Photos | Sequence[np.ndarray], names: Sequence[str] = ()) -> Prepared:
         """An image with these photos (h, w, 3), of any size, beside it."""

@@ -54,7 +54,8 @@ def carried(
     """Each item and what came of writing it, in order.
 
     `work` gets neighbours that are `alike`, at most `pace.batch` of them. An InputError of `prepare` goes to
-    `unreadable`, and the item is left out; without that it is raised, once all items before it are written.
+    `unreadable`, and the item is left out; without that it is raised, once all items before it are written, as one of
+    `items` themselves is.
     """
     behind: deque[tuple[Item, Future[Result]]] = deque()
     batch: list[tuple[Item, Prepared]] = []
@@ -69,7 +70,8 @@ def carried(
                 item, future = behind.popleft()
                 yield item, future.result()
 
-        for item, prepared in _ahead(items, prepare, pace):
+        ended: list[InputError] = []
+        for item, prepared in _ahead(items, prepare, pace, ended):
             if isinstance(prepared, InputError):
                 if unreadable is None:
                     yield from flushed()
@@ -85,6 +87,8 @@ def carried(
                 yield from flushed()
         yield from flushed()
         yield from _waited(behind)
+        if ended:
+            raise ended[0]
 
 
 def _waited(behind: deque[tuple[Item, Future[Result]]]) -> Iterator[tuple[Item, Result]]:
@@ -94,12 +98,11 @@ def _waited(behind: deque[tuple[Item, Future[Result]]]) -> Iterator[tuple[Item, 
 
 
 def _ahead(
-    items: Iterable[Item], prepare: Callable[[Item], Prepared], pace: Pace
+    items: Iterable[Item], prepare: Callable[[Item], Prepared], pace: Pace, ended: list[InputError]
 ) -> Iterator[tuple[Item, Prepared | InputError]]:
-    """Items in order, each with what `prepare` made of it, or its InputError."""
+    """Items in order, each with what `prepare` made of it, or its InputError; one that ends `items` goes to `ended`."""
     source = iter(items)
     pending: deque[tuple[Item, Future[Prepared]]] = deque()
-    broken: list[InputError] = []
     readers = ThreadPoolExecutor(pace.readers, "read")
 
     def begin() -> None:
@@ -108,7 +111,7 @@ def _ahead(
                 pending.append((item, readers.submit(prepare, item)))
                 return
         except InputError as error:  # those before it are whole
-            broken.append(error)
+            ended.append(error)
 
     try:
         for _ in range(pace.readers + pace.batch - 1):
@@ -125,8 +128,6 @@ def _ahead(
             del done
     finally:
         readers.shutdown(cancel_futures=True)
-    if broken:
-        raise broken[0]
 
 
 class Behind(Generic[Result]):

@@ -21,11 +21,11 @@ class Cloud:
     confidence: np.ndarray
 
 
-def cloud_of(maps: Sequence[PointMap], photos: Sequence[np.ndarray], least: float = TRUSTED) -> Cloud:
-    """The points that maps know with a confidence of `least` at least, coloured as their photos (H, W, 3) in [0, 1]."""
+def cloud_of(maps: Sequence[PointMap], photos: Sequence[np.ndarray]) -> Cloud:
+    """The points that maps know with a confidence of `TRUSTED` or more, coloured as photos (H, W, 3) in [0, 1]."""
     points, colors, confidences = [], [], []
     for one, photo in zip(maps, photos, strict=True):
-        kept = one.confidence >= least
+        kept = one.confidence >= TRUSTED
         points.append(one.points[kept])
         colors.append((photo[kept] * 255 + 0.5).astype(np.uint8))
         confidences.append(one.confidence[kept])

@@ -321,7 +321,9 @@ def _similarity(poses: np.ndarray, cameras: Sequence[Camera], path: Path) -> np.
 def _check_on_rays(
     points: np.ndarray, sure: np.ndarray, grid: tuple[np.ndarray, np.ndarray], camera: Camera, path: Path
 ) -> None:
-    """InputError unless points (h, w, 3) of the scene's world are seen near their pixels."""
+    """InputError unless points (h, w, 3) of the scene's world are seen near their pixels, or none of them is known."""
+    if not (sure > 0).any():
+        return
     x, y, z = camera.project(points)
     kept = (sure > 0) & (sure >= np.median(sure)) & (z > 0)
     missed = np.hypot(x - grid[0][None], y - grid[1][:, None])[kept]

@@ -6,6 +6,7 @@ own. Everything here is in the model's world; it knows no scene and no folder.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -29,6 +30,9 @@ from difixcli.scenes.scene import Camera
 
 _PLACEHOLDERS = np.eye(4, 3, dtype=np.float32), np.zeros((4, 3), np.uint8)
 """Gaussians for a splat method to begin with whose own are about to be loaded."""
+
+_ALONE = threading.RLock()
+"""Held while a method's code runs, of whichever reconstruction: others render in threads ahead."""
 
 _SAMPLER_COUNTERS = ("_step", "_steps_since_update", "_anneal")
 """What nerfacto's proposal sampler counts outside its parameters: when the proposal networks learn next."""
@@ -319,8 +323,9 @@ class Trainer:
             callback.run_callback_at_location(step, location=TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
 
     def _working(self) -> ExitStack:
-        """The surroundings in which the method's code runs."""
+        """The surroundings in which the method's code runs, in one thread at a time: they are the whole process's."""
         stack = ExitStack()
+        stack.enter_context(_ALONE)
         stack.enter_context(on_device(self._recipe.device, self._model_class))
         stack.enter_context(self._random.active())
         return stack
@@ -328,12 +333,13 @@ class Trainer:
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
         """What the block does to random numbers and counters is undone at its end."""
-        counters, numbers = self._sampler_counters(), self._random.state_dict()
-        try:
-            yield
-        finally:
-            self._set_sampler_counters(counters)
-            self._random.load_state_dict(numbers)
+        with _ALONE:
+            counters, numbers = self._sampler_counters(), self._random.state_dict()
+            try:
+                yield
+            finally:
+                self._set_sampler_counters(counters)
+                self._random.load_state_dict(numbers)
 
     def _sampler_counters(self) -> dict[str, Any]:
         sampler = getattr(self.model, "proposal_sampler", None)

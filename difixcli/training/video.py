@@ -27,6 +27,7 @@ from difixcli.errors import InputError
 from difixcli.evaluation.consistency import warped_difference
 from difixcli.evaluation.metrics import evaluate_images
 from difixcli.evaluation.perceptual import shared_network
+from difixcli.fixer.correspondence import padded
 from difixcli.fixer.network import EncodedReferences
 from difixcli.fixer.weights import load_network
 from difixcli.priors.video.files import around, fixer_name, is_ours, load_film, save_film
@@ -317,9 +318,14 @@ class _Training:
             with torch.no_grad():  # while the layers are not at work
                 encoded = network.fixer.encode_references(_padded(photos[None].to(device), multiple))
             beside, visibility = EncodedReferences.joined([encoded] * len(window), 0), None
+        found = None
+        if network.fixer.config.references == "geometry":
+            found = padded(clip.places[part].to(device), multiple)
         height, width = renders.shape[-2:]
         with network.told(places, tokens):
-            fixes = network.fixer(_padded(renders, multiple), beside, _padded(opacity, multiple), visibility)
+            fixes = network.fixer(
+                _padded(renders, multiple), beside, _padded(opacity, multiple), visibility, correspondence=found
+            )
         fixes = fixes[..., :height, :width]
         if self.stage == 0:
             return fixes
@@ -450,5 +456,5 @@ def _padded(values: Tensor, multiple: int) -> Tensor:
     """Images (…, C, H, W) with their last row and column repeated until the sides divide by `multiple`."""
     height, width = values.shape[-2:]
     flat = values.flatten(0, -4) if values.ndim > 4 else values
-    padded = F.pad(flat, (0, -width % multiple, 0, -height % multiple), mode="replicate")
-    return padded.unflatten(0, values.shape[:-3]) if values.ndim > 4 else padded
+    wide = F.pad(flat, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+    return wide.unflatten(0, values.shape[:-3]) if values.ndim > 4 else wide

@@ -93,6 +93,11 @@ class Clip:
         return self.seen.beside(range(len(self.targets)))
 
     @cached_property
+    def places(self) -> Tensor:
+        """Which places of both photos every picture shows, (T, 2, 3, H, W)."""
+        return self.seen.places(range(len(self.targets)))
+
+    @cached_property
     def motion(self) -> tuple[Tensor, Tensor]:
         """Of every photo but the first, where its pixels lay in the one before, (T − 1, H, W, 2) as grid_sample counts
         them, and where that is known, (T − 1, 1, H, W).

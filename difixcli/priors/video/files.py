@@ -16,7 +16,7 @@ from torch import Tensor
 
 from difixcli.errors import InputError, out_of_memory
 from difixcli.fixer.network import FixerConfig, FixerNetwork
-from difixcli.fixer.weights import load_network, looks_like_hub_name
+from difixcli.fixer.weights import load_network, local_files, looks_like_hub_name
 from difixcli.priors.video.network import FilmConfig, FilmNetwork, film_state
 from difixcli.priors.video.structure import StructureConfig
 from difixcli.runs import read_json, write_json
@@ -39,6 +39,8 @@ def is_ours(folder: Path) -> bool:
 
 def film_files(name: str | Path) -> list[Path]:
     """The files here that decide what the video model `name` makes, sorted; none of a name that means none here."""
+    if str(name) == "bundled" and not (BUNDLED / WEIGHTS).is_file():
+        return local_files("bundled")  # the fixer's, whose pictures it makes then
     folder = BUNDLED if str(name) == "bundled" else Path(name).expanduser()
     if not folder.is_dir():
         return []

@@ -39,7 +39,8 @@ class FixerFilm:
     def film(self, span: Span, seed: int) -> np.ndarray:
         """(T, H, W, 3) float32 in [0, 1], one picture for each of the span's cameras.
 
-        Fixers with aligned references see both photos through the renders' depth, others as they are. The seed is of
+        Fixers with aligned references see both photos through the renders' depth, others as they are, and beside them,
+        if they look there, which of their places each picture shows. The seed is of
         the noise that fixers trained for that fill holes with; nothing else is drawn. Raises InputError for fewer than
         two pictures and where the memory is too small.
         """
@@ -63,10 +64,11 @@ class FixerFilm:
             # while the layers are not at work: photos are no pictures of the film
             beside = fixer.encode_references(seen.photos).photos.expand(len(window), -1, -1, -1, -1)
             visibility = None
+        found = seen.places(window) if fixer.config.references == "geometry" else None
         # 1. every picture's fix beside both photos, all of them knowing of each other and of the structure
         with self.network.told(places[None, part], tokens):
             fill = seed if fixer.config.fill_unseen else None
-            fixes = fixer(renders, beside, opacity, visibility, fill)
+            fixes = fixer(renders, beside, opacity, visibility, fill, found)
         # 2. neighbouring pictures' fixes weigh in
         pictures = fixes
         if float(self.network.neighbours.gate.detach()):
@@ -100,6 +102,10 @@ class Seen:
         """
         views = [self.geometry.beside(i, self.renders[i], self.photos) for i in pictures]
         return torch.stack([view[0] for view in views]), torch.stack([view[1] for view in views])
+
+    def places(self, pictures: range) -> Tensor:
+        """Which places of both photos these pictures show, (N, 2, 3, H, W)."""
+        return torch.cat([self.geometry.places(i) for i in pictures])
 
 
 def tokens_of(network: FilmNetwork, span: Span) -> Tensor | None:

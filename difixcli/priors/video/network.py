@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from difixcli.errors import InputError
 from difixcli.fixer.blending import BANDS, log_mask, split_bands
-from difixcli.fixer.network import FixerNetwork
-from difixcli.priors.video.structure import StructureAttention, StructureConfig, StructureEncoder, attend, harmonics
+from difixcli.fixer.network import FixerNetwork, attend
+from difixcli.priors.video.structure import StructureAttention, StructureConfig, StructureEncoder, harmonics
 
 NEIGHBOURS = (-2, -1, 1, 2)
 """Which pictures, counted from each one, are brought into its view."""

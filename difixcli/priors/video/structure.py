@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from difixcli.fixer.network import attend
+
 SHARE = 8
 """One point of so many becomes a query, and then a token."""
 
@@ -88,12 +90,6 @@ class StructureAttention(nn.Module):
         mixed = mixed.unflatten(1, queries.shape[1:3]).flatten(0, 1)
         # the output's projection is the block's own, too; its bias has been added once
         return torch.tanh(self.gate) * F.linear(mixed, attention.to_out[0].weight)
-
-
-def attend(heads: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """(B, N, C) queries over (B, M, C) keys and values, C split into heads → (B, N, C)."""
-    split = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys, values)]
-    return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
 
 
 def harmonics(values: Tensor, octaves: int) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from difixcli.fixer.alignment import align_references
+from difixcli.fixer.correspondence import correspond
 from difixcli.priors.video.network import NEIGHBOURS
 from difixcli.scenes.scene import Camera
 
@@ -62,6 +63,14 @@ class Geometry:
     def beside(self, i: int, render: Tensor, photos: Tensor) -> tuple[Tensor, Tensor]:
         """The first and the last photo (2, 3, H, W) in the view of picture `i`, registered to its render (3, H, W)."""
         return self.seen_from(i, render, (0, len(self.depth) - 1), photos, register=True)
+
+    def places(self, i: int) -> Tensor:
+        """(1, 2, 3, H, W): which places of the first and the last photo picture `i` shows (see
+        `fixer.correspondence.correspond`).
+        """
+        ends = [0, len(self.depth) - 1]
+        own, lens, pose = self.depth[i][None], self.intrinsics[i][None], self.poses[i][None]
+        return correspond(self.depth[ends][None], self.intrinsics[ends][None], self.poses[ends][None], lens, pose, own)
 
     def near(self, i: int, window: range, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """The pictures of a window (length, 3, H, W) that are neighbours of picture `i`, in its view."""
