@@ -120,6 +120,9 @@ class Run:
             "results": {},
         }
         if (folder / _RECORD).is_file():
+            if shared and not force and cls.held(folder, command, arguments, inputs, shared):
+                # begun by another process a moment ago
+                return cls.open(folder, command, arguments, inputs, force, reads=reads, shared=True)
             held = run_record(folder)
             if held is None:
                 raise InputError(f"{folder} holds a run.json that difix did not write; choose another --output.")

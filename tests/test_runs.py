@@ -429,3 +429,24 @@ def test_a_folder_in_place_of_a_file_is_not_called_damaged(tmp_path: Path) -> No
     for read in (read_image, read_json, lambda path: read_pickled(path, ""), lambda path: read_safetensors(path, "")):
         with pytest.raises(InputError, match="Is a directory"):
             read(tmp_path)
+
+
+def test_a_shared_run_may_be_begun_by_another_process_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a process's look for it and its own beginning."""
+    look, looks = Run.held, []
+
+    def held(*given: object) -> Run | None:
+        looks.append(given)
+        if len(looks) == 1:
+            Run.open(tmp_path / "run", "curate", {"seed": 0}, {}, shared=True)
+            (tmp_path / "run" / "scene.png").touch()
+            return None
+        return look(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Run, "held", held)
+    opened = Run.open(tmp_path / "run", "curate", {"seed": 0}, {}, shared=True)
+    assert opened.resumed and (tmp_path / "run" / "scene.png").is_file() and len(looks) > 1
+    with pytest.raises(InputError, match="another run"):
+        Run.open(tmp_path / "run", "curate", {"seed": 1}, {}, shared=True)
