@@ -12,7 +12,7 @@ from typing import Literal
 from difixcli.errors import InputError, unknown
 from difixcli.torchvision_cure import cure
 
-Kind = Literal["fixer", "super-resolver", "view-diffusion"]
+Kind = Literal["fixer", "super-resolver", "view-diffusion", "video"]
 NETWORKS = ("lpips-vgg", "lpips-alex", "inception")
 """What comes from elsewhere than the Hugging Face hub, by the names that it is asked for by."""
 
@@ -24,6 +24,8 @@ def fetch(name: str, kind: Kind = "fixer") -> Path:
     """
     from difixcli.fixer.weights import GEOQUERY, HUB_NAMES, base_of, download, looks_like_hub_name
     from difixcli.priors.super_resolution import opening
+    from difixcli.priors.video.opening import SVD, WAN
+    from difixcli.priors.video.published import download as download_video_model
     from difixcli.priors.view_diffusion import published
 
     if name in NETWORKS:
@@ -36,6 +38,8 @@ def fetch(name: str, kind: Kind = "fixer") -> Path:
         return opening.download(name)
     if kind == "view-diffusion":
         return published.download(name)
+    if kind == "video" or name in (WAN, SVD):
+        return download_video_model(name)
     found = download(name)
     if name == GEOQUERY:
         base_of(found / "checkpoint.pkl")  # which needs the rest of SD-Turbo

@@ -555,7 +555,8 @@ class atomic:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.temporary = path.with_name(f".{_shortened(path.name)}.{os.getpid()}.part")
+        # processes of several machines, which may have one number, write into shared runs
+        self.temporary = path.with_name(f".{_shortened(path.name)}.{os.getpid()}-{os.urandom(4).hex()}.part")
 
     def __enter__(self) -> Path:
         self.path.parent.mkdir(parents=True, exist_ok=True)

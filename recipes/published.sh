@@ -1,4 +1,5 @@
-# What the recipes of Difix3D+'s three data sets share; read by nerfbusters/run.sh, dl3dv/run.sh and rds/run.sh.
+# What the recipes of Difix3D+'s three data sets share; read by nerfbusters/run.sh, dl3dv/run.sh and rds/run.sh, and in
+# part by reconx/run.sh, sparse_views/run.sh and super_resolution/run.sh.
 #
 # DRY_RUN=1 prints the commands instead of running them. SMOKE=1 runs all of them at toy size on a CPU (minutes a scene):
 # it shows that the data lie as the recipe wants them, and its figures mean nothing.
@@ -23,7 +24,7 @@ else
   PAIRS=$PLACE
   PHOTOS="--iterations 30000"
   LENGTH=$PHOTOS
-  # L2 + LPIPS + 0.5 Gram from step 2,000, crops of 512, bf16, clip 1.0: the defaults of this base
+  # whole frames, L2 + LPIPS + Gram from step 2,000, bf16, clip 1.0: the defaults of this base
   TRAINING="--base ${BASE:-stabilityai/sd-turbo} --iterations 10000 --learning-rate 2e-5 --batch 1 --device cuda"
   FIXER=${FIXER:-nvidia/difix_ref}
 fi
@@ -42,6 +43,11 @@ several() {
 over_scenes() {
   # shellcheck disable=SC2086
   several "$@" ${CLUSTER:+$CLUSTER --wait}
+}
+
+# methods: METHODS as options of difix distill
+methods() {
+  for method in $METHODS; do echo "--method $method"; done
 }
 
 refuse() {
@@ -63,11 +69,9 @@ check_scenes() {
 distill_published() {
   split=$1 output=$2
   shift 2
-  methods=
-  for method in $METHODS; do methods="$methods --method $method"; done
   for seed in $SEEDS; do
-    # shellcheck disable=SC2086
-    over_scenes difix distill "$@" $methods --split "$split" --seed "$seed" $PLACE --fixer "$FIXER" $LENGTH \
+    # shellcheck disable=SC2046,SC2086
+    over_scenes difix distill "$@" $(methods) --split "$split" --seed "$seed" $PLACE --fixer "$FIXER" $LENGTH \
       --profile published --no-guard --compare --output "$output/seed-$seed"
   done
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import platform
 import random
 import shutil
 import signal
@@ -19,9 +21,9 @@ from small_scenes import small_sample
 from difixcli.cluster import claims as claims_module
 from difixcli.cluster.claims import Claims
 from difixcli.cluster.jobs import Jobs
-from difixcli.cluster.submit import _devices, _sbatch, minutes
+from difixcli.cluster.submit import _devices, _sbatch, at_work, minutes
 from difixcli.errors import InputError
-from difixcli.runs import read_json
+from difixcli.runs import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 TOY = ["--split", "every:2", "--schedule", "none", "--iterations", "10", "--size", "48"]
@@ -139,6 +141,51 @@ def test_a_claim_that_was_cut_off_while_it_was_made(tmp_path: Path, monkeypatch:
     assert claims.free("a.b") and claims.free("[a]")  # other names
 
 
+def test_a_holder_that_cannot_write_holds_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, or a server that does not answer for a while, is no reason to leave the claim to others."""
+    monkeypatch.setattr(claims_module, "BEAT", 0.02)
+    beats: list[int] = []
+
+    def beat() -> None:
+        beats.append(os.stat(claim.path).st_mtime_ns)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    claim = Claims(tmp_path).take("a", beat)
+    assert claim is not None
+
+    def wait(count: int) -> None:
+        end = time.monotonic() + 20
+        while len(beats) < count:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    wait(3)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "utime", refuse)
+        wait(len(beats) + 3)
+    before = beats[-1]
+    wait(len(beats) + 3)
+    assert beats[-1] > before and claim.held
+    claim.release()
+
+
+def test_a_process_that_may_not_be_looked_at_may_be_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another user's processes /proc may show nothing (hidepid)."""
+    claim = Claims(tmp_path).take("a")
+    assert claim is not None
+    with monkeypatch.context() as hiding:
+        hiding.setattr(claims_module, "_begun", lambda pid: "unknown")
+        assert not Claims(tmp_path).free("a")
+    with monkeypatch.context() as gone:
+        gone.setattr(claims_module, "_begun", lambda pid: "")
+        assert Claims(tmp_path).free("a")
+    assert claims_module._begun(os.getpid()) not in ("", "unknown") and claims_module._begun(2**22 + 1) == ""
+    claim.release()
+
+
 def test_a_job_says_what_became_of_it(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path)
     jobs.add({name: ["words"] for name in "abc"})
@@ -158,8 +205,16 @@ def test_a_job_says_what_became_of_it(tmp_path: Path) -> None:
     assert [found[name].state for name in "abc"] == ["done", "failed", "interrupted"]
     assert (found["b"].message, found["b"].attempt) == ("no photo", 2)
     assert (found["a"].step, found["a"].total) == (5, 10) and found["a"].ended >= found["a"].begun > 0
-    jobs.add({"a": ["other words"], "d": []})  # what is known stays
+    jobs.add({"a": ["words"], "d": []})  # what is known stays
     assert {job.name: job.state for job in jobs} == {"a": "done", "b": "failed", "c": "interrupted", "d": "waiting"}
+    (tmp_path / "one" / "a").mkdir(parents=True)
+    jobs.add({"a": ["distill", "one/a"]}, str(tmp_path))  # another line is not done yet
+    assert jobs.read("a") is not None and jobs.read("a").state == "waiting"  # type: ignore[union-attr]
+    with jobs.working("a"):
+        pass
+    for word, place, state in (("a", tmp_path / "one", "done"), ("a", tmp_path, "waiting")):  # the same folder or not
+        jobs.add({"a": ["distill", word]}, str(place))
+        assert jobs.read("a").state == state  # type: ignore[union-attr]
     with pytest.raises(InputError, match="cannot be called jobs"):
         jobs.add({"jobs": []})
 
@@ -271,6 +326,20 @@ def test_what_a_cluster_is_asked_for(scenes: list[Path], tmp_path: Path, monkeyp
     refused(difix(*line, "--cluster", "slurm", "--time", "20"), "no SLURM here")
 
 
+def test_whether_what_was_handed_out_is_still_there(tmp_path: Path) -> None:
+    Jobs(tmp_path).add({"a": []})
+    assert at_work(tmp_path) is None
+    submitted = tmp_path / "jobs" / "submitit" / "submitted.json"
+    told = {"cluster": "local", "number": f"{2**22 + 1}", "node": platform.node()}
+    write_json(submitted, told)
+    assert at_work(tmp_path) is False
+    write_json(submitted, {**told, "node": "elsewhere"})
+    assert at_work(tmp_path) is None
+    for broken in ({**told, "cluster": "pbs"}, {"cluster": "local"}, []):
+        write_json(submitted, broken)
+        refused(difix("status", tmp_path), "submitted.json", "another form")
+
+
 def test_a_line_is_put_together_again() -> None:
     """Whatever a command was given is what the words of a job give it, for every option of every command."""
     import inspect
@@ -282,6 +351,7 @@ def test_a_line_is_put_together_again() -> None:
     from difixcli.cli.lines import words
 
     others = {"seed": 7, "size": 64, "gpus": 2, "share": 0.5, "drop_below": 0.25, "references": 2, "rounds": 3}
+    others["tile"] = 512
     group = typer.main.get_command(app)
     for info in app.registered_commands:
         assert info.callback is not None and info.name is not None

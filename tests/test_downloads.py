@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -56,10 +57,30 @@ def test_a_line_tells_what_it_needs(offline: Path, shared: Path) -> None:
     refused(difix("download", "--", "eval", "a", "b", "--metrics", "psnr,fid"), "inception cannot be fetched")
     refused(difix("download", "--", "eval", "a", "b", "--metrics", "lpips"), "lpips-alex cannot be fetched")
     assert done(difix("download", "--json", "--", "eval", "a", "b", "--metrics", "psnr,st-lpips")) == {}
+    film = ["distill", "scene", "--prior", "video", "--video"]
+    assert done(difix("download", "--json", "--", *film, "bundled")) == {}
+    refused(
+        difix("download", "--", *film, "someone/film"), "video model 'someone/film'", "check the name and the network"
+    )
     checkpoints = offline / "torch" / "hub" / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     (checkpoints / "vgg16-397923af.pth").write_bytes(b"")  # what is there is not fetched again
     assert list(done(difix("download", "--json", "--", *line))) == ["lpips-vgg"]
+
+
+def test_a_published_video_model_is_fetched_whole(offline: Path, tmp_path: Path) -> None:
+    """What is in the hub's cache already is found there; of another kind of model nothing is fetched."""
+    for name, kind in (("someone/film", "StableVideoDiffusionPipeline"), ("someone/else", "FluxPipeline")):
+        repository = offline / "hub" / f"models--{name.replace('/', '--')}"
+        whole = repository / "snapshots" / ("a" * 40)
+        whole.mkdir(parents=True)
+        (whole / "model_index.json").write_text(json.dumps({"_class_name": kind, "unet": [None, None]}))
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("a" * 40)
+    line = ["--", "distill", "scene", "--prior", "video", "--video"]
+    found = done(difix("download", "--json", *line, "someone/film"))
+    assert found == {"someone/film": str(offline / "hub" / "models--someone--film" / "snapshots" / ("a" * 40))}
+    refused(difix("download", *line, "someone/else"), "made for FluxPipeline", "not known as a video model")
 
 
 def test_a_file_of_another_content_is_not_kept(offline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

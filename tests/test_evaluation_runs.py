@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from commands import told
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -791,6 +793,40 @@ def test_a_path_that_only_the_truth_follows_has_its_chart() -> None:
     pairs = [{"from": f"v{i}", "to": f"v{i + 1}", "warped": 0.01 * (i + 1)} for i in range(3)]
     charts = _path_charts({"pairs": {TRUTH: pairs}}, ["plain"], [], None)
     assert len(charts) == 1 and "v0" in charts[0] and "v3" in charts[0]
+
+
+def test_a_run_that_was_measured_by_jobs_is_still_a_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    )
+    own = Path(shutil.copytree(run, tmp_path / "own"))
+    quick = ["--metrics", "psnr", "--json"]
+    by_jobs = told(difix(own, *quick, "--cluster", "local", "--wait"))
+    assert (own / "jobs").is_dir()
+    again = told(difix(own, *quick, "-o", tmp_path / "again"))
+    assert by_jobs["results"] == again["results"]
+
+
+def test_a_job_of_eval_is_done_when_its_figures_are_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for it reads them at once."""
+    from difixcli.cluster.jobs import Jobs
+    from difixcli.cluster.worker import JOB
+
+    Jobs(tmp_path).add({"wall": ["eval"]})
+    states = []
+
+    def written(*_: object) -> Path:
+        states.append(Jobs(tmp_path).read("wall").state)  # type: ignore[union-attr]
+        return tmp_path / "report.html"
+
+    monkeypatch.setattr("difixcli.evaluation.report.write_report", written)
+    monkeypatch.setenv(JOB, f"{tmp_path}:wall")
+    told(difix(run, "--metrics", "psnr", "--json", "-o", tmp_path / "out"))
+    assert states == ["running"] and Jobs(tmp_path).read("wall").state == "done"  # type: ignore[union-attr]
 
 
 def test_runs_of_one_scene_share_a_table(run: Path, scene: Path, tmp_path: Path) -> None:

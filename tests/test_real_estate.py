@@ -159,6 +159,6 @@ def test_the_recipe_ends_at_toy_size(clip: Path, tmp_path: Path) -> None:
     line = ["sh", str(RECIPES / "reconx" / "run.sh"), "re10k", str(clip.parent), str(tmp_path / "out")]
     made = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr[-2000:]
-    table = json.loads((tmp_path / "out" / "re10k-small" / "splatfacto-seed-0" / "eval.json").read_text())
+    table = json.loads((tmp_path / "out" / "re10k-small" / "table-seed-0" / "eval.json").read_text())
     assert table["conditions"]["protocol"] == "re10k-2view" and table["images"] == 43
     assert set(table["results"]) >= {"plain", "points", "distilled"}

@@ -10,8 +10,9 @@ import pytest
 import torch
 from commands import difix, done, refused
 from PIL import Image
-from test_training import Killed, losses, texture
+from test_training import Killed, losses, terminated_at, texture
 
+from difixcli import interrupts
 from difixcli.errors import InputError
 from difixcli.images import agreeing, enlarged, reduced
 from difixcli.priors.super_resolution.network import SuperResolutionConfig, SuperResolutionNetwork
@@ -97,6 +98,17 @@ def test_resuming_is_exact(folder: Path, tmp_path: Path) -> None:
     (killed / "checkpoints" / "last.pt").write_bytes(b"no checkpoint")
     with pytest.raises(InputError, match=r"last\.pt is damaged"):
         train_super_resolver([], "scratch", killed, photos=folder, **options)
+
+
+def test_a_signal_saves_first(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {**FAST, "iterations": 5}
+    with monkeypatch.context() as asked, pytest.raises(interrupts.Terminated):
+        heard = terminated_at(2, asked)
+        train_super_resolver([], "scratch", tmp_path / "out", photos=folder, progress=heard, **options)
+    assert torch.load(tmp_path / "out" / "checkpoints" / "last.pt", weights_only=True)["step"] == 3
+    train_super_resolver([], "scratch", tmp_path / "out", photos=folder, **options)
+    train_super_resolver([], "scratch", tmp_path / "whole", photos=folder, **options)
+    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
 
 
 def test_training_goes_on_from_a_base(folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import permutations, takewhile
 from pathlib import Path
@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from test_fixer_inference import raw_network
 from torch.utils.data import DataLoader
 
+from difixcli import interrupts
 from difixcli.errors import InputError
 from difixcli.evaluation.perceptual import Lpips, lpips_available
 from difixcli.fixer import Fixer, new_small_fixer
@@ -91,6 +92,18 @@ def pairs(tmp_path: Path) -> Path:
 
 class Killed(Exception):
     """What a kill is to a training in this process."""
+
+
+def terminated_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """A `progress` in which this process hears SIGTERM at a step; the memory of it is gone after the test."""
+    for name in ("_asked", "_raised"):
+        monkeypatch.setattr(interrupts, name, getattr(interrupts, name))
+
+    def progress(done: int) -> None:
+        if done == step:
+            interrupts._hear(signal.SIGTERM)
+
+    return progress
 
 
 def losses(folder: Path) -> list[float]:
@@ -576,6 +589,45 @@ def test_learning_rate_schedule() -> None:
     assert learning_rate(10, options) == pytest.approx(1.0)
     assert learning_rate(55, options) == pytest.approx(0.51)
     assert learning_rate(100, options) == pytest.approx(0.02)
+
+
+def test_a_manifest_may_have_its_lines_anywhere(pairs: Path, tmp_path: Path) -> None:
+    """One that begins and ends as ours do, a pair a line, need not be so in between."""
+    held = json.loads((pairs / "data.json").read_text())
+    lines = [f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in held["train"].items()]
+    last = json.dumps(held["test"])[1:-1]
+    wanted = read_manifests([pairs])
+    for name, middle in {
+        "ours": ",\n".join(lines),
+        "blank": ",\n\n".join(lines),
+        "two": ",\n".join([lines[0], ", ".join(lines[1:3]), *lines[3:]]),
+        "broken": ",\n".join([*lines[:2], *(line.replace(", ", ",\n ") for line in lines[2:])]),
+    }.items():
+        file = pairs / f"{name}.json"
+        file.write_text(f'{{"train": {{\n{middle}\n}}, "test": {{\n{last}\n}}}}\n')
+        assert json.loads(file.read_text()) == held
+        found = read_manifests([file])
+        assert [pair.id for pair in found.train] == [pair.id for pair in wanted.train]
+        assert [pair.render for pair in found.test] == [pair.render for pair in wanted.test]
+        assert found.fingerprint == wanted.fingerprint and not found.dropped
+    file.write_text(file.read_text()[:-40] + "}}\n")
+    with pytest.raises(InputError, match="not valid JSON"):
+        read_manifests([file])
+
+
+def test_what_was_validated_stays_in_the_log(pairs: Path, tmp_path: Path) -> None:
+    """Of the step from which a training goes on, too: it is not validated again."""
+    options = {**FAST, "iterations": 4, "checkpoint_every": 2, "validate_every": 2, "perceptual_weight": 0.0}
+
+    def kill(step: int) -> None:
+        if step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        finetune([pairs], "tiny", tmp_path / "out", progress=kill, **options)
+    finetune([pairs], "tiny", tmp_path / "out", **options)
+    records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if record["event"] == "validation"] == [2, 4]
 
 
 def test_log_survives_a_line_cut_short(pairs: Path, tmp_path: Path) -> None:

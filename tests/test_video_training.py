@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from commands import difix, done, refused
-from test_training import Killed
+from test_training import Killed, terminated_at
 from test_video_prior import HEIGHT, WIDTH, raw_config, span
 
+from difixcli import interrupts
 from difixcli.curation.clips import clips_of
 from difixcli.errors import InputError
 from difixcli.fixer import Fixer, new_small_fixer
@@ -240,6 +241,24 @@ def test_training_writes_a_model_and_goes_on(walls: Path, base: Path, tmp_path: 
         assert torch.equal(value, load_film(tmp_path / "cut").state_dict()[name]), name
     with pytest.raises(InputError, match="other clips, base or options"):
         train_video([walls], base, tmp_path / "cut", **{**FAST, "seed": 1})
+
+
+def test_a_signal_saves_first(walls: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step, (stage, within) in ((1, (1, 0)), (3, (1, 2))):
+        with monkeypatch.context() as asked, pytest.raises(interrupts.Terminated):
+            train_video([walls], base, tmp_path / "asked", progress=terminated_at(step, asked), **FAST)
+        state = torch.load(tmp_path / "asked" / "checkpoints" / "last.pt", weights_only=True)
+        assert (state["stage"], state["step"]) == (stage, within)
+    train_video([walls], base, tmp_path / "asked", **FAST)
+    train_video([walls], base, tmp_path / "whole", **FAST)
+    for name, value in load_film(tmp_path / "whole").state_dict().items():
+        assert torch.equal(value, load_film(tmp_path / "asked").state_dict()[name]), name
+    steps = [
+        [record["step"] for record in map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
+         if record["event"] in ("structure", "film", "validation")]
+        for name in ("asked", "whole")
+    ]  # fmt: skip
+    assert steps[0] == steps[1]
 
 
 def test_time_ends_training_and_without_tests_the_last_weights_stay(walls: Path, base: Path, tmp_path: Path) -> None:

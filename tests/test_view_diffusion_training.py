@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from commands import difix, done, refused
 from PIL import Image
 from planes import write_plane
-from test_training import Killed
+from test_training import Killed, terminated_at
 
+from difixcli import interrupts
 from difixcli.errors import InputError
 from difixcli.priors.view_diffusion.epipolar import EpipolarConfig
 from difixcli.priors.view_diffusion.model import ViewDiffusion
@@ -188,7 +189,7 @@ def test_training_learns_and_goes_on(folders: list[Path], photos: Path, tmp_path
 def test_a_checkpoint_within_a_network_is_gone_on_from(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("difixcli.training.view_diffusion._SAVE_AFTER", 0.0)
+    monkeypatch.setattr("difixcli.training.checkpoints.SAVE_AFTER", 0.0)
     scenes = [load_scene(folders[0], SIDE)]
     options = {**FAST, "checkpoint_every": 1, "epipolar_iterations": 4, "diffusion_iterations": 3}
     train_view_diffusion(scenes, "scratch", tmp_path / "whole", **options)
@@ -206,6 +207,20 @@ def test_a_checkpoint_within_a_network_is_gone_on_from(
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     steps = [json.loads(line) for line in (tmp_path / "stopped" / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in steps if record["event"] == "epipolar"][:4] == [0, 1, 2, 3]
+
+
+def test_a_signal_saves_first(folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = [load_scene(folders[0], SIDE)]
+    options = {**FAST, "vae_iterations": 3}
+    for step, (stage, within) in ((1, (1, 0)), (3, (1, 2))):  # at the end of a network, and within one
+        with monkeypatch.context() as asked, pytest.raises(interrupts.Terminated):
+            train_view_diffusion(scenes, "scratch", tmp_path / "out", progress=terminated_at(step, asked), **options)
+        state = torch.load(tmp_path / "out" / "checkpoints" / "last.pt", weights_only=True)
+        assert (state["stage"], state["step"]) == (stage, within)
+    train_view_diffusion(scenes, "scratch", tmp_path / "out", **options)
+    train_view_diffusion(scenes, "scratch", tmp_path / "whole", **options)
+    one, other = (ViewDiffusion.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "out"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_time_ends_training(folders: list[Path], tmp_path: Path) -> None:

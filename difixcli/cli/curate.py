@@ -192,14 +192,13 @@ def curate(
         tested = [f"--test-scene={one}" for one in test_scene or [] if fnmatchcase(name, one)]
         lines[file_name(name)] = ["curate", spec, *common, *tested, f"--output={run.folder}"]
     chosen_lines = {file_name(name): lines[file_name(name)] for name in chosen}
+    Jobs(run.folder).add(lines, str(Path.cwd()))
     if cluster.name is not None:
-        Jobs(run.folder).add(lines, str(Path.cwd()))
         if work(run.folder, chosen_lines, "curate", cluster) is None:
             console.finish({"output": str(run.folder)}, as_json)
             return
         finish_pairs(gather(run.folder), run.folder, as_json, list(chosen_lines), cluster.max_failed)
         return
-    Jobs(run.folder).add(lines, str(Path.cwd()))
     rules = split or f"each scene's own, else {DEFAULT_RULE}"
     told: dict[str, dict[str, Any]] = {
         "cycle": {"shift": list(recipe.shifts)},

@@ -15,7 +15,12 @@ from difixcli.errors import InputError
 if TYPE_CHECKING:
     from difixcli.downloads import Kind
 
-_HUB_OPTIONS: dict[str, Kind] = {"fixer": "fixer", "sr": "super-resolver", "view_diffusion": "view-diffusion"}
+_HUB_OPTIONS: dict[str, Kind] = {
+    "fixer": "fixer",
+    "sr": "super-resolver",
+    "view_diffusion": "view-diffusion",
+    "video": "video",
+}
 _TASKS: dict[str, Kind] = {"super-resolution": "super-resolver", "view-diffusion": "view-diffusion"}
 _OF_METRICS = {"lpips": "lpips-alex", "lpips-vgg": "lpips-vgg", "fid": "inception"}
 

@@ -46,8 +46,8 @@ def evaluate(
     protocol: Annotated[
         str | None,
         typer.Option(
-            help="How to measure: nerfbusters, dl3dv, rds, llff-sr, mip360-sr, co3d-2view, sparse:K or every:N; by "
-            "default as the run is."
+            help="How to measure: nerfbusters, dl3dv, rds, llff-sr, mip360-sr, co3d-2view, re10k-2view, dl3dv-K, "
+            "sparse:K or every:N; by default as the run is."
         ),
     ] = None,
     color_correct: Annotated[
@@ -115,38 +115,37 @@ def evaluate(
         raise InputError("--cluster measures runs, and their one table is made at the end: add --wait.")
     plan = Plan(keys, color_correct, way, masks, inception, on, geometry, found_poses)  # type: ignore[arg-type]
     first = prediction[0].absolute()
-    if not all(runs):
-        folder = output or folder_beside(first, "eval")
-        evaluated = evaluate_folders(prediction[0], prediction[1], on, plan, console.progress)
-        rows, spreads = {first.name: evaluated["results"]}, {first.name: evaluated["std"]}
-    else:
-        folder = output or (first if len(runs) == 1 else Path("outputs") / "comparisons" / _joined(prediction))
-        make_folder(folder)
-        if cluster.name is not None:
-            if "fid" in (keys or ()):
-                console.warn(
-                    "Jobs measure a scene each, so FID is a mean over scenes, and not of their images as one set."
-                )
-            evaluated, failed = _by_jobs(prediction, common, folder, cluster)
-            missing += failed
-        elif len(runs) == 1:
-            with claimed():
-                evaluated = evaluate_run(first, on, metrics is None, plan, folder, console.progress)
+    with claimed():  # a job is done when its figures are written
+        if not all(runs):
+            folder = output or folder_beside(first, "eval")
+            evaluated = evaluate_folders(prediction[0], prediction[1], on, plan, console.progress)
+            rows, spreads = {first.name: evaluated["results"]}, {first.name: evaluated["std"]}
         else:
-            with claimed():
+            folder = output or (first if len(runs) == 1 else Path("outputs") / "comparisons" / _joined(prediction))
+            make_folder(folder)
+            if cluster.name is not None:
+                if "fid" in (keys or ()):
+                    console.warn(
+                        "Jobs measure a scene each, so FID is a mean over scenes, and not of their images as one set."
+                    )
+                evaluated, failed = _by_jobs(prediction, common, folder, cluster)
+                missing += failed
+            elif len(runs) == 1:
+                evaluated = evaluate_run(first, on, metrics is None, plan, folder, console.progress)
+            else:
                 evaluated = evaluate_runs(prediction, plan, folder, console.progress)
-        rows, spreads = {**evaluated["results"], **evaluated.get("baselines", {})}, evaluated["std"]
-    folder = folder.expanduser().absolute()
-    scenes = evaluated.get("scenes", {})
-    title = (
-        first.name
-        if len(prediction) == 1 or not all(runs)
-        else " and ".join(path.absolute().name for path in prediction)
-    )
-    title = f"{title}: {counted(evaluated['images'], 'view')}"
-    report = write_report(evaluated, make_folder(folder) / "report.html", title)
-    write_json(folder / "eval.json", evaluated)
-    write_table(evaluated, folder / "eval.csv")
+            rows, spreads = {**evaluated["results"], **evaluated.get("baselines", {})}, evaluated["std"]
+        folder = folder.expanduser().absolute()
+        scenes = evaluated.get("scenes", {})
+        title = (
+            first.name
+            if len(prediction) == 1 or not all(runs)
+            else " and ".join(path.absolute().name for path in prediction)
+        )
+        title = f"{title}: {counted(evaluated['images'], 'view')}"
+        report = write_report(evaluated, make_folder(folder) / "report.html", title)
+        write_json(folder / "eval.json", evaluated)
+        write_table(evaluated, folder / "eval.csv")
     tables = [
         console.figures_table(f"{name}: {counted(one['images'], 'view')}", one["results"], one["std"])
         for name, one in scenes.items()
@@ -204,7 +203,9 @@ def _by_jobs(runs: list[Path], common: list[str], folder: Path, cluster: Cluster
 
 
 def _runs_of(named: list[Path]) -> tuple[list[Path], list[str]]:
-    """What was named, with finished runs in place of lines over several scenes; names of the other runs."""
+    """What was named, with finished runs in place of lines of difix distill over several scenes; names of the other
+    runs.
+    """
     from difixcli.cluster.jobs import DONE, Jobs
     from difixcli.curation.scene_list import listed
     from difixcli.runs import JOBS
@@ -213,10 +214,11 @@ def _runs_of(named: list[Path]) -> tuple[list[Path], list[str]]:
     missing: list[str] = []
     for spec in named:
         for one in [Path(path) for path in listed(str(spec), scenes=False)] if str(spec)[0] == "@" else [spec]:
-            if not (one / JOBS).is_dir():
+            # a run that was measured by jobs has those of difix eval in it
+            made = [job for job in Jobs(one) if job.line[:1] == ["distill"]] if (one / JOBS).is_dir() else []
+            if not made:
                 runs.append(one)
-                continue
-            for job in Jobs(one):
+            for job in made:
                 written = next((Path(word[9:]) for word in job.line if word.startswith("--output=")), None)
                 if job.state == DONE and written is not None:
                     runs.append(written)

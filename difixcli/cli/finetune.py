@@ -343,11 +343,8 @@ def _train_super_resolver(
             report=_super_resolution_news,
             **chosen,
         )
-    run.finish(results)
-    title = f"validation, best of step {results['best_step']}"
-    console.say(f"The weights are in {run.folder}")
-    shown = {"results": results, "output": str(run.folder)}
-    console.finish(shown, as_json, console.figures_table(title, results["validation"]))
+    said = f"The weights are in {run.folder}"
+    _finish(run, results, said, f"validation, best of step {results['best_step']}", as_json)
 
 
 def _train_view_diffusion(
@@ -401,13 +398,7 @@ def _train_view_diffusion(
             report=_view_diffusion_news,
             **options,
         )
-    run.finish(results)
-    console.say(f"The weights are in {run.folder}")
-    shown = {"results": results, "output": str(run.folder)}
-    tables = []
-    if results["validation"]:
-        tables.append(console.figures_table("views that were not trained on", results["validation"]))
-    console.finish(shown, as_json, *tables)
+    _finish(run, results, f"The weights are in {run.folder}", "views that were not trained on", as_json)
 
 
 def _train_video(
@@ -444,11 +435,14 @@ def _train_video(
     total = sum(chosen.get(name, getattr(defaults, name)) for name in ("structure_iterations", "iterations"))
     with console.progress("train", total) as update:
         results = train_video(sources, base, run.folder, device=on, progress=update, report=_video_news, **chosen)
+    _finish(run, results, f"Use it with --video {run.folder}", "pictures between photos not trained on", as_json)
+
+
+def _finish(run: Run, results: Mapping[str, Any], said: str, title: str, as_json: bool) -> None:
+    """A training in one process is done: its record, a word, and a table of its validation, if there was one."""
     run.finish(results)
-    console.say(f"Use it with --video {run.folder}")
-    tables = []
-    if results["validation"]:
-        tables.append(console.figures_table("pictures between photos not trained on", results["validation"]))
+    console.say(said)
+    tables = [console.figures_table(title, results["validation"])] if results["validation"] else []
     console.finish({"results": results, "output": str(run.folder)}, as_json, *tables)
 
 

@@ -50,7 +50,7 @@ SceneArgument = Annotated[
 MethodOption = Annotated[str, typer.Option(help="Any nerfstudio method: nerfacto, splatfacto, a plug-in's.")]
 SPLIT_RULES = (
     "Which frames train: test-every:N (all but every N-th), every:N, clusters, groups:K, views:K, sparse:K, "
-    "co3d:K, names:PATTERN, camera:ID, file:JSON, own"
+    "co3d:K, between:K or K:N, names:PATTERN, camera:ID, file:JSON, own"
 )
 SPLIT_DEFAULT = "Default: the scene's own, else test-every:8."
 SplitOption = Annotated[str | None, typer.Option(help=f"{SPLIT_RULES}, all. {SPLIT_DEFAULT}")]

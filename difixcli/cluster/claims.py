@@ -5,13 +5,15 @@ claims on NAME are files NAME.000001, NAME.000002, … of which none is ever rem
 the next one, which is allowed when the last is released or its holder is dead, holds NAME. As numbers only grow and a
 number is made by one process alone, there is nothing that two processes could take over at the same time.
 
-A holder touches its file every few seconds. It is dead when its process is gone from this machine, or when nobody has
-touched the file for two minutes by the watching process's own clock, so that clocks need not agree. A holder that was
-only suspended finds the next number when it wakes up, and is told that it has lost its claim.
+A holder touches its file every few seconds, and goes on with that where a touch fails. It is dead when its process is
+gone from this machine, or when nobody has touched the file for two minutes by the watching process's own clock, so that
+clocks need not agree. A holder that was only suspended finds the next number when it wakes up, and is told that it has
+lost its claim.
 """
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -20,17 +22,20 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 BEAT = 10.0  # seconds between two touches
 DEAD = 120.0  # seconds without one: NFS may hide a touch for a minute
+_UNKNOWN = "unknown"  # when a process began that may not be looked at
 
 
 class Claim:
     """A claim that this process holds, until `release` or its end.
 
-    `beat` is called at every touch, `lost` once if another process has taken the claim over; both by another thread.
+    `beat` is called after every touch, `lost` once if another process has taken the claim over; both by another thread.
+    What the system refuses to either of them (a full disk, a server that does not answer) ends nothing.
     """
 
     def __init__(self, path: Path, beat: Callable[[], None] | None, lost: Callable[[], None] | None) -> None:
@@ -59,9 +64,12 @@ class Claim:
                 if self._lost is not None:
                     self._lost()
                 return
-            os.utime(self.path)
+            # a thread that ended here would leave the claim to others while its holder works on
+            with suppress(OSError):
+                os.utime(self.path)
             if self._beat is not None:
-                self._beat()
+                with suppress(OSError):
+                    self._beat()
 
 
 class Claims:
@@ -109,8 +117,10 @@ class Claims:
             with path.open(encoding="utf-8") as file:  # opening asks a server for what is there now
                 touched = os.fstat(file.fileno()).st_mtime_ns
                 text = file.read()
-        except FileNotFoundError:
-            return False
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):  # released, and so replaced, at this very moment
+                return False
+            raise
         now = time.monotonic()
         before, since = self._seen.get(path, (None, now))
         if before != touched:
@@ -122,7 +132,7 @@ class Claims:
             holder = {}
         if holder.get("released"):
             return True
-        if holder.get("machine") == _myself()["machine"] and _begun(holder["pid"]) != holder["begun"]:
+        if holder.get("machine") == _machine() and _begun(holder["pid"]) not in (holder["begun"], _UNKNOWN):
             return True
         return now - since > DEAD
 
@@ -158,11 +168,14 @@ def _myself() -> dict[str, Any]:
 
 
 def _begun(pid: int) -> str:
+    """When a process began, by the system's count; empty for one that is gone."""
     try:
         facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except PermissionError:  # another user's, on a system that hides them
+        return _UNKNOWN
     except (FileNotFoundError, ProcessLookupError):  # gone, or going while it was read
         if Path("/proc/self/stat").exists():
-            return ""
+            return _UNKNOWN if _hidden(pid) else ""
     else:
         return "" if facts[0] in "ZX" else facts[19]  # a zombie works on nothing
     try:  # without /proc a number that has been given out again looks alive, until nobody touches its file
@@ -172,6 +185,17 @@ def _begun(pid: int) -> str:
     except PermissionError:
         pass
     return "alive"
+
+
+def _hidden(pid: int) -> bool:
+    """Whether there is such a process of another user's, although /proc does not show it."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except ProcessLookupError:
+        pass
+    return False
 
 
 def _numbered(folder: Path, name: str, number: int) -> Path:

@@ -97,7 +97,8 @@ class Jobs:
 
     def add(self, lines: Mapping[str, Sequence[str]], directory: str = "", anew: bool = False) -> None:
         """Make jobs known: names and lines. What is known of one already stays, but for its line, unless all is to be
-        done `anew`.
+        done `anew`; one that is done and has another line now (another scene of that name, say) waits again, and its
+        command, which resumes what stands, has the last word.
 
         Raises InputError for a name that cannot be one.
         """
@@ -109,7 +110,9 @@ class Jobs:
             if held is None or (anew and self.claims.free(name)):
                 self._write(Job(name, list(line), directory))
             elif (list(held.line), held.directory) != (list(line), directory) and self.claims.free(name):
-                self._write(replace(held, line=list(line), directory=directory))
+                same = _placed(held.line, held.directory) == _placed(line, directory)
+                state = WAITING if held.state == DONE and not same else held.state
+                self._write(replace(held, line=list(line), directory=directory, state=state))
 
     def read(self, name: str) -> Job | None:
         """A job's record; None where there is none. Raises InputError for one that is broken."""
@@ -174,7 +177,11 @@ class Jobs:
         if claim is None:
             yield None
             return
-        held = self.read(name) or Job(name)
+        try:
+            held = self.read(name) or Job(name)
+        except InputError:
+            claim.release()
+            raise
         report.job = replace(
             held, state=RUNNING, attempt=held.attempt + 1, node=_node(), pid=os.getpid(), number=_number(),
             begun=time.time(), ended=0.0, label="", step=0, total=0, rate=0.0, message="", fault="",
@@ -195,9 +202,11 @@ class Jobs:
             elif report.job.state == RUNNING:
                 report.job = replace(report.job, state=DONE)
             report.job = replace(report.job, ended=time.time())
-            if claim.held:
-                write()
-            claim.release()
+            try:
+                if claim.held:
+                    write()
+            finally:
+                claim.release()
 
     def bury(self, begun: Job, pid: int, message: str) -> None:
         """Say that the process which took up a job, as its record was then, ended without a word of its own.
@@ -255,6 +264,12 @@ def table_row(job: Job) -> dict[str, Any]:
 def eta(job: Job) -> float | None:
     """Seconds until what a job is doing at the moment is done, at its rate so far; None where that is not known."""
     return (job.total - job.step) / job.rate if job.state == RUNNING and job.rate > 0 and job.total else None
+
+
+def _placed(line: Sequence[str], directory: str) -> list[str]:
+    """A line's words, those that are files or folders by their whole paths."""
+    paths = [Path(directory, word) for word in line]
+    return [str(path.resolve()) if path.exists() else word for word, path in zip(line, paths, strict=True)]
 
 
 def _node() -> str:

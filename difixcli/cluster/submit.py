@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from difixcli.cluster.jobs import Jobs
 from difixcli.cluster.worker import Worker
 from difixcli.errors import InputError
 from difixcli.runs import read_json, write_json
+from difixcli.shapes import OneOf
 
 CLUSTERS = ("local", "slurm")
 _SUBMITTED = "submitted"  # beside submitit's files: what was handed out last
@@ -57,7 +59,8 @@ def submit(folder: Path, attempts: Mapping[str, int], wishes: Wishes, max_failed
         parts = [names[i : i + size] for i in range(0, len(names), size)]
         workers = [Worker(folder, {one: attempts[one] for one in part}, max_failed) for part in parts]
         number = _slurm(folder, workers, wishes, name)
-    write_json(Jobs(folder).folder / "submitit" / f"{_SUBMITTED}.json", {"cluster": wishes.cluster, "number": number})
+    told = {"cluster": wishes.cluster, "number": number, "node": platform.node()}
+    write_json(Jobs(folder).folder / "submitit" / f"{_SUBMITTED}.json", told)
     return number
 
 
@@ -66,9 +69,11 @@ def at_work(folder: Path) -> bool | None:
     path = Jobs(folder).folder / "submitit" / f"{_SUBMITTED}.json"
     if not path.is_file():
         return None
-    held = read_json(path)
+    held = read_json(path, {"cluster": OneOf(CLUSTERS), "number": str, "node": str})
     if held["cluster"] == "local":
-        return any(_alive(int(pid)) for pid in held["number"].split(","))
+        if held["node"] != platform.node():  # whose processes cannot be seen from here
+            return None
+        return any(_alive(int(pid)) for pid in held["number"].split(",") if pid.isdecimal())
     line = ["squeue", "--noheader", "--jobs", held["number"], "--format", "%T"]
     try:
         asked = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)

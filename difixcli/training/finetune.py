@@ -28,12 +28,12 @@ from difixcli.evaluation.perceptual import lpips_available
 from difixcli.fixer import SMALL_SIZES, Fixer, new_small_fixer
 from difixcli.fixer.diagnostics import CollapseSigns, collapse_signs
 from difixcli.fixer.weights import merge_adapters
-from difixcli.runs import atomic, make_folder, write_json
-from difixcli.tensor_files import read_pickled
+from difixcli.runs import make_folder, write_json
 from difixcli.training import processes
 from difixcli.training.averaging import averaged
 from difixcli.training.batches import Batch, Draw, Plan, TrainingBatches, whole
 from difixcli.training.card import write_card
+from difixcli.training.checkpoints import Pace, check_identity, read_checkpoint, write_checkpoint
 from difixcli.training.journal import Journal, picture
 from difixcli.training.losses import FixerLoss
 from difixcli.training.options import FREE, TrainingOptions, judge_of, learning_rate, with_options
@@ -59,8 +59,6 @@ REFERENCE_GRACE = 1000
 _LPIPS_PER_DB = 0.2
 _FIGURES = ("psnr", "ssim")  # beside the judge's
 _AGAIN_EVERY = 4  # steps between looks at what a second pass would change
-_SAVE_AFTER = 60.0  # seconds of training that a stopped run loses at most…
-_SAVE_SHARE = 0.05  # …unless saving would take more than this share of the time
 
 
 def finetune(
@@ -309,12 +307,12 @@ class _Training:
             device = str(self.accelerator.device)
             self.baselines = processes.from_first(lambda: _baselines(self.validation, self.judge, device))
             self.journal({"event": "baselines", **self.baselines})
-        started, pause = time.monotonic(), _SAVE_AFTER
+        started, pace = time.monotonic(), Pace()
         rounds = iter(self.loader)
         ending = False
         with interrupts.saving():
             while self.step < options.iterations and not self._stopped_early():
-                due, ending = self._train(rounds, self.main and time.monotonic() - started > pause)
+                due, ending = self._train(rounds, self.main and pace.due())
                 self.step += 1
                 last = self.step == options.iterations
                 if self.validation and (self.step % options.validate_every == 0 or last):
@@ -323,7 +321,7 @@ class _Training:
                     now = time.monotonic()
                     self.seconds, started = self.seconds + now - started, now
                     self._save()
-                    pause = max(_SAVE_AFTER, (time.monotonic() - now) / _SAVE_SHARE)
+                    pace.saved(time.monotonic() - now)
                 if progress is not None:
                     progress(self.step)
                 if ending:
@@ -564,15 +562,7 @@ class _Training:
             "skipped": self.skipped,
             "places": self.places,
         }
-        try:
-            with atomic(self.checkpoint) as temporary:
-                torch.save(state, temporary)
-        except (OSError, RuntimeError) as error:  # torch hides the system's error in one of its own
-            reason = " ".join(str(error).split())[:120]
-            raise InputError(
-                f"The checkpoint of step {self.step} cannot be written ({reason}; {self._kept()}); "
-                "make room on the disk and run the same line again."
-            ) from error
+        write_checkpoint(self.checkpoint, state, self.step, self._kept())
         self.saved_step = self.step
 
     def _write_weights(self) -> None:
@@ -587,17 +577,10 @@ class _Training:
         if not self.checkpoint.is_file():
             return None
         # mapped: at full width it is 10 GiB, and every process on a machine reads it
-        cure = f"remove {self.output} and start again"
-        state: Any = read_pickled(self.checkpoint, cure, mapped=True)
-        if not isinstance(state, dict) or not {"identity", "inspected", "places"} <= state.keys():
-            raise InputError(f"{self.checkpoint} is no checkpoint of a training; {cure}.")
-        return state
+        return read_checkpoint(self.checkpoint, self.output, ("identity", "inspected", "places"), mapped=True)
 
     def _resume(self, state: Mapping[str, Any]) -> None:
-        if state["identity"] != json.dumps(self.identity, sort_keys=True):
-            raise InputError(
-                f"{self.output} holds a training with other pairs, base or options; choose another output folder."
-            )
+        check_identity(state, json.dumps(self.identity, sort_keys=True), self.output, "pairs")
         self.step = self.saved_step = state["step"]
         self.seconds, self.losses, self.waited = state["seconds"], state["losses"], state["waited"]
         self.first_unet_std, self.deaf_checks = state["first_unet_std"], state["deaf_checks"]
@@ -613,7 +596,7 @@ class _Training:
         self.optimiser.load_state_dict(state["optimiser"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.journal.go_on(self.step)
+        self.journal.go_on(self.step, done=("validation",))
 
 
 def gain(figures: Mapping[str, float], identity: Mapping[str, float], judge: str = "st_lpips") -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,15 +47,19 @@ class Journal:
             self.file.unlink(missing_ok=True)
             self._open_board(0)
 
-    def go_on(self, step: int) -> None:
-        """Forget what was written at this step or later: it will be written again."""
+    def go_on(self, step: int, done: Collection[str] = ()) -> None:
+        """Forget what was written at this step or later: it will be written again.
+
+        But for what was `done` after so many steps, before the checkpoint was written: events that come at that number.
+        """
         if not self.writes:
             return
         if self.file.is_file():
-            kept = [line for line in self.file.read_text().splitlines() if _step_of(line) < step]
+            told = ((line, *_told(line)) for line in self.file.read_text().splitlines())
+            kept = [line for line, event, at in told if at < step or (at == step and event in done)]
             with atomic(self.file) as temporary:
                 temporary.write_text("".join(line + "\n" for line in kept))
-        self._open_board(step)
+        self._open_board(step + bool(done))  # which draws a point twice rather than lose one
         self({"event": "resume", "step": step})
 
     def __call__(self, record: Mapping[str, Any]) -> None:
@@ -114,11 +118,11 @@ def picture(images: Tensor) -> np.ndarray:
     return images[0].permute(1, 2, 0).float().cpu().numpy()
 
 
-def _step_of(line: str) -> int:
+def _told(line: str) -> tuple[str, int]:
+    """A record's event, and its step: -1 where it has none."""
     try:
         record = parsed(line, "a record")
-        check_shape(record, {"step?": int}, "a record")
+        check_shape(record, {"event": str, "step?": int}, "a record")
     except InputError:  # a line cut short by a kill
-        return 2**62
-    step: int = record.get("step", -1)
-    return step
+        return "", 2**62
+    return record["event"], record.get("step", -1)

@@ -12,9 +12,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count, takewhile
+from itertools import count, islice, takewhile
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, Protocol
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from difixcli.errors import InputError, short
 from difixcli.fixer.correspondence import resized
-from difixcli.runs import open_image, read_image, read_json, unreadable
+from difixcli.runs import Openable, open_image, read_image, read_json, unreadable
 from difixcli.shapes import Each, fault_of, parsed
 from difixcli.training.pair_lists import Entries, Joined
 from difixcli.training.tars import members_by_key
@@ -38,12 +38,6 @@ _HEADER = 4096  # bytes of an array's file beyond its values, at most
 References = Literal["raw", "aligned", "geometry"]
 Reader = Callable[..., np.ndarray]
 """Reads one of a pair's pictures as bytes, with its alpha where that is asked for."""
-
-
-class Openable(Protocol):
-    """A file's content that can be opened, and names itself."""
-
-    def open(self, mode: Literal["rb"]) -> IO[bytes]: ...
 
 
 Picture = str | Openable
@@ -163,22 +157,32 @@ def manifest_entries(file: Path) -> Iterator[tuple[str, str, Any]]:
     """
     lines = _lines(file)
     if next(lines, None) is None:
-        manifest = read_json(file)
-        if not isinstance(manifest, dict) or not isinstance(manifest.get("train"), dict):
-            raise InputError(f'{file} is no manifest of pairs: it needs an object "train" of pairs by their id.')
-        for split in ("train", "test"):
-            entries = manifest.get(split) or {}
-            if not isinstance(entries, dict):
-                raise InputError(f'{file}: "{split}" must be an object of pairs by their id.')
-            yield from ((split, key, entry) for key, entry in entries.items())
+        yield from _whole_manifest(file)
         return
-    split = "train"
+    split, told = "train", 0
     for line in lines:
         if line in _BETWEEN:
             split = "test"
         elif line != _END:
-            [(key, entry)] = parsed("{" + line.removesuffix(",") + "}", file).items()
+            try:
+                [(key, entry)] = parsed("{" + line.removesuffix(",") + "}", file).items()
+            except (InputError, ValueError):  # whole JSON may have its lines elsewhere
+                yield from islice(_whole_manifest(file), told, None)
+                return
             yield split, key, entry
+            told += 1
+
+
+def _whole_manifest(file: Path) -> Iterator[tuple[str, str, Any]]:
+    """Split, key and entry of every pair of a manifest that is read at once."""
+    manifest = read_json(file)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("train"), dict):
+        raise InputError(f'{file} is no manifest of pairs: it needs an object "train" of pairs by their id.')
+    for split in ("train", "test"):
+        entries = manifest.get(split) or {}
+        if not isinstance(entries, dict):
+            raise InputError(f'{file}: "{split}" must be an object of pairs by their id.')
+        yield from ((split, key, entry) for key, entry in entries.items())
 
 
 _FIRST, _BETWEEN, _END = '{"train": {', ('}, "test": {', '"test": {'), "}}"
@@ -192,11 +196,11 @@ def _lines(file: Path) -> Iterator[str]:
             last = deque(opened, maxlen=1)
             if first != _FIRST or not last or last[0].strip() != _END:
                 return
-            opened.seek(0)
-            for line in opened:
-                yield line.strip()
     except (OSError, UnicodeDecodeError):  # whoever reads it whole says what is wrong
         return
+    with file.open(encoding="utf-8") as opened:
+        for line in opened:
+            yield line.strip()
 
 
 def _read_tars(tars: Sequence[Path], pairs: PairSet) -> None:

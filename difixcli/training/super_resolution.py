@@ -18,15 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from difixcli import interrupts
 from difixcli.errors import InputError
 from difixcli.evaluation.metrics import best_unsharp, evaluate_images, image_metrics, summary
 from difixcli.images import agreeing, enlarged
 from difixcli.priors.super_resolution.network import SuperResolutionConfig, SuperResolutionNetwork
-from difixcli.runs import atomic, make_folder, write_json
+from difixcli.runs import make_folder, write_json
 from difixcli.scenes import Scene
-from difixcli.tensor_files import read_pickled
 from difixcli.training.averaging import averaged
 from difixcli.training.batches import Batch
+from difixcli.training.checkpoints import Pace, check_identity, read_checkpoint, write_checkpoint
 from difixcli.training.finetune import gain
 from difixcli.training.journal import Journal, picture
 from difixcli.training.losses import FixerLoss
@@ -42,7 +43,6 @@ from difixcli.training.super_resolution_samples import (
 
 SCRATCH = "scratch"
 _SHAPE = ("factor", "channels", "blocks")  # options of new networks
-_SAVE_AFTER = 60.0  # seconds of training that a stopped run loses at most
 
 
 def train_super_resolver(
@@ -119,6 +119,7 @@ class _Training:
         self.loss = FixerLoss(
             "l1", options.perceptual, options.perceptual_weight, 0.0, window=options.window, device=device
         )
+        self.pace = Pace()
         self.step = self.saved_step = 0
         self.seconds = 0.0
         self.losses: list[float] = []
@@ -173,18 +174,22 @@ class _Training:
             self.baselines = baselines(self.validation, self.network.factor, self.device)
             self.journal({"event": "baselines", **self.baselines})
         started = time.monotonic()
-        while self.step < options.iterations and not self._stopped_early():
-            self._train(self.batches[self.step])
-            self.step += 1
-            last = self.step == options.iterations
-            if self.step % options.validate_every == 0 or last:
-                self._validate()
-            pause = time.monotonic() - started
-            if last or self.step % options.checkpoint_every == 0 or self._stopped_early() or pause > _SAVE_AFTER:
-                self.seconds, started = self.seconds + pause, time.monotonic()
-                self._save()
-            if progress is not None:
-                progress(self.step)
+        with interrupts.saving():
+            while self.step < options.iterations and not self._stopped_early():
+                self._train(self.batches[self.step])
+                self.step += 1
+                last = self.step == options.iterations
+                if self.step % options.validate_every == 0 or last:
+                    self._validate()
+                due = last or self.step % options.checkpoint_every == 0 or self._stopped_early() or self.pace.due()
+                if due:
+                    now = time.monotonic()
+                    self.seconds, started = self.seconds + now - started, now
+                    self._save()
+                if progress is not None:
+                    progress(self.step)
+                if due and interrupts.asked():
+                    break
         assert self.best is not None
         results = {
             "steps": self.step,
@@ -295,15 +300,7 @@ class _Training:
             "baselines": self.baselines,
             "best": self.best,
         }
-        try:
-            with atomic(self.checkpoint) as temporary:
-                torch.save(state, temporary)
-        except (OSError, RuntimeError) as error:  # torch hides the system's error in one of its own
-            reason = " ".join(str(error).split())[:120]
-            raise InputError(
-                f"The checkpoint of step {self.step} cannot be written ({reason}; {self._kept()}); "
-                "make room on the disk and run the same line again."
-            ) from error
+        self.pace.saved(write_checkpoint(self.checkpoint, state, self.step, self._kept()))
         self.saved_step = self.step
 
     def _kept(self) -> str:
@@ -318,14 +315,8 @@ class _Training:
             raise InputError(f"Training stopped at step {self.step} ({self._kept()}): {error}") from error
 
     def _resume(self) -> None:
-        cure = f"remove {self.output} and start again"
-        state: Any = read_pickled(self.checkpoint, cure, self.device)
-        if not isinstance(state, dict) or not {"identity", "weights", "best"} <= state.keys():
-            raise InputError(f"{self.checkpoint} is no checkpoint of a training; {cure}.")
-        if state["identity"] != self.identity:
-            raise InputError(
-                f"{self.output} holds a training with other photos, base or options; choose another output folder."
-            )
+        state = read_checkpoint(self.checkpoint, self.output, ("identity", "weights", "best"), self.device)
+        check_identity(state, self.identity, self.output, "photos")
         self.step = self.saved_step = state["step"]
         self.seconds, self.losses, self.waited = state["seconds"], state["losses"], state["waited"]
         self.baselines, self.best = state["baselines"], state["best"]
@@ -334,7 +325,7 @@ class _Training:
             if self.average is not None:
                 torch._foreach_copy_(self.average, state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.journal.go_on(self.step)
+        self.journal.go_on(self.step, done=("validation",))
 
 
 def _network(base: str | Path, options: SuperResolutionOptions, given: Mapping[str, Any]) -> SuperResolutionNetwork:

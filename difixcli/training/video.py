@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from difixcli import interrupts
 from difixcli.errors import InputError
 from difixcli.evaluation.consistency import warped_difference
 from difixcli.evaluation.metrics import evaluate_images
@@ -32,9 +33,9 @@ from difixcli.fixer.weights import load_network
 from difixcli.priors.video.files import around, fixer_name, is_ours, load_film, save_film
 from difixcli.priors.video.film import FixerFilm, tokens_of
 from difixcli.priors.video.network import FilmNetwork
-from difixcli.runs import atomic, make_folder, write_image, write_json
-from difixcli.tensor_files import read_pickled
+from difixcli.runs import make_folder, write_image, write_json
 from difixcli.training.averaging import averaged
+from difixcli.training.checkpoints import Pace, check_identity, read_checkpoint, write_checkpoint
 from difixcli.training.finetune import gain
 from difixcli.training.journal import Journal
 from difixcli.training.options import VIDEO_FREE, VideoOptions, with_options
@@ -42,7 +43,6 @@ from difixcli.training.video_clips import Clip, ClipFiles, ClipSet, read_clips
 from difixcli.training.view_diffusion import charbonnier, rate_at
 
 STAGES = ("structure", "film")
-_SAVE_AFTER = 60.0  # seconds of training that a stopped run loses at most
 _STRUCTURE_SHARE = 0.25  # of the seconds
 _SHOWN = 4  # clips of a validation's picture
 
@@ -123,6 +123,7 @@ class _Training:
         if options.perceptual_weight:
             kind, net = options.perceptual.rsplit("-", 1)
             self.perceptual = shared_network("lpips" if kind == "lpips" else "st_lpips", net, device)  # type: ignore[arg-type]
+        self.pace = Pace()
         self.stage = self.step = 0
         self.steps = dict.fromkeys(STAGES, 0)
         self.seconds = dict.fromkeys(STAGES, 0.0)
@@ -181,14 +182,9 @@ class _Training:
             self.journal({"event": "baselines", **flat})
         while self.stage < len(STAGES):
             name = STAGES[self.stage]
-            self._run_stage(name, progress)
-            with torch.no_grad():
-                if self.average is not None:
-                    torch._foreach_copy_([w.detach() for w in self.weights], self.average)
-            self.steps[name], self.step, self.stage = self.step, 0, self.stage + 1
-            if self.stage < len(STAGES):
-                self._begin_stage()
-            self._save()
+            with interrupts.saving():
+                if self._run_stage(name, progress):
+                    self._end_stage(name)
         if self.best is None:
             save_film(self.network, self.output)
         parameters = {"new": sum(value.numel() for _, value in self.network.new_layers())}
@@ -207,12 +203,23 @@ class _Training:
         write_json(self.output / "training.json", {"options": asdict(self.options), "results": results})
         return results
 
-    def _run_stage(self, name: str, progress: Callable[[int], None] | None) -> None:
+    def _end_stage(self, name: str) -> None:
+        """Keep the averaged weights, and begin the next stage, if there is one."""
+        with torch.no_grad():
+            if self.average is not None:
+                torch._foreach_copy_([w.detach() for w in self.weights], self.average)
+        self.steps[name], self.step, self.stage = self.step, 0, self.stage + 1
+        if self.stage < len(STAGES):
+            self._begin_stage()
+        self._save()
+
+    def _run_stage(self, name: str, progress: Callable[[int], None] | None) -> bool:
+        """Whether the stage came to its end; it does not where the process was asked to."""
         options = self.options
         total = options.structure_iterations if name == "structure" else options.iterations
         budget = options.seconds * (_STRUCTURE_SHARE if name == "structure" else 1 - _STRUCTURE_SHARE)
         before = sum(self.steps.values())
-        began, earlier, saved = time.monotonic(), self.seconds[name], time.monotonic()
+        began, earlier = time.monotonic(), self.seconds[name]
         done = self.step / total if total else 1.0
         while done < 1:
             parts = self._step(done)
@@ -225,11 +232,13 @@ class _Training:
                 self._log(name, parts, before + self.step)
             if self.validation and (self.step % options.validate_every == 0 or done >= 1):
                 self._validate(name, before + self.step)
-            if self.step % options.checkpoint_every == 0 and time.monotonic() - saved > _SAVE_AFTER:
+            if due := self.step % options.checkpoint_every == 0 or self.pace.due():
                 self._save()
-                saved = time.monotonic()
             if progress is not None:
                 progress(before + self.step)
+            if due and interrupts.asked():
+                break
+        return done >= 1
 
     def _step(self, done: float) -> dict[str, Tensor]:
         """One step: losses of some clips, clipped update, average."""
@@ -388,25 +397,11 @@ class _Training:
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
         }
-        try:
-            with atomic(self.checkpoint) as temporary:
-                torch.save(state, temporary)
-        except (OSError, RuntimeError) as error:  # torch hides the system's error in one of its own
-            reason = " ".join(str(error).split())[:120]
-            raise InputError(
-                f"The checkpoint of step {self.step} cannot be written ({reason}); make room on the disk and run the "
-                "same line again."
-            ) from error
+        self.pace.saved(write_checkpoint(self.checkpoint, state, self.step))
 
     def _resume(self) -> None:
-        cure = f"remove {self.output} and start again"
-        state: Any = read_pickled(self.checkpoint, cure, self.device)
-        if not isinstance(state, dict) or not {"identity", "stage", "model", "best"} <= state.keys():
-            raise InputError(f"{self.checkpoint} is no checkpoint of a training; {cure}.")
-        if state["identity"] != self.identity:
-            raise InputError(
-                f"{self.output} holds a training with other clips, base or options; choose another output folder."
-            )
+        state = read_checkpoint(self.checkpoint, self.output, ("identity", "stage", "model", "best"), self.device)
+        check_identity(state, self.identity, self.output, "clips")
         self.stage, self.step = state["stage"], state["step"]
         self.steps, self.seconds, self.loss = state["steps"], state["seconds"], state["loss"]
         self.baselines, self.best = state["baselines"], state["best"]

@@ -20,15 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from difixcli import interrupts
 from difixcli.errors import InputError
 from difixcli.evaluation.metrics import evaluate_images
 from difixcli.evaluation.perceptual import shared_network
 from difixcli.priors.view_diffusion.epipolar import EpipolarConfig, EpipolarRender
 from difixcli.priors.view_diffusion.model import ViewDiffusion, small_config
 from difixcli.priors.view_diffusion.published import from_published, is_published
-from difixcli.runs import atomic, make_folder, write_image, write_json
+from difixcli.runs import make_folder, write_image, write_json
 from difixcli.scenes import Scene
-from difixcli.tensor_files import read_pickled
+from difixcli.training.checkpoints import Pace, check_identity, read_checkpoint, write_checkpoint
 from difixcli.training.journal import Journal
 from difixcli.training.options import VIEW_DIFFUSION_FREE, ViewDiffusionOptions, with_options
 from difixcli.training.view_diffusion_samples import HeldView, ViewBatch, ViewPhotos
@@ -36,7 +37,6 @@ from difixcli.training.view_diffusion_samples import HeldView, ViewBatch, ViewPh
 SCRATCH = "scratch"
 STAGES = ("epipolar", "vae", "diffusion")
 _SHAPE = ("size", "width", "depths", "latent_channels", "unet_width")  # options of new networks
-_SAVE_AFTER = 60.0  # seconds of training that a stopped run loses at most
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _FRESH = 1 << 40  # seeds of noise, apart from those of samples
 
@@ -106,6 +106,7 @@ class _Training:
         if options.perceptual_weight:
             kind, net = options.perceptual.rsplit("-", 1)
             self.perceptual = shared_network("lpips" if kind == "lpips" else "st_lpips", net, device)  # type: ignore[arg-type]
+        self.pace = Pace()
         self.stage = 0
         self.step = 0
         self.steps = dict.fromkeys(STAGES, 0)
@@ -169,17 +170,9 @@ class _Training:
     def run(self, progress: Callable[[int], None] | None) -> dict[str, Any]:
         while self.stage < len(STAGES):
             name = STAGES[self.stage]
-            self._run_stage(name, progress)
-            with torch.no_grad():
-                if self.average is not None:
-                    torch._foreach_copy_([w.detach() for w in self.weights], self.average)
-            if name == "vae" and self.step:
-                self._scale_latents()
-            self.model.save_pretrained(self.output)
-            self.stage, self.steps[name], self.step = self.stage + 1, self.step, 0
-            self._validate(name)
-            self._begin_stage()
-            self._save()
+            with interrupts.saving():
+                if self._run_stage(name, progress):
+                    self._end_stage(name)
         parts = {"epipolar": self.model.epipolar, "vae": self.model.vae, "unet": self.model.unet}
         results = {
             "steps": self.steps,
@@ -192,7 +185,21 @@ class _Training:
         write_json(self.output / "training.json", {"options": asdict(self.options), "results": results})
         return results
 
-    def _run_stage(self, name: str, progress: Callable[[int], None] | None) -> None:
+    def _end_stage(self, name: str) -> None:
+        """Keep and write the averaged weights, validate them, and begin the next stage, if there is one."""
+        with torch.no_grad():
+            if self.average is not None:
+                torch._foreach_copy_([w.detach() for w in self.weights], self.average)
+        if name == "vae" and self.step:
+            self._scale_latents()
+        self.model.save_pretrained(self.output)
+        self.stage, self.steps[name], self.step = self.stage + 1, self.step, 0
+        self._validate(name)
+        self._begin_stage()
+        self._save()
+
+    def _run_stage(self, name: str, progress: Callable[[int], None] | None) -> bool:
+        """Whether the stage came to its end; it does not where the process was asked to."""
         options = self.options
         losses: dict[str, Callable[[int], dict[str, Tensor]]] = {
             "epipolar": self._epipolar_loss,
@@ -205,7 +212,7 @@ class _Training:
         shares["diffusion"] = (1 - options.epipolar_share) * 0.7
         budget = options.seconds * shares[name]
         before = sum(self.steps.values())
-        began, earlier, saved = time.monotonic(), self.seconds[name], time.monotonic()
+        began, earlier = time.monotonic(), self.seconds[name]
         done = self.step / total if total else 1.0
         parts: dict[str, Tensor] = {}
         logged = True
@@ -219,15 +226,17 @@ class _Training:
             done = self.step / total
             if budget:
                 done = max(done, self.seconds[name] / budget)
-            if self.step % options.checkpoint_every == 0 and time.monotonic() - saved > _SAVE_AFTER:
+            if due := self.step % options.checkpoint_every == 0 or self.pace.due():
                 self._save()
-                saved = time.monotonic()
             if progress is not None:
                 progress(before + self.step)
+            if due and interrupts.asked():
+                break
         if parts and not logged:
             self.step -= 1
             self._log(name, parts)
             self.step += 1
+        return done >= 1
 
     def _step(self, losses: Callable[[int], dict[str, Tensor]], rate: float) -> dict[str, Tensor]:
         """One step: losses, clipped update, average."""
@@ -410,25 +419,11 @@ class _Training:
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
         }
-        try:
-            with atomic(self.checkpoint) as temporary:
-                torch.save(state, temporary)
-        except (OSError, RuntimeError) as error:  # torch hides the system's error in one of its own
-            reason = " ".join(str(error).split())[:120]
-            raise InputError(
-                f"The checkpoint of step {self.step} cannot be written ({reason}); make room on the disk and run the "
-                "same line again."
-            ) from error
+        self.pace.saved(write_checkpoint(self.checkpoint, state, self.step))
 
     def _resume(self) -> None:
-        cure = f"remove {self.output} and start again"
-        state: Any = read_pickled(self.checkpoint, cure, self.device)
-        if not isinstance(state, dict) or not {"identity", "stage", "model"} <= state.keys():
-            raise InputError(f"{self.checkpoint} is damaged (it lacks entries); {cure}.")
-        if state["identity"] != self.identity:
-            raise InputError(
-                f"{self.output} holds a training with other photos, base or options; choose another output folder."
-            )
+        state = read_checkpoint(self.checkpoint, self.output, ("identity", "stage", "model"), self.device)
+        check_identity(state, self.identity, self.output, "photos")
         self.stage, self.step = state["stage"], state["step"]
         self.steps, self.seconds, self.losses = state["steps"], state["seconds"], state["losses"]
         self.figures = state["figures"]

@@ -8,8 +8,8 @@
 #
 #   VIDEO   the video model (bundled)      VIEWS   how many photos train of dl3dv and the ablation (2 3 6 9; 2)
 #   ANGLE   large: the hard set of re10k, whose two frames are 200 apart; small, by default
-#   METHODS (splatfacto), SEEDS, METRICS, DRY_RUN and SMOKE are as in recipes/published.sh. Run it again and it goes on
-#   where it stopped.
+#   METHODS (splatfacto), SEEDS, METRICS, CLUSTER, DRY_RUN and SMOKE are as in recipes/published.sh, and so is what
+#   happens to scenes that fail. Run it again and it goes on where it stopped.
 set -eu
 METHODS=${METHODS:-splatfacto}
 . "$(dirname "$0")/../published.sh"
@@ -28,24 +28,17 @@ else
   LENGTH="--iterations 100 --further 1000 --frames 32 --share 0.5 --set pipeline.model.stop_split_at=0"
 fi
 
-# distil PROTOCOL SPLIT NAME [OPTIONS]: a run of each scene, then a table of all
+# distil PROTOCOL SPLIT NAME [OPTIONS]: a run of each scene and method, then a table of all
 distil() {
   protocol=$1 rule=$2 name=$3
   shift 3
-  for method in $METHODS; do
-    for seed in $SEEDS; do
-      runs=
-      for scene in "$DATA"/*/; do
-        target="$OUTPUT/$name/$(basename "$scene")/$method/seed-$seed"
-        # shellcheck disable=SC2086
-        run difix distill "${scene%/}" --method "$method" --split "$rule" --seed "$seed" $PLACE $OWN $LENGTH "$@" \
-          --output "$target"
-        runs="$runs $target"
-      done
-      # shellcheck disable=SC2086
-      run difix eval $runs --protocol "$protocol" ${METRICS:+--metrics $METRICS} \
-        --output "$OUTPUT/$name/$method-seed-$seed"
-    done
+  for seed in $SEEDS; do
+    # shellcheck disable=SC2046,SC2086
+    over_scenes difix distill "$DATA"/*/ $(methods) --split "$rule" --seed "$seed" $PLACE $OWN $LENGTH "$@" \
+      --output "$OUTPUT/$name/seed-$seed"
+    # shellcheck disable=SC2086
+    several difix eval "$OUTPUT/$name/seed-$seed" --protocol "$protocol" ${METRICS:+--metrics $METRICS} \
+      --output "$OUTPUT/$name/table-seed-$seed"
   done
 }
 
@@ -73,3 +66,4 @@ case $1 in
     ;;
   *) refuse "$1 is neither re10k, dl3dv nor ablation." ;;
 esac
+exit "$SOME_FAILED"

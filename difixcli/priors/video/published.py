@@ -44,12 +44,7 @@ def open_published(folder: Path | None, name: str, device: str, dtype: torch.dty
     Raises InputError for one that is not there or damaged, of a kind that is not known, or not told the last photo.
     """
     index = _index(folder, name)
-    kind = index.get("_class_name")
-    if kind not in KNOWN:
-        raise InputError(
-            f"The model {name} is made for {kind}, which is not known as a video model of two photos; there are "
-            f"{WAN} (first and last frame) and {SVD} (filmed from both ends)."
-        )
+    kind = _known_kind(index, name)
     if folder is not None:
         check_parts(folder, index, name)
     cure()
@@ -68,6 +63,22 @@ def open_published(folder: Path | None, name: str, device: str, dtype: torch.dty
     if kind == WAN:
         check_last_frame(pipeline, name)
     return PublishedFilm(pipeline.to(device), _AREA[kind])
+
+
+def download(name: str) -> Path:
+    """The files of a model on the hub that `open_published` reads, in the hub's cache; those that are there already are
+    not fetched again.
+
+    Raises InputError for one of a kind that is not known, and without a network.
+    """
+    _known_kind(_index(None, name), name)
+    cure()
+    from diffusers import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(name, use_safetensors=True))
+    except Exception as error:  # diffusers and the hub's client raise errors of several libraries
+        raise _unreadable(None, name, error) from error
 
 
 def check_parts(folder: Path, index: dict[str, Any], name: str) -> None:
@@ -206,6 +217,17 @@ def working_size(size: tuple[int, int], area: int, multiple: int) -> tuple[int, 
 def _picture(photo: np.ndarray) -> Image.Image:
     """(H, W, 3) in [0, 1] as the pipelines want it; their image encoders take no tensors."""
     return Image.fromarray((np.clip(photo, 0, 1) * 255 + 0.5).astype(np.uint8))
+
+
+def _known_kind(index: dict[str, Any], name: str) -> str:
+    """The pipeline that a model's index names, one of `KNOWN`; InputError for another."""
+    kind = index.get("_class_name")
+    if kind not in KNOWN:
+        raise InputError(
+            f"The model {name} is made for {kind}, which is not known as a video model of two photos; there are "
+            f"{WAN} (first and last frame) and {SVD} (filmed from both ends)."
+        )
+    return str(kind)
 
 
 def _index(folder: Path | None, name: str) -> dict[str, Any]:
