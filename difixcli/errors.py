@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterable
 
-_FEW = 12
+_FEW = 16
 _LONG = 400  # characters of a word; few folders' paths have as many
 
 

@@ -278,7 +278,7 @@ def test_which_seed_points_are_used_is_said(three: list[Path], tmp_path: Path) -
     next((tmp_path / "a" / "images" / "centre").iterdir()).unlink()
     said = difix(*line, "-o", tmp_path / "unknown").stderr
     assert said.count("a: The scene does not say which photos saw its seed points") == 1
-    assert said.count("images are missing") == 1  # a lone scene is looked at before, and opened once
+    assert said.count("images is missing") == 1  # a lone scene is looked at before, and opened once
     shutil.copytree(cached_sample("street") / "colmap", tmp_path / "a" / "colmap")
     said = difix(*line, "-o", tmp_path / "known").stderr
     told = [line for line in said.splitlines() if "seed points were seen by" in line]

@@ -807,8 +807,8 @@ def test_a_run_that_was_measured_by_jobs_is_still_a_run(
     )
     own = Path(shutil.copytree(run, tmp_path / "own"))
     quick = ["--metrics", "psnr", "--json"]
-    by_jobs = told(difix(own, *quick, "--cluster", "local", "--wait"))
-    assert (own / "jobs").is_dir()
+    by_jobs = told(difix(own, *quick, "--cluster", "local", "--wait", "-o", tmp_path / "by-jobs"))
+    assert (tmp_path / "by-jobs" / "jobs").is_dir() and not (own / "jobs").exists()
     again = told(difix(own, *quick, "-o", tmp_path / "again"))
     assert by_jobs["results"] == again["results"]
 
