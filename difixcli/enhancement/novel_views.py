@@ -45,16 +45,18 @@ def render_novel_views(
             write_image(path, novel.epipolar(camera))
         return read_image(path)
 
-    def checked(name: str, camera: Camera) -> Camera:
+    def checked(name: str, camera: Camera) -> tuple[str, Camera]:
         check_large_enough(name, camera.width, camera.height)
-        return camera
+        return name, camera
 
     def shots() -> Iterator[Shot]:
         for name, camera in views:
             yield Shot(name, partial(before, name, camera), partial(checked, name, camera))
 
-    def sampled(batch: list[Camera]) -> list[Clean]:
-        return [Clean(novel.sample(camera, seed, steps)) for camera in batch]
+    def sampled(batch: list[tuple[str, Camera]]) -> list[Clean]:
+        for name, camera in batch:
+            before(name, camera)  # on the disk before its sample is
+        return [Clean(novel.sample(camera, seed, steps)) for _, camera in batch]
 
     done = write_frames(shots(), len(views), output, sampled, stale=[output / FILM_FILE], progress=progress)
     made: dict[str, Any] = {}
