@@ -145,7 +145,7 @@ def test_rows_that_are_not_finite_are_counted(splats: Reconstruction, scene: Sce
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     count = splats.gaussians
-    assert f"3 of the {count} Gaussians" in " ".join(done.output.split())
+    assert f"3 of {count} Gaussians" in " ".join(done.output.split())
     assert f'"gaussians": {count - 3}' in done.output and '"left_out": 3' in done.output
     assert len(Gaussians.read(tmp_path / "a.ply")) == count - 3
     # reading: from a file that has kept them
@@ -154,7 +154,7 @@ def test_rows_that_are_not_finite_are_counted(splats: Reconstruction, scene: Sce
     file.write(str(tmp_path / "b.ply"))
     assert Gaussians.read(tmp_path / "b.ply").left_out == 2
     begun = start_from(tmp_path / "b.ply", scene, TRAIN, tmp_path / "begun", "cpu", "cpu", 10, [], 0)
-    assert begun.gaussians == count - 2 and f"2 of the {count} Gaussians of b.ply" in begun.warnings[0]
+    assert begun.gaussians == count - 2 and f"2 of {count} Gaussians of b.ply" in begun.warnings[0]
     none = replace(gaussians_of_degree(0), opacities=torch.full((300, 1), np.nan))
     with pytest.raises(InputError, match="none of the model's is finite"):
         none.write(tmp_path / "c.ply")

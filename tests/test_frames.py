@@ -130,8 +130,9 @@ def test_what_cannot_be_written_stops_the_work(pace: Pace) -> None:
 
 def test_an_interrupt_stops_promptly_and_leaves_whole_frames(tmp_path: Path) -> None:
     code = (
-        "import sys, time, numpy as np\n"
+        "import signal, sys, time, numpy as np\n"
         "from pathlib import Path\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # whoever started the tests may ignore it
         "from difixcli.frames.writing import Clean, Shot, write_frames\n"
         "def work(batch):\n"
         "    print('at work', flush=True)\n"
