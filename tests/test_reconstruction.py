@@ -190,7 +190,7 @@ def test_pseudo_views_borrow_photo_ids(scene: Scene, tmp_path: Path) -> None:
     # of whole images all may be pseudo-views'
     made.set_pseudo_views([pseudo_view(tmp_path, camera, image, None, nearest=4)], 1.0)
     assert all("pseudo_weight" in made._trainer.next_train(step)[1] for step in range(20))
-    with pytest.raises(InputError, match="gone.png does not exist"):
+    with pytest.raises(InputError, match=r"gone\.png does not exist"):
         made.set_pseudo_views([PseudoView(camera, tmp_path / "gone.png", None, nearest=4)], 0.5)
 
 

@@ -145,7 +145,8 @@ def test_a_run_is_enhanced_by_its_super_resolver(compared: tuple[Path, dict], tm
     assert said["results"]["frames"] == len(list((folder / "renders" / "enhanced").glob("*.png")))
     told(difix("enhance", folder, "--trajectory", "spiral:3", "-o", tmp_path / "path", "--json"))
     assert max(read_image(tmp_path / "path" / "frame_00001.png").shape) == 96
-    refused(difix("enhance", folder, "--fixer", "tiny"), "leave --fixer out")
+    for words in (["--fixer", "tiny"], ["--tile", "512"], ["--confidence"], ["--dtype", "bf16"], ["--compile"]):
+        refused(difix("enhance", folder, *words), f"leave {words[0]} out")
 
 
 def test_super_resolvers_train_on_what_a_run_shows(

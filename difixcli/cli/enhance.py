@@ -77,6 +77,17 @@ class _Fixing:
     compiled: bool
     seed: int
 
+    def given(self) -> str | None:
+        """The first option of fixers that stands on the line."""
+        given = {
+            "--fixer": self.fixer != "bundled",
+            "--tile": self.tile is not None,
+            "--confidence": self.confidence,
+            "--dtype": self.dtype is not Precision.auto,
+            "--compile": self.compiled,
+        }
+        return next((option for option, there in given.items() if there), None)
+
     def open(self, device: str) -> Fixer:
         return open_fixer(self.fixer, device, self.dtype, self.compiled, self.tile)
 
@@ -239,11 +250,8 @@ def _enhance_run(
     asked = held.get("enlargement")
     network = None
     if asked is not None:
-        if fixing.fixer != "bundled" or fixing.confidence:
-            raise InputError(
-                f"{source} is larger than its photos: its super-resolver enhances it; leave --fixer and "
-                "--confidence out."
-            )
+        if option := fixing.given():
+            raise InputError(f"{source} is larger than its photos: its super-resolver enhances it; leave {option} out.")
         cleaner, read_by_it = resolver_cleaner(asked, on, held["seed"])
     else:
         references, trust = held.get("references"), held.get("trust", "supported")
