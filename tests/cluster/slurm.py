@@ -20,6 +20,7 @@ from pathlib import Path
 PACKAGES = ("munge", "slurm-client", "slurmctld", "slurmd")
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+_LAUNCHED_AFTER = 3.0  # seconds
 
 
 def missing() -> str | None:
@@ -63,6 +64,7 @@ class Slurm:
             if name != "SLURM_CONF":
                 del self.environment[name]
         self._daemons: list[subprocess.Popen] = []
+        self._waiting: dict[str, float] = {}  # jobs, and since when
 
     def __enter__(self) -> Slurm:
         try:
@@ -108,9 +110,14 @@ class Slurm:
         return found
 
     def hurry(self) -> None:
-        """Let what was put back into the queue begin now, rather than after SLURM's two minutes."""
-        for number, (state, _) in self.jobs().items():
-            if state == "PENDING":
+        """Let what was put back into the queue begin soon, rather than after SLURM's two minutes.
+
+        Not in the very second in which it ended: its node counts what is launched then as killed.
+        """
+        waiting = {number for number, (state, _) in self.jobs().items() if state == "PENDING"}
+        self._waiting = {number: self._waiting.get(number, time.monotonic()) for number in waiting}
+        for number, since in self._waiting.items():
+            if time.monotonic() - since > _LAUNCHED_AFTER:
                 self.run("scontrol", "update", f"jobid={number}", "StartTime=now")
 
     def _start(self) -> None:
