@@ -150,6 +150,7 @@ def test_a_signal_to_every_process_saves_first(pairs: Path, tmp_path: Path) -> N
     options = {**FAST, "iterations": 6, "workers": 1, "perceptual_weight": 0.0}
     program = (
         "import json, sys; from pathlib import Path; from difixcli import interrupts\n"
+        "import torch; torch.set_num_threads(int(sys.argv[4]))\n"  # sums depend on it
         "from difixcli.training import finetune\n"
         "def tell(step):\n"
         "    print(step, flush=True)\n"
@@ -163,6 +164,7 @@ def test_a_signal_to_every_process_saves_first(pairs: Path, tmp_path: Path) -> N
     )
     (tmp_path / "program.py").write_text(program)
     line = [sys.executable, tmp_path / "program.py", pairs, tmp_path / "asked", json.dumps(options)]
+    line.append(torch.get_num_threads())
     process = subprocess.Popen(
         [*map(str, line)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
