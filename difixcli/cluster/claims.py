@@ -177,7 +177,8 @@ def _begun(pid: int) -> str:
         if Path("/proc/self/stat").exists():
             return _UNKNOWN if _hidden(pid) else ""
     else:
-        return "" if facts[0] in "ZX" else facts[19]  # a zombie works on nothing
+        # a zombie works on nothing, once its last thread has ended and given back what it held
+        return "" if facts[0] in "ZX" and int(facts[17]) <= 1 else facts[19]
     try:  # without /proc a number that has been given out again looks alive, until nobody touches its file
         os.kill(pid, 0)
     except ProcessLookupError:
