@@ -18,6 +18,7 @@ from PIL import Image
 from difixcli.curation.scene_list import listed
 from difixcli.errors import InputError
 from difixcli.evaluation.fid import inception
+from difixcli.fixer.weights import load_network
 from difixcli.reconstruction.gaussians import Gaussians
 from difixcli.reconstruction.run_config import read_config
 from difixcli.runs import (
@@ -406,6 +407,7 @@ def _read_list(path: Path) -> object:
         ("config.yml", read_config),
         ("a.mp4", read_video),
         ("a.pth", inception),
+        ("checkpoint.pkl", lambda path: load_network(path.parent)),  # a folder that holds one
     ],
 )
 def test_a_file_that_may_not_be_read_is_not_called_damaged(

@@ -19,8 +19,8 @@ from difixcli.cli.inputs import (
     split_input,
 )
 from difixcli.cli.outputs import announce
-from difixcli.cli.requests import Request, held, start_files
-from difixcli.errors import InputError, unknown
+from difixcli.cli.requests import Request, held, method_asked, start_files, told
+from difixcli.errors import InputError
 from difixcli.runs import Run, fingerprint
 from difixcli.wording import counted
 
@@ -76,19 +76,12 @@ def distill_fixes(request: Request, asked: Fixes) -> None:
     inputs = {**scene_inputs(loaded), **split_input(loaded, chosen), **fixer_input(asked.fixer)}
 
     from difixcli.distillation.distill import Distillation
-    from difixcli.reconstruction import default_iterations, draws_images, known_methods, method_config
+    from difixcli.reconstruction import default_iterations, draws_images, method_config
     from difixcli.reconstruction.compilation import compile_ahead
     from difixcli.reconstruction.objective import check_terms
 
-    method, rounds, step, share = request.method, request.rounds, asked.step, request.share
-    if method is None:
-        method = "splatfacto"
-        if request.start is not None and request.start.is_dir():
-            from difixcli.reconstruction.start import method_of
-
-            method = method_of(request.start)
-    if method not in (methods := known_methods()):
-        raise unknown("method", method, methods)
+    method = method_asked(request)
+    rounds, step, share = request.rounds, asked.step, request.share
     drawn = "images" if draws_images(method_config(method)) else "rays"
     terms = terms or dict(preset_values.terms[drawn])
     check_terms(terms, loaded.frames[0].camera.height, loaded.frames[0].camera.width)
@@ -164,9 +157,7 @@ def distill_fixes(request: Request, asked: Fixes) -> None:
         )
     announce(
         run,
-        scene=f"{loaded.name}, {counted(len(chosen.train), 'photo trains', 'photos train')}, "
-        f"{len(chosen.test)} test ({rule})",
-        method=f"{method}, preset {sizes} on {on}, seed {request.seed}",
+        **told(request, loaded, chosen, rule, method, sizes, on),
         size=size_of(loaded),
         start=request.start,
         targets=f"{', '.join(aims)}: {counted(len(distillation.targets), 'view')}",

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difixcli.cli.options import Device, Preset
-from difixcli.errors import InputError, short
+from difixcli.errors import InputError, short, unknown
 from difixcli.runs import Run, file_name, find_run, run_record
+from difixcli.wording import counted
 
 if TYPE_CHECKING:
     from difixcli.scenes.scene import Scene
+    from difixcli.scenes.splits import Split
 
 
 _OPTIONS = {"overrides": "--set", "terms": "--loss", "scene": "the scene"}  # others are called as arguments are
@@ -43,6 +45,30 @@ class Request:
     output: Path | None
     force: bool
     as_json: bool
+
+
+def method_asked(request: Request) -> str:
+    """The method on the line, else that of the run to start from, else splatfacto; InputError for an unknown one."""
+    from difixcli.reconstruction import known_methods
+    from difixcli.reconstruction.start import method_of
+
+    method = request.method or "splatfacto"
+    if request.method is None and request.start is not None and request.start.is_dir():
+        method = method_of(request.start)
+    if method not in (methods := known_methods()):
+        raise unknown("method", method, methods)
+    return method
+
+
+def told(
+    request: Request, scene: Scene, split: Split, rule: str, method: str, preset: str, device: str
+) -> dict[str, Any]:
+    """What `announce` says first of every run of difix distill."""
+    train = counted(len(split.train), "photo trains", "photos train")
+    return {
+        "scene": f"{scene.name}, {train}, {len(split.test)} test ({rule})",
+        "method": f"{method}, preset {preset} on {device}, seed {request.seed}",
+    }
 
 
 def held(

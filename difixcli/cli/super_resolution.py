@@ -11,7 +11,7 @@ from difixcli import console
 from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, scene_spec, size_of, split_input
 from difixcli.cli.options import Device
 from difixcli.cli.outputs import announce, beside_others, folder_beside
-from difixcli.cli.requests import Request, held, start_files
+from difixcli.cli.requests import Request, held, method_asked, start_files, told
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, fingerprint
 from difixcli.wording import counted
@@ -71,18 +71,12 @@ def distill_larger(request: Request, enlargement: Enlargement, update_asked: boo
     from difixcli.distillation.settings import RAISED, Settings, read_terms
     from difixcli.distillation.super_resolution import SuperResolution, further_iterations
     from difixcli.priors.super_resolution.enlargement import small_and_large
-    from difixcli.reconstruction import default_iterations, draws_images, known_methods, method_config
+    from difixcli.reconstruction import default_iterations, draws_images, method_config
     from difixcli.reconstruction.compilation import compile_ahead
     from difixcli.reconstruction.objective import check_terms
 
     small, large = small_and_large(loaded, enlargement)
-    method = request.method or "splatfacto"
-    if request.method is None and request.start is not None and request.start.is_dir():
-        from difixcli.reconstruction.start import method_of
-
-        method = method_of(request.start)
-    if method not in (methods := known_methods()):
-        raise unknown("method", method, methods)
+    method = method_asked(request)
     images = draws_images(method_config(method))
     if images and request.share is not None:
         raise InputError(f"{method} trains on whole images, and here on large ones alone; leave --share out.")
@@ -139,9 +133,7 @@ def distill_larger(request: Request, enlargement: Enlargement, update_asked: boo
         run = Run.open(folder, "distill", arguments, inputs, request.force, reads=reads)
     announce(
         run,
-        scene=f"{loaded.name}, {counted(len(split.train), 'photo trains', 'photos train')}, "
-        f"{len(split.test)} test ({rule})",
-        method=f"{method}, preset {sizes} on {on}, seed {request.seed}",
+        **told(request, loaded, split, rule, method, sizes, on),
         size=f"photos {size_of(small)}" + (f" (reduced by {enlargement.reduce})" if enlargement.reduce > 1 else "")
         + f", result {size_of(large)}",
         start=request.start,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from difixcli import console
 from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, scene_spec, size_of, split_input
 from difixcli.cli.outputs import announce
-from difixcli.cli.requests import Request, held
+from difixcli.cli.requests import Request, held, method_asked, told
 from difixcli.cli.view_diffusion import MOST, few_photos_rule
-from difixcli.errors import InputError, unknown
+from difixcli.errors import InputError
 from difixcli.runs import Run, fingerprint
 from difixcli.wording import counted
 
@@ -59,13 +59,11 @@ def distill_filmed(
     from difixcli.distillation.video import Filmed, own_terms, planned
     from difixcli.priors.video.files import film_files
     from difixcli.priors.video.opening import open_video_model
-    from difixcli.reconstruction import default_iterations, draws_images, known_methods, method_config
+    from difixcli.reconstruction import default_iterations, draws_images, method_config
     from difixcli.reconstruction.compilation import compile_ahead
     from difixcli.reconstruction.objective import check_terms
 
-    method = request.method or "splatfacto"
-    if method not in (methods := known_methods()):
-        raise unknown("method", method, methods)
+    method = method_asked(request)
     terms = read_terms(request.loss) or own_terms(draws_images(method_config(method)), sizes)
     further = request.further or default_iterations(method, sizes)
     schedule = make_schedule(
@@ -110,9 +108,7 @@ def distill_filmed(
     known = {AUTO: "made from the photos", NO_CLOUD: "none but the scene's seed points"}
     announce(
         run,
-        scene=f"{loaded.name}, {counted(len(split.train), 'photo trains', 'photos train')}, "
-        f"{len(split.test)} test ({rule})",
-        method=f"{method}, preset {sizes} on {on}, seed {request.seed}",
+        **told(request, loaded, split, rule, method, sizes, on),
         size=size_of(loaded),
         points=known.get(filming.points, filming.points),
         films=f"{counted(len(made.targets), 'picture')} between {len(split.train)} photos, by {filming.video}, "

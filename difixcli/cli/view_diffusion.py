@@ -10,8 +10,8 @@ from difixcli import console
 from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, scene_spec, size_of, split_input
 from difixcli.cli.options import Device
 from difixcli.cli.outputs import announce, beside_others, folder_beside
-from difixcli.cli.requests import Request, held, start_files
-from difixcli.errors import InputError, unknown
+from difixcli.cli.requests import Request, held, method_asked, start_files, told
+from difixcli.errors import InputError
 from difixcli.runs import Run, fingerprint
 from difixcli.wording import counted
 
@@ -68,17 +68,11 @@ def distill_few(
     from difixcli.distillation.view_diffusion import ModeSeeking, own_terms, photo_iterations, planned
     from difixcli.novel_views import NovelViews
     from difixcli.priors.view_diffusion.files import view_diffusion_files
-    from difixcli.reconstruction import default_iterations, draws_images, known_methods, method_config
+    from difixcli.reconstruction import default_iterations, draws_images, method_config
     from difixcli.reconstruction.compilation import compile_ahead
     from difixcli.reconstruction.objective import check_terms
 
-    method = request.method or "splatfacto"
-    if request.method is None and request.start is not None and request.start.is_dir():
-        from difixcli.reconstruction.start import method_of
-
-        method = method_of(request.start)
-    if method not in (methods := known_methods()):
-        raise unknown("method", method, methods)
+    method = method_asked(request)
     terms = read_terms(request.loss) or own_terms(draws_images(method_config(method)))
     for aim in {(frame.camera.width, frame.camera.height) for frame in loaded.frames}:
         check_terms(terms, aim[1], aim[0])
@@ -117,9 +111,7 @@ def distill_few(
         run = Run.open(folder, "distill", arguments, inputs, request.force, reads=reads)
     announce(
         run,
-        scene=f"{loaded.name}, {counted(len(split.train), 'photo trains', 'photos train')}, "
-        f"{len(split.test)} test ({rule})",
-        method=f"{method}, preset {sizes} on {on}, seed {request.seed}",
+        **told(request, loaded, split, rule, method, sizes, on),
         size=size_of(loaded),
         start=request.start,
         targets=f"{', '.join(aims)}: {counted(len(made.targets), 'view')}, {schedule.share:.0%} of what is drawn",

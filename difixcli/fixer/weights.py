@@ -26,7 +26,7 @@ from torch import Tensor
 
 from difixcli.errors import InputError, near, out_of_memory, short, unknown
 from difixcli.fixer.network import ADAPTER, LORA_ALPHA, SKIP_INIT, FixerConfig, FixerNetwork
-from difixcli.runs import read_json
+from difixcli.runs import read_json, unreadable
 from difixcli.shapes import built
 from difixcli.tensor_files import read_pickled, read_safetensors, write_network
 from difixcli.torchvision_cure import cure
@@ -171,7 +171,7 @@ def _load_folder(
 ) -> FixerNetwork:
     if (folder / "config.json").is_file():
         return _load_own(folder)
-    if len(found := [path for path in sorted(folder.glob("*.pkl")) if _holds_geometry(path)]) == 1:
+    if len(found := [path for path in sorted(folder.glob("*.pkl")) if path.is_file() and _holds_geometry(path)]) == 1:
         return _load_trainer_file(found[0], token, cache_dir)
     if found:
         raise InputError(f"{folder} holds several checkpoints ({', '.join(path.name for path in found)}); name one.")
@@ -183,14 +183,21 @@ def _load_folder(
 
 
 def _holds_geometry(path: Path) -> bool:
-    """Whether a file of torch.save names GeoQuery's modules; nothing of it is unpickled for that."""
+    """Whether a file of torch.save names GeoQuery's modules; nothing of it is unpickled for that.
+
+    Raises InputError for a file that the system does not let us read.
+    """
     try:
         with zipfile.ZipFile(path) as opened:
-            header = next(name for name in opened.namelist() if name.endswith("/data.pkl"))
+            header = next((name for name in opened.namelist() if name.endswith("/data.pkl")), None)
+            if header is None:
+                return False
             with opened.open(header) as file:
                 return _GEOMETRY.encode() in file.read(_HEADER_BYTES)
-    except (OSError, zipfile.BadZipFile, StopIteration, RuntimeError, NotImplementedError, zlib.error):
-        return False  # of another program, or damaged
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error):
+        return False  # no zip, damaged, encrypted, or packed as torch never does
 
 
 def _load_own(folder: Path) -> FixerNetwork:

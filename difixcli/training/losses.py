@@ -130,6 +130,12 @@ def _cut(output: Tensor, target: Tensor, step: int, window: int) -> tuple[Tensor
     return output[..., rows, columns], target[..., rows, columns]
 
 
+def charbonnier(made: Tensor, truths: Tensor, counts: Tensor) -> Tensor:
+    """Mean of √(difference² + 0.01²) of pictures (B, 3, H, W) where pixels count: `counts` (B, 1, H, W) in [0, 1]."""
+    distance = ((made.float() - truths).square() + 1e-4).sqrt()
+    return (distance * counts).sum() / (3 * counts.sum()).clamp_min(1)
+
+
 def gram_network(perceptual: Perceptual) -> Perceptual:
     """The VGG-16 that the Gram term looks through beside a perceptual network."""
     return perceptual if perceptual.endswith("vgg") else "st-lpips-vgg"

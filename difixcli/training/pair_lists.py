@@ -10,14 +10,30 @@ import json
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
 T = TypeVar("T")
 
 
-class Entries(Sequence[T]):
+class _Sliced(Sequence[T]):
+    """A sequence that is indexed from either end and by slices, once `_item` gives what has a number from 0 on."""
+
+    def _item(self, number: int) -> T:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return [self._item(i) for i in range(len(self))[index]]
+        return self._item(range(len(self))[index])
+
+
+class Entries(_Sliced[T]):
     """Values that JSON can hold, each made into an object by `make` when it is asked for."""
 
     def __init__(self, make: Callable[[Any], T]) -> None:
@@ -32,18 +48,11 @@ class Entries(Sequence[T]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[T]: ...
-    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        number = range(len(self))[index]
+    def _item(self, number: int) -> T:
         return self._make(json.loads(self._text[self._ends[number] : self._ends[number + 1]]))
 
 
-class Joined(Sequence[T], Generic[T]):
+class Joined(_Sliced[T]):
     """Several sequences as one, or a choice from them; nothing is copied."""
 
     def __init__(self, parts: Sequence[Sequence[T]] = (), chosen: np.ndarray | None = None) -> None:
@@ -67,14 +76,7 @@ class Joined(Sequence[T], Generic[T]):
     def __len__(self) -> int:
         return self._length if self._chosen is None else len(self._chosen)
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[T]: ...
-    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        number = range(len(self))[index]
+    def _item(self, number: int) -> T:
         if self._chosen is not None:
             number = int(self._chosen[number])
         part = bisect_right(self._starts, number) - 1

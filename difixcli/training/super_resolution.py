@@ -25,7 +25,7 @@ from difixcli.images import agreeing, enlarged
 from difixcli.priors.super_resolution.network import SuperResolutionConfig, SuperResolutionNetwork
 from difixcli.runs import make_folder, write_json
 from difixcli.scenes import Scene
-from difixcli.training.averaging import averaged
+from difixcli.training.averaging import averaged, follow
 from difixcli.training.batches import Batch
 from difixcli.training.checkpoints import Pace, check_identity, read_checkpoint, write_checkpoint
 from difixcli.training.finetune import gain
@@ -227,10 +227,7 @@ class _Training:
                 f"({options.learning_rate:g}) and start in another output folder."
             )
         self.optimiser.step()
-        if self.average is not None:
-            decay = min(options.ema, (1 + self.step) / (10 + self.step))  # it must forget the first steps
-            with torch.no_grad():
-                torch._foreach_lerp_(self.average, [w.detach() for w in self.weights], 1 - decay)
+        follow(self.average, self.weights, options.ema, self.step)
         self.losses = [*self.losses[-99:], value]
         if self.step % options.log_every == 0:
             terms = {name: float(part) for name, part in parts.items()}

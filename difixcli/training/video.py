@@ -26,7 +26,6 @@ from difixcli import interrupts
 from difixcli.errors import InputError
 from difixcli.evaluation.consistency import warped_difference
 from difixcli.evaluation.metrics import evaluate_images
-from difixcli.evaluation.perceptual import shared_network
 from difixcli.fixer.correspondence import padded
 from difixcli.fixer.network import EncodedReferences
 from difixcli.fixer.weights import load_network
@@ -34,13 +33,14 @@ from difixcli.priors.video.files import around, fixer_name, is_ours, load_film, 
 from difixcli.priors.video.film import FixerFilm, tokens_of
 from difixcli.priors.video.network import FilmNetwork
 from difixcli.runs import make_folder, write_image, write_json
-from difixcli.training.averaging import averaged
+from difixcli.training.averaging import averaged, follow
 from difixcli.training.checkpoints import Pace, check_identity, read_checkpoint, write_checkpoint
 from difixcli.training.finetune import gain
 from difixcli.training.journal import Journal
+from difixcli.training.losses import charbonnier, perceptual_network
 from difixcli.training.options import VIDEO_FREE, VideoOptions, with_options
 from difixcli.training.video_clips import Clip, ClipFiles, ClipSet, read_clips
-from difixcli.training.view_diffusion import charbonnier, rate_at
+from difixcli.training.view_diffusion import rate_at
 
 STAGES = ("structure", "film")
 _STRUCTURE_SHARE = 0.25  # of the seconds
@@ -121,8 +121,7 @@ class _Training:
         self.journal = Journal(output, report)
         self.perceptual = None
         if options.perceptual_weight:
-            kind, net = options.perceptual.rsplit("-", 1)
-            self.perceptual = shared_network("lpips" if kind == "lpips" else "st_lpips", net, device)  # type: ignore[arg-type]
+            self.perceptual = perceptual_network(options.perceptual, device)
         self.pace = Pace()
         self.stage = self.step = 0
         self.steps = dict.fromkeys(STAGES, 0)
@@ -258,10 +257,7 @@ class _Training:
                 total[name] = total.get(name, torch.zeros_like(value)) + value.detach()
         total["gradient"] = torch.nn.utils.clip_grad_norm_(self.weights, options.clip)
         self.optimiser.step()
-        if self.average is not None:
-            decay = min(options.ema, (1 + self.step) / (10 + self.step))  # it must forget the first steps
-            with torch.no_grad():
-                torch._foreach_lerp_(self.average, [w.detach() for w in self.weights], 1 - decay)
+        follow(self.average, self.weights, options.ema, self.step)
         return total
 
     def _losses(self, draw: np.random.Generator) -> dict[str, Tensor]:

@@ -23,14 +23,15 @@ from torch import Tensor
 from difixcli import interrupts
 from difixcli.errors import InputError
 from difixcli.evaluation.metrics import evaluate_images
-from difixcli.evaluation.perceptual import shared_network
 from difixcli.priors.view_diffusion.epipolar import EpipolarConfig, EpipolarRender
 from difixcli.priors.view_diffusion.model import ViewDiffusion, small_config
 from difixcli.priors.view_diffusion.published import from_published, is_published
 from difixcli.runs import make_folder, write_image, write_json
 from difixcli.scenes import Scene
+from difixcli.training.averaging import follow
 from difixcli.training.checkpoints import Pace, check_identity, read_checkpoint, write_checkpoint
 from difixcli.training.journal import Journal
+from difixcli.training.losses import charbonnier, perceptual_network
 from difixcli.training.options import VIEW_DIFFUSION_FREE, ViewDiffusionOptions, with_options
 from difixcli.training.view_diffusion_samples import HeldView, ViewBatch, ViewPhotos
 
@@ -104,8 +105,7 @@ class _Training:
         self.journal = Journal(output, report)
         self.perceptual = None
         if options.perceptual_weight:
-            kind, net = options.perceptual.rsplit("-", 1)
-            self.perceptual = shared_network("lpips" if kind == "lpips" else "st_lpips", net, device)  # type: ignore[arg-type]
+            self.perceptual = perceptual_network(options.perceptual, device)
         self.pace = Pace()
         self.stage = 0
         self.step = 0
@@ -249,10 +249,7 @@ class _Training:
         parts = {label: value.detach() for label, value in parts.items()}
         parts["gradient"] = torch.nn.utils.clip_grad_norm_(self.weights, options.clip)
         self.optimiser.step()
-        if self.average is not None:
-            decay = min(options.ema, (1 + self.step) / (10 + self.step))  # it must forget the first steps
-            with torch.no_grad():
-                torch._foreach_lerp_(self.average, [w.detach() for w in self.weights], 1 - decay)
+        follow(self.average, self.weights, options.ema, self.step)
         return parts
 
     def _log(self, name: str, parts: Mapping[str, Tensor]) -> None:
@@ -440,12 +437,6 @@ class _Training:
 def rate_at(step: int, done: float, warm_up: int) -> float:
     """The share of the full learning rate: a linear rise, and half a cosine down to 2 % over the stage."""
     return min(1.0, (step + 1) / max(warm_up, 1)) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
-
-
-def charbonnier(made: Tensor, truths: Tensor, counts: Tensor) -> Tensor:
-    """Mean of √(difference² + 0.01²) where pixels count."""
-    distance = ((made.float() - truths).square() + 1e-4).sqrt()
-    return (distance * counts).sum() / (3 * counts.sum()).clamp_min(1)
 
 
 def depth_loss(weights: Tensor, drawn: ViewBatch) -> Tensor:
