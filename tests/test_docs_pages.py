@@ -34,7 +34,8 @@ COMMANDS = build.commands()
 
 
 def _options(name: str) -> set[str]:
-    return {option for param in COMMANDS[name].params for option in (*param.opts, *param.secondary_opts)} | {"--help"}
+    named = {option for param in COMMANDS[name].params for option in (*param.opts, *param.secondary_opts)}
+    return {option for option in named if option.startswith("-")} | {"--help"}
 
 
 def test_every_command_has_a_page_and_every_page_a_command() -> None:
@@ -104,7 +105,12 @@ def test_the_line_of_the_api_pages(tmp_path: Path) -> None:
     assert program == ".venv/bin/pdoc" and words[-3:] == ["-o", "api", "difixcli"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     made = subprocess.run(
-        [sys.executable, "-m", "pdoc", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pdoc", *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert made.returncode == 0, made.stderr
     page = (tmp_path / "api" / "difixcli" / "fixer.html").read_text(encoding="utf-8")

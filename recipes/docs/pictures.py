@@ -145,7 +145,9 @@ def _a_view(studio: Studio) -> str:
     """Name of the test view that the rounds changed most."""
 
     def change(name: str) -> float:
-        plain, distilled = (np.asarray(studio.image(f"run/renders/{of}/{name}"), float) for of in ("plain", "distilled"))
+        plain, distilled = (
+            np.asarray(studio.image(f"run/renders/{of}/{name}"), float) for of in ("plain", "distilled")
+        )
         truth = np.asarray(studio.image(f"run/renders/truth/{name}"), float)
         return float(np.mean((plain - truth) ** 2) - np.mean((distilled - truth) ** 2))
 
