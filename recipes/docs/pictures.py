@@ -122,10 +122,8 @@ def pose(studio: Studio) -> Image.Image:
 
 
 def curate(studio: Studio) -> Image.Image:
-    for name in ("room", "street"):
-        studio.sample_scene(name)
-    words = ["--split", "every:4", "--size", "120", "--iterations", "150", "--test-scene", "street"]
-    studio.difix("curate", "curate", "room", "street", *words, "--output", "pairs")
+    words = ["--strategy", "sparse", "--size", "120", "--iterations", "150", "--test-scene", "street"]
+    studio.difix("curate", "curate", "sample:room", "sample:street", *words, "--output", "pairs")
     pairs = json.loads((studio.work / "pairs" / "data.json").read_text(encoding="utf-8"))["train"]
     pair = list(pairs.values())[len(pairs) // 2]
     shown = {"render": pair["image"], "photo": pair["target_image"], "reference, aligned": pair["aligned_refs"][0]}
@@ -134,7 +132,7 @@ def curate(studio: Studio) -> Image.Image:
 
 def finetune(studio: Studio) -> Image.Image:
     curate(studio)
-    words = ["--base", "tiny", "--iterations", "40", "--crop", "64", "--output", "my-fixer"]
+    words = ["--base", "tiny", "--iterations", "20", "--crop", "64", "--output", "my-fixer"]
     studio.difix("finetune", "finetune", "pairs", *words)
     sheet = Image.open(max((studio.work / "my-fixer" / "validation").iterdir()))
     sheet = sheet.crop((0, 0, sheet.width, sheet.height // 2))  # three test pairs of six
@@ -241,16 +239,8 @@ def export(studio: Studio) -> Image.Image:
 
 
 def status(studio: Studio) -> Image.Image:
-    """Two scenes done, and one that cannot be reconstructed."""
-    for name in ("room", "street"):
-        studio.sample_scene(name)
-    broken = studio.work / "broken"
-    if not broken.exists():
-        shutil.copytree(studio.work / "room", broken)
-        next((broken / "images").iterdir()).write_bytes(b"not a picture")
-    words = ["--size", "64", "--iterations", "40", "--schedule", "none", "--output", "out"]
-    studio.difix("distill-several", "distill", "room", "street", "broken", *words, ends=3)
-    return terminal(studio.difix("status", "status", "out"))
+    curate(studio)
+    return terminal(studio.difix("status", "status", "pairs"))
 
 
 def download(studio: Studio) -> Image.Image:
