@@ -345,6 +345,20 @@ def test_heic_photos_are_read(tmp_path: Path) -> None:
     assert np.abs(read_image(tmp_path / "upright" / photo.name) - read_image(true)).mean() < 0.02
 
 
+def test_masks_of_another_size_are_resized(tmp_path: Path) -> None:
+    Image.new("RGB", (120, 90), (90, 80, 70)).save(tmp_path / "a.jpg")
+    half = np.zeros((45, 60), np.uint8)
+    half[:, 20:] = 255
+    Image.fromarray(half).save(tmp_path / "a_mask.png")
+    photo = read_photo(tmp_path / "a.jpg")
+    prepare([photo], tmp_path / "upright", tmp_path / "masks", lambda done: None)
+    mask = np.asarray(Image.open(tmp_path / "masks/a.jpg.png"))
+    np.testing.assert_array_equal(mask, np.kron(half, np.ones((2, 2), np.uint8)))
+    Image.fromarray(half.T).save(tmp_path / "a_mask.png")
+    with pytest.raises(InputError, match="another shape"):
+        prepare([photo], tmp_path / "again", tmp_path / "masks", lambda done: None)
+
+
 def test_photos_of_one_lens_share_a_camera(tmp_path: Path) -> None:
     def photo(name: str, size: tuple[int, int], focal: int | None = None, orientation: int = 1) -> Path:
         image = Image.new("RGB", size)

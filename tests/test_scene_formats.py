@@ -466,6 +466,7 @@ def test_masks_in_mirrored_folders(tmp_path: Path) -> None:
     "name",
     [
         *("masks/{}_mask.png", "masks/{}.jpg.mask.png", "Masks/{}.png", "MASK/{}-mask.png"),
+        "images/masks/{}.png",
         *("images/{}.jpg.mask.png", "images/{}.mask.png", "images/{}_mask.png"),
     ],
 )
@@ -476,7 +477,11 @@ def test_masks_as_other_tools_call_them(tmp_path: Path, name: str) -> None:
     half[10:] = 255
     draw(tmp_path / name.format(1), half)
     scene = load_scene(tmp_path)
-    said(scene, "1 of 3 photos with a mask", "beside them" if name.startswith("images") else Path(name).parent.name)
+    said(
+        scene,
+        "1 of 3 photos with a mask",
+        "beside them" if Path(name).parent.name == "images" else Path(name).parent.name,
+    )
     assert [frame.mask_path is not None for frame in scene.frames] == [False, True, False]
     np.testing.assert_array_equal(load_mask(scene.frames[1]), half > 0)
     (tmp_path / "transforms.json").unlink()  # nor is it a photo to pose

@@ -203,13 +203,18 @@ def find_copies(photos: Sequence[Path], factor: int) -> list[Path]:
 def find_masks(root: Path, names: Sequence[str]) -> tuple[list[Path | None], str | None]:
     """The masks under `root` of frames by name, and one line about them where there are any.
 
-    They lie in `masks/` or `mask/`, that of `images/left/a.jpg` in `masks/left/` or in `masks/images/left/`; where
-    there is no such folder, beside the photo. `mask_names` says how they are called; beside the photo only with `mask`
-    in the name. Names without the photo's suffix count only where no other photo beside it has the same stem.
+    They lie in `masks/` or `mask/`, or in such a folder within the photos' own, that of `images/left/a.jpg` in
+    `masks/left/` or in `masks/images/left/`; where there is no such folder, beside the photo. `mask_names` says how
+    they are called; beside the photo only with `mask` in the name. Names without the photo's suffix count only where no
+    other photo beside it has the same stem.
     """
     stems = Counter(_stem(name).casefold() for name in names)
     alone = [stems[_stem(name).casefold()] == 1 for name in names]
-    folder = next((path for masks in MASK_FOLDERS if (path := _on_disk(root, [masks])) is not None), None)
+    tops = dict.fromkeys(name.partition("/")[0] for name in names if "/" in name and name[0] != ".")
+    bases = [[], *([top] for top in tops)]
+    folder = next(
+        (path for base in bases for masks in MASK_FOLDERS if (path := _on_disk(root, [*base, masks])) is not None), None
+    )
     folders: dict[Path, _Folder] = {}
 
     def first_in(places: Iterable[Path], wanted: Sequence[str]) -> Path | None:
