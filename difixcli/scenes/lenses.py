@@ -121,8 +121,8 @@ def model_kind(model: str, where: str) -> str:
         )
     if name in _NO_PHOTOS:
         raise InputError(
-            f"The camera model {model} of {where} is neither a perspective nor a fisheye lens, so its photos cannot "
-            "be made straight; use photos of one of these."
+            f"The camera model {model} of {where} is neither a perspective nor a fisheye lens, so its photos cannot be "
+            "undistorted; use photos of one of these."
         )
     if name not in MODELS:
         raise InputError(
