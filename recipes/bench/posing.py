@@ -116,7 +116,8 @@ def main() -> None:
         for folder in arguments.scenes:
             row = measure(folder, output, arguments.size, arguments.video, arguments.seed)
             print(f"{json.dumps(row)}", file=sys.stderr, flush=True)
-            keys = "scene photos placed mean_error largest_error focal_error seconds cpu_seconds mapper".split()
+            keys = ["scene", "photos", "placed", "mean_error", "largest_error", "focal_error"]
+            keys += ["seconds", "cpu_seconds", "mapper"]
             print("| " + " | ".join(str(row.get(key, "–")) for key in keys) + " |", flush=True)
 
 
