@@ -1,6 +1,6 @@
 """The shape of JSON that is read, checked once, so that nothing after it need doubt a key.
 
-A shape is written as the JSON itself is:
+A shape is written as the JSON itself is.
 
     str, bool, int, float     a text, a truth value, a whole number, a finite number (whole or not)
     dict, list, object        any object, any list, anything
