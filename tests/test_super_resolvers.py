@@ -189,6 +189,10 @@ def test_the_low_band_is_five_binomial_blurs() -> None:
     assert torch.allclose(with_colors_of(image, image), image)
 
 
+def _noted(seen: list[tuple[int, int]], done: int, total: int) -> None:
+    seen.append((done, total))
+
+
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (65, 300), (250, 97), (128, 129)])
 def test_tiles_cover_an_image_once(height: int, width: int) -> None:
     cut = tiles.cut(height, width, 64, 32, 16)
@@ -196,7 +200,11 @@ def test_tiles_cover_an_image_once(height: int, width: int) -> None:
     assert all(t.rows.start % 16 == 0 and t.columns.start % 16 == 0 for t in cut)
     image = picture(height, width)
     for weigh in (tiles.gaussian, tiles.trapezoid(32, 8)):
-        assert torch.allclose(tiles.blended(cut, lambda tile: tile.of(image), height, width, weigh), image, atol=1e-5)
+        done: list[tuple[int, int]] = []
+        told = partial(_noted, done)
+        whole = tiles.blended(cut, lambda tile: tile.of(image), height, width, weigh, told=told)
+        assert torch.allclose(whole, image, atol=1e-5)
+        assert done == ([(i, len(cut)) for i in range(1, len(cut) + 1)] if len(cut) > 1 else [])
 
 
 # networks of one step

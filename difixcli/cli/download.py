@@ -13,7 +13,7 @@ from difixcli.cli.options import JsonOption
 from difixcli.errors import InputError
 
 if TYPE_CHECKING:
-    from difixcli.downloads import Kind
+    from difixcli.model_folders import Kind
 
 _HUB_OPTIONS: dict[str, Kind] = {
     "fixer": "fixer",

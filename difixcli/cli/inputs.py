@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from difixcli import console
+from difixcli.cli.checking import options_end
 from difixcli.cli.options import Device, Precision, Preset
-from difixcli.errors import InputError
+from difixcli.errors import InputError, near
 from difixcli.memory import keep_freed_memory
+from difixcli.model_folders import Kind, beside, check_kind
 from difixcli.runs import fingerprint
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ def pick_device(device: Device, preset: Preset | None = None) -> tuple[str, str]
     Commands that train a reconstruction name a preset. On a CPU torch then has one thread: the compiled kernels bring
     their own, and a second one of torch's spins against them. Networks alone may have all threads.
     """
+    options_end()
     if "torch" not in sys.modules:  # what follows shows no sign of life for seconds
         console.say("Loading torch …")
     import torch
@@ -56,14 +59,27 @@ def precision(dtype: Precision) -> torch.dtype:
 
 def check_fixer(name: str) -> None:
     """Raises InputError for a path that holds no fixer, as far as that can be told without importing torch."""
+    check_model(name, "fixer")
     path = Path(name).expanduser()
     known = (path / "config.json").is_file() or all((path / x).is_dir() for x in ("unet", "vae"))
     if path.is_dir() and not known and not any(path.glob("*.pkl")):  # of a trainer: GeoQuery's stands for its folder
         raise InputError(
             f"{path} is not a fixer: it has neither config.json with model.safetensors nor the folders unet and vae."
         )
-    if not path.exists() and (path.suffix == ".pkl" or name.startswith((".", "/", "~"))):
+    if not path.exists() and path.suffix == ".pkl":
         raise InputError(f"There is no fixer {path}; check its name.")
+
+
+def check_model(name: str | None, kind: Kind) -> None:
+    """Raises InputError for a path where nothing is, and for a folder that holds a model of another kind."""
+    if name is None:
+        return
+    path = Path(name).expanduser()
+    check_kind(path, kind)
+    if not path.exists() and name.startswith((".", "/", "~")):
+        near_by = near(path.name, beside(path, kind))
+        hint = f"did you mean {' or '.join(near_by)}?" if near_by else "check its name."
+        raise InputError(f"There is no {kind} {path}; {hint}")
 
 
 def open_fixer(

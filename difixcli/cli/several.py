@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from difixcli import console
+from difixcli.cli.checking import check_options
 from difixcli.cli.lines import words
 from difixcli.cluster.jobs import DONE, FAILED, RUNNING, WAITING, Job, Jobs, counted, eta, table_row
 from difixcli.cluster.worker import HELD, JOB, Worker
@@ -187,6 +188,15 @@ def over_scenes(argument: str, default: str | None, several_methods: bool = Fals
                 for method in methods:
                     key = file_name(name) if not several_methods else f"{file_name(name)}-{method or 'splatfacto'}"
                     made[key] = (spec, method, file_name(name))
+            check_options(
+                functools.partial(
+                    command,
+                    **values | {argument: kind(spec)} | ({"method": method} if several_methods else {}),
+                )
+                for spec, method, _ in made.values()
+            )
+            if several_methods:
+                _check_methods([method for method in methods if method is not None])
             _several(command.__name__, signature, values, argument, made, several_methods, cluster)
 
         return _signed(run, parameters)
@@ -224,6 +234,17 @@ def _several(
     if all(job.state in (DONE, FAILED) for job in Jobs(run.folder)):
         run.finish({"failed": [job.name for job in Jobs(run.folder) if job.state == FAILED]})
     end(run.folder, outcome, {"results": results}, cluster.max_failed, values["as_json"])
+
+
+def _check_methods(methods: Sequence[str]) -> None:
+    """Raises InputError for a method that cannot train here, of which every job would die."""
+    if not methods:
+        return
+    console.say("Loading nerfstudio …")
+    from difixcli.reconstruction import method_config
+
+    for method in methods:
+        method_config(method)
 
 
 def work(folder: Path, lines: Mapping[str, Sequence[str]], name: str, cluster: Cluster) -> list[Job] | None:

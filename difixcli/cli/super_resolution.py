@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difixcli import console
-from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, scene_spec, size_of, split_input
+from difixcli.cli.inputs import (
+    check_model,
+    files_read,
+    open_scene,
+    pick_device,
+    scene_inputs,
+    scene_spec,
+    size_of,
+    split_input,
+)
 from difixcli.cli.options import Device
 from difixcli.cli.outputs import announce, beside_others, folder_beside
 from difixcli.cli.requests import Request, held, method_asked, start_files, told
@@ -19,8 +28,10 @@ from difixcli.wording import counted
 if TYPE_CHECKING:
     from difixcli.distillation.settings import Settings
     from difixcli.enhancement.runs import Cleaner
+    from difixcli.images import Operator
     from difixcli.priors.super_resolution.enlargement import Enlargement
     from difixcli.priors.super_resolution.resolver import SuperResolver
+    from difixcli.priors.super_resolution.schedule import Update
     from difixcli.scenes.scene import Scene
 
 UPSCALE = 4
@@ -38,6 +49,7 @@ def read_enlargement(
     from difixcli.priors.super_resolution.schedule import UPDATES
 
     name = resolver or "bundled"
+    check_model(name, "super-resolver")
     if name != "bundled" and (path := Path(name).expanduser()).exists():
         name = str(path.absolute())  # the run is enhanced from anywhere
     chosen = update or UPDATES[0]
@@ -50,7 +62,6 @@ def distill_larger(request: Request, enlargement: Enlargement, update_asked: boo
     """Train, super-resolve, train on what came of it, round by round."""
     from difixcli.distillation.schedule import make_schedule
     from difixcli.priors.super_resolution.files import resolver_files
-    from difixcli.priors.super_resolution.opening import open_super_resolver
     from difixcli.scenes import default_split_rule, make_split
 
     if request.start is not None and request.iterations is not None:
@@ -120,13 +131,7 @@ def distill_larger(request: Request, enlargement: Enlargement, update_asked: boo
     folder, run = held(request.output, loaded, method, arguments, inputs, request.force, request.from_round)
     resolver: SuperResolver | None = None
     if run is None or not run.done:
-        resolver = open_super_resolver(
-            enlargement.resolver,
-            enlargement.upscale,
-            enlargement.operator,
-            on,
-            update=enlargement.update,
-        )
+        resolver = _opened(enlargement.resolver, enlargement.upscale, enlargement.operator, on, enlargement.update)
         if update_asked and not resolver.steps_alone:
             raise InputError(f"--sr-update says nothing to {enlargement.resolver}, which has one step; leave it out.")
         reads = [*files_read("bundled", loaded), *files, *begun]
@@ -203,12 +208,20 @@ def resolver_cleaner(asked: dict[str, Any], device: str, seed: int) -> tuple[Cle
     """What enhances the frames of a run of super-resolution, and the fingerprint of what it does that by."""
     from difixcli.enhancement.runs import by_resolver
     from difixcli.priors.super_resolution.files import resolver_files
-    from difixcli.priors.super_resolution.opening import open_super_resolver
 
     name, operator = asked["resolver"], asked["operator"]
-    resolver = open_super_resolver(name, asked["upscale"], operator, device, update=asked["update"])
+    resolver = _opened(name, asked["upscale"], operator, device, asked["update"])
     found = fingerprint(resolver_files(name))
     return by_resolver(resolver, operator, seed), {"super-resolver": found}
+
+
+def _opened(name: str, factor: int, operator: Operator, device: str, update: Update = "posterior") -> SuperResolver:
+    """A super-resolver that shows how far it is in a large image."""
+    from difixcli.priors.super_resolution.opening import open_super_resolver
+
+    resolver = open_super_resolver(name, factor, operator, device, update=update)
+    resolver.tile_done = console.tile_done
+    return resolver
 
 
 def enlarge(
@@ -233,12 +246,10 @@ def enlarge(
     folder = output or folder_beside(source, "large")
     files = list(listed_images(source, folder, size))
     name = name or "bundled"
+    check_model(name, "super-resolver")
     factor = upscale or UPSCALE
     on, _ = pick_device(device)
-
-    from difixcli.priors.super_resolution.opening import open_super_resolver
-
-    resolver = open_super_resolver(name, factor, "area", on)
+    resolver = _opened(name, factor, "area", on)
     weights = resolver_files(name)
     arguments = {"source": source.absolute(), "upscale": factor, "sr": name, "size": size, "seed": seed}
     inputs = {"source": fingerprint(files), "super-resolver": fingerprint(weights)}

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difixcli import console
-from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, scene_spec, size_of, split_input
+from difixcli.cli.inputs import (
+    check_model,
+    files_read,
+    open_scene,
+    pick_device,
+    scene_inputs,
+    scene_spec,
+    size_of,
+    split_input,
+)
 from difixcli.cli.outputs import announce
 from difixcli.cli.requests import Request, held, method_asked, told
 from difixcli.cli.view_diffusion import MOST, few_photos_rule
@@ -35,6 +44,7 @@ def distill_filmed(
     from difixcli.scenes.sparse_views import check_sparse_views
 
     check_frames(frames)
+    check_model(video, "video")
     if points not in (None, NO_CLOUD):
         check_points(points)
     if trust is not None:

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difixcli import console
-from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, scene_spec, size_of, split_input
+from difixcli.cli.inputs import (
+    check_model,
+    files_read,
+    open_scene,
+    pick_device,
+    scene_inputs,
+    scene_spec,
+    size_of,
+    split_input,
+)
 from difixcli.cli.options import Device
 from difixcli.cli.outputs import announce, beside_others, folder_beside
 from difixcli.cli.requests import Request, held, method_asked, start_files, told
@@ -41,6 +50,7 @@ def distill_few(
     from difixcli.scenes.sparse_views import check_sparse_views
 
     check_seek(seek or SEEK[0], steps, reuse, anneal)
+    check_model(network, "view-diffusion")
     if request.start is not None and request.iterations is not None:
         raise InputError("With --start training on photos is done; say with --further how long the rounds are.")
     rounds = _ROUNDS if request.rounds is None else request.rounds
@@ -157,6 +167,7 @@ def novel_views(
     from difixcli.scenes.trajectories import check_trajectory, path_world_note
 
     check_scene(source)
+    check_model(network, "view-diffusion")
     if split is not None:
         check_rule(split)
     if trajectory is not None and camera is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from difixcli.errors import InputError, near, out_of_memory, unknown
 from difixcli.fixer.weights import looks_like_hub_name
 from difixcli.images import Operator
+from difixcli.model_folders import beside, check_kind
 from difixcli.priors.super_resolution.latent_diffusion import LatentDiffusion, load_upscaler
 from difixcli.priors.super_resolution.resolver import SuperResolver
 from difixcli.priors.super_resolution.schedule import UPDATES, Update
@@ -49,6 +50,7 @@ def open_super_resolver(
     if path.is_file():
         return _file(path, factor, operator, device)
     if path.is_dir():
+        check_kind(path, "super-resolver")
         if not (path / "unet").is_dir():
             raise InputError(
                 f"{path} is not a super-resolver: it has neither config.json with model.safetensors nor the folders "
@@ -57,11 +59,11 @@ def open_super_resolver(
         return _latent(path, name, factor, operator, device, update)
     if looks_like_hub_name(name) and path.suffix.lower() not in (*SUFFIXES, ".pt"):
         return _latent(download(name), name, factor, operator, device, update)
-    beside = [p.name for p in path.parent.iterdir() if p.suffix in SUFFIXES] if path.parent.is_dir() else []
+    files = [p.name for p in path.parent.iterdir() if p.suffix in SUFFIXES] if path.parent.is_dir() else []
     raise unknown(
         "super-resolver",
         name,
-        ["bundled", X4_UPSCALER, *beside],
+        ["bundled", X4_UPSCALER, *files, *beside(path, "super-resolver")],
         "Give bundled, a file that spandrel reads (.pth, .safetensors), the folder of a super-resolver or a name on "
         "the Hugging Face hub.",
     )
