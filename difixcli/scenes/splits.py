@@ -299,7 +299,7 @@ def _by_camera(scene: Scene, argument: str, rule: str) -> tuple[list[int], list[
 def _from_file(scene: Scene, argument: str) -> tuple[list[int], list[int]]:
     path = Path(argument)
     # a scene's own split is called so in a run's record: no file that lies where a command is given takes its place
-    if argument == SPLIT_FILE and (scene.root / argument).is_file() or not path.is_file():
+    if (argument == SPLIT_FILE and (scene.root / argument).is_file()) or not path.is_file():
         path = scene.root / argument
     if not path.is_file():
         raise InputError(f"The split file {argument} exists neither here nor in {scene.root}.")
