@@ -144,6 +144,7 @@ def curate(
     for share in stop or []:
         parse_stop(share)
 
+    on, sizes = pick_device(device, preset)
     from difixcli.cluster.jobs import Jobs
     from difixcli.curation.clips import DEFAULT_RULE as CLIPS_RULE
     from difixcli.curation.curate import DEFAULT_SHIFTS, DEFAULT_STOPS, Recipe, check_test_scenes, gather, plan
@@ -152,7 +153,6 @@ def curate(
     from difixcli.reconstruction.compilation import compile_ahead
     from difixcli.reconstruction.configuration import check_settings
 
-    on, sizes = pick_device(device, preset)
     recipe = Recipe(
         strategy=strategy,
         method=method,

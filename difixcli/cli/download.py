@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difixcli import console
+from difixcli.cli.inputs import tell_loading
 from difixcli.cli.options import JsonOption
 from difixcli.errors import InputError
 
@@ -37,6 +38,7 @@ def download(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch what a line of difix needs, so that it runs with the network off afterwards."""
+    tell_loading()
     from difixcli.downloads import fetch
 
     found: dict[str, str] = {}

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
     from difixcli.scenes.scene import Scene, Split
 
 
+def tell_loading() -> None:
+    """Say, before anything imports torch, that it takes seconds, in which else there would be no sign of life."""
+    if "torch" not in sys.modules:
+        console.say("Loading torch …")
+
+
+_SLOW = 50 * 10**6  # pixels
+
+
 def pick_device(device: Device, preset: Preset | None = None) -> tuple[str, str]:
     """The torch device to use and the preset that goes with it; InputError when CUDA is asked for and absent.
 
@@ -31,8 +41,7 @@ def pick_device(device: Device, preset: Preset | None = None) -> tuple[str, str]
     their own, and a second one of torch's spins against them. Networks alone may have all threads.
     """
     options_end()
-    if "torch" not in sys.modules:  # what follows shows no sign of life for seconds
-        console.say("Loading torch …")
+    tell_loading()
     import torch
 
     from difixcli.torchvision_cure import cure
@@ -196,6 +205,19 @@ def photos_of(path: Path) -> list[Path]:
 def photo_count(references: int | None, fixer: Fixer) -> int:
     """How many photos stand beside an image: as many as asked for, or as the fixer was trained with."""
     return references or max(fixer.config.views, 1)
+
+
+def tell_slow(sizes: Mapping[Path, tuple[int, int]], factor: int = 1) -> None:
+    """Say beforehand that an image is so large, once it is made `factor` times larger, that it takes minutes."""
+    for path, (width, height) in sizes.items():
+        pixels = width * height * factor**2
+        if pixels > _SLOW:
+            has = "will have" if factor > 1 else "has"
+            console.say(
+                f"{path.name} {has} {pixels // 10**6} million pixels; an image of that size takes minutes. --size N "
+                "works at a smaller one."
+            )
+            return
 
 
 def photos_told(photos: list[Path], count: int) -> str | None:

@@ -17,6 +17,8 @@ from difixcli.cli.inputs import (
     scene_spec,
     size_of,
     split_input,
+    tell_loading,
+    tell_slow,
 )
 from difixcli.cli.options import Device
 from difixcli.cli.outputs import announce, beside_others, folder_beside
@@ -44,14 +46,15 @@ def read_enlargement(
     upscale: int | None, resolver: str | None, reduce: int | None, operator: str | None, update: str | None
 ) -> Enlargement:
     """What was asked for, with defaults in place of what was not. Raises InputError for what there is none of."""
+    name = resolver or "bundled"
+    check_model(name, "super-resolver")
+    tell_loading()
+    if name != "bundled" and (path := Path(name).expanduser()).exists():
+        name = str(path.absolute())  # the run is enhanced from anywhere
     from difixcli.images import check_operator
     from difixcli.priors.super_resolution.enlargement import Enlargement
     from difixcli.priors.super_resolution.schedule import UPDATES
 
-    name = resolver or "bundled"
-    check_model(name, "super-resolver")
-    if name != "bundled" and (path := Path(name).expanduser()).exists():
-        name = str(path.absolute())  # the run is enhanced from anywhere
     chosen = update or UPDATES[0]
     if chosen not in UPDATES:
         raise unknown("way to go on from a render", chosen, UPDATES)
@@ -244,10 +247,12 @@ def enlarge(
     if is_video(source):
         raise InputError(f"{source} is a video; make its frames images first.")
     folder = output or folder_beside(source, "large")
-    files = list(listed_images(source, folder, size))
+    sizes = listed_images(source, folder, size)
+    files = list(sizes)
     name = name or "bundled"
     check_model(name, "super-resolver")
     factor = upscale or UPSCALE
+    tell_slow(sizes, factor)
     on, _ = pick_device(device)
     resolver = _opened(name, factor, "area", on)
     weights = resolver_files(name)
