@@ -166,7 +166,7 @@ def evaluate(
         for variant, images in one["per_image"].items():
             if same := sum(figures.get("psnr") == math.inf for figures in images.values()):
                 console.warn(
-                    f"{same} of {counted(len(images), 'image')} ({variant}) identical to the truth: such a PSNR is "
+                    f"{same} of {counted(len(images), 'image')} ({variant}) {'is' if same == 1 else 'are'} identical to the truth: such a PSNR is "
                     "infinite, and the mean is that of the others."
                 )
     console.say(f"Report: {report}")
