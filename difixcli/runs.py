@@ -294,8 +294,8 @@ def _differs(held: Mapping[str, Any], fresh: Mapping[str, Any]) -> str:
         return ""
     for key, now in fresh["arguments"].items():
         if (was := held.get("arguments", {}).get(key)) != now:
-            if isinstance(was, dict) and isinstance(now, dict):
-                key, was, now = next((one, was.get(one), now[one]) for one in now if was.get(one) != now[one])
+            if isinstance(was, dict) and isinstance(now, dict):  # of a schedule, what differs in it
+                return _differs({**held, "arguments": was}, {**fresh, "arguments": {**dict.fromkeys(was), **now}})
             return f", with another {key.replace('_', ' ')}: {short(str(was))}, not {short(str(now))}"
     changed = [key for key, now in fresh["inputs"].items() if held.get("inputs", {}).get(key) != now]
     return f", before this changed: {', '.join(map(short, changed))}" if changed else ""

@@ -196,7 +196,7 @@ def over_scenes(argument: str, default: str | None, several_methods: bool = Fals
                 for spec, method, _ in made.values()
             )
             if several_methods:
-                _check_methods(methods, values["settings"] or [], started=values["start"] is not None)
+                _check_settings(methods, values["settings"] or [], started=values["start"] is not None)
             _several(command.__name__, signature, values, argument, made, several_methods, cluster)
 
         return _signed(run, parameters)
@@ -236,13 +236,13 @@ def _several(
     end(run.folder, outcome, {"results": results}, cluster.max_failed, values["as_json"])
 
 
-def _check_methods(methods: Sequence[str | None], settings: Sequence[str], started: bool) -> None:
-    """Raises InputError for a method that cannot train here, or has not the settings: every job would die of it.
+def _check_settings(methods: Sequence[str | None], settings: Sequence[str], started: bool) -> None:
+    """Raises InputError for settings that a method has not, of which every job would die.
 
     Without a method, what was `started` with says which it is, and its own job checks it.
     """
-    named = [method or "splatfacto" for method in methods if method is not None or (settings and not started)]
-    if not named:
+    named = [method or "splatfacto" for method in methods if method is not None or not started]
+    if not settings or not named:
         return
     console.say("Loading nerfstudio …")
     from difixcli.reconstruction.configuration import check_settings
