@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from difixcli import console
 from difixcli.cli.distilling import Distilled, absolute, held, method_asked, recorded, settings_of, told
 from difixcli.cli.inputs import (
+    check_model,
     files_read,
     open_scene,
     pick_device,
