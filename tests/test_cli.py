@@ -555,6 +555,9 @@ def test_something_is_said_before_the_heavy_imports(room: Path, tmp_path: Path) 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "reconstruction.json").write_text("{}")
     (tmp_path / "pairs").mkdir()
+    (tmp_path / "networks").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "networks" / name).write_text("{}")
     program = """
 import os, sys
 from difixcli import console
@@ -570,7 +573,7 @@ main()
         ("distill", room),
         ("distill", room, "--prior", "video"),
         ("distill", room, "--prior", "super-resolution"),
-        ("distill", room, "--prior", "view-diffusion", "--view-diffusion", "networks"),
+        ("distill", room, "--prior", "view-diffusion", "--view-diffusion", tmp_path / "networks"),
         ("curate", room),
         ("enhance", room / "images"),
         ("export", tmp_path / "run"),

@@ -14,6 +14,7 @@ def test_near_names_come_first_and_few_names_all() -> None:
     assert str(unknown("scene", "x", ["room", "street", "hall"], "Name one.")) == (
         "There is no scene called x; there are hall, room and street. Name one."
     )
+    assert str(unknown("model", "x", [], "Make one.")) == "There is no model called x. Make one."
     assert str(unknown("name", "zzz", map(str, range(50)))) == "There is no name called zzz."
 
 
