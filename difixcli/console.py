@@ -35,7 +35,7 @@ from rich.table import Table
 from rich.text import Text
 
 from difixcli import interrupts, streams
-from difixcli.errors import LESS_MEMORY, InputError, out_of_memory
+from difixcli.errors import LESS_MEMORY, InputError, out_of_memory, short
 from difixcli.runs import drop_empty_runs, finite, folder_at_work, forget_runs, removed_folder
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
                 raise _fault(error, kwargs) from error
             else:
                 named = error.filename or folder_at_work()
-                where = f" ({named})" if named else ""
+                where = f" ({short(str(named))})" if named else ""
                 message = (
                     f"{error.strerror}{where}. Nothing already written is lost; mend this and run the same line again."
                 )

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 from difixcli.errors import InputError, unknown
+from difixcli.model_folders import Kind
 from difixcli.torchvision_cure import cure
 
-Kind = Literal["fixer", "super-resolver", "view-diffusion", "video"]
 NETWORKS = ("lpips-vgg", "lpips-alex", "inception")
 """What comes from elsewhere than the Hugging Face hub, by the names that it is asked for by."""
 
@@ -33,7 +32,10 @@ def fetch(name: str, kind: Kind = "fixer") -> Path:
         return _fetch_network(name)
     if not looks_like_hub_name(name):
         raise unknown(
-            "download", name, [*NETWORKS, *HUB_NAMES], "Name these, OWNER/NAME on the hub, or a whole line of difix."
+            "download",
+            name,
+            [*NETWORKS, *HUB_NAMES, X4_UPSCALER, SVD, WAN],
+            "Name these, OWNER/NAME on the hub, or a whole line of difix.",
         )
     if kind == "super-resolver" or name == X4_UPSCALER:
         return opening.download(name)

@@ -47,7 +47,7 @@ def unknown(what: str, name: str, known: Iterable[str], tail: str = "") -> Input
     hint = "."
     if close := near(name, choices):
         hint = f"; did you mean {' or '.join(close)}?"
-    elif len(choices) <= _FEW:
+    elif choices and len(choices) <= _FEW:
         *first, last = choices
         hint = "; there " + (f"are {', '.join(first)} and {last}." if first else f"is {last}.")
     return InputError(f"There is no {what} called {name}{hint}{' ' if tail else ''}{tail}")

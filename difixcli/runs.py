@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
 from difixcli import __version__
 from difixcli.digests import digests_of
-from difixcli.errors import InputError, out_of_memory
+from difixcli.errors import InputError, out_of_memory, short
 from difixcli.shapes import RESTORE, Each, check_shape, parsed
 
 if TYPE_CHECKING:  # numpy alone costs a third of what `difix --help` does
@@ -128,7 +128,7 @@ class Run:
                 raise InputError(f"{folder} holds a run.json that difix did not write; choose another --output.")
             if not force and _has_outputs(folder):
                 raise InputError(
-                    f"{folder} already holds another run (difix {held['command']}); "
+                    f"{folder} already holds another run (difix {held['command']}{_differs(held, fresh)}); "
                     "choose another --output, or replace it with --force."
                 )
             for path in reads:
@@ -286,6 +286,19 @@ def find_run(parent: Path, command: str, arguments: Mapping[str, Any], inputs: M
 
 def _asks_for(record: Mapping[str, Any], command: str, arguments: Mapping[str, Any]) -> bool:
     return record.get("command") == command and record.get("arguments") == _as_json(arguments)
+
+
+def _differs(held: Mapping[str, Any], fresh: Mapping[str, Any]) -> str:
+    """What tells a run's record from that of what is asked for now: an option or an input, in words."""
+    if held["command"] != fresh["command"]:
+        return ""
+    for key, now in fresh["arguments"].items():
+        if (was := held.get("arguments", {}).get(key)) != now:
+            if isinstance(was, dict) and isinstance(now, dict):  # of a schedule, what differs in it
+                return _differs({**held, "arguments": was}, {**fresh, "arguments": {**dict.fromkeys(was), **now}})
+            return f", with another {key.replace('_', ' ')}: {short(str(was))}, not {short(str(now))}"
+    changed = [key for key, now in fresh["inputs"].items() if held.get("inputs", {}).get(key) != now]
+    return f", before this changed: {', '.join(map(short, changed))}" if changed else ""
 
 
 def _as_json(arguments: Mapping[str, Any]) -> Any:

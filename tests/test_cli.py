@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -380,8 +382,6 @@ def test_too_little_memory_is_one_sentence() -> None:
 
 def test_a_reader_who_has_left_is_no_fault_of_ours() -> None:
     """`difix … --json | head -0`: the work is done, and nobody wants a traceback."""
-    import subprocess
-    import sys
 
     program = (
         "import typer; from difixcli import console; app = typer.Typer()\n"
@@ -409,8 +409,6 @@ def test_enhance_a_folder_as_typed(distilled: tuple[Path, dict], tiny_fixer: Pat
 def test_distill_goes_on_after_a_kill(room: Path, tiny_fixer: Path, tmp_path: Path) -> None:
     """SIGKILL in the second round, then the same line: it takes up the run and finishes it."""
     import signal
-    import subprocess
-    import sys
     import time
 
     line = [
@@ -526,8 +524,6 @@ def test_a_damaged_newest_checkpoint_costs_a_round(
 
 def test_options_are_checked_before_the_heavy_imports(room: Path) -> None:
     """Within a second of the program's start: nothing that takes long is imported first."""
-    import subprocess
-    import sys
 
     unfit = ("--fixer", str(room / "images"))
     for words in (
@@ -552,6 +548,52 @@ def test_options_are_checked_before_the_heavy_imports(room: Path) -> None:
         )
         assert ended.returncode == 2 and ended.stdout == "False\n", (words, ended.stderr)
         assert "does not say how many" not in ended.stderr
+
+
+def test_something_is_said_before_the_heavy_imports(room: Path, tmp_path: Path) -> None:
+    """The first line on the terminal comes within a second or two, whatever follows."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "reconstruction.json").write_text("{}")
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "networks").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "networks" / name).write_text("{}")
+    program = """
+import os, sys
+from difixcli import console
+from difixcli.cli import main
+def first(*said, **_):
+    print(said[0], sorted({"torch", "nerfstudio"} & set(sys.modules)), flush=True)
+    os._exit(0)
+console.err.print = first
+main()
+"""
+    picture = next((room / "images").iterdir())
+    for words in (
+        ("distill", room),
+        ("distill", room, "--prior", "video"),
+        ("distill", room, "--prior", "super-resolution"),
+        ("distill", room, "--prior", "view-diffusion", "--view-diffusion", tmp_path / "networks"),
+        ("curate", room),
+        ("enhance", room / "images"),
+        ("export", tmp_path / "run"),
+        ("eval", room / "images", room / "images"),
+        ("finetune", tmp_path / "pairs"),
+        ("finetune", room, "--task", "super-resolution"),
+        ("fix", picture),
+        ("fix", picture, "--upscale", "4"),
+        ("fix", "--export", tmp_path / "fixer"),
+        ("download", "inception"),
+    ):
+        output = ("-o", tmp_path / "o.ply") if words[0] != "download" and "--export" not in words else ()
+        ended = subprocess.run(
+            [sys.executable, "-c", program, *map(str, (*words, *output))],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.stdout == "Loading torch … []\n", (words, ended.stdout, ended.stderr)
 
 
 def test_identical_images_are_told_and_left_out_of_the_mean(tmp_path: Path) -> None:

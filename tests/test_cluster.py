@@ -19,6 +19,7 @@ import pytest
 from commands import difix, refused, told
 from small_scenes import small_sample
 
+from difixcli.cli.checking import check_options, options_end
 from difixcli.cli.several import _teller
 from difixcli.cluster import claims as claims_module
 from difixcli.cluster.claims import Claims
@@ -339,6 +340,43 @@ def test_what_a_cluster_is_asked_for(scenes: list[Path], tmp_path: Path, monkeyp
     refused(difix(*line, "--cluster", "slurm"), "how long a job may take")
     monkeypatch.setenv("PATH", str(tmp_path))
     refused(difix(*line, "--cluster", "slurm", "--time", "20"), "no SLURM here")
+
+
+def test_options_that_cannot_be_are_told_once_before_anything_starts(scenes: list[Path], tmp_path: Path) -> None:
+    """Whatever the command, and wherever the jobs would run; what is wrong with one scene alone is told by its job."""
+    out = tmp_path / "out"
+    images = [scene / "images" for scene in scenes]
+    for place in ((), ("--cluster", "local")):
+        for words, sentence in (
+            (["distill", *scenes, *TOY, "--frames", "4"], "--frames belongs to --prior video"),
+            (["distill", *scenes, "--prior", "video", "--step", "1"], "--step says nothing to the prior video"),
+            (["distill", *scenes, *TOY, "--method", "nerfakto"], "no method called nerfakto; did you mean nerfacto"),
+            (["distill", *scenes, *TOY, "--set", "pipeline.modell.x=1"], "no setting of splatfacto called"),
+            (["enhance", *images, "--references", "2"], "name them with --reference"),
+            (["enhance", *images, "--trajectory", "spiral"], "is no run of difix distill"),
+            (["curate", *scenes, "--shift", "1m"], "--shift belongs to cycle"),
+            (["curate", *scenes, "--set", "pipeline.modell.x=1"], "no setting of splatfacto called"),
+        ):
+            result = difix(*words, *place, "-o", out)
+            refused(result, sentence)
+            assert result.stderr.count("Error:") == 1 and not out.exists()
+    seen: list[str] = []
+
+    def wrong() -> None:
+        seen.append("wrong")
+        raise InputError("Of one scene.")
+
+    def right() -> None:
+        seen.append("right")
+        options_end()
+        seen.append("begun")
+
+    check_options([wrong, right, right])
+    assert seen == ["wrong", "right"]
+    with pytest.raises(InputError, match="Of one scene"):
+        check_options([wrong, wrong])
+    right()  # elsewhere nothing is held back
+    assert seen[-1] == "begun"
 
 
 def test_whether_what_was_handed_out_is_still_there(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from commands import difix, refused
+
 from difixcli.errors import InputError, near, short, unknown
 
 
@@ -12,12 +14,19 @@ def test_near_names_come_first_and_few_names_all() -> None:
     assert str(unknown("scene", "x", ["room", "street", "hall"], "Name one.")) == (
         "There is no scene called x; there are hall, room and street. Name one."
     )
+    assert str(unknown("model", "x", [], "Make one.")) == "There is no model called x. Make one."
     assert str(unknown("name", "zzz", map(str, range(50)))) == "There is no name called zzz."
 
 
 def test_the_last_part_of_a_name_is_enough() -> None:
     assert near("difix_reff", ["nvidia/difix_ref", "bundled"]) == ["nvidia/difix_ref"]
     assert near("runs/my-fixr", ["my-fixer", "other"]) == ["my-fixer"]
+
+
+def test_very_long_names_of_the_system_are_not_either() -> None:
+    result = difix("distill", "x" * 5000)
+    refused(result, "too long")
+    assert len(result.stderr) < 400
 
 
 def test_very_long_names_are_not_echoed_whole() -> None:

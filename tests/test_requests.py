@@ -107,7 +107,7 @@ def _wrong(folder: Path) -> list[tuple[str, str]]:
         (f"{larger} --downscale lanczos", "lanczos"),
         (f"{larger} --sr-update papper", "did you mean paper"),
         (f"{larger} --upscale 2 --loss low_resolution:4", "otherwise than the photos were"),
-        (f"{few} --view-diffusion nowhere", "nowhere holds no view-conditioned diffusion model"),
+        (f"{few} --view-diffusion nowhere", "no view-conditioned diffusion model called nowhere"),
         (f"{few} --seek median", "way of seeking called median"),
         (f"{few} --seek sds --denoise-steps 4", "--denoise-steps says nothing to --seek sds"),
         (f"{few} --seek mean --anneal", "--anneal says nothing to --seek mean"),

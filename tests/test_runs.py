@@ -50,10 +50,12 @@ def test_the_same_command_resumes_and_another_is_refused(tmp_path: Path) -> None
     first.save()
     again = Run.open(tmp_path / "run", "distill", ARGUMENTS, {"scene": "a"})
     assert again.resumed and again.record["timings"] == {"training": 1.5}
-    with pytest.raises(InputError, match="already holds another run"):
+    with pytest.raises(InputError, match=r"another run \(difix distill, with another seed: .*, not 1\)"):
         Run.open(tmp_path / "run", "distill", {**ARGUMENTS, "seed": 1}, {"scene": "a"})
-    with pytest.raises(InputError, match="already holds another run"):
+    with pytest.raises(InputError, match=r"another run \(difix distill, before this changed: scene\)"):
         Run.open(tmp_path / "run", "distill", ARGUMENTS, {"scene": "changed images"})
+    with pytest.raises(InputError, match=r"another run \(difix distill\); choose"):
+        Run.open(tmp_path / "run", "fix", ARGUMENTS, {})
 
 
 def test_two_processes_never_work_in_one_run(tmp_path: Path) -> None:

@@ -529,7 +529,7 @@ def test_groups_are_seeded_by_the_farthest_pair(tmp_path: Path) -> None:
     assert set(make_split(scene, "groups:99").train) == set(split.train)
 
 
-def test_names_cameras_and_files(tmp_path: Path) -> None:
+def test_names_cameras_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"left/{kind}_{i}.png" for kind in ("train", "eval") for i in range(3)] + ["right/other.png"]
     write_scene(tmp_path, names=names)
     scene = load_scene(tmp_path)
@@ -545,6 +545,11 @@ def test_names_cameras_and_files(tmp_path: Path) -> None:
     (tmp_path / "split.json").write_text(json.dumps({"train": names[:3], "test": ["eval_0", "eval_1.png"]}))
     assert default_split_rule(scene) == "file:split.json"
     split = make_split(scene, "file:split.json")
+    stranger = tmp_path / "elsewhere"
+    stranger.mkdir()
+    (stranger / "split.json").write_text("{}")
+    monkeypatch.chdir(stranger)
+    assert make_split(scene, "file:split.json") == split
     assert tuple(split.train) == train and len(split.test) == 2
 
 

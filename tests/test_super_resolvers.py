@@ -14,6 +14,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import difix
+from PIL import Image
 from pretend_cuda import pretend_cuda
 from torch import Tensor, nn
 from torch.nn import functional
@@ -189,6 +192,10 @@ def test_the_low_band_is_five_binomial_blurs() -> None:
     assert torch.allclose(with_colors_of(image, image), image)
 
 
+def _noted(seen: list[tuple[int, int]], done: int, total: int) -> None:
+    seen.append((done, total))
+
+
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (65, 300), (250, 97), (128, 129)])
 def test_tiles_cover_an_image_once(height: int, width: int) -> None:
     cut = tiles.cut(height, width, 64, 32, 16)
@@ -196,7 +203,11 @@ def test_tiles_cover_an_image_once(height: int, width: int) -> None:
     assert all(t.rows.start % 16 == 0 and t.columns.start % 16 == 0 for t in cut)
     image = picture(height, width)
     for weigh in (tiles.gaussian, tiles.trapezoid(32, 8)):
-        assert torch.allclose(tiles.blended(cut, lambda tile: tile.of(image), height, width, weigh), image, atol=1e-5)
+        done: list[tuple[int, int]] = []
+        told = partial(_noted, done)
+        whole = tiles.blended(cut, lambda tile: tile.of(image), height, width, weigh, told=told)
+        assert torch.allclose(whole, image, atol=1e-5)
+        assert done == ([(i, len(cut)) for i in range(1, len(cut) + 1)] if len(cut) > 1 else [])
 
 
 # networks of one step
@@ -810,7 +821,7 @@ def test_damaged_folders_say_so(published: Path, tmp_path: Path) -> None:
 
     damaged("lacking", lambda f: without(f, "conv_in.weight"), "lacks 1 tensors .such as conv_in.weight.")
     plain = UNet2DConditionModel(**{**SMALL_UNET, "in_channels": 4})
-    damaged("plain", lambda f: plain.save_pretrained(f / "unet"), "another kind of diffusion model")
+    damaged("plain", lambda f: plain.save_pretrained(f / "unet"), "holds a fixer, which --fixer takes")
     damaged("d", lambda f: configure(f, "vae/config.json", latent_channels=8), "cannot be read")
 
 
@@ -867,3 +878,18 @@ def test_the_recipe_notices_what_it_cannot_read() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             recipe.real_esrgan(*files)
+
+
+def test_a_large_image_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beforehand, where it takes minutes, and after each tile; a small one shows neither."""
+    monkeypatch.setattr("difixcli.console._EVERY", 0)
+    monkeypatch.setattr("difixcli.cli.inputs._SLOW", 10**6)
+    for name, size in (("large", (300, 270)), ("small", (40, 30))):
+        Image.new("RGB", size, "gray").save(tmp_path / f"{name}.png")
+    line = ("fix", tmp_path / "large.png", "--upscale", "4")
+    shown = difix(*line).stderr
+    assert "large.png will have 1 million pixels; an image of that size takes minutes" in shown
+    tiled = [line for line in shown.splitlines() if "tile" in line]
+    assert tiled == [f"enlarge: 0/1, and tile {done} of 4" for done in range(1, 5)]
+    shown = difix("fix", tmp_path / "small.png", "--upscale", "4").stderr
+    assert "enlarge: 1/1" in shown and "tile" not in shown and "million" not in shown

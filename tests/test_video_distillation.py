@@ -25,7 +25,7 @@ from difixcli.priors.video.span import Span
 from difixcli.reconstruction import Reconstruction, reconstruction
 from difixcli.runs import Run, read_image, write_image
 from difixcli.scenes import Camera, Scene, load_photo, load_scene, make_split
-from difixcli.scenes.ply import read_points
+from difixcli.scenes.ply import read_points, write_points
 from difixcli.scenes.trajectories import path_order
 
 SIZE = 48
@@ -286,3 +286,22 @@ def test_photos_that_have_nothing_in_common_are_told(arc: Path, tmp_path: Path) 
         write_image(blank / frame.name, np.full_like(load_photo(frame), 0.5))
     line = ["distill", blank, *TOY, "--split", "groups:2", "-o", tmp_path / "run"]
     refused(difix(*line), "choose photos that overlap more, or name a point cloud with --points FILE")
+
+
+def test_photos_that_hardly_overlap_are_told(
+    compared: tuple[Path, dict], arc: Path, split_file: str, tmp_path: Path
+) -> None:
+    """With the share that is known of them, and what to do; a cloud of points covers few pixels anywhere."""
+    folder, _ = compared
+    maps = dict(np.load(folder / "cloud" / "maps.npz"))
+    maps["confidence"][:, maps["confidence"].shape[1] // 10 :] = 0  # of the top alone something is known
+    np.savez(tmp_path / "little.npz", **maps)
+    known = (maps["confidence"] >= 0.5).mean()
+    assert 0 < known < 0.15
+    line = ["distill", arc, *TOY, "--split", split_file, "--points"]
+    shown = difix(*line, tmp_path / "little.npz", "-o", tmp_path / "little").stderr
+    assert f"hardly overlap: only {known:.0%} of what they show is known" in shown and "--views K" in shown
+    points, colors = read_points(folder / "cloud" / "cloud.ply")
+    write_points(tmp_path / "thin.ply", points[::20], colors[::20])
+    shown = difix(*line, tmp_path / "thin.ply", "-o", tmp_path / "thin").stderr
+    assert "Point cloud: " in shown and "hardly overlap" not in shown

@@ -288,7 +288,7 @@ def test_photos_and_nothing_held_out(arc: Path, networks: Path, tmp_path: Path) 
         ),
         (["--split", "groups:2", "--seek", "mean", "--anneal"], "--anneal says nothing to --seek mean"),
         (["--split", "groups:2", "--rounds", "1"], "none is left"),
-        (["--split", "groups:2", "--view-diffusion", "nowhere"], "nowhere holds no view-conditioned diffusion model"),
+        (["--split", "groups:2", "--view-diffusion", "nowhere"], "no view-conditioned diffusion model called nowhere"),
         (["--split", "all", "--compare"], "leave --compare out"),
     ],
 )

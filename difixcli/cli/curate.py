@@ -144,14 +144,15 @@ def curate(
     for share in stop or []:
         parse_stop(share)
 
+    on, sizes = pick_device(device, preset)
     from difixcli.cluster.jobs import Jobs
     from difixcli.curation.clips import DEFAULT_RULE as CLIPS_RULE
     from difixcli.curation.curate import DEFAULT_SHIFTS, DEFAULT_STOPS, Recipe, check_test_scenes, gather, plan
     from difixcli.curation.curate import curate as make_pairs
-    from difixcli.reconstruction import default_iterations, known_methods
+    from difixcli.reconstruction import default_iterations
     from difixcli.reconstruction.compilation import compile_ahead
+    from difixcli.reconstruction.configuration import check_settings
 
-    on, sizes = pick_device(device, preset)
     recipe = Recipe(
         strategy=strategy,
         method=method,
@@ -174,8 +175,7 @@ def curate(
     chosen = {name: named[name] for name in shard_of(list(named), part)}
     joined = "-".join(file_name(name) for name in list(named)[:3])
     folder = output or Path("outputs") / "pairs" / f"{joined}-{strategy}-{method}"
-    if method not in (methods := known_methods()):
-        raise unknown("method", method, methods)
+    check_settings(method, settings or [])
     lone: dict[str, Scene] = {}
     if alone:  # one that does not fit leaves nothing behind
         spec = next(iter(named.values()))

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difixcli import console
+from difixcli.cli.inputs import tell_loading
 from difixcli.cli.options import JsonOption
 from difixcli.errors import InputError
 
 if TYPE_CHECKING:
-    from difixcli.downloads import Kind
+    from difixcli.model_folders import Kind
 
 _HUB_OPTIONS: dict[str, Kind] = {
     "fixer": "fixer",
@@ -37,6 +38,7 @@ def download(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch what a line of difix needs, so that it runs with the network off afterwards."""
+    tell_loading()
     from difixcli.downloads import fetch
 
     found: dict[str, str] = {}

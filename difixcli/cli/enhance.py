@@ -223,12 +223,6 @@ def _enhance_run(
 
     if trajectory is not None:  # before what takes long is imported
         check_trajectory(trajectory)
-    from difixcli.cli.super_resolution import large_scene, resolver_cleaner
-    from difixcli.enhancement.runs import by_fixer, enhance_run, path_fingerprint, views
-    from difixcli.reconstruction import latest_checkpoint
-    from difixcli.scenes import make_split, make_trajectory
-    from difixcli.scenes.trajectories import path_world_note
-
     if not (source / "run.json").is_file() and (source.absolute().parent / "run.json").is_file():
         raise InputError(f"{source} is a part of the run {source.absolute().parent}; name that run.")
     record = run_record(source)
@@ -236,10 +230,20 @@ def _enhance_run(
         raise InputError(f"{source / 'run.json'} is not of a run of difix distill; name one.")
     held = record["arguments"]
     check_shape(held, _DISTILLED, source / "run.json")
+    asked = held.get("enlargement")
+    if asked is not None and (option := fixing.given()):
+        raise InputError(f"{source} is larger than its photos: its super-resolver enhances it; leave {option} out.")
     on, _ = pick_device(device)
+
+    from difixcli.cli.super_resolution import large_scene, resolver_cleaner
+    from difixcli.enhancement.runs import by_fixer, enhance_run, path_fingerprint, views
+    from difixcli.reconstruction import latest_checkpoint
+    from difixcli.scenes import make_split, make_trajectory
+    from difixcli.scenes.trajectories import path_world_note
+
     scene = open_scene(held["scene"], held["size"], held["preset"])
-    if "enlargement" in held:
-        scene = large_scene(scene, held["enlargement"])
+    if asked is not None:
+        scene = large_scene(scene, asked)
     if trajectory is None and "test" not in (aims := held.get("targets", ["test"])):
         trajectory = aims[0]  # the views that the run was made for
     split = make_split(scene, held["split"], need_test=trajectory is None)
@@ -247,11 +251,8 @@ def _enhance_run(
     if trajectory is not None and (note := path_world_note(trajectory)):
         console.say(note)
     cameras = views(scene, split, path, film)[1]
-    asked = held.get("enlargement")
     network = None
     if asked is not None:
-        if option := fixing.given():
-            raise InputError(f"{source} is larger than its photos: its super-resolver enhances it; leave {option} out.")
         cleaner, read_by_it = resolver_cleaner(asked, on, held["seed"])
     else:
         references, trust = held.get("references"), held.get("trust", "supported")

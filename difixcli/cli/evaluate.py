@@ -165,9 +165,10 @@ def evaluate(
     for one in scenes.values() if scenes else [evaluated]:
         for variant, images in one["per_image"].items():
             if same := sum(figures.get("psnr") == math.inf for figures in images.values()):
+                are = "is" if same == 1 else "are"
                 console.warn(
-                    f"{same} of {counted(len(images), 'image')} ({variant}) identical to the truth: such a PSNR is "
-                    "infinite, and the mean is that of the others."
+                    f"{same} of {counted(len(images), 'image')} ({variant}) {are} identical to the truth: such a PSNR "
+                    "is infinite, and the mean is that of the others."
                 )
     console.say(f"Report: {report}")
     held = ("results", "std", "protocol", "conditions")

@@ -40,10 +40,10 @@ def export(
         raise InputError(f"{run} holds no reconstruction; name the folder of a run of difix distill.")
     if output.exists() and not force:
         raise InputError(f"{output} is already there; choose another --output, or replace it with --force.")
+    on, _ = pick_device(Device.auto)
     from difixcli.reconstruction import Reconstruction
     from difixcli.reconstruction.gaussians import not_finite
 
-    on, _ = pick_device(Device.auto)
     # on the device it was trained on, unless that is not here
     reconstruction = Reconstruction.load(run, device=None if on == "cuda" else on)
     make_folder(output.parent)

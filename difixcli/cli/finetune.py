@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difixcli import console
-from difixcli.cli.inputs import check_fixer, files_read, fixer_input, pick_device, scene_inputs, scene_spec
+from difixcli.cli.inputs import (
+    check_fixer,
+    files_read,
+    fixer_input,
+    pick_device,
+    scene_inputs,
+    scene_spec,
+    tell_loading,
+)
 from difixcli.cli.options import RUNNING, Device, DeviceOption, ForceOption, JsonOption, OutputOption, SeedOption
 from difixcli.cli.outputs import announce
 from difixcli.errors import InputError
@@ -157,6 +165,12 @@ def finetune(
     """
     if task is Task.fixer:
         check_fixer(base)  # before what takes long is imported
+    if not pairs and photos is None:
+        what = "folders made by difix curate" if task in (Task.fixer, Task.video) else "scenes"
+        raise InputError(f"Nothing to train on; name {what}, or --photos.")
+    if photos is not None and not photos.is_dir():
+        raise InputError(f"There is no folder {photos}; --photos wants a folder of JPEG or PNG photos.")
+    tell_loading()
     from difixcli.training.options import (
         SuperResolutionOptions,
         TrainingOptions,
@@ -165,11 +179,6 @@ def finetune(
         parsed_options,
     )
 
-    if not pairs and photos is None:
-        what = "folders made by difix curate" if task in (Task.fixer, Task.video) else "scenes"
-        raise InputError(f"Nothing to train on; name {what}, or --photos.")
-    if photos is not None and not photos.is_dir():
-        raise InputError(f"There is no folder {photos}; --photos wants a folder of JPEG or PNG photos.")
     on, _ = pick_device(device)
     options: dict[str, Any] = {
         "iterations": iterations,

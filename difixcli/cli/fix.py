@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +22,8 @@ from difixcli.cli.inputs import (
     precision,
     scene_inputs,
     scene_spec,
+    tell_loading,
+    tell_slow,
 )
 from difixcli.cli.options import (
     SPLIT_RULES,
@@ -51,7 +52,6 @@ from difixcli.wording import counted
 
 VIEWS = "Novel views"
 _IMAGES, _NOVEL_VIEW = "images", "novel-view"
-_SLOW = 50 * 10**6  # pixels
 
 
 class Layout(str, Enum):
@@ -214,11 +214,7 @@ def fix(
     folder = output or folder_beside(source, "fixed")
     sizes = listed_images(source, folder, size)
     files = list(sizes)
-    if slow := [path for path, (width, height) in sizes.items() if width * height > _SLOW]:
-        console.say(
-            f"{slow[0].name} has {math.prod(sizes[slow[0]]) // 10**6} million pixels; an image of that size takes "
-            "minutes. --size N works at a smaller one."
-        )
+    tell_slow(sizes)
     photos = [photo for path in reference or [] for photo in photos_of(path)]
     for warning in check_references(files, photos):
         console.warn(warning)
@@ -281,6 +277,7 @@ def _export(
     fixer: str, folder: Path, published: bool, merge: bool, dtype: Precision, force: bool, told: bool = False
 ) -> str:
     """Write a fixer to a folder, in our layout or the published one; `told` when its licence has been."""
+    tell_loading()
     from difixcli.fixer import Fixer, local_files
     from difixcli.fixer.publishing import PARTS, check_publishable, save_published, text_encoder_of
 

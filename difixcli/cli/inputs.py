@@ -6,13 +6,16 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from difixcli import console
+from difixcli.cli.checking import options_end
 from difixcli.cli.options import Device, Precision, Preset
-from difixcli.errors import InputError
+from difixcli.errors import InputError, near
 from difixcli.memory import keep_freed_memory
+from difixcli.model_folders import Kind, beside, check_kind
 from difixcli.runs import fingerprint
 
 if TYPE_CHECKING:
@@ -22,14 +25,23 @@ if TYPE_CHECKING:
     from difixcli.scenes.scene import Scene, Split
 
 
+def tell_loading() -> None:
+    """Say, before anything imports torch, that it takes seconds, in which else there would be no sign of life."""
+    if "torch" not in sys.modules:
+        console.say("Loading torch …")
+
+
+_SLOW = 50 * 10**6  # pixels
+
+
 def pick_device(device: Device, preset: Preset | None = None) -> tuple[str, str]:
     """The torch device to use and the preset that goes with it; InputError when CUDA is asked for and absent.
 
     Commands that train a reconstruction name a preset. On a CPU torch then has one thread: the compiled kernels bring
     their own, and a second one of torch's spins against them. Networks alone may have all threads.
     """
-    if "torch" not in sys.modules:  # what follows shows no sign of life for seconds
-        console.say("Loading torch …")
+    options_end()
+    tell_loading()
     import torch
 
     from difixcli.torchvision_cure import cure
@@ -56,14 +68,27 @@ def precision(dtype: Precision) -> torch.dtype:
 
 def check_fixer(name: str) -> None:
     """Raises InputError for a path that holds no fixer, as far as that can be told without importing torch."""
+    check_model(name, "fixer")
     path = Path(name).expanduser()
     known = (path / "config.json").is_file() or all((path / x).is_dir() for x in ("unet", "vae"))
     if path.is_dir() and not known and not any(path.glob("*.pkl")):  # of a trainer: GeoQuery's stands for its folder
         raise InputError(
             f"{path} is not a fixer: it has neither config.json with model.safetensors nor the folders unet and vae."
         )
-    if not path.exists() and (path.suffix == ".pkl" or name.startswith((".", "/", "~"))):
+    if not path.exists() and path.suffix == ".pkl":
         raise InputError(f"There is no fixer {path}; check its name.")
+
+
+def check_model(name: str | None, kind: Kind) -> None:
+    """Raises InputError for a path where nothing is, and for a folder that holds a model of another kind."""
+    if name is None:
+        return
+    path = Path(name).expanduser()
+    check_kind(path, kind)
+    if not path.exists() and name.startswith((".", "/", "~")):
+        near_by = near(path.name, beside(path, kind))
+        hint = f"did you mean {' or '.join(near_by)}?" if near_by else "check its name."
+        raise InputError(f"There is no {kind} {path}; {hint}")
 
 
 def open_fixer(
@@ -180,6 +205,19 @@ def photos_of(path: Path) -> list[Path]:
 def photo_count(references: int | None, fixer: Fixer) -> int:
     """How many photos stand beside an image: as many as asked for, or as the fixer was trained with."""
     return references or max(fixer.config.views, 1)
+
+
+def tell_slow(sizes: Mapping[Path, tuple[int, int]], factor: int = 1) -> None:
+    """Say beforehand that an image is so large, once it is made `factor` times larger, that it takes minutes."""
+    for path, (width, height) in sizes.items():
+        pixels = width * height * factor**2
+        if pixels > _SLOW:
+            has = "will have" if factor > 1 else "has"
+            console.say(
+                f"{path.name} {has} {pixels // 10**6} million pixels; an image of that size takes minutes. --size N "
+                "works at a smaller one."
+            )
+            return
 
 
 def photos_told(photos: list[Path], count: int) -> str | None:

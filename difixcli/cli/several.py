@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from difixcli import console
+from difixcli.cli.checking import check_options
 from difixcli.cli.lines import words
 from difixcli.cluster.jobs import DONE, FAILED, RUNNING, WAITING, Job, Jobs, counted, eta, table_row
 from difixcli.cluster.worker import HELD, JOB, Worker
@@ -187,6 +188,15 @@ def over_scenes(argument: str, default: str | None, several_methods: bool = Fals
                 for method in methods:
                     key = file_name(name) if not several_methods else f"{file_name(name)}-{method or 'splatfacto'}"
                     made[key] = (spec, method, file_name(name))
+            check_options(
+                functools.partial(
+                    command,
+                    **values | {argument: kind(spec)} | ({"method": method} if several_methods else {}),
+                )
+                for spec, method, _ in made.values()
+            )
+            if several_methods:
+                _check_settings(methods, values["settings"] or [], started=values["start"] is not None)
             _several(command.__name__, signature, values, argument, made, several_methods, cluster)
 
         return _signed(run, parameters)
@@ -224,6 +234,21 @@ def _several(
     if all(job.state in (DONE, FAILED) for job in Jobs(run.folder)):
         run.finish({"failed": [job.name for job in Jobs(run.folder) if job.state == FAILED]})
     end(run.folder, outcome, {"results": results}, cluster.max_failed, values["as_json"])
+
+
+def _check_settings(methods: Sequence[str | None], settings: Sequence[str], started: bool) -> None:
+    """Raises InputError for settings that a method has not, of which every job would die.
+
+    Without a method, what was `started` with says which it is, and its own job checks it.
+    """
+    named = [method or "splatfacto" for method in methods if method is not None or not started]
+    if not settings or not named:
+        return
+    console.say("Loading nerfstudio …")
+    from difixcli.reconstruction.configuration import check_settings
+
+    for method in named:
+        check_settings(method, settings)
 
 
 def work(folder: Path, lines: Mapping[str, Sequence[str]], name: str, cluster: Cluster) -> list[Job] | None:

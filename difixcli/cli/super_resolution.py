@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from difixcli import console
 from difixcli.cli.distilling import Distilled, absolute, held, method_asked, recorded, settings_of, start_files, told
-from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, size_of, split_input
+from difixcli.cli.inputs import (
+    files_read,
+    open_scene,
+    pick_device,
+    scene_inputs,
+    size_of,
+    split_input,
+    tell_slow,
+)
 from difixcli.cli.options import Device
 from difixcli.cli.outputs import announce, beside_others, folder_beside
 from difixcli.errors import InputError, unknown
@@ -18,7 +26,8 @@ from difixcli.wording import counted
 if TYPE_CHECKING:
     from difixcli.cli.distill import DistillRequest
     from difixcli.enhancement.runs import Cleaner
-    from difixcli.priors.super_resolution.enlargement import Enlargement
+    from difixcli.images import Operator
+    from difixcli.priors.super_resolution.enlargement import Enlargement, Update
     from difixcli.priors.super_resolution.resolver import SuperResolver
     from difixcli.scenes.scene import Scene
 
@@ -59,7 +68,6 @@ def distill_larger(request: DistillRequest) -> Distilled:
     """Train, super-resolve, train on what came of it, round by round."""
     from difixcli.distillation.schedule import make_schedule
     from difixcli.priors.super_resolution.files import resolver_files
-    from difixcli.priors.super_resolution.opening import open_super_resolver
     from difixcli.scenes import default_split_rule, make_split
 
     enlargement = read_enlargement(request)
@@ -112,13 +120,7 @@ def distill_larger(request: DistillRequest) -> Distilled:
     folder, run = held(request.output, loaded, method, arguments, inputs, request.force, request.from_round)
     resolver: SuperResolver | None = None
     if run is None or not run.done:
-        resolver = open_super_resolver(
-            enlargement.resolver,
-            enlargement.upscale,
-            enlargement.operator,
-            on,
-            update=enlargement.update,
-        )
+        resolver = _opened(enlargement.resolver, enlargement.upscale, enlargement.operator, on, enlargement.update)
         if request.sr_update is not None and not resolver.steps_alone:
             raise InputError(f"--sr-update says nothing to {enlargement.resolver}, which has one step; leave it out.")
         reads = [*files_read("bundled", loaded), *files, *begun]
@@ -187,12 +189,20 @@ def resolver_cleaner(asked: dict[str, Any], device: str, seed: int) -> tuple[Cle
     """What enhances the frames of a run of super-resolution, and the fingerprint of what it does that by."""
     from difixcli.enhancement.runs import by_resolver
     from difixcli.priors.super_resolution.files import resolver_files
-    from difixcli.priors.super_resolution.opening import open_super_resolver
 
     name, operator = asked["resolver"], asked["operator"]
-    resolver = open_super_resolver(name, asked["upscale"], operator, device, update=asked["update"])
+    resolver = _opened(name, asked["upscale"], operator, device, asked["update"])
     found = fingerprint(resolver_files(name))
     return by_resolver(resolver, operator, seed), {"super-resolver": found}
+
+
+def _opened(name: str, factor: int, operator: Operator, device: str, update: Update = "posterior") -> SuperResolver:
+    """A super-resolver that shows how far it is in a large image."""
+    from difixcli.priors.super_resolution.opening import open_super_resolver
+
+    resolver = open_super_resolver(name, factor, operator, device, update=update)
+    resolver.tile_done = console.tile_done
+    return resolver
 
 
 def enlarge(
@@ -209,20 +219,20 @@ def enlarge(
     """Make images larger, each by itself."""
     from difixcli.enhancement.enlarge import enlarge_images
     from difixcli.frames.pictures import listed_images
-    from difixcli.priors.super_resolution.files import resolver_files
+    from difixcli.priors.super_resolution.files import check_resolver, resolver_files
     from difixcli.scenes.unposed import is_video
 
     if is_video(source):
         raise InputError(f"{source} is a video; make its frames images first.")
     folder = output or folder_beside(source, "large")
-    files = list(listed_images(source, folder, size))
+    sizes = listed_images(source, folder, size)
+    files = list(sizes)
     name = name or "bundled"
+    check_resolver(name)
     factor = upscale or UPSCALE
+    tell_slow(sizes, factor)
     on, _ = pick_device(device)
-
-    from difixcli.priors.super_resolution.opening import open_super_resolver
-
-    resolver = open_super_resolver(name, factor, "area", on)
+    resolver = _opened(name, factor, "area", on)
     weights = resolver_files(name)
     arguments = {"source": source.absolute(), "upscale": factor, "sr": name, "size": size, "seed": seed}
     inputs = {"source": fingerprint(files), "super-resolver": fingerprint(weights)}

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from difixcli import console
 from difixcli.cli.distilling import Distilled, absolute, held, method_asked, recorded, settings_of, told
-from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, size_of, split_input
+from difixcli.cli.inputs import (
+    check_model,
+    files_read,
+    open_scene,
+    pick_device,
+    scene_inputs,
+    size_of,
+    split_input,
+)
 from difixcli.cli.outputs import announce
 from difixcli.cli.view_diffusion import MOST, few_photos_rule
 from difixcli.errors import InputError
@@ -27,6 +35,7 @@ def check_filmed(request: DistillRequest) -> None:
     from difixcli.distillation.settings import check_trust
 
     check_frames(request.frames)
+    check_model(request.video, "video")
     if request.points not in (None, NO_CLOUD):
         from difixcli.point_maps.files import check_points
 

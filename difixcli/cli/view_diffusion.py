@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from difixcli import console
 from difixcli.cli.distilling import Distilled, absolute, held, method_asked, recorded, settings_of, start_files, told
-from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, scene_spec, size_of, split_input
+from difixcli.cli.inputs import (
+    files_read,
+    open_scene,
+    pick_device,
+    scene_inputs,
+    scene_spec,
+    size_of,
+    split_input,
+)
 from difixcli.cli.options import Device
 from difixcli.cli.outputs import announce, beside_others, folder_beside
 from difixcli.errors import InputError
@@ -140,12 +148,15 @@ def novel_views(
     as_json: bool,
 ) -> None:
     """Render views from the networks alone: the split's test views, a path's, or a file's."""
+    from difixcli.priors.view_diffusion.files import check_view_diffusion
     from difixcli.scenes import check_rule, check_scene, make_split, make_trajectory
     from difixcli.scenes.camera_files import read_cameras
     from difixcli.scenes.sparse_views import check_sparse_views
     from difixcli.scenes.trajectories import check_trajectory, path_world_note
 
     check_scene(source)
+    if network is not None:
+        check_view_diffusion(network)
     if split is not None:
         check_rule(split)
     if trajectory is not None and camera is not None:

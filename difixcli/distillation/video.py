@@ -47,6 +47,7 @@ from difixcli.scenes.scene import Camera, Scene, Split
 from difixcli.wording import counted
 
 _MAPS = "maps.npz"
+_LITTLE = 0.2  # of what photos show; where less is known, films did worse than photos alone
 _PERCEPTUAL = {"cpu": 0.1, "gpu": 0.5}
 
 
@@ -114,9 +115,17 @@ class Filmed(FewPhotos):
                 write_maps(part, known, [self.scene.frames[i].name for i in self.split.train])
         # from disk, so that a run that was stopped goes on with the very same points
         maps = point_mapper(str(file), self._own, self.split.train).maps(photos, cameras)
+        share = float(np.mean([(one.confidence >= TRUSTED).mean() for one in maps]))
+        # a cloud of points alone covers few pixels wherever photos were taken
+        if share < _LITTLE and not self._filming.points.lower().endswith(".ply"):
+            self._say(
+                f"Warning: the photos hardly overlap: only {share:.0%} of what they show is known, and the films fill "
+                "in the rest. Take photos a smaller step apart, train on more of them (--views K, --split groups:K), "
+                "or give --points FILE of a program that needs less overlap."
+            )
         cloud = cloud_of(maps, photos)
         if not (self.folder / CLOUD / "cloud.ply").is_file():
-            self._write_cloud(cloud, maps)
+            self._write_cloud(cloud, maps, share)
         self._ways.points, self._ways.colors = cloud.points, cloud.colors.astype(np.float32) / 255
         return seeded(self._own, cloud, self.split.train)
 
@@ -132,7 +141,7 @@ class Filmed(FewPhotos):
         ways.size = (round(width * scale), round(height * scale))
         return [(ways.photo(i), ways.camera(i), ways.mask(i)) for i in self.split.train]
 
-    def _write_cloud(self, cloud: Cloud, maps: Sequence[PointMap]) -> None:
+    def _write_cloud(self, cloud: Cloud, maps: Sequence[PointMap], share: float) -> None:
         folder = self.folder / CLOUD
         if not len(cloud.points):
             raise InputError(
@@ -147,8 +156,7 @@ class Filmed(FewPhotos):
         to_file = np.linalg.inv(self.scene.source_to_world)
         with atomic(folder / "cloud.ply") as part:
             write_points(part, transform_points(to_file, cloud.points), cloud.colors)
-        known_share = float(np.mean([(one.confidence >= TRUSTED).mean() for one in maps]))
-        self._say(f"Point cloud: {len(cloud.points):,} points; {known_share:.0%} of what the photos show is known")
+        self._say(f"Point cloud: {len(cloud.points):,} points; {share:.0%} of what the photos show is known")
 
 
 def own_terms(images: bool, preset: str) -> dict[str, float]:

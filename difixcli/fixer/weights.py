@@ -26,6 +26,7 @@ from torch import Tensor
 
 from difixcli.errors import InputError, near, out_of_memory, short, unknown
 from difixcli.fixer.network import ADAPTER, LORA_ALPHA, SKIP_INIT, FixerConfig, FixerNetwork
+from difixcli.model_folders import FORMATS, beside, check_kind
 from difixcli.runs import read_json, unreadable
 from difixcli.shapes import built
 from difixcli.tensor_files import read_pickled, read_safetensors, write_network
@@ -37,7 +38,7 @@ SD_TURBO = "stabilityai/sd-turbo"
 # the hub's names worth suggesting, and how many references each was trained with
 GEOQUERY = "DIG-UESTC/GeoQuery"
 HUB_NAMES = {"nvidia/difix": 0, "nvidia/difix_ref": 1, SD_TURBO: 1, GEOQUERY: 1}
-FORMAT = "difixcli-fixer-1"
+FORMAT = FORMATS["fixer"]
 NVIDIA_LICENCE = (
     "NVIDIA's licence for Difix weights allows non-commercial research and evaluation only "
     "(these weights are in the layout Difix is released in)"
@@ -108,12 +109,10 @@ def load_network(
     if looks_like_hub_name(str(name_or_path)):
         name = str(name_or_path)
         return _load_folder(download(name, revision, token, cache_dir), HUB_NAMES.get(name, 1), token, cache_dir)
-    known = ["bundled", *HUB_NAMES]
-    siblings = [p.name for p in path.parent.iterdir() if (p / "config.json").is_file()] if path.parent.is_dir() else []
     raise unknown(
         "fixer",
         str(name_or_path),
-        [*known, *siblings],
+        ["bundled", *HUB_NAMES, *beside(path, "fixer")],
         "Give bundled, the folder of a fixer, a .pkl of a release's trainer or a name on the Hugging Face hub.",
     )
 
@@ -203,6 +202,7 @@ def _holds_geometry(path: Path) -> bool:
 def _load_own(folder: Path) -> FixerNetwork:
     values = _read_config(folder / "config.json")
     if values.pop("format", None) != FORMAT:
+        check_kind(folder, "fixer")
         raise InputError(f"{folder / 'config.json'} is not a fixer's configuration; give a folder this program wrote.")
     config = built(FixerConfig, values, folder / "config.json", "update difixcli")
     source = folder / "model.safetensors"

@@ -15,7 +15,7 @@ from difixcli.errors import InputError, unknown
 from difixcli.reconstruction.methods import has_gaussians, method_config
 from difixcli.reconstruction.overrides import OWN_SETTINGS, apply_overrides, read_own_settings
 from difixcli.reconstruction.patches import quiet, read_in_process
-from difixcli.reconstruction.presets import Extent, apply_preset, has_bounded_field, most_gaussians
+from difixcli.reconstruction.presets import PRESETS, Extent, apply_preset, has_bounded_field, most_gaussians
 from difixcli.scenes.scene import Camera
 from difixcli.torchvision_cure import cure
 
@@ -67,8 +67,7 @@ def configure(recipe: Recipe, folder: Path) -> Any:
         if hasattr(config.pipeline.datamanager, "train_cameras_sampling_seed"):
             # whole images are drawn by a generator of their own, rays by the global ones
             config.pipeline.datamanager.train_cameras_sampling_seed = recipe.seed % 2**32
-        settings = [override for override in recipe.overrides if override.partition("=")[0] not in OWN_SETTINGS["cpu"]]
-        apply_overrides(config, settings, recipe.method)
+        _apply_nerfstudios(config, recipe.overrides, recipe.method)
         _use_dataset(config, folder / "scene", recipe.box or recipe.far)
     own_settings(recipe)
     config.machine.device_type = recipe.device
@@ -134,6 +133,31 @@ def reads_depth(config: Any) -> bool:
         for generic in getattr(base, "__orig_bases__", ()):
             declared += typing.get_args(generic)
     return any(isinstance(kind, type) and issubclass(kind, DepthDataset) for kind in declared)
+
+
+def check_settings(method: str, overrides: Sequence[str]) -> None:
+    """Raises InputError for a method that cannot train here, and for settings of nerfstudio's that it has with no
+    preset; what only a scene can tell is not looked at.
+    """
+    cure()
+    faults = []
+    for preset in PRESETS:
+        config: Any = method_config(method)
+        with quiet():  # neither the length nor the number of photos changes which fields there are
+            apply_preset(config, preset, 1000, "cuda", None, 10)
+        try:
+            _apply_nerfstudios(config, overrides, method)
+        except InputError as fault:
+            faults.append(fault)
+        else:
+            return
+    raise faults[0]
+
+
+def _apply_nerfstudios(config: Any, overrides: Sequence[str], method: str) -> None:
+    """Set what is nerfstudio's of the overrides."""
+    settings = [override for override in overrides if override.partition("=")[0] not in OWN_SETTINGS["cpu"]]
+    apply_overrides(config, settings, method)
 
 
 def own_settings(recipe: Recipe) -> dict[str, Any]:

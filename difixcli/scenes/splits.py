@@ -81,7 +81,8 @@ def make_split(scene: Scene, rule: str, need_test: bool = True) -> Split:
       without, it may stand anywhere in the name (`names:_train_`).
     - `camera:ID` or `camera:ID,ID`: the frames of those cameras train, the others are targets.
     - `file:JSON`: `{"train": [names], "test": [names]}`, `test` defaulting to all others; names may be whole or the
-      file's name. The path is relative to the current folder or, failing that, to the scene's.
+      file's name. The path is relative to the current folder or, failing that, to the scene's; `file:split.json` is
+      the scene's own, where it has one.
     - `own`: as the scene's file says: `train_filenames` and `test_filenames` (failing that, `val_filenames`) of a
       transforms.json, or `transforms_train.json` beside `transforms_test.json` (failing that, `transforms_val.json`).
     - `all`: every frame trains; there are no targets.
@@ -297,7 +298,8 @@ def _by_camera(scene: Scene, argument: str, rule: str) -> tuple[list[int], list[
 
 def _from_file(scene: Scene, argument: str) -> tuple[list[int], list[int]]:
     path = Path(argument)
-    if not path.is_file():
+    # a scene's own split is called so in a run's record: no file that lies where a command is given takes its place
+    if (argument == SPLIT_FILE and (scene.root / argument).is_file()) or not path.is_file():
         path = scene.root / argument
     if not path.is_file():
         raise InputError(f"The split file {argument} exists neither here nor in {scene.root}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from difixcli.errors import InputError, unknown
+from difixcli.model_folders import beside, check_kind
 
 X4_UPSCALER = "stabilityai/stable-diffusion-x4-upscaler"
 # What spandrel's library reads without running what a file says; .pt may be a program.
@@ -25,7 +26,10 @@ def resolver_files(name: str | Path) -> list[Path]:
 def check_resolver(name: str) -> None:
     """Raises InputError for a path that holds no super-resolver, as far as that can be told without importing torch."""
     path = Path(name).expanduser()
-    if name == "bundled" or (path / "config.json").is_file():
+    if name == "bundled":
+        return
+    check_kind(path, "super-resolver")
+    if (path / "config.json").is_file():
         return
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
@@ -42,12 +46,12 @@ def check_resolver(name: str) -> None:
 
 def no_resolver(name: str) -> InputError:
     """The error for a name that means no super-resolver."""
-    folder = Path(name).expanduser().parent
-    beside = [p.name for p in folder.iterdir() if p.suffix in SUFFIXES] if folder.is_dir() else []
+    path = Path(name).expanduser()
+    files = [p.name for p in path.parent.iterdir() if p.suffix in SUFFIXES] if path.parent.is_dir() else []
     return unknown(
         "super-resolver",
         name,
-        ["bundled", X4_UPSCALER, *beside],
+        ["bundled", X4_UPSCALER, *files, *beside(path, "super-resolver")],
         "Give bundled, a file that spandrel reads (.pth, .safetensors), the folder of a super-resolver or a name on "
         "the Hugging Face hub.",
     )

@@ -19,7 +19,7 @@ from difixcli.errors import InputError, out_of_memory
 from difixcli.fixer.weights import prompt_embedding
 from difixcli.images import Operator, agreeing, enlarged
 from difixcli.priors.super_resolution.enlargement import Update
-from difixcli.priors.super_resolution.resolver import State, check_render
+from difixcli.priors.super_resolution.resolver import State, TileDone, check_render, untold
 from difixcli.priors.super_resolution.schedule import (
     PREDICTIONS,
     Prediction,
@@ -141,6 +141,7 @@ class LatentDiffusion:
         noise_level: int = NOISE_LEVEL,
     ) -> None:
         self.factor, self.device, self.steps_alone, self.takes_renders = upscaler.factor, device, True, False
+        self.tile_done: TileDone = untold
         self._upscaler, self._operator, self._update, self._eta = upscaler, operator, update, eta
         if not 0 <= eta <= 1:
             raise ValueError(f"eta goes from 0 to 1, not {eta}")
@@ -247,7 +248,7 @@ class LatentDiffusion:
 
         height, width = x.shape[-2:]
         tiles = cut(height, width, self._tile, self._tile // 2, self._multiple)
-        return blended(tiles, made, height, width, gaussian)
+        return blended(tiles, made, height, width, gaussian, told=self.tile_done)
 
     @staticmethod
     def _padded(images: Tensor, multiple: int) -> Tensor:

@@ -23,12 +23,13 @@ from torch.nn import functional
 
 from difixcli.errors import InputError
 from difixcli.images import enlarged
+from difixcli.model_folders import FORMATS, check_kind
 from difixcli.priors.super_resolution.files import BUNDLED
 from difixcli.runs import read_json
 from difixcli.shapes import built
 from difixcli.tensor_files import read_weights, write_network
 
-FORMAT = "difixcli-super-resolution-1"
+FORMAT = FORMATS["super-resolver"]
 _BRANCH_SCALE = 0.1  # of a block's branch at the start, as EDSR scales its residuals
 
 
@@ -152,6 +153,7 @@ class SuperResolutionNetwork(nn.Module):
     def _configured(cls, path: Path) -> SuperResolutionNetwork:
         values: Any = read_json(path)
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            check_kind(path.parent, "super-resolver")
             raise InputError(f"{path} is not a super-resolver's configuration; give a folder this program wrote.")
         return cls(built(SuperResolutionConfig, values, path, "update difixcli"))
 

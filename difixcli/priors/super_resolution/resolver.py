@@ -7,6 +7,7 @@ begins from. What lies between two calls is in the state alone, so that a stoppe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from difixcli.images import Operator, reduced
@@ -14,6 +15,8 @@ from difixcli.images import Operator, reduced
 if TYPE_CHECKING:  # importing torch takes long
     from torch import Tensor
 
+TileDone = Callable[[int, int], None]
+"""Called after each of an image's tiles, with how many of how many are done."""
 State = dict[str, "Tensor"]
 """What a super-resolver knows of one photo between two calls: tensors by name, on the CPU."""
 
@@ -25,12 +28,14 @@ class SuperResolver(Protocol):
     Photos are (1, 3, h, w), large images and renders (1, 3, h · factor, w · factor), float32 in [0, 1], on `device`.
     `steps_alone` says whether an image without any scene, too, takes all rounds, each from the last one's estimate;
     `takes_renders` whether an estimate looks at the last render itself, so that it is worth waiting for the first.
+    `tile_done` is called where an image has several tiles.
     """
 
     factor: int
     device: str
     steps_alone: bool
     takes_renders: bool
+    tile_done: TileDone
 
     def begin(self, photo: Tensor, rounds: int, seed: int) -> State:
         """The state before the first of `rounds` estimates; noise follows from `seed` alone."""
@@ -63,6 +68,10 @@ def by_itself(resolver: SuperResolver, photo: Tensor, rounds: int, seed: int) ->
     for _ in range(rounds - 1 if resolver.steps_alone else 0):
         image, state = resolver.estimate(photo, resolver.advance(photo, state, image))
     return image
+
+
+def untold(done: int, total: int) -> None:
+    """The `tile_done` of a super-resolver whose tiles nobody asked about."""
 
 
 def check_render(photo: Tensor, render: Tensor, factor: int) -> None:

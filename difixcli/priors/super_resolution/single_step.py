@@ -14,7 +14,7 @@ from torch import Tensor
 
 from difixcli.errors import InputError
 from difixcli.images import Operator, agreeing
-from difixcli.priors.super_resolution.resolver import State, check_render
+from difixcli.priors.super_resolution.resolver import State, TileDone, check_render, untold
 from difixcli.priors.super_resolution.tiles import Tile, blended, cut, trapezoid
 
 Network = Callable[[Tensor, Tensor | None], Tensor]
@@ -42,6 +42,7 @@ class SingleStep:
         if tile % _MULTIPLE or tile <= OVERLAP:
             raise ValueError(f"tiles have a multiple of {_MULTIPLE} pixels and more than {OVERLAP}, not {tile}")
         self.factor, self.device, self.steps_alone, self.takes_renders = factor, device, False, takes_renders
+        self.tile_done: TileDone = untold
         self._network, self._operator, self._tile = network, operator, tile
 
     def begin(self, photo: Tensor, rounds: int, seed: int) -> State:
@@ -87,7 +88,7 @@ class SingleStep:
         height, width = photo.shape[-2:]
         tiles = cut(height, width, self._tile, OVERLAP, _MULTIPLE)
         weigh = trapezoid(OVERLAP * self.factor, MARGIN * self.factor)
-        image = blended(tiles, made, height, width, weigh, self.factor)
+        image = blended(tiles, made, height, width, weigh, self.factor, told=self.tile_done)
         if not bool(torch.isfinite(image).all()):
             raise InputError("The super-resolver's images hold values that are not numbers; give undamaged weights.")
         return image

@@ -43,16 +43,24 @@ def cut(height: int, width: int, side: int, overlap: int, multiple: int) -> list
 
 
 def blended(
-    tiles: list[Tile], made: Callable[[Tile], Tensor], height: int, width: int, weigh: Weigh, factor: int = 1
+    tiles: list[Tile],
+    made: Callable[[Tile], Tensor],
+    height: int,
+    width: int,
+    weigh: Weigh,
+    factor: int = 1,
+    *,
+    told: Callable[[int, int], None],
 ) -> Tensor:
     """What is `made` of each tile, (B, C, h · factor, w · factor), put together: (B, C, height · factor, …).
 
-    A single tile is given back as it was made.
+    A single tile is given back as it was made; after each of several `told` is called with how many of how many are
+    done.
     """
     if len(tiles) == 1:
         return made(tiles[0])
     total = weight = None
-    for tile in tiles:
+    for done, tile in enumerate(tiles, start=1):
         image = made(tile)
         weights = _weights(tile, height, width, weigh, factor).to(image)
         if total is None or weight is None:
@@ -60,6 +68,7 @@ def blended(
             weight = image.new_zeros(height * factor, width * factor)
         tile.of(total, factor).add_(image * weights)
         tile.of(weight, factor).add_(weights)
+        told(done, len(tiles))
     assert total is not None and weight is not None
     return total / weight
 

@@ -17,13 +17,14 @@ from torch import Tensor
 from difixcli.errors import InputError, out_of_memory
 from difixcli.fixer.network import FixerConfig, FixerNetwork
 from difixcli.fixer.weights import load_network, local_files, looks_like_hub_name
+from difixcli.model_folders import FORMATS
 from difixcli.priors.video.network import FilmConfig, FilmNetwork, film_state
 from difixcli.priors.video.structure import StructureConfig
 from difixcli.runs import read_json, write_json
 from difixcli.shapes import built
 from difixcli.tensor_files import read_weights, write_tensors
 
-FORMAT = "difixcli-video-1"
+FORMAT = FORMATS["video"]
 BUNDLED = Path(__file__).parent / "bundled"
 CONFIG, WEIGHTS, FIXER = "config.json", "model.safetensors", "fixer.json"
 

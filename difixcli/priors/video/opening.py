@@ -8,6 +8,7 @@ import torch
 
 from difixcli.errors import InputError, unknown
 from difixcli.fixer.weights import looks_like_hub_name
+from difixcli.model_folders import beside, check_kind
 from difixcli.priors.video.files import is_ours
 from difixcli.priors.video.span import VideoModel
 
@@ -30,18 +31,19 @@ def open_video_model(name: str | Path, *, device: str = "cpu", dtype: torch.dtyp
         return FixerFilm.from_pretrained(name, device, dtype)
     if path.is_dir():
         if (path / "model_index.json").is_file():
+            check_kind(path, "video")
             return open_published(path, str(name), device, dtype)
+        check_kind(path, "video")
         raise InputError(
             f"{path} is not a video model: it has neither the config.json that difix finetune --task video writes nor "
             "the model_index.json of a published one."
         )
     if looks_like_hub_name(str(name)):
         return open_published(None, str(name), device, dtype)
-    beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
     raise unknown(
         "video model",
         str(name),
-        ["bundled", WAN, SVD, *beside],
+        ["bundled", WAN, SVD, *beside(path, "video")],
         "Give bundled, a folder that difix finetune --task video wrote, or a published model's folder or name on the "
         "Hugging Face hub.",
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from difixcli.errors import InputError
+from difixcli.errors import InputError, unknown
+from difixcli.model_folders import beside, check_kind
 
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -18,13 +19,23 @@ def view_diffusion_files(name: str | Path) -> list[Path]:
 def check_view_diffusion(name: str | Path) -> None:
     """Raises InputError for a name that means no view-conditioned diffusion model here."""
     if len(view_diffusion_files(name)) == 2:
+        check_kind(Path(name).expanduser(), "view-diffusion")
         return
     if str(name) == "bundled":
         raise InputError(
             "No trained view-conditioned diffusion model comes with this version; train one with difix finetune SCENES "
             "--task view-diffusion --base scratch, and name its folder with --view-diffusion."
         )
+    folder = Path(name).expanduser()
+    if not folder.exists():
+        raise unknown(
+            "view-conditioned diffusion model",
+            str(name),
+            beside(folder, "view-diffusion"),
+            "Name a folder that difix finetune --task view-diffusion wrote.",
+        )
+    check_kind(folder, "view-diffusion")
     raise InputError(
-        f"{Path(name).expanduser()} holds no view-conditioned diffusion model (config.json and model.safetensors); "
+        f"{folder} holds no view-conditioned diffusion model (config.json and model.safetensors); "
         "name a folder that difix finetune --task view-diffusion wrote."
     )

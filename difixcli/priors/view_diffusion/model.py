@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difixcli.errors import InputError
+from difixcli.model_folders import FORMATS, check_kind
 from difixcli.priors.view_diffusion.denoising import NoiseSchedule, Sampler, denoised
 from difixcli.priors.view_diffusion.epipolar import EpipolarConfig, EpipolarRender, EpipolarTransformer
 from difixcli.priors.view_diffusion.files import BUNDLED, check_view_diffusion
@@ -28,7 +29,7 @@ from difixcli.shapes import built
 from difixcli.tensor_files import read_weights, write_network
 from difixcli.torchvision_cure import cure
 
-FORMAT = "difixcli-view-diffusion-1"
+FORMAT = FORMATS["view-diffusion"]
 
 
 @dataclass(frozen=True)
@@ -319,6 +320,7 @@ def new_small_view_diffusion(seed: int = 0, **shape: Any) -> ViewDiffusion:
 def _configured(path: Path) -> ViewDiffusionConfig:
     values: Any = read_json(path)
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+        check_kind(path.parent, "view-diffusion")
         raise InputError(
             f"{path} is not a view-conditioned diffusion model's configuration; give a folder this program wrote."
         )
