@@ -18,8 +18,8 @@ SVD = "stabilityai/stable-video-diffusion-img2vid-xt"
 def open_video_model(name: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> VideoModel:
     """The video model that a name means, on a device, its networks frozen.
 
-    Without a `dtype` a published model has bfloat16 on a GPU, as fixers that are shown raw photos have, and everything
-    else single precision: a blend of pixels needs their eight bits, and more.
+    Without a `dtype` a published model has on a GPU the half precision that it was published for, as fixers that are
+    shown raw photos have, and everything else single precision: a blend of pixels needs their eight bits, and more.
 
     `bundled`; a folder that `difix finetune --task video` wrote; a published model in diffusers' layout (see
     `published`): its folder, or its name on the Hugging Face hub, from the cache or the network. Raises InputError for
@@ -31,7 +31,6 @@ def open_video_model(name: str | Path, *, device: str = "cpu", dtype: torch.dtyp
     path = Path(name).expanduser()
     if str(name) == "bundled" or (path.is_dir() and is_ours(path)):
         return FixerFilm.from_pretrained(name, device, dtype or torch.float32)
-    dtype = dtype or (torch.bfloat16 if device == "cuda" else torch.float32)
     if path.is_dir():
         if (path / "model_index.json").is_file():
             return open_published(path, str(name), device, dtype)
