@@ -227,7 +227,8 @@ def test_many_frames_need_no_more_memory_than_few(tmp_path: Path) -> None:
         for count in (6, 60)
     )
     frame = 120 * 160 * 3 * 4
-    assert many < few + frame and many < 12 * frame
+    # how full the queues are when there are few depends on which thread gets the processor
+    assert many < few + 5 * frame and many < 12 * frame
     assert len(list((tmp_path / "60").glob("*.png"))) == 60
 
 
