@@ -494,7 +494,8 @@ def read_image(path: Openable, alpha: bool = False, upright: bool = False) -> np
             pixels = np.repeat(np.clip(grey, 0, 1)[..., None], 3, axis=2)
         else:
             transparent = "A" in image.getbands() or "transparency" in image.info
-            pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"), dtype=np.float32) / 255
+            pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"), dtype=np.float32)
+            pixels /= 255  # in place: of a large image each copy counts
     if pixels.shape[2] == 3:
         return np.pad(pixels, ((0, 0), (0, 0), (0, 1)), constant_values=1) if alpha else pixels
     return pixels if alpha else pixels[..., :3] * pixels[..., 3:]

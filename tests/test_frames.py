@@ -22,7 +22,7 @@ from difixcli.fixer.tiling import Window
 from difixcli.frames.marks import marks
 from difixcli.frames.pictures import Picture
 from difixcli.frames.pipeline import FrameOptions, FramePipeline
-from difixcli.frames.stages import Behind, Pace, carried
+from difixcli.frames.stages import Behind, Pace, carried, read_ahead
 from difixcli.frames.writing import Clean, Shot, write_frames
 from difixcli.images import as_planes, averaged, fitted, flow, flows, resized_to
 from difixcli.runs import read_image
@@ -72,6 +72,49 @@ def test_little_is_ahead_and_little_behind(pace: Pace) -> None:
 
     assert len(list(carried(range(60), prepare, twice, write, pace))) == 60
     assert most <= 3 * pace.batch + pace.readers + pace.writers
+
+
+@pytest.mark.parametrize("pace", PACES)
+def test_the_next_is_drawn_while_this_is_worked_on(pace: Pace) -> None:
+    """As a video's frames, which are decoded as they are drawn; and none is drawn long before its turn."""
+    begun, most = threading.Event(), 0
+    done: list[int] = []
+
+    def source() -> Iterator[int]:
+        nonlocal most
+        for number in range(40):
+            if number == 3:
+                assert begun.wait(20), "nothing is worked on while an item is drawn"
+            most = max(most, number - len(done))
+            yield number
+
+    def work(batch: list[tuple[int, int]]) -> list[int]:
+        if batch[-1][0] == 2:
+            begun.set()
+        done.extend(number for number, _ in batch)
+        return twice(batch)
+
+    assert len(list(carried(source(), lambda n: n, work, lambda i, p, made: made, pace))) == 40
+    assert most <= 2 * pace.batch + pace.readers
+
+
+def test_what_is_read_ahead_comes_in_order_and_errors_at_their_turn() -> None:
+    def read(number: int) -> int:
+        if number == 3:
+            raise InputError("number 3")
+        return 2 * number
+
+    def source(end: int) -> Iterator[int]:
+        yield from range(end)
+        raise InputError("the video ends here")
+
+    for end, told, count in ((9, "number 3", 3), (2, "ends here", 2)):
+        seen = []
+        with pytest.raises(InputError, match=told):
+            for item, found in read_ahead(source(end), read):
+                seen.append((item, found))
+        assert seen == [(i, 2 * i) for i in range(count)]
+    assert not [t for t in threading.enumerate() if t.name.startswith("read") and t.is_alive()]
 
 
 @pytest.mark.parametrize("pace", PACES)
@@ -184,7 +227,8 @@ def test_many_frames_need_no_more_memory_than_few(tmp_path: Path) -> None:
         for count in (6, 60)
     )
     frame = 120 * 160 * 3 * 4
-    assert many < few + frame and many < 12 * frame
+    # how full the queues are when there are few depends on which thread gets the processor
+    assert many < few + 5 * frame and many < 12 * frame
     assert len(list((tmp_path / "60").glob("*.png"))) == 60
 
 

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
+from pretend_cuda import pretend_cuda
 from test_video_prior import span
+from torch import nn
 
 from difixcli.errors import InputError
 from difixcli.images import resized
@@ -178,6 +181,48 @@ def test_stable_video_diffusion_is_filmed_from_both_ends(folders: Path, svd_pipe
     other.photos[1] = 1 - other.photos[1]
     apart = np.abs(model.film(other, 3) - made).mean(axis=(1, 2, 3))
     assert apart[-1] > apart[0] and apart.min() > 0
+
+
+@pytest.mark.parametrize(
+    "name, used",
+    [
+        ("wan", {"transformer": torch.bfloat16, "text_encoder": torch.bfloat16, "vae": torch.float32}),
+        ("svd", {"unet": torch.float16, "image_encoder": torch.float16, "vae": torch.float16}),
+    ],
+)
+def test_on_a_gpu_they_compute_in_half_precision(
+    folders: Path, name: str, used: dict[str, torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the half precision that its makers use; the same film, but for what that rounds."""
+
+    def evenly_timed(film: PublishedFilm) -> PublishedFilm:
+        """Without times of logarithms, which a device that is pretended cannot read."""
+        if name == "svd":
+            before = film.pipeline.scheduler
+            film.pipeline.scheduler = type(before).from_config(before.config, timestep_type="discrete")
+        return PublishedFilm(film.pipeline, AREA, STEPS)
+
+    shown = span(4)
+    single = evenly_timed(small(folders / name)).film(shown, 3)
+    seen: dict[str, set[torch.dtype]] = {}
+    with monkeypatch.context() as patched:  # transformers reads no weights where the device is pretended
+        patched.setattr(DiffusionPipeline, "to", lambda pipeline, device: pipeline)
+        found = open_video_model(folders / name, device="cuda")
+    assert isinstance(found, PublishedFilm)
+    with pretend_cuda():
+        found.pipeline.to("cuda")
+        for part in used:
+            for layer in getattr(found.pipeline, part).modules():
+                if isinstance(layer, (nn.Linear, nn.Conv2d, nn.Conv3d)):
+                    layer.register_forward_pre_hook(
+                        lambda layer, given, part=part: seen.setdefault(part, set()).add(given[0].dtype)
+                    )
+        monkeypatch.setattr(type(found.pipeline), "_execution_device", torch.device("cuda"))
+        made = evenly_timed(found).film(shown, 3)
+    for part, dtype in used.items():
+        assert dtype in seen[part] <= {dtype, torch.float32}  # of Wan's times, and of SVD's photos as they are encoded
+    assert made.dtype == np.float32 and made.shape == single.shape
+    assert 0 < np.abs(made - single).mean() < 0.02
 
 
 def test_ends_are_joined_by_their_places() -> None:

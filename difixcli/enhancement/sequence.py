@@ -13,6 +13,7 @@ import numpy as np
 
 from difixcli.enhancement.video import VideoWriter, side_by_side, sound_of, split_screen
 from difixcli.frames.pictures import SMALLEST, shrunk
+from difixcli.frames.stages import read_ahead
 from difixcli.frames.writing import Shot
 from difixcli.runs import Progress, read_image, read_json, write_json
 
@@ -91,13 +92,16 @@ def make_film(
         timed = source if film.fps is None else None
         clock = (timed.time_base, timed.path) if timed else ()
         videos = {name: stack.enter_context(VideoWriter(file, wanted["fps"], *clock)) for name, file in files.items()}
-        for number, shot in enumerate(shots()):
-            after = read_image(output / f"{shot.name}.png")
+        compared = len(videos) > 1 or steadiness is not None
+
+        def read(shot: Shot) -> tuple[np.ndarray, np.ndarray | None]:
+            return read_image(output / f"{shot.name}.png"), shot.before() if compared else None
+
+        for number, (shot, (after, before)) in enumerate(read_ahead(shots(), read)):
             moment = shot.moment if timed else None
             seconds = float(moment.start) if moment else number / wanted["fps"]
             videos[VIDEO].add(after, moment)
-            if len(videos) > 1 or steadiness is not None:
-                before = shot.before()
+            if before is not None:
                 if SIDE_BY_SIDE in videos:
                     videos[SIDE_BY_SIDE].add(side_by_side(before, after), moment)
                 if SPLIT_SCREEN in videos:

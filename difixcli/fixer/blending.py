@@ -72,22 +72,18 @@ class BlendHead(nn.Module):
             self.score.weight.mul_(0.3)  # small, not zero: Adam's first steps on a zero output blow the rest up
 
     def forward(self, images: Tensor, visibility: Tensor, features: Tensor, scores: list[Tensor]) -> Tensor:
-        """Images (B, 1+V, 3, H, W) in [0, 1], visibility (B, 1+V, 1, H, W), decoder features (B, F, H, W) and the
-        gates' scores, each (B, 1+V, 1, h, w) → blended (B, 3, H, W).
+        """Images (B, 1+V, 3, H, W) in [0, 1], visibility (B, 1+V, 1, H, W), decoder features on the coarser grid
+        (B, F·reduction², h, w) and the gates' scores, each (B, 1+V, 1, h', w') → blended (B, 3, H, W).
         """
         batch, views = images.shape[:2]
-        size = images.shape[-2:]
         images = fill_invisible(images, visibility)
-        render = images[:, :1]
-        mask = visibility.clone()
-        mask[:, 0] = 0.25  # the references' common opinion, and the render's where there is none
-        consensus = (images * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
-        small = (size[0] // self.reduction, size[1] // self.reduction)
-        wide = [F.interpolate(s.flatten(0, 1), small, mode="bilinear") for s in scores]
-        seen = torch.cat([images, (images - render).abs(), (images - consensus).abs(), visibility], dim=2)
-        seen = torch.cat([F.pixel_unshuffle(seen.flatten(0, 1), self.reduction), *wide], dim=1)
-        scene = torch.cat([render[:, 0], consensus[:, 0], visibility[:, 0], features], dim=1)
-        scene = self.from_scene(F.pixel_unshuffle(scene, self.reduction))
+        # what the convolutions are told, on their grid from the start: it is taken apart once
+        pixels, mask = (F.pixel_unshuffle(x, self.reduction) for x in (images, visibility))
+        render, consensus = pixels[:, :1], self._consensus(pixels, mask)
+        wide = [F.interpolate(s.flatten(0, 1), pixels.shape[-2:], mode="bilinear") for s in scores]
+        seen = [pixels, (pixels - render).abs(), (pixels - consensus).abs(), mask]
+        seen = torch.cat([*(part.flatten(0, 1) for part in seen), *wide], dim=1)
+        scene = self.from_scene(torch.cat([render[:, 0], consensus[:, 0], mask[:, 0], features], dim=1))
         hidden = self.from_view(seen).unflatten(0, (batch, views)) + scene[:, None]
         hidden = F.silu(self.mix(F.silu(hidden).flatten(0, 1)))
         score = F.pixel_shuffle(self.score(hidden), self.reduction).unflatten(0, (batch, views))
@@ -95,10 +91,20 @@ class BlendHead(nn.Module):
             None, :, :, None, None
         ]
         weights = torch.softmax(score + prior + log_mask(visibility), dim=1)
-        blended = torch.zeros_like(render[:, 0])
+        blended = torch.zeros_like(images[:, 0])
         for band, values in enumerate(split_bands(images)):
-            blended = blended + (weights[:, :, band : band + 1] * values).sum(1)
+            for view in range(views):
+                blended = blended.addcmul(weights[:, view, band : band + 1], values[:, view])
         return blended
+
+    def _consensus(self, pixels: Tensor, visibility: Tensor) -> Tensor:
+        """The references' common opinion, and the render's where there is none: (B, 1, 3·reduction², h, w) of views'
+        pixels (B, 1+V, 3·reduction², h, w) and visibility (B, 1+V, reduction², h, w).
+        """
+        mask = visibility.clone()
+        mask[:, 0] = 0.25
+        mask = mask.repeat(1, 1, 3, 1, 1)  # pixel by pixel of each colour
+        return (pixels * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
 
 
 def log_mask(visibility: Tensor) -> Tensor:
@@ -118,13 +124,12 @@ def fill_invisible(images: Tensor, visibility: Tensor) -> Tensor:
 
 def split_bands(images: Tensor) -> list[Tensor]:
     """Images (B, N, C, H, W) as frequency bands of the same shape, finest first; they add up to the images."""
-    batch = images.shape[0]
     size = images.shape[-2:]
     bands, above = [], images
+    flat = images.flatten(1, 2)  # twice as quick as three channels at a time
     for factor in BAND_FACTORS:
         small = (max(1, size[0] // factor), max(1, size[1] // factor))
-        low = F.interpolate(F.interpolate(images.flatten(0, 1), small, mode="area"), size, mode="bilinear")
-        low = low.unflatten(0, (batch, -1))
+        low = F.interpolate(F.interpolate(flat, small, mode="area"), size, mode="bilinear").view_as(images)
         bands.append(above - low)
         above = low
     return [*bands, above]

@@ -315,10 +315,11 @@ class FixerNetwork(nn.Module):
             chosen.append(blended)
             scores.append(score)
         decoded = self.decode(latents.unflatten(0, (batch, count))[:, 0], chosen)
-        decoded = F.pixel_shuffle(decoded, self.config.pixel_unshuffle)
         # 5. blend the views' pixels by weights, and add a little
-        residual = self.config.residual_limit * torch.tanh(decoded[:, :3])
-        return self.head(views, seen, F.silu(decoded[:, 3:]), scores) + residual
+        colors = 3 * self.config.pixel_unshuffle**2
+        residual = self.config.residual_limit * torch.tanh(decoded[:, :colors])
+        blended = self.head(views, seen, F.silu(decoded[:, colors:]), scores)
+        return blended + F.pixel_shuffle(residual, self.config.pixel_unshuffle)
 
     def encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(N, C, H, W), RGB in [-1, 1], → scaled latents (N, c, h, w), the mode of the encoder's Gaussian, and the

@@ -78,7 +78,7 @@ def register_photos(image: Tensor, photos: Iterable[np.ndarray]) -> RegisteredPh
 def _planes(pixels: np.ndarray, device: torch.device) -> Tensor:
     """(h, w, 3), uint8 or in [0, 1] → (3, h, w) in [0, 1]."""
     planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).to(device)
-    return planes.float() / 255 if pixels.dtype == np.uint8 else planes.float()
+    return planes.float().div_(255) if pixels.dtype == np.uint8 else planes.float()
 
 
 def _cut(photo: np.ndarray, found: Match, window: Window, device: torch.device) -> tuple[Tensor, Tensor]:

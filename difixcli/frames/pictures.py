@@ -37,6 +37,8 @@ def read_picture(path: Path, size: int | None = None) -> Picture:
 
     InputError when it is missing or broken.
     """
+    if not has_alpha(path):  # of a large image a fourth channel is a quarter more, and its colours would be there twice
+        return Picture(shrunk(read_image(path, upright=True), size))
     pixels = read_image(path, alpha=True, upright=True)
     if bool((pixels[..., 3] == 1).all()):
         return Picture(shrunk(np.ascontiguousarray(pixels[..., :3]), size))

@@ -220,8 +220,11 @@ def _as_bytes(planes: Tensor) -> Tensor:
     """(B, C, H, W) in [0, 1] → (B, H, W, C) uint8; what is no number is 0."""
     import torch
 
-    values = planes.float().nan_to_num(0, 0, 0).clamp_(0, 1).mul_(255).add_(0.5)
-    return values.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    pixels = torch.empty((planes.shape[0], *planes.shape[2:], planes.shape[1]), dtype=torch.uint8, device=planes.device)
+    for channel in range(planes.shape[1]):  # one by one: of a large image no second copy need be there
+        values = planes[:, channel].float().nan_to_num(0, 0, 0).clamp_(0, 1).mul_(255).add_(0.5)
+        pixels[..., channel] = values
+    return pixels
 
 
 def _sent(values: Tensor) -> Tensor:

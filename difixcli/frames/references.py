@@ -135,7 +135,10 @@ class ReferencePhotos:
             return resized_to(photo, size)
         if photo.shape[0] * photo.shape[1] > size[0] * size[1]:
             photo = resized_to(photo, size)
-        return (photo * 255 + 0.5).astype(np.uint8)
+        pixels = np.empty(photo.shape, np.uint8)
+        for row, values in zip(pixels, photo, strict=True):  # of a large photo no second copy need be there
+            row[:] = values * 255 + 0.5
+        return pixels
 
 
 class Photos:

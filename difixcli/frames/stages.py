@@ -97,37 +97,63 @@ def _waited(behind: deque[tuple[Item, Future[Result]]]) -> Iterator[tuple[Item, 
         yield item, future.result()
 
 
+def read_ahead(items: Iterable[Item], read: Callable[[Item], Prepared]) -> Iterator[tuple[Item, Prepared]]:
+    """Each item, in order, with what was read of it in a thread, one ahead of the caller.
+
+    An InputError of `read` or of `items` themselves is raised when it is that item's turn.
+    """
+    ended: list[InputError] = []
+    for item, found in _ahead(items, read, Pace(), ended):
+        if isinstance(found, InputError):
+            raise found
+        yield item, found
+        del item, found  # or they would be held while the next are waited for
+    if ended:
+        raise ended[0]
+
+
 def _ahead(
     items: Iterable[Item], prepare: Callable[[Item], Prepared], pace: Pace, ended: list[InputError]
 ) -> Iterator[tuple[Item, Prepared | InputError]]:
-    """Items in order, each with what `prepare` made of it, or its InputError; one that ends `items` goes to `ended`."""
-    source = iter(items)
-    pending: deque[tuple[Item, Future[Prepared]]] = deque()
-    readers = ThreadPoolExecutor(pace.readers, "read")
+    """Items in order, each with what `prepare` made of it, or its InputError; one that ends `items` goes to `ended`.
 
-    def begin() -> None:
+    Items are drawn in a thread, too, one after another: to draw the next frame of a video is to decode it.
+    """
+    source = iter(items)
+    pending: deque[Future[tuple[Item, Prepared | InputError] | None]] = deque()
+    drawing, readers = ThreadPoolExecutor(1, "read-next"), ThreadPoolExecutor(pace.readers, "read")
+
+    def drawn() -> list[Item]:
+        """The next item; none at the end."""
         try:
             for item in source:
-                pending.append((item, readers.submit(prepare, item)))
-                return
+                return [item]
         except InputError as error:  # those before it are whole
             ended.append(error)
+        return []
+
+    def prepared(turn: Future[list[Item]]) -> tuple[Item, Prepared | InputError] | None:
+        for item in turn.result():
+            try:
+                return item, prepare(item)
+            except InputError as error:
+                return item, error
+        return None
+
+    def begin() -> None:
+        pending.append(readers.submit(prepared, drawing.submit(drawn)))
 
     try:
         for _ in range(pace.readers + pace.batch - 1):
             begin()
-        while pending:
-            item, future = pending.popleft()
-            try:
-                done: Prepared | InputError = future.result()
-            except InputError as error:
-                done = error
-            del future
+        while (found := pending.popleft().result()) is not None:
             begin()
-            yield item, done
-            del done
+            yield found
+            del found  # or it would be held while the next is waited for
     finally:
+        drawing.shutdown(wait=False, cancel_futures=True)
         readers.shutdown(cancel_futures=True)
+        drawing.shutdown()  # a source that is still in use cannot be closed
 
 
 class Behind(Generic[Result]):

@@ -16,8 +16,11 @@ WAN = "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers"
 SVD = "stabilityai/stable-video-diffusion-img2vid-xt"
 
 
-def open_video_model(name: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> VideoModel:
+def open_video_model(name: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> VideoModel:
     """The video model that a name means, on a device, its networks frozen.
+
+    Without a `dtype` a published model has on a GPU the half precision that it was published for, as fixers that are
+    shown raw photos have, and everything else single precision: a blend of pixels needs their eight bits, and more.
 
     `bundled`; a folder that `difix finetune --task video` wrote; a published model in diffusers' layout (see
     `published`): its folder, or its name on the Hugging Face hub, from the cache or the network. Raises InputError for
@@ -28,7 +31,7 @@ def open_video_model(name: str | Path, *, device: str = "cpu", dtype: torch.dtyp
 
     path = Path(name).expanduser()
     if str(name) == "bundled" or (path.is_dir() and is_ours(path)):
-        return FixerFilm.from_pretrained(name, device, dtype)
+        return FixerFilm.from_pretrained(name, device, dtype or torch.float32)
     if path.is_dir():
         if (path / "model_index.json").is_file():
             check_kind(path, "video")

@@ -35,11 +35,18 @@ WAN, SVD = "WanImageToVideoPipeline", "StableVideoDiffusionPipeline"
 KNOWN = (WAN, SVD)
 # Pixels of a picture, as many as it was trained with at its smaller size: far fewer are noise to it.
 _AREA = {WAN: 480 * 832, SVD: 576 * 1024}
+# What they compute in on a GPU, as their makers show it. Wan's pictures are encoded and decoded in single precision.
+_HALF = {WAN: torch.bfloat16, SVD: torch.float16}
+_SINGLE = {WAN: ("vae", "image_encoder"), SVD: ()}
 _MOST_TOKENS = 512  # of the prompt, the pipeline's own number
 
 
-def open_published(folder: Path | None, name: str, device: str, dtype: torch.dtype) -> PublishedFilm:
+def open_published(
+    folder: Path | None, name: str, device: str = "cpu", dtype: torch.dtype | None = None
+) -> PublishedFilm:
     """The model in a folder of diffusers' layout, or (folder None) of a name on the hub, from its cache or the network.
+
+    Without a `dtype` it computes in half precision on a GPU, in the one that its makers use, and else in single.
 
     Raises InputError for one that is not there or damaged, of a kind that is not known, or not told the last photo.
     """
@@ -51,9 +58,11 @@ def open_published(folder: Path | None, name: str, device: str, dtype: torch.dty
     import diffusers
 
     source = str(folder or name)
+    dtype = dtype or (_HALF[kind] if device == "cuda" else torch.float32)
+    precision = {"default": dtype, **dict.fromkeys(_SINGLE[kind], torch.float32)}
     try:
         pipeline = getattr(diffusers, kind).from_pretrained(
-            source, torch_dtype=dtype, use_safetensors=True, local_files_only=folder is not None
+            source, torch_dtype=precision, use_safetensors=True, local_files_only=folder is not None
         )
     except Exception as error:  # diffusers, transformers and the hub raise whatever their parsers do
         if out_of_memory(error):
