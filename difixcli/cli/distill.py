@@ -236,6 +236,14 @@ def distill(
             rich_help_panel=FILM,
         ),
     ] = None,
+    confidence: Annotated[
+        bool,
+        typer.Option(
+            "--confidence",
+            help="Also write beside each fix, as NAME.confidence.png, what of it photos know (green: seen by a photo, "
+            "blue: agreed, red: invented).",
+        ),
+    ] = False,
     compare: Annotated[
         bool,
         typer.Option(
@@ -300,6 +308,7 @@ def distill(
             "--trust": trust is not None and prior != VIDEO,
             "--drop-below": drop_below is not None,
             "--no-guard": not guard,
+            "--confidence": confidence and prior != VIDEO,
         }
         # views are the photos' or between them, and films begin from the point cloud
         unheard["--targets"] = prior in (SUPER_RESOLUTION, VIDEO) and targets is not None
@@ -311,7 +320,7 @@ def distill(
             raise InputError(f"{said[0]} belongs to --prior {other}; name that, or leave it out.")
     request = Request(
         scene, method, split, targets, start, iterations, further, rounds, share, loss or [], from_round, compare, size,
-        seed, preset, device, settings or [], output, force, as_json,
+        seed, preset, device, settings or [], output, force, as_json, confidence,
     )  # fmt: skip
     if prior == VIEW_DIFFUSION:
         distill_few(request, view_diffusion, seek, denoise_steps, reuse, anneal)

@@ -121,6 +121,7 @@ def distill_fixes(request: Request, asked: Fixes) -> None:
         raised=preset_values.raised,
         guard=asked.guard,
         start=None if request.start is None else str(request.start.expanduser().absolute()),
+        confidence=request.confidence,
     )
     distillation = Distillation(loaded, chosen, plan)
     arguments = {
@@ -132,6 +133,8 @@ def distill_fixes(request: Request, asked: Fixes) -> None:
     }
     arguments["fixer"] = asked.fixer
     del arguments["enlargement"], arguments["seeking"], arguments["filming"]
+    if not plan.confidence:  # runs are known by it since it is there
+        del arguments["confidence"]
     paths = [Path(aim).expanduser() for aim in aims if aim.lower().endswith(".json")]
     inputs |= {str(path): fingerprint([path]) for path in paths}
     begun = start_files(request.start)

@@ -45,6 +45,7 @@ class Request:
     output: Path | None
     force: bool
     as_json: bool
+    confidence: bool
 
 
 def method_asked(request: Request) -> str:

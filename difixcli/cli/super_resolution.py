@@ -175,7 +175,8 @@ def _check_reduction(terms: Mapping[str, float], enlargement: Enlargement) -> No
 def _arguments(plan: Settings, request: Request, size: int | None, rule: str) -> dict[str, Any]:
     """What a run is known by."""
     kept = {**vars(plan), "schedule": vars(plan.schedule), "enlargement": asdict(plan.enlargement)}  # type: ignore[arg-type]
-    for name in ("targets", "references", "trust", "drop_below", "guard", "seeking", "filming"):  # of other priors
+    others = ("targets", "references", "trust", "drop_below", "guard", "seeking", "filming", "confidence")
+    for name in others:
         del kept[name]
     return {**kept, "scene": scene_spec(request.scene), "size": size, "split": rule}
 

@@ -85,6 +85,7 @@ def distill_filmed(
         raised=RAISED,
         guard=False,
         filming=filming,
+        confidence=request.confidence,
     )
     made = Filmed(loaded, split, plan)
     for camera in {(target.camera.width, target.camera.height) for target in made.targets}:
@@ -142,4 +143,6 @@ def _arguments(plan: Settings, filming: Filming, request: Request, size: int | N
     kept = {**vars(plan), "schedule": vars(plan.schedule), "filming": asdict(filming)}
     for name in ("references", "drop_below", "guard", "enlargement", "seeking", "targets", "start"):  # of other priors
         del kept[name]
+    if not plan.confidence:  # runs are known by it since it is there
+        del kept["confidence"]
     return {**kept, "scene": scene_spec(request.scene), "size": size, "split": rule}

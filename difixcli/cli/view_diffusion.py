@@ -254,7 +254,8 @@ def _absolute(name: str) -> str:
 def _arguments(plan: Settings, seeking: Seeking, request: Request, size: int | None, rule: str) -> dict[str, Any]:
     """What a run is known by."""
     kept = {**vars(plan), "schedule": vars(plan.schedule), "seeking": asdict(seeking)}
-    for name in ("references", "trust", "drop_below", "guard", "enlargement", "filming"):  # of other priors
+    others = ("references", "trust", "drop_below", "guard", "enlargement", "filming", "confidence")
+    for name in others:
         del kept[name]
     return {**kept, "scene": scene_spec(request.scene), "size": size, "split": rule}
 
