@@ -32,7 +32,7 @@ _CAPTIONS = 2  # figures under a picture
 _PROPOSED = 12  # views of a run's last round with pictures, evenly from the first to the last
 _MARKED = {  # colours of `frames.marks`
     "seen": ("rgb(0 255 0)", "seen by a photo that stands beside it"),
-    "agreed": ("rgb(0 0 255)", "agreed: seen by none, but as what photos alone had taught, or another fix, has it"),
+    "agreed": ("rgb(0 0 255)", "agreed: seen by none, but as photos alone have taught it or a second fix has it"),
     "invented": ("rgb(255 0 0)", "invented"),
 }
 _Figure = tuple[str, list[str], np.ndarray]  # caption, details, image
@@ -70,8 +70,8 @@ th { font-weight: 600; color: var(--soft) }
 th:first-child, td:first-child { text-align: left }
 td small { color: var(--soft); font-weight: 400; font-size: 12px }
 td.best { font-weight: 700; color: var(--best) }
-.key i { display: inline-block; width: 10px; height: 10px; margin: 0 4px 0 0; border-radius: 2px }
-.key span { margin-right: 14px }
+.tones i { display: inline-block; width: 10px; height: 10px; margin: 0 4px 0 0; border-radius: 2px }
+.tones span { display: inline-block; margin-right: 14px }
 .scale { white-space: nowrap } .scale i { display: inline-block; width: 96px; height: 10px; margin: 0 6px;
   border-radius: 2px }
 tr.aside td { color: var(--soft) }
@@ -376,7 +376,7 @@ def _scale(end: str) -> str:
 def _key() -> str:
     """What the colours of marks say."""
     said = (f'<span><i style="background: {color}"></i>{words}</span>' for color, words in _MARKED.values())
-    return f'<span class="key">{" ".join(said)}</span>'
+    return f'<span class="tones">{" ".join(said)}</span>'
 
 
 def _share_cells(row: Mapping[str, float] | None) -> str:
