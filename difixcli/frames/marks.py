@@ -1,7 +1,8 @@
 """What of a picture is known and what is invented, as a picture: red, green and blue add up to one.
 
 Red: invented. Green: seen by a photo that stands beside it. Blue: seen by none, but not doubted either (two fixes agree
-with each other, or the fix with the render). So 1 − red is how far a pixel may be trusted.
+with each other, or the fix with the render, of a distilled run with that of the model before its first fix). So 1 − red
+is how far a pixel may be trusted.
 """
 
 from __future__ import annotations
