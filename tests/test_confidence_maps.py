@@ -100,7 +100,7 @@ def test_what_no_photo_shows_is_not_seen(marked: tuple[Path, dict], line: list[o
 
 
 def test_marks_of_what_is_seen_beside_what_is_not() -> None:
-    """Quarters: a photo shows the upper ones and denies the right one; of the lower, the render has none on the right."""
+    """Quarters: a photo shows the upper ones and denies the right; of the lower right, the render shows nothing."""
     fixed = np.full((64, 64, 3), 0.5, np.float32)
     accumulation, visible, photo = np.ones((64, 64), np.float32), np.zeros((1, 64, 64), np.float32), fixed[None].copy()
     accumulation[32:, 32:], visible[0, :32], photo[0, :32, 32:] = 0, 1, (1, 0, 0)
