@@ -29,7 +29,7 @@ _VIEWS = 24  # views of a scene with pictures, and
 _PICTURES = 170  # about how many pictures in all, so that the report of a long trajectory stays a few megabytes
 _ERROR_SCALE = 0.25
 _CAPTIONS = 2  # figures under a picture
-_PROPOSED = 12  # views of a run's last round with pictures, evenly from the first to the last
+_PROPOSED = 12  # views of the last rounds of all runs with pictures, evenly from a run's first to its last
 _MARKED = {  # colours of `frames.marks`
     "seen": ("rgb(0 255 0)", "seen by a photo that stands beside it"),
     "agreed": ("rgb(0 0 255)", "agreed: seen by none, but as photos alone have taught it or a second fix has it"),
@@ -152,7 +152,7 @@ def write_report(evaluated: Mapping[str, Any], output: Path, title: str) -> Path
     worst and the best views (truth and every variant, as a slider and side by side, with error maps and, where there
     are any, maps of what photos have seen), what the last round of a distillation proposed and how far it was trusted,
     a figure of every image, and how the figures are made. Pictures are JPEG of modest size, and at most 24 views of a
-    scene, or about 170 pictures in all, are there, and twelve views of a run's last round. Several scenes come one
+    scene, or about 170 pictures in all, are there, and about twelve views of the last rounds. Several scenes come one
     after the other, after the mean over scenes.
     """
     scenes: Mapping[str, Any] = evaluated.get("scenes") or {"": evaluated}
@@ -232,8 +232,9 @@ def _scene(name: str, evaluated: Mapping[str, Any], scenes: int) -> list[str]:
         section.append(f"<h2>{escape(f'{name}: ' if name else '')}Best views, best first</h2>")
         section += [_view(stem, variants, files, per_image, marked) for stem in stems[: len(stems) - best - 1 : -1]]
     body += section
-    for run, proposals in (evaluated.get("proposals") or {}).items():
-        body += _proposed(run if name or len(evaluated["proposals"]) > 1 else "", proposals, scenes)
+    by_run = evaluated.get("proposals") or {}
+    for run, proposals in by_run.items():
+        body += _proposed(run if name or len(by_run) > 1 else "", proposals, max(2, _PROPOSED // scenes // len(by_run)))
     if judge:
         heading = f"{name}: {METRICS[judge].name}" if name else METRICS[judge].name
         body += [
@@ -411,8 +412,8 @@ def _marked_shares(
     ]
 
 
-def _proposed(run: str, proposals: Sequence[Mapping[str, Any]], scenes: int) -> list[str]:
-    """What a run's last round proposed and trained on, and how far its pixels were trusted."""
+def _proposed(run: str, proposals: Sequence[Mapping[str, Any]], most: int) -> list[str]:
+    """What a run's last round proposed and trained on, at `most` so many with pictures, and how far it was trusted."""
     weighed = [one["mean_weight"] for one in proposals if "mean_weight" in one]
     marked = [one["shares"] for one in proposals if "shares" in one]
     if not weighed and not marked:
@@ -428,8 +429,8 @@ def _proposed(run: str, proposals: Sequence[Mapping[str, Any]], scenes: int) -> 
         mean = _mean_shares(marked)
         said = ", ".join(f"{key} {value:.1%}" for key, value in mean.items())
         body.append(f"<p>Maps of confidence: {_key()} On average {said}.</p>")
-    count = min(len(proposals), max(2, _PROPOSED // scenes))
-    places = sorted({round(float(place)) for place in np.linspace(0, len(proposals) - 1, count)})
+    shown = np.linspace(0, len(proposals) - 1, min(len(proposals), most))
+    places = [round(float(place)) for place in shown]
     if len(places) < len(proposals):
         body.append(
             f"<p>{len(places)} of {counted(len(proposals), 'view')} have pictures; the figures of all are below.</p>"
