@@ -42,7 +42,7 @@ from difixcli.evidence import marks_of
 from difixcli.frames.marks import shares
 from difixcli.frames.stages import Behind
 from difixcli.reconstruction import PseudoView, Reconstruction
-from difixcli.runs import Progress, Run, read_image, write_image
+from difixcli.runs import PHOTOS, Progress, Run, read_image, write_image
 from difixcli.scenes import nearest_cameras
 from difixcli.scenes.scene import Camera, Scene, Split
 from difixcli.wording import counted
@@ -52,8 +52,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-PHOTOS = "photos"
-"""Folder of the model that photos alone have taught."""
 PLAIN = "plain"
 LARGE = "large"  # folder of large renders where there is no truth of their size
 COMPARED = ("low_resolution", "supersampled", "bicubic", "per_image")

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from difixcli.distillation.distill import PHOTOS
 from difixcli.enhancement.sequence import FILM_FILE, SIDE_BY_SIDE, SPLIT_SCREEN, VIDEO, Film, make_film
 from difixcli.errors import InputError
 from difixcli.evidence import marks_of, nearer
@@ -22,7 +21,7 @@ from difixcli.frames.writing import Clean, Shot, write_frames
 from difixcli.images import Operator, as_pixels, as_planes
 from difixcli.reconstruction import Reconstruction, Render
 from difixcli.reference_views import References, ReferenceViews, fix_render, looked_up
-from difixcli.runs import Progress, read_image, write_image
+from difixcli.runs import PHOTOS, Progress, read_image, write_image
 from difixcli.scenes import Camera, Trajectory
 from difixcli.scenes.scene import Scene, Split
 
