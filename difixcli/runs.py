@@ -34,6 +34,8 @@ except ImportError:  # Windows has none
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
+PHOTOS = "photos"
+"""The folder, in a distilled run's, of the model as photos alone have taught it."""
 JOBS = "jobs"
 """The folder, in a run over several scenes, of what is known of each (see `cluster.jobs`)."""
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]

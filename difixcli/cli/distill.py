@@ -245,6 +245,14 @@ class DistillRequest(Request):
             rich_help_panel=FILM,
         ),
     ] = None
+    confidence: Annotated[
+        bool,
+        typer.Option(
+            "--confidence",
+            help="Also write beside each fix, as NAME.confidence.png, what of it photos know (green: seen by a photo, "
+            "blue: agreed, red: invented).",
+        ),
+    ] = False
     compare: Annotated[
         bool,
         typer.Option(
@@ -302,8 +310,9 @@ class DistillRequest(Request):
 
         if self.prior in (SUPER_RESOLUTION, VIEW_DIFFUSION, VIDEO):
             unheard = ["schedule", "profile", "fixer", "step", "references", "trust", "drop_below", "guard"]
+            unheard.append("confidence")
             if self.prior == VIDEO:
-                unheard.remove("trust")
+                unheard = [name for name in unheard if name not in ("trust", "confidence")]
             # views are the photos' or between them, and films begin from the point cloud
             unheard += ["targets"] if self.prior in (SUPER_RESOLUTION, VIDEO) else []
             unheard += ["start"] if self.prior == VIDEO else []

@@ -97,6 +97,7 @@ def settings_of(
         "prior": request.prior,
         "terms": terms,
         "guard": False,
+        "confidence": request.confidence,
         "start": None if request.start is None else str(request.start.expanduser().absolute()),
     }
     return Settings(**{**common, **own})
@@ -110,6 +111,8 @@ def recorded(
     for name in ("schedule", "enlargement", "seeking", "filming"):
         if name in kept:
             kept[name] = asdict(kept[name])
+    if not plan.confidence:  # as of runs that are older than it
+        del kept["confidence"]
     return {**kept, "scene": scene_spec(request.scene), "size": size, "split": rule}
 
 

@@ -5,10 +5,12 @@ On disk a finished run is a nerfstudio run folder with, beside it,
     run.json                 what was asked, timings, results
     photos/                  the model as the whole training on photos left it, a nerfstudio run too
     rounds/03/               a round's pictures, poses, figures and the checkpoint it began from (see rounds.py)
+    rounds/03/*.target.confidence.png   asked for: what of a round's views photos have seen (see frames/marks.py)
     plain/                   with a comparison: as many iterations on photos alone, a nerfstudio run too
     renders/{truth,plain,fixed,distilled,enhanced}/*.png   the test views
     renders/mask/*.png       which pixels of the truth count, for views whose photo has a mask
     path/{plain,fixed,distilled,enhanced}/*.png            targets that nobody took a photo at
+    {renders,path}/{fixed,enhanced}/*.confidence.png       asked for: what of a fix photos have seen
 
 `plain` is photos alone: trained as long as the whole with a comparison, else as `photos/` has it. `fixed` is `plain`
 with every render fixed once, `enhanced` the same of `distilled` (Difix3D+).
@@ -36,9 +38,11 @@ from difixcli.distillation.schedule import pseudo_cameras, same_pose
 from difixcli.distillation.settings import Settings
 from difixcli.distillation.targets import Target, make_targets
 from difixcli.errors import InputError, short
+from difixcli.evidence import marks_of
+from difixcli.frames.marks import shares
 from difixcli.frames.stages import Behind
 from difixcli.reconstruction import PseudoView, Reconstruction
-from difixcli.runs import Progress, Run, read_image, write_image
+from difixcli.runs import PHOTOS, Progress, Run, read_image, write_image
 from difixcli.scenes import nearest_cameras
 from difixcli.scenes.scene import Camera, Scene, Split
 from difixcli.wording import counted
@@ -48,7 +52,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-_PHOTOS = "photos"  # folder of the model that photos alone have taught
 PLAIN = "plain"
 LARGE = "large"  # folder of large renders where there is no truth of their size
 COMPARED = ("low_resolution", "supersampled", "bicubic", "per_image")
@@ -59,6 +62,9 @@ POINTS = "points"
 """Folder of what the video prior is compared with, beside the plain model: photos alone, from the point cloud."""
 CLOUD = "cloud"
 """Folder of the point cloud that the video prior begins with."""
+MARKS = "target.confidence"
+"""Of a view's files in a round: what of its target photos have seen."""
+_WITNESSES = 4  # photos that say what of a view is seen, where none stand beside it
 
 
 class Distillation:
@@ -80,14 +86,19 @@ class Distillation:
         self.fixer = fixer
         settings = self.settings
         renders = FinalRenders(
-            run.folder, self.scene, self.split, self.targets, fixer, settings.references, settings.trust, progress
-        )
+            run.folder, self.scene, self.split, self.targets, fixer, settings.references, settings.trust,
+            settings.confidence, progress,
+        )  # fmt: skip
         model = self._photos()
         if not self.schedule.rounds:
             self._render(renders, model, "plain", "fixed")
             return self._figures()
         model = self._update(model)
-        self._render(renders, model, "distilled", "enhanced")
+        taught_by_photos = None
+        if settings.confidence:
+            taught_by_photos = Reconstruction.load(self.folder / PHOTOS, self.scene, self.split.train)
+        self._render(renders, model, "distilled", "enhanced", taught_by_photos)
+        del taught_by_photos
         del model
         gc.collect()  # the parts of a model hold on to each other, and there may be no room for a second one
         self._render(renders, self._plain(), "plain", "fixed")
@@ -109,7 +120,7 @@ class Distillation:
             try:
                 model = Reconstruction.load(self.folder, self.scene, self.split.train)
             except InputError:
-                if (told := self.rounds.recover(self.folder / _PHOTOS)) is None:
+                if (told := self.rounds.recover(self.folder / PHOTOS)) is None:
                     raise
                 self._say(told)
                 model = Reconstruction.load(self.folder, self.scene, self.split.train)
@@ -117,7 +128,7 @@ class Distillation:
             model = self._begun(self.folder, self.schedule.photos)
         self._train(model, self.schedule.photos, "photos alone" if self.schedule.rounds else "plain training")
         if self.schedule.rounds:
-            _fork(self.folder, self.folder / _PHOTOS)
+            _fork(self.folder, self.folder / PHOTOS)
         return model
 
     def _begun(self, folder: Path, iterations: int, scene: Scene | None = None) -> Reconstruction:
@@ -187,7 +198,7 @@ class Distillation:
     def _update(self, model: Reconstruction) -> Reconstruction:
         """The rounds that are still to do, or what is left of the iterations after one was taken back."""
         schedule, rounds, settings = self.schedule, self.rounds, self.settings
-        photos_only = Reconstruction.load(self.folder / _PHOTOS, self.scene, self.split.train)
+        photos_only = Reconstruction.load(self.folder / PHOTOS, self.scene, self.split.train)
         guard = None
         if settings.guard:
             with self._timed("guard"):
@@ -302,6 +313,8 @@ class Distillation:
                     else self._written(view, proposal, number, behind)
                 )
                 update(len(entries))
+        if self.settings.confidence:
+            self._mark(shown, entries)
         trained_on = [entry for entry in entries if entry["dropped"] is None]
         confidences = [entry["figures"].get("mean_confidence", 1.0) for entry in entries]
         return {
@@ -313,6 +326,26 @@ class Distillation:
             "dropped": len(entries) - len(trained_on),
             "mean_confidence": float(np.mean(confidences)),
         }
+
+    def _mark(self, shown: Round, entries: Sequence[dict[str, Any]]) -> None:
+        """Write beside each new target of a round what of it photos have seen, and note how much that is.
+
+        Only photos and what photos alone have taught speak for a pixel: the model has learned from targets before.
+        """
+        count = self.settings.references
+        if count is None:
+            count = _WITNESSES if self.fixer is None else self.fixer.config.views
+        fresh = [(view, entry) for view, entry in zip(shown.views, entries, strict=True) if not entry["kept"]]
+        with self._progress("what photos have seen", max(len(fresh), 1)) as update:
+            for done, (view, entry) in enumerate(fresh, start=1):
+                target = self.rounds.parent / entry["files"]["target"]
+                render = shown.render_photos_only(view)
+                marked = marks_of(render, read_image(target), shown.beside(view, count))
+                path = target.with_name(f"{view.name}.{MARKS}.png")
+                write_image(path, marked)
+                entry["files"][MARKS] = path.relative_to(self.rounds.parent).as_posix()
+                entry["figures"] |= shares(marked)
+                update(done)
 
     def _cameras(self, number: int) -> list[Camera]:
         """Where each target's view stands in a round."""
@@ -424,22 +457,29 @@ class Distillation:
     def _plain(self) -> Reconstruction:
         """Photos alone: trained as long as the whole with a comparison, else as their part of the run has left it."""
         if not self.settings.compare:
-            return Reconstruction.load(self.folder / _PHOTOS, self.scene, self.split.train)
+            return Reconstruction.load(self.folder / PHOTOS, self.scene, self.split.train)
         return self._compared(PLAIN, [])
 
     def _compared(self, name: str, views: Sequence[PseudoView]) -> Reconstruction:
         """What the model of photos alone becomes in all further iterations on these views, or on photos without any."""
         folder = self.folder / name
-        _fork(self.folder / _PHOTOS, folder)
+        _fork(self.folder / PHOTOS, folder)
         model = Reconstruction.load(folder, self.scene, self.split.train)
         self._further(model)
         model.set_pseudo_views(views, self.schedule.share)
         self._train(model, self.schedule.iterations, f"{name}, for comparison")
         return model
 
-    def _render(self, renders: FinalRenders, model: Reconstruction, variant: str, fixed: str) -> None:
+    def _render(
+        self,
+        renders: FinalRenders,
+        model: Reconstruction,
+        variant: str,
+        fixed: str,
+        photos_only: Reconstruction | None = None,
+    ) -> None:
         with self._timed("final renders"):
-            renders.write(model, variant, fixed)
+            renders.write(model, variant, fixed, photos_only)
 
     def _figures(self) -> dict[str, dict[str, Any]]:
         if not self.split.test:
@@ -469,7 +509,7 @@ def _camera(entry: Mapping[str, Any]) -> Camera:
 
 def _sweep(folder: Path) -> None:
     """Remove what a killed process was writing; not in parts of the folder that another command may be writing to."""
-    models = (_PHOTOS, PLAIN, MEAN, POINTS, *COMPARED)
+    models = (PHOTOS, PLAIN, MEAN, POINTS, *COMPARED)
     for stale in [
         *folder.glob(".*.part"),
         *(path for part in ("rounds", "renders", "path", LARGE, CLOUD) for path in (folder / part).rglob(".*.part")),
@@ -487,7 +527,7 @@ def _fork(source: Path, target: Path) -> None:
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     left_out = shutil.ignore_patterns(
-        "run.json", "rounds", "renders", "path", LARGE, CLOUD, _PHOTOS, PLAIN, MEAN, POINTS, *COMPARED, ".*"
+        "run.json", "rounds", "renders", "path", LARGE, CLOUD, PHOTOS, PLAIN, MEAN, POINTS, *COMPARED, ".*"
     )
     shutil.copytree(source, part, ignore=left_out)
     part.rename(target)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from difixcli.distillation.targets import Target
-from difixcli.evidence import enhanced
+from difixcli.evaluation.pictures import CONFIDENCE
+from difixcli.evidence import enhanced, marks_of
 from difixcli.frames.stages import Pace, carried
 from difixcli.reconstruction import Reconstruction, Render
 from difixcli.reference_views import References, ReferenceViews, fix_render, looked_up
@@ -39,7 +40,7 @@ class FinalRenders:
 
     Fixed views are made with `references` photos beside them (None: as many as the fixer takes). With the trust
     `supported` a fix leaves alone what no evidence says is wrong (`evidence.enhanced`); with `all` it is taken as it
-    is.
+    is. With `confidence`, NAME.confidence.png beside a fix says what of it photos have seen (see `frames.marks`).
     """
 
     def __init__(
@@ -51,33 +52,42 @@ class FinalRenders:
         fixer: Fixer,
         references: int | None,
         trust: str,
+        confidence: bool,
         progress: Progress,
     ) -> None:
         self._run, self._scene, self._split, self._fixer = run, scene, split, fixer
         self._count = fixer.config.views if references is None else references
-        self._trust, self._progress = trust, progress
+        self._trust, self._confidence, self._progress = trust, confidence, progress
         views = [(scene.file_names[i], scene.frames[i].camera) for i in split.test]
         paths = [(target.name, target.camera) for target in targets if target.frame is None]
         self._views: Mapping[str, Sequence[tuple[str, Camera]]] = {"renders": views, "path": paths}
 
-    def write(self, model: Reconstruction, variant: str, fixed: str) -> None:
-        """Write a model's renders as `variant`, and the same fixed once as `fixed`; and the truth beside them."""
+    def write(self, model: Reconstruction, variant: str, fixed: str, photos_only: Reconstruction | None = None) -> None:
+        """Write a model's renders as `variant`, and the same fixed once as `fixed`; and the truth beside them.
+
+        `photos_only` is what photos alone have taught, where the model has seen more than photos: what it was taught
+        by fixes speaks for none of them.
+        """
         write_truth(self._run, self._scene, self._split)
         beside_all = ReferenceViews(self._scene, self._split.train, model, self._count)
         views = [(folder, *view) for folder, views in self._views.items() for view in views]
         supported = self._trust == "supported"
-        align = supported or self._fixer.config.references == "aligned"
+        align = supported or self._confidence or self._fixer.config.references == "aligned"
 
-        def prepared(view: _View) -> tuple[Render, References]:
+        def prepared(view: _View) -> tuple[Render, References, Render]:
             render = model.render(view[2])
-            return render, looked_up(beside_all.beside(view[2], render, align=align), self._fixer)
+            known = photos_only.render(view[2]) if self._confidence and photos_only is not None else render
+            return render, looked_up(beside_all.beside(view[2], render, align=align), self._fixer), known
 
-        def cleaned(batch: Sequence[tuple[_View, tuple[Render, References]]]) -> list[np.ndarray]:
-            return [(enhanced if supported else fix_render)(self._fixer, *made) for _, made in batch]
+        def cleaned(batch: Sequence[tuple[_View, tuple[Render, References, Render]]]) -> list[np.ndarray]:
+            return [(enhanced if supported else fix_render)(self._fixer, *made[:2]) for _, made in batch]
 
-        def write(view: _View, made: tuple[Render, References], clean: np.ndarray) -> None:
+        def write(view: _View, made: tuple[Render, References, Render], clean: np.ndarray) -> None:
             folder, name, _ = view
-            write_image(self._run / folder / variant / f"{name}.png", made[0].color)
+            render, beside, known = made
+            write_image(self._run / folder / variant / f"{name}.png", render.color)
+            if self._confidence:
+                write_image(self._run / folder / fixed / f"{name}{CONFIDENCE}", marks_of(known, clean, beside))
             write_image(self._run / folder / fixed / f"{name}.png", clean)
 
         with self._progress(f"renders, {variant} and {fixed}", len(views)) as update:

@@ -71,7 +71,8 @@ class Settings:
     begin the rounds at `raised` of their first values, or where training on photos has left them if that is more.
     `guard` says whether rounds that do harm are taken back. `start` is an existing reconstruction to go on from.
     `enlargement` is there with the super-resolution prior alone, `seeking` with view diffusion's,
-    `filming` with the video prior's.
+    `filming` with the video prior's. With `confidence` there is a map beside each fix that says what of it photos have
+    seen (see `frames.marks`).
     """
 
     method: str
@@ -93,6 +94,7 @@ class Settings:
     enlargement: Enlargement | None = None
     seeking: Seeking | None = None
     filming: Filming | None = None
+    confidence: bool = False
 
 
 def find_profile(name: str) -> Profile:

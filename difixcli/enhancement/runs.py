@@ -21,7 +21,7 @@ from difixcli.frames.writing import Clean, Shot, write_frames
 from difixcli.images import Operator, as_pixels, as_planes
 from difixcli.reconstruction import Reconstruction, Render
 from difixcli.reference_views import References, ReferenceViews, fix_render, looked_up
-from difixcli.runs import Progress, read_image, write_image
+from difixcli.runs import PHOTOS, Progress, read_image, write_image
 from difixcli.scenes import Camera, Trajectory
 from difixcli.scenes.scene import Scene, Split
 
@@ -33,7 +33,8 @@ RENDERS = "renders"
 """The folder, in an enhanced run's, of the frames as they were before the fix."""
 Prepare = Callable[[Camera, Render], Callable[[], Clean]]
 """From a camera and its render, in a thread ahead, to what then makes the clean frame."""
-Cleaner = Callable[[Reconstruction], Prepare]
+Cleaner = Callable[[Reconstruction, Reconstruction | None], Prepare]
+"""From a run's reconstruction, and what photos alone had taught it where its folder keeps that, to what cleans."""
 _TEST_FPS = 8.0  # test views lie far apart
 
 
@@ -43,24 +44,26 @@ def by_fixer(
     """Fixes renders with the nearest training photos by pose beside them, aligned through the run's depth.
 
     There are `references` of them, or as many as the fixer takes. With the trust `supported` a fix leaves alone what no
-    evidence says is wrong (`evidence.nearer`); with `all` it is taken as it is. `marked`: say what photos say of it.
+    evidence says is wrong (`evidence.nearer`); with `all` it is taken as it is. `marked`: say what photos, and what
+    they alone had taught, say of it.
     """
     count = fixer.config.views if references is None else references
     supported = trust == "supported"
 
-    def cleaner(reconstruction: Reconstruction) -> Prepare:
+    def cleaner(reconstruction: Reconstruction, photos_only: Reconstruction | None) -> Prepare:
         beside_all = ReferenceViews(scene, split.train, reconstruction, count)
 
         def prepared(camera: Camera, render: Render) -> Callable[[], Clean]:
             align = marked or supported or fixer.config.references == "aligned"
-            return partial(clean, render, looked_up(beside_all.beside(camera, render, align=align), fixer))
+            known = photos_only.render(camera) if marked and photos_only is not None else render
+            return partial(clean, render, looked_up(beside_all.beside(camera, render, align=align), fixer), known)
 
         return prepared
 
-    def clean(render: Render, beside: References) -> Clean:
+    def clean(render: Render, beside: References, known: Render) -> Clean:
         fixed = fix_render(fixer, render, beside)
         color = nearer(render, fixed, beside) if supported else fixed
-        return Clean(color, marks_of(render, color, beside) if marked else None)
+        return Clean(color, marks_of(known, color, beside) if marked else None)
 
     return cleaner
 
@@ -79,7 +82,7 @@ def by_resolver(resolver: SuperResolver, operator: Operator, seed: int) -> Clean
         shown = as_planes(np.pad(render.color, beyond, mode="edge"), resolver.device)
         return Clean(as_pixels(from_render(resolver, shown, operator, seed))[:height, :width])
 
-    return lambda reconstruction: lambda camera, render: partial(clean, render)
+    return lambda reconstruction, photos_only: lambda camera, render: partial(clean, render)
 
 
 def enhance_run(
@@ -100,7 +103,7 @@ def enhance_run(
     under their photos' names, or frame_00001 onwards of a trajectory. `device` is where to render, by default where the
     run was trained. Frames that are there are kept: `output` must be new or belong to the run's present checkpoint,
     this trajectory and this choice of `film.steady`. With `confidence` NAME.confidence.png says what of a frame photos
-    have seen (see `frames.marks`).
+    have seen (see `frames.marks`): what the run has learned from fixes speaks for none of them.
 
     Returns {"frames", "kept", "seconds_per_frame", "output"} and what `make_film` returns; there is no video where the
     views have several sizes, and no steadiness of test views, which do not follow each other. Raises InputError when
@@ -111,7 +114,10 @@ def enhance_run(
     names, cameras = views(scene, split, trajectory, film)
     same_size = _of_one_size(cameras)
     reconstruction = Reconstruction.load(source, scene, split.train, device)
-    clean = cleaner(reconstruction)
+    photos_only = None
+    if confidence and (source / PHOTOS / "config.yml").is_file():
+        photos_only = Reconstruction.load(source / PHOTOS, scene, split.train, device)
+    clean = cleaner(reconstruction, photos_only)
 
     def before(name: str, camera: Camera) -> np.ndarray:
         path = output / RENDERS / f"{name}.png"

@@ -27,9 +27,10 @@ from difixcli.evaluation.metrics import (
     metrics_against,
     summary,
 )
-from difixcli.evaluation.pictures import image_files, image_size
+from difixcli.evaluation.pictures import CONFIDENCE, image_files, image_size
 from difixcli.evaluation.protocols import OWN, Protocol, check_enlargement, check_seeds, check_split
 from difixcli.evaluation.run_folders import TRUTH, RunFolder, row_names
+from difixcli.frames.marks import read_marks, shares
 from difixcli.images import resized
 from difixcli.runs import Progress, read_image
 from difixcli.scenes.loading import natural_order
@@ -71,8 +72,9 @@ def evaluate_folders(
     """Figures of the images in a folder against those of the same stem in another, or of one file against one.
 
     Returns `results` (mean figures by key), `std` (population, over images), `per_image` ({"images": {stem: figures}}),
-    `images` (their number), `protocol` (how each figure is made), `conditions` (protocol, split, views, crop, resize,
-    size, mask, colour correction, in words), `reference` (the truth's own consistency) and `folders`.
+    `images` (their number), `marks` ({"images": {stem: shares of what is seen, agreed, invented}} of those with a map
+    NAME.confidence.png beside them), `protocol` (how each figure is made), `conditions` (protocol, split, views, crop,
+    resize, size, mask, colour correction, in words), `reference` (the truth's own consistency) and `folders`.
     Raises InputError where names do not match, sizes differ or an image is broken, for a protocol (a folder has no
     split) and for figures of POSED (it has no poses).
     """
@@ -101,9 +103,10 @@ def evaluate_run(
     """Figures of every variant in `folder/renders` against `folder/renders/truth`.
 
     Where `folder/renders/mask` holds an image of a view's name, only the pixels that are white there count.
-    Returns the same keys as `evaluate_folders`, with `results`, `std` and `per_image` by variant, and `rounds` (what
-    changed from round to round). With `unsharp` there is also `baselines`: what the best of a few unsharp masks makes
-    of the images that the fixer was given (`distilled`, or else `plain`), its figures and its `sigma` and `amount`.
+    Returns the same keys as `evaluate_folders`, with `results`, `std`, `per_image` and `marks` by variant, `rounds`
+    (what changed from round to round) and `proposals` (a view each of the last round, by run). With `unsharp` there is
+    also `baselines`: what the best of a few unsharp masks makes of the images that the fixer was given (`distilled`, or
+    else `plain`), its figures and its `sigma` and `amount`.
     `work` is a folder where a protocol's visibility masks are left. Raises InputError when the run has no renders yet,
     or not all of them, or was made with another split than the protocol's.
     """
@@ -173,6 +176,11 @@ def suggested_metrics(folders: Sequence[Path], protocol: Protocol = OWN) -> tupl
     return (*default_metrics(), "tsed", "warped"), ""
 
 
+def marks_file(image: Path) -> Path:
+    """Where the marks of an image are, if anywhere."""
+    return image.with_name(f"{image.stem}{CONFIDENCE}")
+
+
 def matched_files(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
     """Image files by stem as (prediction, truth), sorted; InputError naming those that have no partner."""
     if prediction.is_file() and truth.is_file():
@@ -225,6 +233,11 @@ class _Views:
         if self.protocol.crop is not None:
             return None if self._object(stem).any() else np.zeros(self.size(stem)[::-1], dtype=bool)
         return None if joined is None else self.protocol.sized(joined)
+
+    def marks(self, name: str) -> dict[str, dict[str, float]]:
+        """By stem, the shares of the marks (see `frames.marks`) of one variant's images that have a map beside them."""
+        maps = {stem: marks_file(image) for stem, (image, _) in self.files[name].items()}
+        return {stem: shares(read_marks(path)) for stem, path in maps.items() if path.is_file()}
 
     def _shown(self, image: np.ndarray, stem: str) -> np.ndarray:
         """An image (H, W, 3) as the protocol measures it."""
@@ -338,6 +351,11 @@ def _evaluate_scene(
     evaluated["rounds"] = {
         name or first.scene_name: rounds for run, name in zip(runs, names, strict=True) if (rounds := run.rounds())
     }
+    evaluated["proposals"] = {
+        name or first.scene_name: proposals
+        for run, name in zip(runs, names, strict=True)
+        if (proposals := [_marked(one) for one in run.proposals()])
+    }
     given = next((name for name in ("distilled", "plain") if name in variants), None)
     if unsharp and given is not None and "st_lpips" in evaluated["protocol"]:
         triples = (
@@ -347,6 +365,18 @@ def _evaluate_scene(
         made = {**best.figures, "sigma": best.sigma, "amount": best.amount}
         evaluated["baselines"] = {f"{given} + unsharp": made}
     return evaluated
+
+
+def _marked(proposal: Mapping[str, Any]) -> dict[str, Any]:
+    """A proposal of a round (see `RunFolder.proposals`) with what its pixels weigh on average, and the shares of its
+    marks, where it has them.
+    """
+    told = dict(proposal)
+    if proposal["weight"] is not None:
+        told["mean_weight"] = proposal["most"] * float(read_image(Path(proposal["weight"])).mean())
+    if proposal["marks"] is not None:
+        told["shares"] = shares(read_marks(Path(proposal["marks"])))
+    return told
 
 
 def _measure(
@@ -429,6 +459,7 @@ def _measure(
         "reference": reference,
         "pairs": pairs,
         "images": len(measured),
+        "marks": {name: marked for name in views.variants if (marked := views.marks(name))},
         "protocol": protocol,
         "conditions": _conditions(views, plan, split, len(measured), masked),
         "folders": {TRUTH: str(views.truth_folder), **{name: str(folder) for name, folder in views.variants.items()}},

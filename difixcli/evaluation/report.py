@@ -15,10 +15,11 @@ import numpy as np
 from difixcli.evaluation.charts import STYLE as CHART_STYLE
 from difixcli.evaluation.charts import line_chart, palette
 from difixcli.evaluation.consistency import MIN_MATCHES
-from difixcli.evaluation.evaluate import matched_files
+from difixcli.evaluation.evaluate import marks_file, matched_files
 from difixcli.evaluation.metrics import METRICS
 from difixcli.evaluation.pictures import error_colors, error_map, fit, image_size
 from difixcli.evaluation.run_folders import TRUTH
+from difixcli.frames.marks import read_marks
 from difixcli.runs import atomic, read_image
 from difixcli.scenes.loading import natural_order
 from difixcli.wording import counted
@@ -28,6 +29,12 @@ _VIEWS = 24  # views of a scene with pictures, and
 _PICTURES = 170  # about how many pictures in all, so that the report of a long trajectory stays a few megabytes
 _ERROR_SCALE = 0.25
 _CAPTIONS = 2  # figures under a picture
+_PROPOSED = 12  # views of the last rounds of all runs with pictures, evenly from a run's first to its last
+_MARKED = {  # colours of `frames.marks`
+    "seen": ("rgb(0 255 0)", "seen by a photo that stands beside it"),
+    "agreed": ("rgb(0 0 255)", "agreed: seen by none, but as photos alone have taught it or a second fix has it"),
+    "invented": ("rgb(255 0 0)", "invented"),
+}
 _Figure = tuple[str, list[str], np.ndarray]  # caption, details, image
 # Titles and what they mean, of what a distillation notes of its rounds; anything else goes by its own name.
 _ROUNDS = {
@@ -37,6 +44,9 @@ _ROUNDS = {
         "Agreement with photos",
         "In dB: how much more like the photos brought into them the views are than photos alone had made them.",
     ),
+    "seen": ("Seen by a photo", "Share of the views' pixels that a photo beside them shows and speaks for."),
+    "agreed": ("Agreed", "Share of the views' pixels that no photo shows, as photos alone had taught them."),
+    "invented": ("Invented", "Share of the views' pixels that nothing speaks for."),
     "dropped": ("Fixes dropped", "Views whose fix was broken or not supported, so not trained on."),
     "seconds of training": ("Seconds of training", "On photos and fixes together."),
 }
@@ -60,6 +70,8 @@ th { font-weight: 600; color: var(--soft) }
 th:first-child, td:first-child { text-align: left }
 td small { color: var(--soft); font-weight: 400; font-size: 12px }
 td.best { font-weight: 700; color: var(--best) }
+.tones i { display: inline-block; width: 10px; height: 10px; margin: 0 4px 0 0; border-radius: 2px }
+.tones span { display: inline-block; margin-right: 14px }
 .scale { white-space: nowrap } .scale i { display: inline-block; width: 96px; height: 10px; margin: 0 6px;
   border-radius: 2px }
 tr.aside td { color: var(--soft) }
@@ -137,9 +149,11 @@ def write_report(evaluated: Mapping[str, Any], output: Path, title: str) -> Path
     return its path.
 
     It holds the table of figures (mean ± standard deviation), how they change along the path and over the rounds, the
-    worst and the best views (truth and every variant, as a slider and side by side, with error maps), a figure of every
-    image, and how the figures are made. Pictures are JPEG of modest size, and at most 24 views of a scene, or about 170
-    pictures in all, are there. Several scenes come one after the other, after the mean over scenes.
+    worst and the best views (truth and every variant, as a slider and side by side, with error maps and, where there
+    are any, maps of what photos have seen), what the last round of a distillation proposed and how far it was trusted,
+    a figure of every image, and how the figures are made. Pictures are JPEG of modest size, and at most 24 views of a
+    scene, or about 170 pictures in all, are there, and about twelve views of the last rounds. Several scenes come one
+    after the other, after the mean over scenes.
     """
     scenes: Mapping[str, Any] = evaluated.get("scenes") or {"": evaluated}
     body = [f"<h1>{escape(title)}</h1>"]
@@ -193,17 +207,17 @@ def _scene(name: str, evaluated: Mapping[str, Any], scenes: int) -> list[str]:
         if drawn := "".join(charts):
             body.append(f"<h2>{escape(f'{name}: ' if name else '')}{title}</h2>")
             body.append(f'<div class="charts">{drawn}</div>')
-    most = max(2, min(_VIEWS, _PICTURES // scenes // (1 + 2 * len(variants))))
+    marked = {key: rows for key, rows in (evaluated.get("marks") or {}).items() if rows}
+    body += _marked_shares(name, marked, along)
+    most = max(2, min(_VIEWS, _PICTURES // scenes // (1 + 2 * len(variants) + len(marked))))
     shown = min(most, len(stems))
     best = shown // 3 if judge else 0
     worst = shown - best
     by = f"by {METRICS[judge].name} of {variants[-1]}" if judge else "in the order of their names"
-    colors = (error_colors(np.linspace(0, 1, 7)[None])[0] * 255).round().astype(int)
-    ramp = ", ".join(f"rgb({r} {g} {b})" for r, g, b in colors)
     section = [
         f"<h2>{escape(f'{name}: ' if name else '')}Views, {'worst first' if judge else 'in order'}</h2>",
-        f'<p>Error maps: mean absolute error over RGB, <span class="scale">0<i style="background: '
-        f'linear-gradient(90deg, {ramp})"></i>{_ERROR_SCALE:g} and above</span></p>',
+        f"<p>Error maps: mean absolute error over RGB, {_scale(f'{_ERROR_SCALE:g} and above')}</p>",
+        *([f"<p>Maps of confidence: {_key()}</p>"] if marked else []),
     ]
     if shown < len(stems):
         section.append(
@@ -213,11 +227,14 @@ def _scene(name: str, evaluated: Mapping[str, Any], scenes: int) -> list[str]:
         )
     elif judge and shown > 1:
         section.append(f"<p>All {shown} views, {escape(by)}.</p>")
-    section += [_view(stem, variants, files, per_image) for stem in stems[:worst]]
+    section += [_view(stem, variants, files, per_image, marked) for stem in stems[:worst]]
     if best:
         section.append(f"<h2>{escape(f'{name}: ' if name else '')}Best views, best first</h2>")
-        section += [_view(stem, variants, files, per_image) for stem in stems[: len(stems) - best - 1 : -1]]
+        section += [_view(stem, variants, files, per_image, marked) for stem in stems[: len(stems) - best - 1 : -1]]
     body += section
+    by_run = evaluated.get("proposals") or {}
+    for run, proposals in by_run.items():
+        body += _proposed(run if name or len(by_run) > 1 else "", proposals, max(2, _PROPOSED // scenes // len(by_run)))
     if judge:
         heading = f"{name}: {METRICS[judge].name}" if name else METRICS[judge].name
         body += [
@@ -350,13 +367,115 @@ def _table(head: str, lines: Sequence[str]) -> str:
     return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
+def _scale(end: str) -> str:
+    """The colours of error maps, and of weights, from 0 to what they end at."""
+    colors = (error_colors(np.linspace(0, 1, 7)[None])[0] * 255).round().astype(int)
+    ramp = ", ".join(f"rgb({r} {g} {b})" for r, g, b in colors)
+    return f'<span class="scale">0<i style="background: linear-gradient(90deg, {ramp})"></i>{end}</span>'
+
+
+def _key() -> str:
+    """What the colours of marks say."""
+    said = (f'<span><i style="background: {color}"></i>{words}</span>' for color, words in _MARKED.values())
+    return f'<span class="tones">{" ".join(said)}</span>'
+
+
+def _share_cells(row: Mapping[str, float] | None) -> str:
+    return "".join(f"<td>{'–' if row is None else f'{row[key]:.1%}'}</td>" for key in _MARKED)
+
+
+def _mean_shares(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([row[key] for row in rows])) for key in _MARKED}
+
+
+def _marked_shares(
+    name: str, marked: Mapping[str, Mapping[str, Mapping[str, float]]], stems: Sequence[str]
+) -> list[str]:
+    """How much of each variant's pictures is seen, agreed and invented: means, then every image."""
+    if not marked:
+        return []
+    heads = f"<tr><th></th>{''.join(f'<th>{key}</th>' for key in _MARKED)}</tr>"
+    means = [
+        f"<tr><td>{escape(key)}</td>{_share_cells(_mean_shares(list(rows.values())))}</tr>"
+        for key, rows in marked.items()
+    ]
+    every = [
+        f"<tr><td>{escape(stem)}{escape(f', {key}' if len(marked) > 1 else '')}</td>{_share_cells(rows.get(stem))}</tr>"
+        for stem in sorted(stems, key=natural_order)
+        for key, rows in marked.items()
+    ]
+    return [
+        f"<h2>{escape(f'{name}: ' if name else '')}What photos have seen</h2>",
+        f"<p>Share of the pixels, mean over views. {_key()}</p>",
+        _table(heads, means),
+        f"<details><summary>Every view</summary>{_table(heads, every)}</details>",
+    ]
+
+
+def _proposed(run: str, proposals: Sequence[Mapping[str, Any]], most: int) -> list[str]:
+    """What a run's last round proposed and trained on, at `most` so many with pictures, and how far it was trusted."""
+    weighed = [one["mean_weight"] for one in proposals if "mean_weight" in one]
+    marked = [one["shares"] for one in proposals if "shares" in one]
+    if not weighed and not marked:
+        return []
+    end = float(max(1, math.ceil(max(one["most"] for one in proposals) - 1e-6)))
+    body = [f"<h2>{escape(f'{run}: ' if run else '')}Views that round {proposals[0]['round']} trained on</h2>"]
+    if weighed:
+        body.append(
+            f"<p>Weights: how much each pixel counts in training, where one of a photo counts once, "
+            f"{_scale(f'{end:g}')}; {np.mean(weighed):.2f} on average.</p>"
+        )
+    if marked:
+        mean = _mean_shares(marked)
+        said = ", ".join(f"{key} {value:.1%}" for key, value in mean.items())
+        body.append(f"<p>Maps of confidence: {_key()} On average {said}.</p>")
+    shown = np.linspace(0, len(proposals) - 1, min(len(proposals), most))
+    places = [round(float(place)) for place in shown]
+    if len(places) < len(proposals):
+        body.append(
+            f"<p>{len(places)} of {counted(len(proposals), 'view')} have pictures; the figures of all are below.</p>"
+        )
+    body += [_proposal(proposals[place], end) for place in places]
+    heads = "<tr><th>view</th>" + ("<th>mean weight</th>" if weighed else "")
+    heads += ("".join(f"<th>{key}</th>" for key in _MARKED) if marked else "") + "<th></th></tr>"
+    lines = []
+    for one in proposals:
+        cells = f"<td>{one['mean_weight']:.2f}</td>" if "mean_weight" in one else "<td>–</td>" if weighed else ""
+        cells += _share_cells(one.get("shares")) if marked else ""
+        lines.append(f"<tr><td>{escape(one['name'])}</td>{cells}<td>{escape(_dropped(one))}</td></tr>")
+    return [*body, f"<details><summary>Every view of the round</summary>{_table(heads, lines)}</details>"]
+
+
+def _dropped(one: Mapping[str, Any]) -> str:
+    return "" if one["dropped"] is None else f"not trained on: {one['dropped']}"
+
+
+def _proposal(one: Mapping[str, Any], end: float) -> str:
+    """One view of a round: its render, what was proposed, what its pixels weigh, and what of it photos have seen."""
+    parts = []
+    if one["render"] is not None:
+        parts.append(_figure("render", [], read_image(Path(one["render"])), "render"))
+    parts.append(_figure("proposed", [_dropped(one)], read_image(Path(one["picture"])), "render"))
+    if one["weight"] is not None:
+        weights = error_colors(one["most"] * read_image(Path(one["weight"])).mean(axis=-1) / end)
+        parts.append(_figure("weights", [f"mean {one['mean_weight']:.2f}"], weights, "map"))
+    if one["marks"] is not None:
+        parts.append(_figure("confidence", _said(one["shares"]), read_marks(Path(one["marks"])), "map"))
+    return f'<h3>{escape(one["name"])}</h3><div class="views" style="--columns:{len(parts)}">{"".join(parts)}</div>'
+
+
+def _said(shared: Mapping[str, float]) -> list[str]:
+    return [f"{key} {shared[key]:.0%}" for key in _MARKED]
+
+
 def _view(
     stem: str,
     variants: Sequence[str],
     files: Mapping[str, Mapping[str, tuple[Path, Path]]],
     per_image: Mapping[str, Mapping[str, Mapping[str, float]]],
+    marked: Mapping[str, Mapping[str, Mapping[str, float]]],
 ) -> str:
-    """One view: the truth and each variant's picture, then each variant's errors."""
+    """One view: the truth and each variant's picture, then each variant's errors, then what of it photos have seen."""
     truth = read_image(files[variants[0]][stem][1])
     images = {name: read_image(files[name][stem][0]) for name in variants}
     pictures: list[_Figure] = [(TRUTH, [], truth)]
@@ -370,7 +489,18 @@ def _view(
     columns = len(variants) + 1
     kinds = [TRUTH, *("render" for _ in variants), *("error" for _ in variants)]
     parts = [_figure(*picture, kind) for picture, kind in zip(pictures, kinds, strict=True)]
-    parts.insert(columns, '<figure class="empty"></figure>')
+    nothing = '<figure class="empty"></figure>'
+    parts.insert(columns, nothing)
+    maps = {name: marked[name][stem] for name in variants if stem in marked.get(name, {})}
+    if maps:
+        parts.append(nothing)
+        for name in variants:
+            known = maps.get(name)
+            parts.append(
+                nothing
+                if known is None
+                else _figure(f"confidence of {name}", _said(known), read_marks(marks_file(files[name][stem][0])), "map")
+            )
     return f'<h3>{escape(stem)}</h3><div class="views" style="--columns:{columns}">{"".join(parts)}</div>'
 
 

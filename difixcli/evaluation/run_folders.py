@@ -40,7 +40,14 @@ _CHOICES = frozenset(
     {"method", "preset", "kind", "fixer", "start", "seed", "references", "trust", "targets", "overrides"}
 )
 _RECORD = {"command?": str, "arguments?": dict, "timings?": Each(float)}
-_ROUND = {"round": int, "views": [{"figures?": dict}], "guard?": dict}
+_VIEW = {
+    "figures?": dict,
+    "target?": str,
+    "files?": Each(str),
+    "terms?": Each(float),
+    "dropped?": (None, str),
+}
+_ROUND = {"round": int, "views": [_VIEW], "guard?": dict}
 _NOT_A_FIGURE = (
     *("round", "schedule", "views", "camera_to_world", "width", "height"),
     *("share", "support", "accepted", "kept", "fresh"),  # of the schedule, a verdict, or the same as mean confidence
@@ -159,6 +166,41 @@ class RunFolder:
             paths.setdefault(scene.frames[i].camera_id, []).append(scene.file_names[i])
         return list(paths.values())
 
+    def proposals(self) -> list[dict[str, Any]]:
+        """What the last accepted round trained on or dropped, a view each, where its pictures are still there.
+
+        `round` is its number, `name` the view's, `dropped` why it was not trained on, or None. `picture` is its file;
+        `render`, `weight` (grey) and `marks` (see `frames.marks`) are files or None. A pixel counts `most` times its
+        grey, and one of a photo once.
+        """
+        files = [file for file in sorted(self.folder.glob("rounds/*/round.json")) if "-" not in file.parent.name]
+        if not files:
+            return []
+        held = read_json(files[-1], _ROUND)
+        told = self.arguments.get("terms")
+        told = told if isinstance(told, dict) else {}
+        found = []
+        for view in held["views"]:
+            paths = {kind: self.folder / "rounds" / file for kind, file in view.get("files", {}).items()}
+            there = {kind: str(path) for kind, path in paths.items() if path.is_file()}
+            if "target" not in there or "target" not in view:
+                continue
+            # a film's terms are larger by what its pixels weigh at most
+            most = [value / told[name] for name, value in view.get("terms", {}).items() if _counts(told.get(name))]
+            found.append(
+                {
+                    "round": held["round"],
+                    "name": view["target"],
+                    "dropped": view.get("dropped"),
+                    "picture": there["target"],
+                    "render": there.get("render"),
+                    "weight": there.get("confidence"),
+                    "marks": there.get("target.confidence"),
+                    "most": most[0] if most else 1.0,
+                }
+            )
+        return found
+
     def rounds(self) -> dict[str, list[list[float]]]:
         """What changed from round to round: {name: [[round, value], …]}.
 
@@ -260,11 +302,15 @@ def _made(arguments: Mapping[str, Any]) -> dict[str, str]:
             f"reuse {seeking.get('reuse')}",
         ]
         said["seeking"] = " ".join([*words, *(["annealed"] if seeking.get("anneal") else [])])
-    told = {"scene", "split", "size", "compare", "device", "schedule", *said}
+    told = {"scene", "split", "size", "compare", "device", "schedule", "confidence", *said}
     for key in sorted(arguments.keys() - told):
         if (value := arguments[key]) not in (None, False, [], {}, ["test"]):
             said[key] = f"{key.replace('_', ' ')} {value}"
     return said
+
+
+def _counts(weight: object) -> bool:
+    return isinstance(weight, int | float) and 0 < weight < math.inf
 
 
 def _shortest_apart(folders: Sequence[Path]) -> list[str]:
