@@ -76,11 +76,12 @@ def misled(sample: Sample, share: float, rng: np.random.Generator) -> Sample:
 def augmented(sample: Sample, flips: bool, strong: bool, reference_tone: float, rng: np.random.Generator) -> Sample:
     """A sample of the same shape, changed at random.
 
-    With `flips` all of a pair's images are mirrored alike. With `strong` they are also flipped vertically, transposed, and their
-    channels, exposure, white balance and gamma changed alike: good for small networks that know nothing, bad for
-    pretrained ones that know which way is up. With `reference_tone`, the typical size of an exposure change (natural
-    logarithm), half of the samples' references are taken by a camera of another exposure, white balance and gamma
-    than the photo of the same view: what tone the answer has must then be seen in the render.
+    With `flips` half of them are mirrored, all of a pair's images alike. With `strong` they are also flipped
+    vertically, transposed, and their channels, exposure, white balance and gamma changed alike: good for small
+    networks that know nothing, bad for pretrained ones that know which way is up. With `reference_tone`, the typical
+    size of an exposure change (natural logarithm), half of the samples' references are taken by a camera of another
+    exposure, white balance and gamma than the photo of the same view: what tone the answer has must then be seen in
+    the render.
     """
     images = [sample.render, sample.target, *sample.references]
     masks = [*sample.visibility, sample.opacity]
