@@ -449,9 +449,9 @@ def finite(value: Any) -> Any:
     return value
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, sort_keys: bool = True) -> None:
     """Write JSON whole or not at all; numbers that are not finite, which JSON does not have, are null."""
-    text = json.dumps(finite(value), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    text = json.dumps(finite(value), indent=1, sort_keys=sort_keys, allow_nan=False) + "\n"
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

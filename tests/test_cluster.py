@@ -291,6 +291,16 @@ def test_distilling_several_scenes(scenes: list[Path], tmp_path: Path, monkeypat
     assert "plain" in told(difix(*measure, "--json"))["results"]
     assert not (tmp_path / "one" / "jobs").exists()
     refused(difix(*measure, "-o", tmp_path / "one"), "one is a run, where no jobs are kept")
+    # jobs measure scenes and rows in the order that they are named in, as a plain line does
+    measure = ["eval", *(tmp_path / "out" / s / m for m in ("splatfacto", "nerfacto") for s in ("bad", "a"))]
+    measure += ["--metrics", "psnr,ssim"]
+    told(difix(*measure, "--json", "-o", tmp_path / "plain"))
+    told(difix(*measure, "--json", "-o", tmp_path / "jobs", "--cluster", "local", "--wait"))
+    for name in ("eval.csv", "eval.json"):
+        assert (tmp_path / "jobs" / name).read_text() == (tmp_path / "plain" / name).read_text()
+    table = json.loads((tmp_path / "plain" / "eval.json").read_text())
+    assert list(table["scenes"]) == ["bad", "a"]
+    assert next(iter(table["results"])).startswith("splatfacto")
 
 
 @pytest.mark.usefixtures("here")

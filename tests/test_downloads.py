@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from commands import difix, done, refused
 from test_fixer_inference import raw_network
 
+from difixcli.downloads import Kind, fetch
 from difixcli.errors import InputError
 from difixcli.fixer import Fixer
 
@@ -45,6 +47,19 @@ def test_without_a_network_one_sentence_says_what_to_do(offline: Path) -> None:
     refused(difix("download", "lpips-vgc"), "did you mean lpips-vgg")
     refused(difix("download", "--", "finetun", "--base", "a/b"), "finetun is no command")
     assert not list((offline / "torch").rglob("*.p*"))
+
+
+@pytest.mark.parametrize("kind", ["fixer", "super-resolver", "view-diffusion", "video"])
+def test_a_network_that_is_not_there_is_asked_once(
+    kind: Kind, offline: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody has said that there is none, and the hub's client does not try again and again."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    with caplog.at_level("WARNING", "huggingface_hub"), pytest.raises(InputError, match="nor reachable on the hub"):
+        fetch("someone/model", kind)
+    assert "Retrying" not in caplog.text
 
 
 def test_a_line_tells_what_it_needs(offline: Path, shared: Path) -> None:

@@ -648,8 +648,8 @@ def test_augmented_samples_keep_their_places() -> None:
     pair = Loaded(shows, shows, view[None], np.full((1, side, side), 255, np.uint8), opacity, places)
     for seed in range(30):
         rng = np.random.default_rng(seed)
-        sample = augmented(cropped_sample(pair, 16, rng), False, 0.0, rng)
-        strong = augmented(cropped_sample(pair, 16, rng), True, 0.0, rng)
+        sample = augmented(cropped_sample(pair, 16, rng), True, False, 0.0, rng)
+        strong = augmented(cropped_sample(pair, 16, rng), True, True, 0.0, rng)
         for one in (sample, strong):
             assert one.correspondence is not None
             x, y, known = one.correspondence[0]

@@ -193,7 +193,7 @@ def test_the_super_resolution_experiment(scenes: Path, tmp_path: Path) -> None:
     recipe = RECIPES / "super_resolution" / "run.sh"
     read = [_understood(line) for line in _printed(recipe, "llff-sr", scenes, tmp_path / "out")]
     distilled = [options for command, options in read if command == "distill"]
-    assert len(distilled) == 2
+    assert len(distilled) == 1 and len(distilled[0]["scene"]) == 2
     for options in distilled:
         assert (options["iterations"], options["rounds"], options["further"]) == (30_000, 4, 20_000)
         assert (options["reduce"], options["upscale"], options["downscale"]) == (8, 4, "bicubic")
@@ -207,17 +207,20 @@ def test_the_super_resolution_experiment(scenes: Path, tmp_path: Path) -> None:
 
 
 def test_the_super_resolution_experiment_runs_to_its_end(tmp_path: Path) -> None:
-    """Its own lines, at toy size, from photos to the table of its protocol."""
+    """Its own lines, at toy size, from photos to the table of its protocol, past a broken scene."""
     _toy_scene(tmp_path / "scenes" / "a", 9, lambda i: f"images/{i:05d}.png", 256)
+    (tmp_path / "scenes" / "bad" / "images").mkdir(parents=True)
+    (tmp_path / "scenes" / "bad" / "transforms.json").write_text('{"frames": [')
     environment = {**os.environ, "SMOKE": "1", "PYTHONPATH": str(RECIPES.parent), "METRICS": "psnr"}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     line = ["sh", RECIPES / "super_resolution" / "run.sh", "llff-sr", tmp_path / "scenes", tmp_path / "out"]
     made = subprocess.run(list(map(str, line)), env=environment, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr[-2000:]
-    table = json.loads((tmp_path / "out" / "llff-sr" / "eval.json").read_text())
+    assert made.returncode == 3, made.stderr[-2000:]
+    assert "bad-splatfacto: failed" in made.stderr and "transforms.json" in made.stderr
+    table = json.loads((tmp_path / "out" / "table-seed-0" / "eval.json").read_text())
     for variant in ("low_resolution", "bicubic", "per_image", "distilled", "enhanced"):
         assert table["results"][variant]["psnr"] > 5
-    run = tmp_path / "out" / "a-0"
+    run = tmp_path / "out" / "seed-0" / "a" / "splatfacto"
     other = ["difix", "eval", run, "--protocol", "every:2", "--metrics", "psnr"]
     refused = subprocess.run(list(map(str, other)), env=environment, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
@@ -238,7 +241,8 @@ def test_sparse_views_are_trained_and_measured_by_one_rule(
             (scene / "sparse").mkdir()
     read = [_understood(line) for line in _printed(RECIPES / "sparse_views" / "run.sh", kind, scenes, tmp_path / "out")]
     distilled = [options for command, options in read if command == "distill"]
-    assert len(distilled) == 4 * len(rules)  # two scenes, two methods
+    assert len(distilled) == len(rules)
+    assert all(len(options["scene"]) == len(options["method"]) == 2 for options in distilled)
     assert list(dict.fromkeys(options["split"] for options in distilled)) == rules
     assert all((options["compare"], options["prior"]) == (True, "fixer") for options in distilled)
     tables = [options for command, options in read if command == "eval"]
@@ -271,17 +275,21 @@ def test_sparse_views_end_at_toy_size(kind: str, tmp_path: Path) -> None:
         write_sample("table", data / "a", 5, 64)
         (data / "a" / "split.json").unlink()
         protocol, scene, images = "sparse:3", "a", 3
+    bad = shutil.copytree(data / scene, data / "bad")  # told of, and the rest is finished
+    for photo in (bad / "images").iterdir():
+        photo.write_bytes(b"no image")
     environment = {**os.environ, "SMOKE": "1", "PYTHONPATH": str(RECIPES.parent), "METRICS": "psnr"}
     environment |= {"METHODS": "splatfacto", "VIEWS": "3"}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     line = ["sh", str(RECIPES / "sparse_views" / "run.sh"), kind, str(data), str(tmp_path / "out")]
     made = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr[-2000:]
-    table = json.loads((tmp_path / "out" / protocol / "splatfacto-seed-0" / "eval.json").read_text())
+    assert made.returncode == 3, made.stderr[-2000:]
+    assert "bad-splatfacto: failed" in made.stderr
+    table = json.loads((tmp_path / "out" / protocol / "table-seed-0" / "eval.json").read_text())
     assert table["conditions"]["protocol"] == protocol and table["images"] == images
     for variant in ("plain", "distilled"):
         assert table["results"][variant]["psnr"] > 5
-    assert (tmp_path / "out" / protocol / scene / "splatfacto" / "seed-0" / "run.json").is_file()
+    assert (tmp_path / "out" / protocol / "seed-0" / scene / "splatfacto" / "run.json").is_file()
 
 
 def _recipe(folder: str, name: str) -> ModuleType:

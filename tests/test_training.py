@@ -490,12 +490,12 @@ def test_what_a_second_pass_changes_is_a_term_of_every_fourth_step(pairs: Path, 
 
 def test_small_images_make_small_crops_and_few_smaller_ones_are_left_out(pairs: Path, tmp_path: Path) -> None:
     files = read_manifests([pairs]).train
-    assert inspect_pairs(files, 512, 16) == ({}, 48)
+    assert inspect_pairs(files, 512, 16) == ({}, 48, 48)
     assert inspect_pairs(files, 32, 16).crop == 32
     save(tmp_path / "small.png", texture(0, 20, 24))
     small = str(tmp_path / "small.png")
     mixed = [replace(files[0], render=small, target=small), *list(files) * 3]
-    dropped, crop = inspect_pairs(mixed, 512, 16)
+    dropped, crop, _ = inspect_pairs(mixed, 512, 16)
     assert crop == 48 and list(dropped) == [0] and "smaller than the crops of 48" in dropped[0]
 
 
@@ -948,6 +948,52 @@ def test_two_processes_train_like_one_and_go_on_where_one_stopped(pairs: Path, t
     assert apart < 1e-3 * moved
 
 
+def test_one_process_goes_on_where_two_stopped(shared: Path, pairs: Path, tmp_path: Path) -> None:
+    """Two processes are asked to end and save; one with twice the batch goes on as if they had never been two.
+
+    Of the published layout, whose latents are drawn at random, sample by sample.
+    """
+    base = shared / "golden" / "difix_ref"
+    options = {"iterations": 6, "frame_height": 32, "frame_width": 48, "perceptual_weight": 0.0, "gram_weight": 0.0}
+    options |= {"learning_rate": 1e-3, "warm_up": 1, "log_every": 1, "ema": 0.9}
+    finetune([pairs], base, tmp_path / "one", batch=4, **options)
+    program = tmp_path / "two.py"
+    program.write_text(
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "from accelerate import PartialState\n"
+        "from difixcli import interrupts\n"
+        "from difixcli.training import finetune\n"
+        "interrupts.listen()\n"
+        "def end(step):\n"
+        "    if step == 3:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "try:\n"
+        f"    finetune([{str(pairs)!r}], {str(base)!r}, Path('two'), batch=2, progress=end, **{options!r})\n"
+        "except interrupts.Terminated:\n"
+        "    print('saved', flush=True)\n"
+        "PartialState().destroy_process_group()\n"
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    ran = subprocess.run(
+        [*launch, str(program)], capture_output=True, text=True, env=surroundings, check=False, cwd=tmp_path
+    )
+    assert ran.returncode == 0 and ran.stdout.count("saved") == 2, ran.stderr[-3000:]
+    assert len(losses(tmp_path / "two")) == 4 and not (tmp_path / "two" / "training.json").exists()
+    results = finetune([pairs], base, tmp_path / "two", batch=4, **options)
+    assert results["processes"] == 1 and results["steps"] == 6
+    assert '"event": "resume", "step": 4' in (tmp_path / "two" / "log.jsonl").read_text()
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
+    one, two, start = (
+        Fixer.from_pretrained(path).network.state_dict() for path in (tmp_path / "one", tmp_path / "two", base)
+    )
+    moved = torch.cat([(one[name] - start[name]).flatten() for name in start]).abs().mean()
+    apart = torch.cat([(one[name] - two[name]).flatten() for name in start]).abs().mean()
+    assert apart < 1e-3 * moved
+
+
 def test_the_first_process_may_work_longer_than_others_would_wait(tmp_path: Path) -> None:
     """Here they give up on a common step after two seconds, as NCCL does after ten minutes."""
     program = tmp_path / "long.py"
@@ -1036,7 +1082,7 @@ def test_what_curation_recorded_is_believed_until_a_file_is_read(recorded: Path,
     manifest = read_manifests([recorded])
     assert manifest.fingerprint == first.fingerprint and list(manifest.train) == list(first.train)
     assert manifest.train[2].size == (48, 56) and len(manifest.train[2].recorded) == 6
-    assert inspect_pairs(manifest.train, 512, 16) == ({}, 48)
+    assert inspect_pairs(manifest.train, 512, 16) == ({}, 48, 48)
     shutil.copy(recorded / "photo3.png", recorded / "photo1.png")  # an image, but another
     store = PairStore(manifest.train, "aligned", 2)
     with pytest.raises(ValueError, match=r"render0\.png is missing"):
@@ -1067,7 +1113,7 @@ def test_of_a_large_set_without_records_some_headers_are_looked_at(
 
     monkeypatch.setattr(module, "LOOKED_AT", 2)
     (pairs / "render1.png").unlink()  # of four pairs the first and the third are looked at
-    assert inspect_pairs(read_manifests([pairs]).train, 512, 16) == ({}, 48)
+    assert inspect_pairs(read_manifests([pairs]).train, 512, 16) == ({}, 48, 48)
     (pairs / "render2.png").unlink()
     assert list(inspect_pairs(read_manifests([pairs]).train, 512, 16).dropped) == [2]
 
@@ -1112,6 +1158,7 @@ def test_the_releases_recipe_is_the_default_for_its_networks() -> None:
     assert (release.gram_weight, release.gram_start, release.gram_window) == (1.0, 2000, 400)
     assert (release.crop, release.frame_height, release.frame_width) == (0, 576, 1024)
     assert (release.drop_references, release.fewer_references, release.strong_augmentation) == (0, 0, False)
+    assert (release.flips, release.latents) == (False, "sample")
     assert (release.learning_rate, release.weight_decay, release.warm_up, release.schedule) == (
         2e-5, 1e-2, 500, "constant",
     )  # fmt: skip
@@ -1121,6 +1168,7 @@ def test_the_releases_recipe_is_the_default_for_its_networks() -> None:
     assert (ours.pixel, ours.signed_pixels, ours.clamp_output, ours.supervise) == ("l1", False, False, "render")
     assert (ours.crop, ours.window, ours.gram_window, ours.perceptual) == (128, 64, 64, "st-lpips-alex")
     assert (ours.drop_references, ours.fewer_references) == (0.1, 0.4)
+    assert (ours.flips, ours.latents) == (True, "mode")
 
 
 def plain_lpips_vgg() -> torch.nn.Module:
@@ -1239,8 +1287,9 @@ def test_every_view_is_supervised_as_the_release_does(shared: Path, pairs: Path,
     draw = next(iter(training.loader))
     assert draw.batch.images.dtype == torch.uint8 and draw.batch.images.shape == (2, 3, 32, 48)
     batch = draw.batch.unit()
+    drawn = training.plan.latent_noise(0, (2, network.config.vae["latent_channels"], 4, 6))
     with torch.no_grad():
-        output = AllViews(network)(batch.images, batch.references)
+        output = AllViews(network)(batch.images, batch.references, latent_noise=drawn)
         wanted, parts = training.loss(
             output.flatten(0, 1), torch.cat([batch.targets[:, None], batch.references], dim=1).flatten(0, 1), 0
         )
@@ -1250,6 +1299,78 @@ def test_every_view_is_supervised_as_the_release_does(shared: Path, pairs: Path,
     training.journal.close()
     assert training.judge == "st_lpips_alex" and set(training.baselines["identity"]) == {"psnr", "ssim", training.judge}
     assert losses(tmp_path / "out")[0] == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_latents_are_drawn_from_the_encoders_distribution(shared: Path, pairs: Path, tmp_path: Path) -> None:
+    """Against diffusers' own distribution; the same at the same step, however it is come to."""
+    base = shared / "golden" / "difix_ref"
+    fixer = Fixer.from_pretrained(base)
+    network = fixer.network
+    with torch.no_grad():  # a variance that counts
+        network.vae.quant_conv.bias[network.config.vae["latent_channels"] :] = -1.0
+    generator = torch.Generator().manual_seed(1)
+    images, references = (torch.rand(2, 3, 32, 48, generator=generator) for _ in range(2))
+    shape = (network.config.vae["latent_channels"], 32 // network.config.multiple, 48 // network.config.multiple)
+    noise = torch.randn(2, 2, *shape, generator=generator)
+    with torch.no_grad():
+        drawn = network.encode(images * 2 - 1, noise[:, 0])[0] / network.vae.config.scaling_factor
+        gaussian = network.vae.encode(images * 2 - 1).latent_dist
+        torch.testing.assert_close(drawn, gaussian.mean + gaussian.std * noise[:, 0])
+        assert (drawn - gaussian.mean).abs().mean() > 0.1
+        both = AllViews(network)(images, references[:, None], latent_noise=noise)
+        alone = network(images, references[:, None], latent_noise=noise)
+        torch.testing.assert_close(both[:, 0], alone, atol=1e-5, rtol=1e-5)
+        swapped = network(references, images[:, None], latent_noise=noise.flip(1))
+        torch.testing.assert_close(both[:, 1], swapped, atol=1e-5, rtol=1e-5)
+        assert (alone - network(images, references[:, None])).abs().mean() > 1e-4
+
+    fixer.save_pretrained(tmp_path / "base")
+    options = {"frame_height": 32, "frame_width": 48, "batch": 2, "iterations": 4, "checkpoint_every": 2}
+    options |= {"perceptual_weight": 0.0, "gram_weight": 0.0, "learning_rate": 1e-3, "warm_up": 1, "log_every": 1}
+
+    def kill(step: int) -> None:
+        if step == 3:
+            raise Killed
+
+    finetune([pairs], tmp_path / "base", tmp_path / "whole", **options)
+    with pytest.raises(Killed):
+        finetune([pairs], tmp_path / "base", tmp_path / "killed", progress=kill, **options)
+    torch.rand(5)  # whatever else the process does
+    finetune([pairs], tmp_path / "base", tmp_path / "killed", **options)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    finetune([pairs], tmp_path / "base", tmp_path / "rounds", **options | {"batch": 1, "accumulate": 2})
+    np.testing.assert_allclose(losses(tmp_path / "rounds"), losses(tmp_path / "whole"), rtol=1e-4)
+    finetune([pairs], tmp_path / "base", tmp_path / "mode", latents="mode", **options)
+    finetune([pairs], tmp_path / "base", tmp_path / "other", seed=1, **options)
+    for name in ("mode", "other"):
+        assert abs(losses(tmp_path / name)[0] / losses(tmp_path / "whole")[0] - 1) > 1e-3
+    with pytest.raises(InputError, match="latents=mode"):
+        finetune([pairs], "tiny", tmp_path / "tiny", latents="sample", **FAST)
+
+
+def test_without_flips_no_sample_is_mirrored(pairs: Path) -> None:
+    store = PairStore(read_manifests([pairs]).train, "raw", 1)
+    about = {"steps": 12, "batch": 1, "crop": 0, "views": 1, "strong": False, "drop_references": 0.0}
+    mirrored: dict[bool, int] = {}
+    for flips in (False, True):
+        batches = TrainingBatches(store, None, Plan(flips=flips, **about))
+        mirrored[flips] = 0
+        for step in range(12):
+            photo = np.asarray(store[batches.index(step)].target)
+            shown = batches[step].batch.targets[0].permute(1, 2, 0).numpy()
+            assert np.array_equal(shown, photo) or np.array_equal(shown, photo[:, ::-1])
+            mirrored[flips] += np.array_equal(shown, photo[:, ::-1])
+    assert mirrored[False] == 0 and 2 <= mirrored[True] <= 10
+
+
+def test_small_pairs_are_told_of_before_they_are_enlarged(shared: Path, pairs: Path, tmp_path: Path) -> None:
+    line = ["finetune", pairs, "--base", shared / "golden" / "difix_ref", "--device", "cpu", "--iterations", "1"]
+    line += ["--perceptual-weight", "0", "--gram-weight", "0"]
+    enlarged = difix(*line, "--set", "frame_height=96", "--set", "frame_width=160", "-o", tmp_path / "a")
+    assert enlarged.exit_code == 0 and "48 pixels at their shorter side" in enlarged.output.replace("\n", " ")
+    assert "--crop N" in enlarged.output
+    cropped = difix(*line, "--crop", "32", "-o", tmp_path / "b")
+    assert cropped.exit_code == 0 and "--crop N" not in cropped.output
 
 
 def test_frames_are_stretched_each_from_its_own_pixels(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def evaluate(
         )
         title = f"{title}: {counted(evaluated['images'], 'view')}"
         report = write_report(evaluated, make_folder(folder) / "report.html", title)
-        write_json(folder / "eval.json", evaluated)
+        write_json(folder / "eval.json", evaluated, sort_keys=False)  # rows and scenes are in the order given
         write_table(evaluated, folder / "eval.csv")
     tables = [
         console.figures_table(f"{name}: {counted(one['images'], 'view')}", one["results"], one["std"])
@@ -200,7 +200,8 @@ def _by_jobs(runs: list[Path], common: list[str], folder: Path, cluster: Cluster
     outcome = work(folder, lines, "eval", cluster) or []
     bad = [job for job in outcome if job.state != DONE]
     tell_failures(jobs, bad)
-    made = {scenes[job.name]: read_json(folder / job.name / "eval.json") for job in outcome if job.state == DONE}
+    done = {job.name for job in outcome if job.state == DONE}
+    made = {scene: read_json(folder / key / "eval.json") for key, scene in scenes.items() if key in done}
     if not made:
         raise InputError("Not one of the scenes could be measured; see the lines above.")
     return {**over_scenes(made), "scenes": made}, [scenes[job.name] for job in bad]

@@ -549,6 +549,11 @@ def _training_news(record: Mapping[str, Any]) -> None:
         if not options["crop"]:
             size = f"whole frames at {options['frame_width']}×{options['frame_height']}"
         console.say(f"{what}; {size}; {options['pixel']} and {loss}; {options['dtype']}")
+        if not options["crop"] and 0 < 2 * record["side"] <= min(options["frame_width"], options["frame_height"]):
+            console.warn(
+                f"The pairs are small ({counted(record['side'], 'pixel')} at their shorter side) and their frames are "
+                "enlarged, at the cost of large ones; --crop N trains on squares of N of their own pixels."
+            )
         if record["crop"] < options["crop"]:
             console.warn(
                 f"The pairs are smaller than the crops of {options['crop']} pixels that were asked for: crops of "

@@ -32,6 +32,7 @@ Memory = tuple[Tensor, ...]
 """Keys and values of a self-attention; and what came into its block, where geometry reads that."""
 LORA_ALPHA = 8  # peft's default, which the release kept: the adapters' scale is 8 / rank
 SKIP_INIT = 1e-5
+_LOG_VARIANCE = (-30.0, 20.0)  # what diffusers limits the encoder's to
 IMAGE_CHANNELS = 5  # what an aligned network's encoder sees of a view: RGB, visibility, and whether it is a reference
 
 
@@ -267,6 +268,7 @@ class FixerNetwork(nn.Module):
         visibility: Tensor | None = None,
         noise: Tensor | None = None,
         correspondence: Tensor | None = None,
+        latent_noise: Tensor | None = None,
     ) -> Tensor:
         """The clean views (B, 3, H, W), not yet clamped to [0, 1].
 
@@ -282,12 +284,16 @@ class FixerNetwork(nn.Module):
                 references). Without it, networks with `fill_unseen` draw fresh noise, others fill nothing.
             correspondence: (B, V, 3, H, W) as `correspondence.correspond` makes it, None where nothing is known.
                 Networks whose references are wanted without geometry do not look at it.
+            latent_noise: (B, 1+V, c, h, w) standard normal, the render's first: every view's latents are drawn from the
+                encoder's Gaussian with it, as in the release's training, in place of its mode (not with aligned or
+                encoded references).
         """
         if self.config.takes_photos:
             # 1. encode every view, the references' latents alone
-            latents, skips = self.encode(images * 2 - 1)
+            latents, skips = self.encode(images * 2 - 1, None if latent_noise is None else latent_noise[:, 0])
             if references is not None and not isinstance(references, EncodedReferences):
-                references = self.encode_references(references) if references.shape[1] else None
+                beside = None if latent_noise is None else latent_noise[:, 1:]
+                references = self.encode_references(references, beside) if references.shape[1] else None
             # 2. noise where the render shows nothing
             if opacity is not None and (noise is not None or self.config.fill_unseen):
                 seen = F.adaptive_max_pool2d(opacity, latents.shape[-2:])
@@ -321,9 +327,11 @@ class FixerNetwork(nn.Module):
         blended = self.head(views, seen, F.silu(decoded[:, colors:]), scores)
         return blended + F.pixel_shuffle(residual, self.config.pixel_unshuffle)
 
-    def encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """(N, C, H, W), RGB in [-1, 1], → scaled latents (N, c, h, w), the mode of the encoder's Gaussian, and the
         activations before each down block, finest first.
+
+        With `noise` (N, c, h, w), standard normal, the latents are drawn from the Gaussian.
         """
         encoder = self.vae.encoder
         x, skips = encoder.conv_in(images), []
@@ -331,8 +339,10 @@ class FixerNetwork(nn.Module):
             skips.append(x)
             x = block(x)
         x = encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(encoder.mid_block(x))))
-        mode = self.vae.quant_conv(x).chunk(2, dim=1)[0]
-        return mode * self.vae.config.scaling_factor, skips
+        latents, log_variance = self.vae.quant_conv(x).chunk(2, dim=1)
+        if noise is not None:
+            latents = latents + (0.5 * log_variance.clamp(*_LOG_VARIANCE)).exp() * noise
+        return latents * self.vae.config.scaling_factor, skips
 
     def places(self, latents: Tensor, correspondence: Tensor | None) -> dict[int, Places] | None:
         """Where the tokens of the renders' latents are in their references, as `predict_noise` takes it; None where
@@ -343,13 +353,15 @@ class FixerNetwork(nn.Module):
         levels = len(self.config.unet["block_out_channels"])
         return places_by_count(correspondence, (latents.shape[-2], latents.shape[-1]), levels)
 
-    def encode_references(self, references: Tensor) -> EncodedReferences:
-        """References as the photos are, (B, V, 3, H, W) in [0, 1], as `forward` takes them, V at least 1.
+    def encode_references(self, references: Tensor, noise: Tensor | None = None) -> EncodedReferences:
+        """References as the photos are, (B, V, 3, H, W) in [0, 1], as `forward` takes them, V at least 1; with `noise`
+        (B, V, c, h, w) their latents are drawn as `encode` draws them.
 
         What comes out of networks with one-way attention depends on no render, keys and values included, and
         otherwise the latents do, so it serves every frame beside which the same photos stand.
         """
-        latents = self.encode(references.flatten(0, 1) * 2 - 1)[0].unflatten(0, references.shape[:2])
+        drawn = None if noise is None else noise.flatten(0, 1)
+        latents = self.encode(references.flatten(0, 1) * 2 - 1, drawn)[0].unflatten(0, references.shape[:2])
         if self.config.reference_attention == "mutual":
             return EncodedReferences(latents)
         record: list[Memory] = []

@@ -73,19 +73,20 @@ def misled(sample: Sample, share: float, rng: np.random.Generator) -> Sample:
     return sample._replace(references=np.ascontiguousarray(references), visibility=np.ascontiguousarray(visibility))
 
 
-def augmented(sample: Sample, strong: bool, reference_tone: float, rng: np.random.Generator) -> Sample:
+def augmented(sample: Sample, flips: bool, strong: bool, reference_tone: float, rng: np.random.Generator) -> Sample:
     """A sample of the same shape, changed at random.
 
-    All of a pair's images are mirrored alike. With `strong` they are also flipped vertically, transposed, and their
-    channels, exposure, white balance and gamma changed alike: good for small networks that know nothing, bad for
-    pretrained ones that know which way is up. With `reference_tone`, the typical size of an exposure change (natural
-    logarithm), half of the samples' references are taken by a camera of another exposure, white balance and gamma
-    than the photo of the same view: what tone the answer has must then be seen in the render.
+    With `flips` half of them are mirrored, all of a pair's images alike. With `strong` they are also flipped
+    vertically, transposed, and their channels, exposure, white balance and gamma changed alike: good for small
+    networks that know nothing, bad for pretrained ones that know which way is up. With `reference_tone`, the typical
+    size of an exposure change (natural logarithm), half of the samples' references are taken by a camera of another
+    exposure, white balance and gamma than the photo of the same view: what tone the answer has must then be seen in
+    the render.
     """
     images = [sample.render, sample.target, *sample.references]
     masks = [*sample.visibility, sample.opacity]
     places = None if sample.correspondence is None else torch.from_numpy(sample.correspondence)
-    if rng.random() < 0.5:
+    if flips and rng.random() < 0.5:
         images, masks = [a[:, ::-1] for a in images], [a[:, ::-1] for a in masks]
         places = None if places is None else correspondence.mirrored(places)
     if strong:

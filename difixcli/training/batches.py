@@ -26,7 +26,7 @@ MOST_UNREADABLE = 50
 
 # what random numbers are drawn for
 _ORDER, _SAMPLE, _REFERENCES, _SYNTHETIC = 1, 2, 3, 4
-_FILLING = 6  # 5 orders streamed tars
+_FILLING, _LATENTS = 6, 7  # 5 orders streamed tars
 
 
 class Batch(NamedTuple):
@@ -78,6 +78,7 @@ class Plan:
     frame: tuple[int, int] | None = None
     drop_references: float = 0.1
     fewer_references: float = 0.4
+    flips: bool = True
     strong: bool = True
     reference_tone: float = 0.0
     improved_share: float = 0.0
@@ -118,7 +119,14 @@ class Plan:
 
     def noise(self, index: int, shape: Sequence[int]) -> Tensor:
         """(batch, *shape) standard normal for round `index`: what takes the place of what renders do not show."""
-        generators = (self.rng(_FILLING, position) for position in self.positions(index))
+        return self._normal(_FILLING, index, shape)
+
+    def latent_noise(self, index: int, shape: Sequence[int]) -> Tensor:
+        """(batch, *shape) standard normal for round `index`, to draw latents from the encoder's Gaussian with."""
+        return self._normal(_LATENTS, index, shape)
+
+    def _normal(self, purpose: int, index: int, shape: Sequence[int]) -> Tensor:
+        generators = (self.rng(purpose, position) for position in self.positions(index))
         return torch.from_numpy(np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in generators]))
 
     def sample(self, pair: Loaded | None, photos: PhotoPairs | None, position: int) -> Sample:
@@ -132,7 +140,7 @@ class Plan:
         else:
             sample = in_units(cropped(pair, self.crop, rng))
         sample = misled(improved(sample, self.improved_share, rng), self.misled_share, rng)
-        return augmented(sample, self.strong, self.reference_tone, rng)
+        return augmented(sample, self.flips, self.strong, self.reference_tone, rng)
 
 
 class TrainingBatches(Dataset[Draw]):

@@ -17,7 +17,7 @@ PUSHED = ("config.json", "model.safetensors", CARD)
 _SHOWN = (
     "iterations", "batch", "accumulate", "learning_rate", "schedule", "dtype", "crop", "frame_height", "frame_width",
     "supervise", "pixel", "signed_pixels", "perceptual", "perceptual_weight", "window", "gram_weight", "gram_start",
-    "gram_window", "drop_references", "ema", "train", "seed",
+    "gram_window", "flips", "latents", "drop_references", "ema", "train", "seed",
 )  # fmt: skip
 
 

@@ -137,6 +137,8 @@ def _check_options(options: TrainingOptions, fixer: Fixer, photos: Path | None) 
     config = fixer.config
     if options.supervise == "all" and config.references == "aligned":
         raise InputError("Aligned references have no clean views of their own to learn; use --set supervise=render.")
+    if options.latents == "sample" and not config.takes_photos:
+        raise InputError("Small fixers' encoders have no variance to draw with; use --set latents=mode.")
     if not options.crop and photos is not None:
         raise InputError("Synthetic pairs from --photos are cut to --crop pixels; name a --crop.")
     for name in () if options.crop else ("frame_height", "frame_width"):
@@ -273,6 +275,7 @@ class _Training:
             photo_share=share,
             drop_references=options.drop_references,
             fewer_references=options.fewer_references,
+            flips=options.flips,
             strong=options.strong_augmentation,
             reference_tone=options.reference_tone,
             improved_share=options.improved_share,
@@ -297,6 +300,7 @@ class _Training:
         else:
             self.journal.begin()
             about = {"pairs": self.counts, "dropped": self.dropped, "crop": crop, "processes": self.ranks}
+            about |= {"side": inspected.side}
             about |= {"judge": self.judge}
             self.journal({"event": "start", **about, "options": asdict(options)})
         self.loader = self._loader(used, tars, pictures, self.plan)
@@ -379,20 +383,22 @@ class _Training:
         terms: dict[str, Tensor] = {}
         for number in range(options.accumulate):
             batch = self._drawn(next(rounds))
-            noise = self._noise(self.step * options.accumulate + number, batch.images)
+            index = self.step * options.accumulate + number
+            noise = self._noise(index, batch.images)
+            latent_noise = self._latent_noise(index, batch)
             if number == 0 and self.step % options.signs_every == 0:
                 self._look_for_collapse(batch, noise)
             self.network.train()
             last = number == options.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                beside = (batch.references, batch.opacity, batch.visibility, noise, batch.correspondence)
+                beside = (batch.references, batch.opacity, batch.visibility, noise, batch.correspondence, latent_noise)
                 output = self.model(batch.images, *beside)
                 targets = batch.targets
                 if options.supervise == "all":
                     output, targets = output.flatten(0, 1), all_views(targets, batch.references).flatten(0, 1)
                 loss, parts = self.loss(output, targets, self.step)
                 if options.idempotence_weight > 0 and self.step % _AGAIN_EVERY == 0:
-                    parts["again"] = options.idempotence_weight * self._changed_again(output, batch, noise)
+                    parts["again"] = options.idempotence_weight * self._changed_again(output, beside)
                     loss = loss + parts["again"]
                 self.accelerator.backward(loss / options.accumulate)
             found = {
@@ -417,10 +423,9 @@ class _Training:
             self.journal({"event": "step", "step": self.step, **means, **mean, "gradient": norm, "rate": rate})
         return due_somewhere > 0, asked_somewhere > 0
 
-    def _changed_again(self, output: Tensor, batch: Batch, noise: Tensor | None) -> Tensor:
-        """How much a second pass changes of the first one's output: (), the mean distance."""
+    def _changed_again(self, output: Tensor, beside: Sequence[Tensor | None]) -> Tensor:
+        """How much a second pass beside the same changes of the first one's output: (), the mean distance."""
         first = output.detach().clamp(0, 1)
-        beside = (batch.references, batch.opacity, batch.visibility, noise, batch.correspondence)
         again = self.model(first, *beside)
         return (again.float() - first).abs().mean()
 
@@ -440,8 +445,18 @@ class _Training:
         config = self.fixer.config
         if not config.takes_photos or not config.fill_unseen:
             return None
-        height, width = (length // config.multiple for length in images.shape[-2:])
-        return self.plan.noise(index, (config.vae["latent_channels"], height, width)).to(images)
+        return self.plan.noise(index, self._latent_shape(images)).to(images)
+
+    def _latent_noise(self, index: int, batch: Batch) -> Tensor | None:
+        """What the latents of round `index` are drawn from the encoder's Gaussian with; None for its mode."""
+        if self.options.latents == "mode":
+            return None
+        views = 1 if batch.references is None else 1 + batch.references.shape[1]
+        return self.plan.latent_noise(index, (views, *self._latent_shape(batch.images))).to(batch.images)
+
+    def _latent_shape(self, images: Tensor) -> tuple[int, int, int]:
+        height, width = (length // self.fixer.config.multiple for length in images.shape[-2:])
+        return self.fixer.config.vae["latent_channels"], height, width
 
     def tell_places(self, places: Mapping[int, Sequence[int]]) -> None:
         """Note how far lanes were read; the farther place is right, as others know only where a lane began."""

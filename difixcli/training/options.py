@@ -53,6 +53,9 @@ class TrainingOptions:
     """Whether the loss is of the render's view alone, or of all views, a reference's target being itself."""
     train: Parts = "all"
     """Which parts train: of a network with adapters `all` are U-Net, adapters and skips."""
+    latents: Literal["mode", "sample"] = "mode"
+    """Of networks that take photos as they are: the encoder's mode, or draws from its Gaussian, the same at the same
+    step."""
     references: Literal["base", "geometry"] = "base"
     """How references are wanted: as the base wants them, or, of a base that takes photos as they are, looked up by
     depth and cameras."""
@@ -90,8 +93,10 @@ class TrainingOptions:
     """Share of the steps without references, so that one network serves with and without."""
     fewer_references: float = 0.4
     """Share of the other steps with a random number of the references, so that it serves with many and few."""
+    flips: bool = True
+    """Horizontal flips of half of the samples, all of a pair's images alike."""
     strong_augmentation: bool = False
-    """Vertical flips, transposition, permuted channels and tones too, not only horizontal flips."""
+    """Vertical flips, transposition, permuted channels and tones."""
     reference_tone: float = 0.0
     """Typical difference of the references' exposure from the photo's (natural logarithm), in half of the samples."""
     improved_share: float = 0.0
@@ -132,6 +137,8 @@ class TrainingOptions:
             gram_weight=1.0,
             drop_references=0.0,
             fewer_references=0.0,
+            flips=False,
+            latents="sample",
             ema=0.0,
             dtype="bf16" if cuda else "fp32",
             workers=4 if cuda else 0,

@@ -297,10 +297,13 @@ _PAIR = {
 
 
 class Inspection(NamedTuple):
-    """What the headers of a set's images say: why pairs (by position) cannot be used, and the crop the rest allow."""
+    """What the headers of a set's images say: why pairs (by position) cannot be used, the crop the rest allow, and the
+    middle one of their shorter sides in pixels (0 where none is known).
+    """
 
     dropped: dict[int, str]
     crop: int
+    side: int = 0
 
 
 def inspect_pairs(files: Sequence[PairFiles], crop: int, multiple: int) -> Inspection:
@@ -327,7 +330,7 @@ def inspect_pairs(files: Sequence[PairFiles], crop: int, multiple: int) -> Inspe
     for i, side in sides.items():
         if side < crop:
             dropped[i] = f"{files[i].render} is smaller than the crops of {crop} pixels"
-    return Inspection(dropped, crop)
+    return Inspection(dropped, crop, sorted(sides.values())[len(sides) // 2] if sides else 0)
 
 
 def _shorter_side(pair: PairFiles) -> int:

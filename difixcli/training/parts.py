@@ -31,13 +31,15 @@ class AllViews(nn.Module):
         visibility: Tensor | None = None,
         noise: Tensor | None = None,
         correspondence: Tensor | None = None,
+        latent_noise: Tensor | None = None,
     ) -> Tensor:
         """The clean views (B, 1+V, 3, H, W) about [0, 1], the render's first; arguments as `FixerNetwork` takes them.
 
         The render's is what the network itself gives.
         """
         views = all_views(images, references)
-        latents, skips = self.network.encode(views.flatten(0, 1) * 2 - 1)
+        drawn = None if latent_noise is None else latent_noise.flatten(0, 1)
+        latents, skips = self.network.encode(views.flatten(0, 1) * 2 - 1, drawn)
         if opacity is not None and noise is not None:  # where the render shows nothing
             seen = F.adaptive_max_pool2d(opacity, latents.shape[-2:])
             per_view = latents.unflatten(0, views.shape[:2])

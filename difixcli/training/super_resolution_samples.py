@@ -290,7 +290,7 @@ def _augmented(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Mirrored, transposed, in other colours and tones."""
     none, size = np.zeros((0, *crop.shape[:2]), np.float32), crop.shape[:2]
     sample = Sample(crop, crop, np.zeros((0, *crop.shape), np.float32), none, np.ones(size, np.float32))
-    return np.ascontiguousarray(augmented(sample, True, 0.0, rng).target)
+    return np.ascontiguousarray(augmented(sample, True, True, 0.0, rng).target)
 
 
 def _middle(photo: np.ndarray, factor: int, side: int) -> np.ndarray:

@@ -1,12 +1,13 @@
 """A training on many pairs beside one on few: how long until its first step, what memory, how quick its steps.
 
-    python recipes/bench/many_pairs.py [--few 80] [--many 80000] [--steps 60] [--workers 1] [--turns 2]
+    python recipes/bench/many_pairs.py [--few 80] [--many 80000] [--steps 60] [--workers 1] [--turns 2] [--cache 0]
 
 A set of `--few` pairs of 288×512 pixels as `difix curate` writes them (render, photo, two references, raw and aligned,
 opacity; sizes and hashes in the manifest), and one of `--many` whose manifest names the same files again and again
 under other ids: every pair is its own as far as training knows. A process for each trains `tiny` from nothing, the
 perceptual loss on; the two take turns. CPU time, of the process and its workers, tells more than the clock where other
-work is done on the machine.
+work is done on the machine. No pair is kept decoded (`--cache` MiB would be): a small set's pairs come again and are
+decoded less often the more of them are kept, which says nothing of how the number of pairs tells on a step.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def write_manifest(path: Path, entries: dict[str, dict], count: int) -> None:
         file.write('\n}, "test": {\n}}\n')
 
 
-def train(manifest: Path, output: Path, steps: int, workers: int) -> None:
+def train(manifest: Path, output: Path, steps: int, workers: int, cache: int) -> None:
     """In this process; prints JSON: seconds to the first step, milliseconds a sample, MiB at a quarter and at the end.
 
     Seconds and milliseconds are by the clock and of CPU time.
@@ -87,7 +88,7 @@ def train(manifest: Path, output: Path, steps: int, workers: int) -> None:
         memory.append(_resident())
 
     finetune(
-        [manifest], "tiny", output, iterations=steps, batch=4, crop=128, workers=workers, cache_mib=64,
+        [manifest], "tiny", output, iterations=steps, batch=4, crop=128, workers=workers, cache_mib=cache,
         checkpoint_every=10**6, signs_every=10**6, progress=stepped,
     )  # fmt: skip
     begun = steps // 4
@@ -122,10 +123,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--cache", type=int, default=0)
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.train is not None:
-        train(arguments.train, arguments.train.parent / "out", arguments.steps, arguments.workers)
+        train(arguments.train, arguments.train.parent / "out", arguments.steps, arguments.workers, arguments.cache)
         return
     with tempfile.TemporaryDirectory() as made:
         home = Path(made)
@@ -136,7 +138,7 @@ def main() -> None:
                 manifest = home / f"{count}.json"
                 write_manifest(manifest, entries, count)
                 line = [sys.executable, __file__, "--train", str(manifest), "--steps", str(arguments.steps)]
-                line += ["--workers", str(arguments.workers)]
+                line += ["--workers", str(arguments.workers), "--cache", str(arguments.cache)]
                 ran = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True)
                 turns.append(json.loads(ran.stdout.splitlines()[-1]))
                 print(count, turns[-1], file=sys.stderr)

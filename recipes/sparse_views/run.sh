@@ -5,8 +5,8 @@
 #   sh recipes/sparse_views/run.sh mip360 SCENES [OUTPUT]       SCENES holds a folder for each scene, with COLMAP's model
 #
 #   PRIOR   what proposes views (fixer)     VIEWS   how many photos train, of 2, 3, 6 and 9 (mip360: 3 6 9)
-#   METHODS, SEEDS, FIXER, METRICS, DRY_RUN and SMOKE are as in recipes/published.sh. Run it again and it goes on where it
-#   stopped.
+#   METHODS, SEEDS, FIXER, METRICS, CLUSTER, DRY_RUN and SMOKE are as in recipes/published.sh. Run it again and it goes on
+#   where it stopped.
 set -eu
 . "$(dirname "$0")/../published.sh"
 if [ $# -lt 2 ]; then refuse "write $0 co3d CATEGORY [OUTPUT], or $0 mip360 SCENES [OUTPUT]."; fi
@@ -41,23 +41,18 @@ fi
 OWN="--prior $PRIOR"
 if [ "$PRIOR" = fixer ]; then OWN="$OWN --fixer $FIXER"; fi
 
+set --
+for scene in "$DATA"/*/; do
+  if [ -d "$scene/images" ]; then set -- "$@" "${scene%/}"; fi # CO3D's lists lie beside its sequences
+done
 for rule in $RULES; do
   protocol=$rule
   if [ "$rule" = co3d:2 ]; then protocol=co3d-2view; fi
-  for method in $METHODS; do
-    for seed in $SEEDS; do
-      set --
-      for scene in "$DATA"/*/; do
-        if [ ! -d "$scene/images" ]; then continue; fi # CO3D's lists lie beside its sequences
-        target="$OUTPUT/$protocol/$(basename "$scene")/$method/seed-$seed"
-        # shellcheck disable=SC2086
-        run difix distill "${scene%/}" --method "$method" --split "$rule" --seed "$seed" $PLACE $OWN $LENGTH \
-          --compare --output "$target"
-        set -- "$@" "$target"
-      done
-      # shellcheck disable=SC2086
-      run difix eval "$@" --protocol "$protocol" ${METRICS:+--metrics $METRICS} \
-        --output "$OUTPUT/$protocol/$method-seed-$seed"
-    done
+  for seed in $SEEDS; do
+    # shellcheck disable=SC2046,SC2086
+    over_scenes difix distill "$@" $(methods) --split "$rule" --seed "$seed" $PLACE $OWN $LENGTH --compare \
+      --output "$OUTPUT/$protocol/seed-$seed"
   done
+  evaluate_published "$protocol" "$OUTPUT/$protocol" "$OUTPUT/$protocol"
 done
+exit "$SOME_FAILED"

@@ -4,7 +4,8 @@
 #   sh recipes/super_resolution/run.sh llff-sr SCENES [OUTPUT]      or mip360-sr; SCENES holds a folder for each scene
 #
 #   SR=stabilityai/stable-diffusion-x4-upscaler   the super-resolver     UPDATE=posterior   or paper
-#   SEEDS, METRICS, DRY_RUN and SMOKE are as in recipes/published.sh. Run it again and it goes on where it stopped.
+#   SEEDS, METRICS, CLUSTER, DRY_RUN and SMOKE are as in recipes/published.sh. Run it again and it goes on where it
+#   stopped.
 set -eu
 . "$(dirname "$0")/../published.sh"
 if [ $# -lt 2 ]; then
@@ -25,15 +26,10 @@ else
   LARGER="$LARGER --sr ${SR:-stabilityai/stable-diffusion-x4-upscaler} --preset gpu --device cuda"
   LENGTH="--iterations 30000 --rounds 4 --further 20000"
 fi
-runs=
-for scene in "$SCENES"/*/; do
-  scene=${scene%/}
-  for seed in $SEEDS; do
-    target="$OUTPUT/$(basename "$scene")-$seed"
-    # shellcheck disable=SC2086
-    run difix distill "$scene" $LARGER $LENGTH --split test-every:8 --seed "$seed" --compare --output "$target"
-    runs="$runs $target"
-  done
+for seed in $SEEDS; do
+  # shellcheck disable=SC2086
+  over_scenes difix distill "$SCENES"/*/ $LARGER $LENGTH --split test-every:8 --seed "$seed" --compare \
+    --output "$OUTPUT/seed-$seed"
 done
-# shellcheck disable=SC2086
-run difix eval $runs --protocol "$PROTOCOL" ${METRICS:+--metrics "$METRICS"} --output "$OUTPUT/$PROTOCOL"
+evaluate_published "$PROTOCOL" "$OUTPUT" "$OUTPUT"
+exit "$SOME_FAILED"

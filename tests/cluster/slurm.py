@@ -169,6 +169,8 @@ class Slurm:
             "KillWait": 20,
             "MinJobAge": 300,
             "JobRequeue": 1,
+            "PreemptType": "preempt/partition_prio",
+            "PreemptMode": "REQUEUE",
             "SlurmdParameters": "config_overrides",
         }
         written = [f"{name}={value}" for name, value in lines.items()]
@@ -177,7 +179,11 @@ class Slurm:
                 f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} RealMemory=4000 "
                 "State=UNKNOWN"
             )
-        written.append(f"PartitionName=short Nodes={','.join(self.nodes)} Default=YES MaxTime=60 State=UP")
+        everywhere = f"Nodes={','.join(self.nodes)} MaxTime=60 State=UP"
+        # jobs of `urgent` take the nodes of the others', of which those of `warned` are told so a while before
+        written.append(f"PartitionName=short {everywhere} Default=YES PriorityTier=1")
+        written.append(f"PartitionName=warned {everywhere} PriorityTier=1 GraceTime=60")
+        written.append(f"PartitionName=urgent {everywhere} PriorityTier=2 PreemptMode=OFF")
         (self.folder / "slurm.conf").write_text("\n".join(written) + "\n", encoding="utf-8")
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n", encoding="utf-8")
 

@@ -172,6 +172,59 @@ def test_slurms_refusals_are_sentences(difix: Callable, scenes: list[Path], tmp_
     assert "partition" in made.stderr and "Traceback" not in made.stderr
 
 
+@pytest.mark.parametrize("partition", ["short", "warned"])
+def test_a_more_urgent_job_takes_the_node_and_gives_it_back(
+    partition: str, slurm: Slurm, difix: Callable, scenes: list[Path], tmp_path: Path
+) -> None:
+    """A job of a partition of higher priority preempts one in the middle of its training, which goes on after it."""
+    line = ["distill", scenes[0], "--split", "every:2", "--schedule", "none", *TOY, "--iterations", LONG]
+    out, node = tmp_path / "out", slurm.nodes[0]
+    sent = ["--cluster", "slurm", "--time", "20", "--cpus", slurm.cpus, "--partition", partition]
+    number = difix(*line, *sent, "--sbatch", f"nodelist={node}", "-o", out).stdout.strip()
+    until(lambda: _in_training(out, "a-splatfacto"), 240, "it trains")
+    urgent = ["sbatch", "--parsable", "--partition=urgent", f"--nodelist={node}", f"--cpus-per-task={slurm.cpus}"]
+    other = slurm.run(*urgent, "--wrap", "sleep 5", check=True).strip()
+    until(lambda: slurm.jobs().get(other, ("", ""))[0] == "RUNNING", 120, "the urgent job has the node")
+    saved = _record(out, "a-splatfacto")
+    assert saved["state"] == "interrupted" and slurm.jobs()[number][0] == "PENDING"
+    assert 0 < saved["step"] <= _saved(out / "a" / "splatfacto") < LONG  # nothing is lost
+    _begun_again(slurm, out, "a-splatfacto", 2)
+    assert other not in slurm.jobs()
+    until(lambda: not slurm.jobs(), 240, "the queue is empty")
+    assert _record(out, "a-splatfacto")["state"] == "done"
+    log = (out / "jobs" / "a-splatfacto.log").read_text()
+    assert log.count("difix distill") == 2 and "going on with an earlier run" in log
+
+
+def test_slurms_own_warning_saves_before_the_time_is_over(
+    slurm: Slurm, difix: Callable, scenes: list[Path], tmp_path: Path
+) -> None:
+    """Nobody sends a signal but slurmctld, two minutes before the job's time is over, and up to half of one earlier.
+
+    Jobs whose time is over are not put back, so one that is was warned in time.
+    """
+    iterations = 100 * LONG
+    line = ["distill", scenes[0], "--split", "every:2", "--schedule", "none", *TOY, "--iterations", iterations]
+    out = tmp_path / "out"
+    number = difix(*line, "--cluster", "slurm", "-o", out, "--time", "20").stdout.strip()
+    until(lambda: _in_training(out, "a-splatfacto"), 240, "it trains")
+    # its time shall be over in one to two minutes, rather than be waited for
+    gone = int(slurm.run("squeue", "-h", "-j", number, "-O", "TimeUsed:20").strip().split(":")[-2])
+    slurm.run("scontrol", "update", f"jobid={number}", f"TimeLimit={gone + 2}", check=True)
+    until(lambda: _record(out, "a-splatfacto")["state"] == "interrupted", 120, "it has saved")
+    warned = _record(out, "a-splatfacto")
+    saved = _saved(out / "a" / "splatfacto")
+    assert 0 < warned["step"] <= saved < iterations  # nothing is lost
+    until(lambda: slurm.jobs()[number][0] == "PENDING", 60, "it is back in the queue")
+    slurm.run("scontrol", "update", f"jobid={number}", "TimeLimit=20", check=True)
+    _begun_again(slurm, out, "a-splatfacto", 2)
+    until(lambda: _in_training(out, "a-splatfacto"), 240, "it goes on")
+    assert _record(out, "a-splatfacto")["total"] == iterations - saved  # what is left
+    slurm.run("scancel", number, check=True)
+    until(lambda: not slurm.jobs(), 60, "the queue is empty")
+    assert "going on with an earlier run" in (out / "jobs" / "a-splatfacto.log").read_text()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("sent", ["TERM", "INT"])
 def test_a_signal_saves_and_puts_back(
