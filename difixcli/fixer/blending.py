@@ -81,8 +81,8 @@ class BlendHead(nn.Module):
         pixels, mask = (F.pixel_unshuffle(x, self.reduction) for x in (images, visibility))
         render, consensus = pixels[:, :1], self._consensus(pixels, mask)
         wide = [F.interpolate(s.flatten(0, 1), pixels.shape[-2:], mode="bilinear") for s in scores]
-        seen = [pixels, (pixels - render).abs(), (pixels - consensus).abs(), mask]
-        seen = torch.cat([*(part.flatten(0, 1) for part in seen), *wide], dim=1)
+        told = [pixels, (pixels - render).abs(), (pixels - consensus).abs(), mask]
+        seen = torch.cat([*(part.flatten(0, 1) for part in told), *wide], dim=1)
         scene = self.from_scene(torch.cat([render[:, 0], consensus[:, 0], mask[:, 0], features], dim=1))
         hidden = self.from_view(seen).unflatten(0, (batch, views)) + scene[:, None]
         hidden = F.silu(self.mix(F.silu(hidden).flatten(0, 1)))
