@@ -13,7 +13,7 @@ from commands import difix, refused, told
 from scipy.ndimage import gaussian_filter
 
 from difixcli.console import progress
-from difixcli.distillation.agreement import UNSEEN, agreements, brought, warped_difference
+from difixcli.distillation.agreement import UNSEEN, agreements, brought, reprojected_difference
 from difixcli.distillation.filming import Filming
 from difixcli.distillation.schedule import make_schedule
 from difixcli.distillation.settings import Settings
@@ -75,7 +75,7 @@ def test_the_rows_are_photos_alone_with_the_points_and_the_films(compared: tuple
         weight = read_image(folder / "rounds" / view["files"]["confidence"])[..., 0]
         ratio = view["terms"]["perceptual"] / view["terms"]["method"]
         assert ratio == pytest.approx(0.1) and weight.max() == pytest.approx(1) and 0 < weight.mean() < 1
-        assert set(view["figures"]) == {"change", "mean_confidence", "warped_difference"}
+        assert set(view["figures"]) == {"change", "mean_confidence", "reprojected_difference"}
     # over all pictures together, the mean weight is that of a photo
     means = [
         view["terms"]["method"] * read_image(folder / "rounds" / view["files"]["confidence"])[..., 0].mean()
@@ -84,7 +84,7 @@ def test_the_rows_are_photos_alone_with_the_points_and_the_films(compared: tuple
     assert np.mean(means) == pytest.approx(1, abs=0.05)
     told(difix("eval", folder, "--metrics", "psnr", "--json"))
     report = (folder / "report.html").read_text()
-    assert "Confidence in the fixes by round" in report and "Warped difference by round" in report
+    assert "Confidence in the fixes by round" in report and "Reprojected difference by round" in report
 
 
 def test_the_cloud_is_kept_and_can_be_given_again(
@@ -225,13 +225,13 @@ def test_pictures_of_one_place_agree_and_what_one_of_them_invents_does_not() -> 
     pictures, depths, cameras = _wall([0, 0.05, 0.1, 0.15, 0.2])
     for found in agreements(pictures, depths, cameras):
         assert found[:, 20:40].min() > 0.9
-    assert max(warped_difference(pictures, depths, cameras)) < 0.01
+    assert max(reprojected_difference(pictures, depths, cameras)) < 0.01
     invented = [picture.copy() for picture in pictures]
     invented[2][10:30, 20:40] = 1 - invented[2][10:30, 20:40]
     found = agreements(invented, depths, cameras)
     assert found[2][15:25, 25:35].mean() < 0.5 * found[2][:, 45:55].mean()
     assert found[1][15:25, 30:36].mean() > 0.5  # three of four others say so, too
-    assert warped_difference(invented, depths, cameras)[1] > 0.02
+    assert reprojected_difference(invented, depths, cameras)[1] > 0.02
 
 
 def test_what_no_other_picture_sees_counts_little() -> None:

@@ -88,7 +88,7 @@ class Filmed(FewPhotos):
     def _told(self, record: dict[str, Any]) -> str:
         figures = [view["figures"] for view in record["views"]]
         change, unsteady = (
-            255 * float(np.mean([one[key] for one in figures])) for key in ("change", "warped_difference")
+            255 * float(np.mean([one[key] for one in figures])) for key in ("change", "reprojected_difference")
         )
         return (
             f"{counted(len(figures), 'picture')} filmed, which differ from the renders by {change:.1f} of 255 and, "

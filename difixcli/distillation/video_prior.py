@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from difixcli.distillation.agreement import agreements, warped_difference
+from difixcli.distillation.agreement import agreements, reprojected_difference
 from difixcli.distillation.prior import Context, Proposal, Round, View
 from difixcli.distillation.ways import Way
 from difixcli.errors import InputError
@@ -79,13 +79,13 @@ class VideoPrior:
             )
         shots = [photos[0], *pictures[1:-1], photos[1]]  # the ends are known
         trust = agreements(shots, depths, way.cameras)
-        unsteady = warped_difference(shots, depths, way.cameras)
+        unsteady = reprojected_difference(shots, depths, way.cameras)
         return {
             name: {
                 "picture": pictures[place],
                 "render": renders[place].color,
                 "agreement": trust[place],
-                "warped_difference": unsteady[place - 1],
+                "reprojected_difference": unsteady[place - 1],
             }
             for place, name in enumerate(way.names, start=1)
         }
@@ -95,7 +95,7 @@ class VideoPrior:
         figures = {
             "change": float(np.abs(image - made["render"]).mean()),
             "mean_confidence": float(agreement.mean()),
-            "warped_difference": made["warped_difference"],
+            "reprojected_difference": made["reprojected_difference"],
         }
         pictures = {"render": made["render"]}
         if self._believes:
