@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +47,19 @@ class Blended:
                 total = total + (share * seen)[..., None]
             made.append(picture / total)
         return np.clip(np.stack(made), 0, 1).astype(np.float32)
+
+
+class Watched(Blended):
+    """Blended, which sees whether its earlier films are still held."""
+
+    def __init__(self) -> None:
+        self.films: list[weakref.ref[np.ndarray]] = []
+
+    def film(self, span: Span, seed: int) -> np.ndarray:
+        assert all(film() is None for film in self.films)
+        made = super().film(span, seed)
+        self.films.append(weakref.ref(made))
+        return made
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +200,11 @@ def test_films_teach_splats_and_rays_without_a_cloud(
     terms = own_terms(method == "splatfacto", "gpu")
     plan = _plan(method=method, overrides=[own[method]], terms=terms, trust="all")
     run = Run.open(tmp_path / "run", "distill", {}, {}, False)
-    results = Filmed(scene, make_split(scene, split_file), plan).film(Blended(), run, progress, lambda said: None)
-    assert np.isfinite(results["distilled"]["psnr"])
+    (tmp_path / "run" / "rounds" / ".films-killed.part").mkdir(parents=True)
+    watched = Watched()
+    results = Filmed(scene, make_split(scene, split_file), plan).film(watched, run, progress, lambda said: None)
+    assert np.isfinite(results["distilled"]["psnr"]) and len(watched.films) == 2
+    assert not list((tmp_path / "run" / "rounds").glob(".*"))  # of a process that was killed, and of this one
     record = json.loads((tmp_path / "run" / "rounds" / "01" / "round.json").read_text())
     assert all(view["terms"] == terms and "confidence" not in view["files"] for view in record["views"])
     assert not (tmp_path / "run" / "cloud").exists()

@@ -83,7 +83,7 @@ class Filmed(FewPhotos):
         return self._ways.targets()
 
     def _context(self) -> Context:
-        return replace(super()._context(), ways=self._ways, video=self._video)
+        return replace(super()._context(), ways=self._ways, video=self._video, scratch=self.rounds.parent)
 
     def _told(self, record: dict[str, Any]) -> str:
         figures = [view["figures"] for view in record["views"]]
