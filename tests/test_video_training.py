@@ -206,10 +206,10 @@ def test_the_stages_train_what_the_paper_says(walls: Path, base: Path, tmp_path:
     moved = []
     for stage in (0, 1):
         training.stage = stage
-        training._begin_stage()
+        training.begin_stage()
         before = {name: value.detach().clone() for name, value in training.network.named_parameters()}
         for training.step in range(3):
-            training._step(0.1)
+            training.take_step()
         after = dict(training.network.named_parameters())
         names = {name for name, value in before.items() if not torch.equal(value, after[name])}
         moved.append({".".join(name.split(".")[: 2 if name.startswith("fixer") else 1]) for name in names})
