@@ -28,6 +28,8 @@ from difixcli.training.options import CommonOptions, StagedOptions
 
 Report = Callable[[Mapping[str, Any]], None]
 Progress = Callable[[int], None]
+Parts = Mapping[str, Any]
+"""Of a step the sums of its rounds' `loss` and terms, and the norm of the `gradient`: tensors (), or numbers."""
 
 
 class Training(ABC):
@@ -79,11 +81,8 @@ class Training(ABC):
         """
 
     @abstractmethod
-    def told(self, parts: Mapping[str, Tensor], over: bool) -> None:
-        """Log what the last step has done, where it is time to or the stage is `over`; `step` counts it already.
-
-        `parts` are the sums of the rounds' `loss` and terms, and the norm of the `gradient`.
-        """
+    def told(self, parts: Parts, over: bool) -> None:
+        """Log what the last step has done, where it is time to or the stage is `over`; `step` counts it already."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -93,7 +92,7 @@ class Training(ABC):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Be as a checkpoint's state was; its optimiser and average are taken up afterwards."""
 
-    def check(self, parts: Mapping[str, Tensor]) -> None:  # noqa: B027
+    def check(self, parts: Parts) -> None:  # noqa: B027
         """Raise InputError where a step's gradients are of no use; the weights are still those before it."""
 
     def validate(self) -> None:  # noqa: B027
@@ -109,6 +108,29 @@ class Training(ABC):
             self.save()
         self.stage += 1
 
+    # What is otherwise where several processes train
+
+    def backward(self, loss: Tensor) -> None:
+        """Add up the gradient of a round's loss; a sample may have nothing to teach."""
+        if loss.requires_grad:
+            loss.backward()
+
+    def clipped(self) -> Tensor:
+        """The norm () of the gradient, which is clipped."""
+        return torch.nn.utils.clip_grad_norm_(self.weights, self.common.clip)
+
+    def agreed(self, parts: Parts) -> Parts:
+        """What all processes together have found at a step."""
+        return parts
+
+    def follow(self) -> None:
+        """Move the average towards the weights."""
+        follow(self.average, self.weights, self.common.ema, self.step)
+
+    def asked(self) -> tuple[bool, bool]:
+        """Whether it is time to save after this step, and whether to end then."""
+        return self.pace.due(), interrupts.asked()
+
     # The loop
 
     def take_up(self, identity: Mapping[str, Any], about: Mapping[str, Any]) -> None:
@@ -116,8 +138,7 @@ class Training(ABC):
 
         InputError for a checkpoint of another `identity`.
         """
-        for leftover in self.output.rglob(".*.part"):  # of a process that was killed
-            leftover.unlink(missing_ok=True)
+        self.sweep()
         self.identity = json.dumps(identity, sort_keys=True)
         if not self.checkpoint.is_file():
             self.journal.begin()
@@ -134,6 +155,11 @@ class Training(ABC):
                 torch._foreach_copy_(self.average, state["average"])
         self.journal.go_on(self.total, self.TOLD)
 
+    def sweep(self) -> None:
+        """Remove what a process was writing that was killed."""
+        for leftover in self.output.rglob(".*.part"):
+            leftover.unlink(missing_ok=True)
+
     @property
     def total(self) -> int:
         """Steps that are done, of all stages."""
@@ -141,10 +167,14 @@ class Training(ABC):
 
     def train(self, progress: Progress | None) -> None:
         """All stages to their end; where the process is asked to end it saves and raises KeyboardInterrupt."""
+        self.pace = Pace()
         while self.stage < len(self.STAGES):
             with interrupts.saving():
-                if self._run_stage(progress):
+                over = self._run_stage(progress)
+                if over:
                     self.end_stage()
+            if not over:  # another process was asked
+                raise interrupts.Terminated
 
     def _run_stage(self, progress: Progress | None) -> bool:
         """Whether the stage came to its end; it does not where the process was asked to."""
@@ -161,13 +191,14 @@ class Training(ABC):
             if self.validate_every and (self.step % self.validate_every == 0 or self.done >= 1):
                 self.validate()
             over = self.done >= 1 or self.stopped_early()
-            due = self.step % self.common.checkpoint_every == 0 or self.pace.due()
+            due, ending = self.asked()
+            due = due or ending or self.step % self.common.checkpoint_every == 0
             if due and not over:  # at the end, `end_stage` does
                 self.seconds[name] = earlier + time.monotonic() - began
                 self.save()
             if progress is not None:
                 progress(self.total)
-            if due and not over and interrupts.asked():
+            if ending and not over:
                 return False
         return True
 
@@ -175,22 +206,22 @@ class Training(ABC):
         """Seconds after which a stage ends though steps are left; 0 for any number."""
         return 0.0
 
-    def take_step(self) -> dict[str, Tensor]:
+    def take_step(self) -> Parts:
         """One step: the rounds' losses, clipped update, average."""
         for group, rate in zip(self.optimiser.param_groups, self.rates(), strict=True):
             group["lr"] = rate
         self.optimiser.zero_grad(set_to_none=True)
         parts: dict[str, Tensor] = {}
         for loss, terms in self.rounds():
-            if loss.requires_grad:  # a sample may have nothing to teach
-                loss.backward()
+            self.backward(loss)
             for label, value in {"loss": loss, **terms}.items():
                 parts[label] = parts[label] + value.detach() if label in parts else value.detach()
-        parts["gradient"] = torch.nn.utils.clip_grad_norm_(self.weights, self.common.clip)
-        self.check(parts)
+        parts["gradient"] = self.clipped()
+        together = self.agreed(parts)
+        self.check(together)
         self.optimiser.step()
-        follow(self.average, self.weights, self.common.ema, self.step)
-        return parts
+        self.follow()
+        return together
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
@@ -271,7 +302,7 @@ class StagedTraining(Training):
             self.begin_stage()
         self.save()
 
-    def told(self, parts: Mapping[str, Tensor], over: bool) -> None:
+    def told(self, parts: Parts, over: bool) -> None:
         if (self.step - 1) % self.common.log_every and not over:
             return
         name, step = self.STAGES[self.stage], self.total - 1 + self.FIRST

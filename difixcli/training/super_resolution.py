@@ -26,7 +26,7 @@ from difixcli.training.averaging import averaged
 from difixcli.training.batches import Batch
 from difixcli.training.finetune import gain
 from difixcli.training.journal import Journal, picture
-from difixcli.training.loop import Report, Training
+from difixcli.training.loop import Parts, Report, Training
 from difixcli.training.losses import FixerLoss
 from difixcli.training.options import SUPER_RESOLUTION_FREE, SuperResolutionOptions, learning_rate, with_options
 from difixcli.training.super_resolution_runs import scene_views
@@ -195,7 +195,7 @@ class _Training(Training):
         output = self._agreeing(self.network(photos, renders, shown), photos, drawn)
         yield self.loss(output, targets, self.step)
 
-    def check(self, parts: Mapping[str, Tensor]) -> None:
+    def check(self, parts: Parts) -> None:
         if math.isfinite(float(parts["loss"])) and math.isfinite(float(parts["gradient"])):
             return
         raise InputError(
@@ -203,7 +203,7 @@ class _Training(Training):
             f"({self.options.learning_rate:g}) and start in another output folder."
         )
 
-    def told(self, parts: Mapping[str, Tensor], over: bool) -> None:
+    def told(self, parts: Parts, over: bool) -> None:
         told = {name: float(value) for name, value in parts.items()}
         self.losses = [*self.losses[-99:], told["loss"]]
         if (self.step - 1) % self.options.log_every == 0:
