@@ -162,6 +162,8 @@ class _Training(Training):
     DATA = "pairs"
     ENTRIES = ("inspected", "places")
 
+    weights: list[torch.nn.Parameter]
+
     def __init__(
         self,
         fixer: Fixer,

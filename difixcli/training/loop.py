@@ -47,7 +47,7 @@ class Training(ABC):
     TOLD: ClassVar[Collection[str]] = ("validation",)
     """Events whose records count a step that is done, rather than one that begins."""
 
-    weights: list[Tensor]
+    weights: Sequence[Tensor]
     optimiser: torch.optim.Optimizer
     average: list[Tensor] | None
 
