@@ -24,6 +24,7 @@ def fetch(name: str, kind: Kind = "fixer") -> Path:
     """
     from difixcli.fixer.weights import GEOQUERY, HUB_NAMES, base_of, download, looks_like_hub_name
     from difixcli.priors.super_resolution import opening
+    from difixcli.priors.super_resolution.files import X4_UPSCALER
     from difixcli.priors.video.opening import SVD, WAN
     from difixcli.priors.video.published import download as download_video_model
     from difixcli.priors.view_diffusion import published
@@ -34,7 +35,7 @@ def fetch(name: str, kind: Kind = "fixer") -> Path:
         raise unknown(
             "download", name, [*NETWORKS, *HUB_NAMES], "Name these, OWNER/NAME on the hub, or a whole line of difix."
         )
-    if kind == "super-resolver" or name == opening.X4_UPSCALER:
+    if kind == "super-resolver" or name == X4_UPSCALER:
         return opening.download(name)
     if kind == "view-diffusion":
         return published.download(name)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,9 +26,13 @@ from difixcli.cli.options import (
     SizeOption,
     SplitOption,
 )
+from difixcli.cli.requests import Request, filling, working
 from difixcli.cli.several import over_scenes
 from difixcli.errors import InputError
 from difixcli.runs import check_folder
+
+if TYPE_CHECKING:
+    from difixcli.cli.distilling import Distilled
 
 ROUNDS = "Rounds of fixing"
 LARGER = "Super-resolution"
@@ -35,39 +40,43 @@ FEW = "Few photos"
 FILM = "Films between photos"
 
 
-@console.handled
-@over_scenes("scene", ".", several_methods=True)
-def distill(
-    scene: SceneArgument = ".",
+@dataclass(frozen=True)
+class DistillRequest(Request):
+    """What `difix distill` is asked for: each option of the line by its name, None where it is not given.
+
+    `DistillRequest(scene="scenes/garden", size=480).run()` is `difix distill scenes/garden --size 480`.
+    """
+
+    scene: SceneArgument = "."
     method: Annotated[
         str | None,
         typer.Option(help="Any nerfstudio method: nerfacto, splatfacto (the default; with --start the run's own)."),
-    ] = None,
-    split: SplitOption = None,
+    ] = None
+    split: SplitOption = None
     views: Annotated[
         int | None,
         typer.Option(
             help="Train on that many mutually farthest photos that overlap: short for --split views:K.", min=2
         ),
-    ] = None,
+    ] = None
     targets: Annotated[
         list[str] | None,
         typer.Option(
             help="Views to improve: test (the split's, the default), spiral, orbit:60, shift:2m, shift:0.1, or "
             "PATH.json of nerfstudio's viewer; repeatable."
         ),
-    ] = None,
+    ] = None
     start: Annotated[
         Path | None, typer.Option(help="Go on from this: a nerfstudio run's folder, or a .ply of Gaussians.")
-    ] = None,
-    fixer: FixerOption = "bundled",
-    iterations: Annotated[int | None, typer.Option(help=ITERATIONS, min=1)] = None,
+    ] = None
+    fixer: FixerOption = "bundled"
+    iterations: Annotated[int | None, typer.Option(help=ITERATIONS, min=1)] = None
     schedule: Annotated[
         str,
         typer.Option(
             help="progressive, one-shot (straight at the targets), or none (plain training).", rich_help_panel=ROUNDS
         ),
-    ] = "progressive",
+    ] = "progressive"
     further: Annotated[
         int | None,
         typer.Option(
@@ -75,7 +84,7 @@ def distill(
             min=1,
             rich_help_panel=ROUNDS,
         ),
-    ] = None,
+    ] = None
     rounds: Annotated[
         int | None,
         typer.Option(
@@ -83,21 +92,21 @@ def distill(
             "(super-resolution: 4).",
             rich_help_panel=ROUNDS,
         ),
-    ] = None,
+    ] = None
     profile: Annotated[
         str,
         typer.Option(
             help="difix, or published: how Difix3D's release trains with its weights. Other options come before it.",
             rich_help_panel=ROUNDS,
         ),
-    ] = "difix",
+    ] = "difix"
     step: Annotated[
         float | None,
         typer.Option(
             help="How far pseudo-views move in a round, in normalised units; by default even parts of the way.",
             rich_help_panel=ROUNDS,
         ),
-    ] = None,
+    ] = None
     share: Annotated[
         float | None,
         typer.Option(
@@ -105,7 +114,7 @@ def distill(
             "(super-resolution: 0.8 of rays, all of images).",
             rich_help_panel=ROUNDS,
         ),
-    ] = None,
+    ] = None
     prior: Annotated[
         str,
         typer.Option(
@@ -113,11 +122,11 @@ def distill(
             "between a few photos), or an installed package's.",
             rich_help_panel=ROUNDS,
         ),
-    ] = "fixer",
+    ] = "fixer"
     references: Annotated[
         int | None,
         typer.Option(help="Photos beside a render; as many as the fixer takes.", min=0, rich_help_panel=ROUNDS),
-    ] = None,
+    ] = None
     trust: Annotated[
         str | None,
         typer.Option(
@@ -125,7 +134,7 @@ def distill(
             "they agree; all: everything.",
             rich_help_panel=ROUNDS,
         ),
-    ] = None,
+    ] = None
     drop_below: Annotated[
         float | None,
         typer.Option(
@@ -134,7 +143,7 @@ def distill(
             max=1,
             rich_help_panel=ROUNDS,
         ),
-    ] = None,
+    ] = None
     loss: Annotated[
         list[str] | None,
         typer.Option(
@@ -142,7 +151,7 @@ def distill(
             "low_resolution:4=1; repeatable. Super-resolution: method=0.25 and low_resolution:4=1.",
             rich_help_panel=ROUNDS,
         ),
-    ] = None,
+    ] = None
     guard: Annotated[
         bool,
         typer.Option(
@@ -150,15 +159,15 @@ def distill(
             help="Take a round back that makes the views less like the photos brought into them.",
             rich_help_panel=ROUNDS,
         ),
-    ] = True,
+    ] = True
     from_round: Annotated[
         int | None,
         typer.Option(help="Go back to the beginning of this round of the same run.", min=1, rich_help_panel=ROUNDS),
-    ] = None,
+    ] = None
     upscale: Annotated[
         int | None,
         typer.Option(help="How many times larger than the photos (default 4).", min=2, rich_help_panel=LARGER),
-    ] = None,
+    ] = None
     sr: Annotated[
         str | None,
         typer.Option(
@@ -166,7 +175,7 @@ def distill(
             "stabilityai/stable-diffusion-x4-upscaler.",
             rich_help_panel=LARGER,
         ),
-    ] = None,
+    ] = None
     reduce: Annotated[
         int | None,
         typer.Option(
@@ -174,52 +183,52 @@ def distill(
             min=2,
             rich_help_panel=LARGER,
         ),
-    ] = None,
+    ] = None
     downscale: Annotated[
         str | None,
         typer.Option(help="How photos are made smaller: area (default) or bicubic.", rich_help_panel=LARGER),
-    ] = None,
+    ] = None
     sr_update: Annotated[
         str | None,
         typer.Option(
             help="How a diffusing super-resolver goes on from a render: posterior (default, 3DSR's release) or paper.",
             rich_help_panel=LARGER,
         ),
-    ] = None,
+    ] = None
     view_diffusion: Annotated[
         str | None,
         typer.Option(
             help="The networks: a folder of difix finetune --task view-diffusion; this version brings none.",
             rich_help_panel=FEW,
         ),
-    ] = None,
+    ] = None
     seek: Annotated[
         str | None,
         typer.Option(
             help="mode (default): x̂₀ in several denoising steps; sds: in one; mean: EFT's pictures alone.",
             rich_help_panel=FEW,
         ),
-    ] = None,
+    ] = None
     denoise_steps: Annotated[
         int | None,
         typer.Option(help="Denoising steps from pure noise; 20 on a CPU, 50 on a GPU.", min=1, rich_help_panel=FEW),
-    ] = None,
+    ] = None
     reuse: Annotated[
         int | None,
         typer.Option(
             help="How many draws of a view one x̂₀ serves; 4 on a CPU, 1 on a GPU.", min=1, rich_help_panel=FEW
         ),
-    ] = None,
+    ] = None
     anneal: Annotated[
         bool,
         typer.Option("--anneal", help="Let the highest noise level fall from round to round.", rich_help_panel=FEW),
-    ] = False,
+    ] = False
     frames: Annotated[
         int | None,
         typer.Option(
             help="Pictures from one photo to the next, both among them; 8 on a CPU, 32 on a GPU.", rich_help_panel=FILM
         ),
-    ] = None,
+    ] = None
     points: Annotated[
         str | None,
         typer.Option(
@@ -227,7 +236,7 @@ def distill(
             "none: the scene's seed points.",
             rich_help_panel=FILM,
         ),
-    ] = None,
+    ] = None
     video: Annotated[
         str | None,
         typer.Option(
@@ -235,7 +244,7 @@ def distill(
             "folder or hub name.",
             rich_help_panel=FILM,
         ),
-    ] = None,
+    ] = None
     compare: Annotated[
         bool,
         typer.Option(
@@ -243,82 +252,127 @@ def distill(
             help="Also train as long on photos alone (super-resolution: on other enlargements too; view-diffusion: on "
             "EFT's pictures too, and draw the networks' own; video: also from the point cloud).",
         ),
-    ] = False,
-    size: SizeOption = None,
-    seed: SeedOption = 0,
-    preset: PresetOption = Preset.auto,
-    device: DeviceOption = Device.auto,
-    settings: SetOption = None,
-    output: OutputOption = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Make a better 3D reconstruction: train, render, fix, train on the fixes, round by round."""
-    from difixcli.cli.fixes import Fixes, distill_fixes
-    from difixcli.cli.requests import Request
-    from difixcli.cli.super_resolution import distill_larger, read_enlargement
-    from difixcli.cli.video import distill_filmed
-    from difixcli.cli.view_diffusion import distill_few
-    from difixcli.distillation.prior import SUPER_RESOLUTION, VIDEO, VIEW_DIFFUSION, check_prior
-    from difixcli.distillation.schedule import check_schedule
-    from difixcli.distillation.targets import check_targets
-    from difixcli.scenes import check_rule, check_scene
-    from difixcli.scenes.trajectories import path_world_note
+    ] = False
+    size: SizeOption = None
+    seed: SeedOption = 0
+    preset: PresetOption = Preset.auto
+    device: DeviceOption = Device.auto
+    settings: SetOption = None
+    output: OutputOption = None
+    force: ForceOption = False
 
-    # what can be told without torch and nerfstudio is told before they are imported, which takes long
-    aims = targets or ["test"]
-    check_scene(scene)
-    if start is not None and not start.exists():
-        raise InputError(f"There is no {start} to start from; check its name.")
-    if output is not None:
-        check_folder(output)
-    if views is not None:
-        if split is not None:
-            raise InputError(f"--views {views} and --split {split} both say which photos train; leave one out.")
-        split = f"views:{views}"
-    if split is not None:
-        check_rule(split)
-    check_targets(aims)
-    for note in filter(None, map(path_world_note, aims)):
-        console.say(note)
-    check_schedule(schedule, rounds, step, share, further)
-    check_prior(prior)
-    check_fixer(fixer)
-    larger = {"--upscale": upscale, "--sr": sr, "--reduce": reduce, "--downscale": downscale, "--sr-update": sr_update}
-    seeking = {
-        **{"--view-diffusion": view_diffusion, "--seek": seek, "--denoise-steps": denoise_steps, "--reuse": reuse},
-        "--anneal": anneal or None,
-    }
-    filming = {"--frames": frames, "--points": points, "--video": video}
-    if prior in (SUPER_RESOLUTION, VIEW_DIFFUSION, VIDEO):
-        unheard = {
-            "--schedule": schedule != "progressive",
-            "--profile": profile != "difix",
-            "--fixer": fixer != "bundled",
-            "--step": step is not None,
-            "--references": references is not None,
-            "--trust": trust is not None and prior != VIDEO,
-            "--drop-below": drop_below is not None,
-            "--no-guard": not guard,
-        }
-        # views are the photos' or between them, and films begin from the point cloud
-        unheard["--targets"] = prior in (SUPER_RESOLUTION, VIDEO) and targets is not None
-        unheard["--start"] = prior == VIDEO and start is not None
-        if said := [option for option, there in unheard.items() if there]:
-            raise InputError(f"{said[0]} says nothing to the prior {prior}; leave it out.")
-    for other, given in ((SUPER_RESOLUTION, larger), (VIEW_DIFFUSION, seeking), (VIDEO, filming)):
-        if prior != other and (said := [option for option, value in given.items() if value is not None]):
-            raise InputError(f"{said[0]} belongs to --prior {other}; name that, or leave it out.")
-    request = Request(
-        scene, method, split, targets, start, iterations, further, rounds, share, loss or [], from_round, compare, size,
-        seed, preset, device, settings or [], output, force, as_json,
-    )  # fmt: skip
-    if prior == VIEW_DIFFUSION:
-        distill_few(request, view_diffusion, seek, denoise_steps, reuse, anneal)
-    elif prior == VIDEO:
-        distill_filmed(request, points, video, frames, trust)
-    elif prior == SUPER_RESOLUTION:
-        enlargement = read_enlargement(upscale, sr, reduce, downscale, sr_update)
-        distill_larger(request, enlargement, sr_update is not None)
-    else:
-        distill_fixes(request, Fixes(fixer, schedule, profile, step, prior, references, trust, drop_below, guard))
+    @property
+    def split_rule(self) -> str | None:
+        """The rule of --split or --views, if either is given."""
+        return self.split if self.views is None else f"views:{self.views}"
+
+    def validate(self) -> None:
+        """Raises InputError for what can be told to be wrong without torch and nerfstudio, which take long to import:
+        unknown names, values that make no sense, and options that contradict each other.
+        """
+        from difixcli.distillation.prior import check_prior
+        from difixcli.distillation.schedule import check_schedule
+        from difixcli.distillation.targets import check_targets
+        from difixcli.scenes import check_rule, check_scene
+
+        check_scene(self.scene)
+        if self.start is not None and not self.start.exists():
+            raise InputError(f"There is no {self.start} to start from; check its name.")
+        if self.output is not None:
+            check_folder(self.output)
+        if self.views is not None and self.split is not None:
+            raise InputError(
+                f"--views {self.views} and --split {self.split} both say which photos train; leave one out."
+            )
+        if self.split_rule is not None:
+            check_rule(self.split_rule)
+        check_targets(self.targets or ["test"])
+        check_schedule(self.schedule, self.rounds, self.step, self.share, self.further)
+        check_prior(self.prior)
+        check_fixer(self.fixer)
+        self._check_heeded()
+        self._check_prior_s_own()
+        if self.start is not None and self.iterations is not None and self.schedule != "none":
+            raise InputError("With --start training on photos is done; say with --further how long the rounds are.")
+        self._check_names()
+
+    def _check_heeded(self) -> None:
+        """InputError for an option that another prior heeds, not the one that is asked for."""
+        from difixcli.distillation.prior import SUPER_RESOLUTION, VIDEO, VIEW_DIFFUSION
+
+        if self.prior in (SUPER_RESOLUTION, VIEW_DIFFUSION, VIDEO):
+            unheard = ["schedule", "profile", "fixer", "step", "references", "trust", "drop_below", "guard"]
+            if self.prior == VIDEO:
+                unheard.remove("trust")
+            # views are the photos' or between them, and films begin from the point cloud
+            unheard += ["targets"] if self.prior in (SUPER_RESOLUTION, VIDEO) else []
+            unheard += ["start"] if self.prior == VIDEO else []
+            if said := self.given(*unheard):
+                raise InputError(f"{said[0]} says nothing to the prior {self.prior}; leave it out.")
+        for other, names in (
+            (SUPER_RESOLUTION, ("upscale", "sr", "reduce", "downscale", "sr_update")),
+            (VIEW_DIFFUSION, ("view_diffusion", "seek", "denoise_steps", "reuse", "anneal")),
+            (VIDEO, ("frames", "points", "video")),
+        ):
+            if self.prior != other and (said := self.given(*names)):
+                raise InputError(f"{said[0]} belongs to --prior {other}; name that, or leave it out.")
+
+    def _check_prior_s_own(self) -> None:
+        """InputError for what the prior that is asked for does not take."""
+        from difixcli.distillation.prior import SUPER_RESOLUTION, VIDEO, VIEW_DIFFUSION
+
+        if self.prior == SUPER_RESOLUTION:
+            from difixcli.cli.super_resolution import check_larger
+
+            check_larger(self)
+        elif self.prior == VIEW_DIFFUSION:
+            from difixcli.cli.view_diffusion import check_few
+
+            check_few(self)
+        elif self.prior == VIDEO:
+            from difixcli.cli.video import check_filmed
+
+            check_filmed(self)
+        else:
+            from difixcli.cli.fixes import check_fixes
+
+            check_fixes(self)
+
+    def _check_names(self) -> None:
+        """InputError for a method, setting, loss term or start that cannot be, as far as that is told cheaply."""
+        from difixcli.distillation.settings import read_terms
+        from difixcli.reconstruction.method_names import check_method_name, plug_ins
+        from difixcli.reconstruction.overrides import read_override, read_own_settings
+        from difixcli.reconstruction.run_files import check_start
+        from difixcli.reconstruction.terms import check_known, check_parameters, check_weights
+
+        if self.method is not None:
+            check_method_name(self.method)
+        for setting in self.settings or ():
+            read_override(setting)
+        read_own_settings(self.settings or (), "cpu")
+        if terms := read_terms(self.loss or ()):
+            # packages add theirs when they are imported
+            (check_parameters if plug_ins() else check_known)(terms)
+            check_weights(terms)
+        if self.start is not None:
+            check_start(self.start, self.method)
+
+    def run(self) -> Distilled:
+        """Distil the scene, or go on with it where it was stopped. Raises InputError as `validate` does, and for what
+        turns out to be wrong later.
+        """
+        from difixcli.cli.distilling import distilled
+
+        with working():
+            self.validate()
+            return distilled(self)
+
+
+@console.handled
+@over_scenes("scene", ".", several_methods=True)
+@filling(DistillRequest)
+def distill(request: DistillRequest, as_json: JsonOption = False) -> None:
+    """Make a better 3D reconstruction: train, render, fix, train on the fixes, round by round."""
+    made = request.run()
+    console.finish(made.told(), as_json, *made.tables())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from difixcli import console
+from difixcli.cli.distilling import Distilled, held, method_asked, recorded, settings_of, start_files, told
 from difixcli.cli.inputs import (
     files_read,
     fixer_input,
@@ -14,66 +14,47 @@ from difixcli.cli.inputs import (
     open_scene,
     pick_device,
     scene_inputs,
-    scene_spec,
     size_of,
     split_input,
 )
 from difixcli.cli.outputs import announce
-from difixcli.cli.requests import Request, held, method_asked, start_files, told
 from difixcli.errors import InputError
 from difixcli.runs import Run, fingerprint
 from difixcli.wording import counted
 
-
-@dataclass(frozen=True)
-class Fixes:
-    """The options that only rounds of fixing heed, as they were given."""
-
-    fixer: str
-    schedule: str
-    profile: str
-    step: float | None
-    prior: str
-    references: int | None
-    trust: str | None
-    drop_below: float | None
-    guard: bool
+if TYPE_CHECKING:
+    from difixcli.cli.distill import DistillRequest
 
 
-def distill_fixes(request: Request, asked: Fixes) -> None:
+def check_fixes(request: DistillRequest) -> None:
+    """InputError for what rounds of fixing do not take, and for options that no round would heed."""
+    from difixcli.distillation.settings import find_profile, read_terms, support_wanted
+
+    support_wanted(request.trust or find_profile(request.profile).trust, request.drop_below)
+    read_terms(request.loss or ())
+    of_rounds = ("compare", "guard", "profile", "prior", "trust", "drop_below", "loss")
+    if request.schedule == "none" and (said := request.given(*of_rounds)):
+        raise InputError(f"{said[0]} says nothing to the schedule none, which is training on photos; leave it out.")
+
+
+def distill_fixes(request: DistillRequest) -> Distilled:
     """Train on photos, then round by round on what the prior proposes."""
     from difixcli.distillation.schedule import make_schedule
-    from difixcli.distillation.settings import Settings, find_profile, read_terms, support_wanted
+    from difixcli.distillation.settings import find_profile, read_terms, support_wanted
     from difixcli.scenes import DEFAULT_RULE, default_split_rule, make_split
 
     aims = request.targets or ["test"]
-    preset_values = find_profile(asked.profile)
-    trusted = asked.trust or preset_values.trust
-    support = support_wanted(trusted, asked.drop_below)
-    terms = read_terms(request.loss)
-    if asked.schedule == "none":
-        given = {
-            "--compare": request.compare,
-            "--no-guard": not asked.guard,
-            "--profile": asked.profile != "difix",
-            "--prior": asked.prior != "fixer",
-            "--trust": asked.trust is not None,
-            "--drop-below": asked.drop_below is not None,
-            "--loss": bool(request.loss),
-        }
-        if said := [option for option, there in given.items() if there]:
-            raise InputError(f"{said[0]} says nothing to the schedule none, which is training on photos; leave it out.")
-    elif request.start is not None and request.iterations is not None:
-        raise InputError("With --start training on photos is done; say with --further how long the rounds are.")
+    preset_values = find_profile(request.profile)
+    trusted = request.trust or preset_values.trust
     on, sizes = pick_device(request.device, request.preset)
     loaded = open_scene(request.scene, request.size, sizes)
-    rule = request.split or default_split_rule(loaded)
-    if request.split is None and rule == DEFAULT_RULE and "test" not in aims:
+    rule = request.split_rule or default_split_rule(loaded)
+    if request.split_rule is None and rule == DEFAULT_RULE and "test" not in aims:
         rule = "all"  # no photo has to be held out where none is aimed at
     chosen = make_split(loaded, rule, need_test="test" in aims)
     if len(chosen.train) == 1:
         console.warn(f"The split {rule} leaves one photo to train on, which shows nothing of depth; hold out fewer.")
-    inputs = {**scene_inputs(loaded), **split_input(loaded, chosen), **fixer_input(asked.fixer)}
+    inputs = {**scene_inputs(loaded), **split_input(loaded, chosen), **fixer_input(request.fixer)}
 
     from difixcli.distillation.distill import Distillation
     from difixcli.reconstruction import default_iterations, draws_images, method_config
@@ -81,57 +62,46 @@ def distill_fixes(request: Request, asked: Fixes) -> None:
     from difixcli.reconstruction.objective import check_terms
 
     method = method_asked(request)
-    rounds, step, share = request.rounds, asked.step, request.share
+    rounds, step, share = request.rounds, request.step, request.share
     drawn = "images" if draws_images(method_config(method)) else "rays"
-    terms = terms or dict(preset_values.terms[drawn])
+    terms = read_terms(request.loss or ()) or dict(preset_values.terms[drawn])
     check_terms(terms, loaded.frames[0].camera.height, loaded.frames[0].camera.width)
     steps = request.iterations or default_iterations(method, sizes)
     of_rounds = (
-        (request.further or steps) if request.start is not None and asked.schedule != "none" else request.further
+        (request.further or steps) if request.start is not None and request.schedule != "none" else request.further
     )
-    if rounds is None and preset_values.iterations_a_round is not None and asked.schedule == "progressive":
+    if rounds is None and preset_values.iterations_a_round is not None and request.schedule == "progressive":
         rounds = max(1, (of_rounds or steps) // preset_values.iterations_a_round)
-    if step is None and asked.schedule == "progressive":
+    if step is None and request.schedule == "progressive":
         step = preset_values.step
-    if share is None and asked.schedule != "none":
+    if share is None and request.schedule != "none":
         share = preset_values.share[drawn]
     planned = make_schedule(
         sizes,
-        0 if request.start is not None and asked.schedule != "none" else steps,
+        0 if request.start is not None and request.schedule != "none" else steps,
         of_rounds,
         rounds,
-        asked.schedule,
+        request.schedule,
         step,
         share,
     )
-    plan = Settings(
-        method=method,
-        preset=sizes,
-        device=on,
-        schedule=planned,
-        seed=request.seed,
-        compare=request.compare,
-        overrides=request.settings,
+    plan = settings_of(
+        request,
+        method,
+        sizes,
+        on,
+        planned,
+        terms,
         targets=aims,
-        prior=asked.prior,
-        references=preset_values.references if asked.references is None else asked.references,
+        references=preset_values.references if request.references is None else request.references,
         trust=trusted,
-        drop_below=support,
-        terms=terms,
+        drop_below=support_wanted(trusted, request.drop_below),
         raised=preset_values.raised,
-        guard=asked.guard,
-        start=None if request.start is None else str(request.start.expanduser().absolute()),
+        guard=request.guard,
     )
     distillation = Distillation(loaded, chosen, plan)
-    arguments = {
-        **vars(plan),
-        "schedule": vars(planned),
-        "scene": scene_spec(request.scene),
-        "size": request.size,
-        "split": rule,
-    }
-    arguments["fixer"] = asked.fixer
-    del arguments["enlargement"], arguments["seeking"], arguments["filming"]
+    arguments = recorded(request, plan, request.size, rule, ("enlargement", "seeking", "filming"))
+    arguments["fixer"] = request.fixer
     paths = [Path(aim).expanduser() for aim in aims if aim.lower().endswith(".json")]
     inputs |= {str(path): fingerprint([path]) for path in paths}
     begun = start_files(request.start)
@@ -140,20 +110,20 @@ def distill_fixes(request: Request, asked: Fixes) -> None:
     folder, run = held(request.output, loaded, method, arguments, inputs, request.force, request.from_round)
     network = None
     if run is None or not run.done:  # what is done needs no fixer, which may be far away
-        network = open_fixer(asked.fixer, on)
+        network = open_fixer(request.fixer, on)
         run = Run.open(
             folder,
             "distill",
             arguments,
             inputs,
             request.force,
-            reads=[*files_read(asked.fixer, loaded), *paths, *begun],
+            reads=[*files_read(request.fixer, loaded), *paths, *begun],
         )
-    timetable = f"{planned.photos} iterations on photos, no fixes ({asked.schedule})"
+    timetable = f"{planned.photos} iterations on photos, no fixes ({request.schedule})"
     if planned.rounds:
         timetable = (
             f"{planned.photos} iterations on photos, then {counted(planned.rounds, 'round')} of {planned.every} "
-            f"({asked.schedule}), {planned.share:.0%} of them on views by the prior {asked.prior}"
+            f"({request.schedule}), {planned.share:.0%} of them on views by the prior {request.prior}"
         )
     announce(
         run,
@@ -162,7 +132,7 @@ def distill_fixes(request: Request, asked: Fixes) -> None:
         start=request.start,
         targets=f"{', '.join(aims)}: {counted(len(distillation.targets), 'view')}",
         schedule=timetable,
-        fixer=asked.fixer,
+        fixer=request.fixer,
     )
     if not chosen.test:
         console.say("No photo is held out, so nothing is measured; --split holds some out.")
@@ -176,7 +146,6 @@ def distill_fixes(request: Request, asked: Fixes) -> None:
     if found:
         console.say(_outcome(found, planned.rounds))
     title = f"{loaded.name}, {method}: {counted(len(chosen.test), 'test view')}"
-    tables = [console.figures_table(title, results)] if results else []
     console.say(f"Pictures: {run.folder / ('renders' if results else 'path')}")
     if results:
         console.say(f"For a report: difix eval {run.folder}")
@@ -185,7 +154,7 @@ def distill_fixes(request: Request, asked: Fixes) -> None:
             "distilled is the 3D model as it renders: the same thing from every side, for viewers and exports; "
             "enhanced is the same renders, each fixed once more: cleaner one by one, for pictures and films."
         )
-    console.finish({"results": results, "rounds": found, "output": str(run.folder)}, request.as_json, *tables)
+    return Distilled(run.folder, results, title, {"rounds": found})
 
 
 def _outcome(found: dict[str, Any], rounds: int) -> str:

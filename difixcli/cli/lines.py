@@ -23,12 +23,20 @@ def words(signature: inspect.Signature, values: Mapping[str, Any], leave_out: Co
         if isinstance(info, ArgumentInfo):
             arguments += map(_text, each)
             continue
-        # in Annotated the first name stands where a default would
-        names = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str) and one[:2] == "--"]
-        flag = names[0] if names else f"--{name.replace('_', '-')}"
-        yes, _, no = flag.partition("/")
-        options += [(yes if value else no)] if isinstance(value, bool) else [f"{yes}={_text(one)}" for one in each]
+        flag = flag_of(name, info, value)
+        options += [flag] if isinstance(value, bool) else [f"{flag}={_text(one)}" for one in each]
     return [*arguments, *options]
+
+
+def flag_of(name: str, info: ArgumentInfo | OptionInfo, value: Any = None) -> str:
+    """What a parameter is called on the line: --option, of a flag its negation where the value is False, of an argument
+    its name."""
+    if isinstance(info, ArgumentInfo):
+        return f"the {name.replace('_', ' ')}"
+    # in Annotated the first name stands where a default would
+    names = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str) and one[:2] == "--"]
+    yes, _, no = (names[0] if names else f"--{name.replace('_', '-')}").partition("/")
+    return no if value is False and no else yes
 
 
 def _text(value: Any) -> str:

@@ -1,138 +1,146 @@
-"""What of `difix distill`'s options every prior heeds, as they were given, and the run that they may go on with."""
+"""What a command is asked for, as a dataclass whose fields are the command's options.
+
+The line, a file of options (`--config`) and Python callers fill one and the same request. It is checked in one place,
+`validate`, before anything that takes long is imported.
+"""
 
 from __future__ import annotations
 
-import json
-import time
-from dataclasses import dataclass
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
-from difixcli.cli.options import Device, Preset
+import typer
+from typer.models import ArgumentInfo, OptionInfo
+
+from difixcli.cli.lines import flag_of
 from difixcli.errors import InputError, short, unknown
-from difixcli.runs import Run, file_name, find_run, run_record
-from difixcli.wording import counted
+from difixcli.runs import drop_empty_runs, forget_runs
 
-if TYPE_CHECKING:
-    from difixcli.scenes.scene import Scene
-    from difixcli.scenes.splits import Split
-
-
-_OPTIONS = {"overrides": "--set", "terms": "--loss", "scene": "the scene"}  # others are called as arguments are
+_KINDS: dict[type, str] = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+}
+R = TypeVar("R", bound="Request")
 
 
 @dataclass(frozen=True)
 class Request:
-    """Each option by its name; None where it was not given."""
+    """Fields annotated as typer takes them, each with a default: None where nothing was asked for.
 
-    scene: str
-    method: str | None
-    split: str | None
-    targets: list[str] | None
-    start: Path | None
-    iterations: int | None
-    further: int | None
-    rounds: int | None
-    share: float | None
-    loss: list[str]
-    from_round: int | None
-    compare: bool
-    size: int | None
-    seed: int
-    preset: Preset
-    device: Device
-    settings: list[str]
-    output: Path | None
-    force: bool
-    as_json: bool
+    Values may be given as they stand on the line: "cpu" for `Device.cpu`, "out" for `Path("out")`.
+    """
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value that the line would not take: of another kind, or out of its bounds."""
+        for name, (kind, info) in options_of(type(self)).items():
+            object.__setattr__(self, name, _taken(name, kind, info, getattr(self, name)))
+
+    def given(self, *names: str) -> list[str]:
+        """Those of the options called so that have not their default, as they are called on the line."""
+        defaults = {field.name: field.default for field in fields(self)}
+        options = options_of(type(self))
+        values = {name: value for name in names if (value := getattr(self, name)) != defaults[name]}
+        return [flag_of(name, options[name][1], value) for name, value in values.items()]
 
 
-def method_asked(request: Request) -> str:
-    """The method on the line, else that of the run to start from, else splatfacto; InputError for an unknown one."""
-    from difixcli.reconstruction import known_methods
-    from difixcli.reconstruction.start import method_of
-
-    method = request.method or "splatfacto"
-    if request.method is None and request.start is not None and request.start.is_dir():
-        method = method_of(request.start)
-    if method not in (methods := known_methods()):
-        raise unknown("method", method, methods)
-    return method
+def options_of(kind: type[Request]) -> dict[str, tuple[Any, ArgumentInfo | OptionInfo]]:
+    """Each field's type, and what typer is told of it, by name."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: typing.get_args(hints[field.name])[:2] for field in fields(kind)}  # type: ignore[misc]
 
 
-def told(
-    request: Request, scene: Scene, split: Split, rule: str, method: str, preset: str, device: str
-) -> dict[str, Any]:
-    """What `announce` says first of every run of difix distill."""
-    train = counted(len(split.train), "photo trains", "photos train")
-    return {
-        "scene": f"{scene.name}, {train}, {len(split.test)} test ({rule})",
-        "method": f"{method}, preset {preset} on {device}, seed {request.seed}",
-    }
-
-
-def held(
-    output: Path | None,
-    loaded: Scene,
-    method: str,
-    arguments: dict[str, Any],
-    inputs: dict[str, str],
-    force: bool,
-    from_round: int | None,
-) -> tuple[Path, Run | None]:
-    """The folder of a run, and the run that stands there already, gone back to the beginning of a round if asked."""
-    from difixcli.distillation.rounds import Rounds
-
-    folder = output
-    if folder is None:
-        parent = Path("outputs") / file_name(loaded.name) / method
-        folder = None if force else find_run(parent, "distill", arguments, inputs)
-        folder = folder or parent / time.strftime("%Y-%m-%d_%H%M%S")
-    run = None if force else Run.held(folder, "distill", arguments, inputs)
-    if from_round is None:
-        return folder, run
-    if run is None:
-        raise InputError(_no_such_run(folder if output else folder.parent, arguments))
-    run = Run.open(folder, "distill", arguments, inputs)  # no other process may be at work in it
-    rounds_made = Rounds(run.folder)
-    rounds_made.check(from_round)
-    run.save(state="running", results={}, rounds={})  # first: what a kill leaves of it is not done
-    rounds_made.rewind(from_round)
-    return folder, run
-
-
-def _no_such_run(folder: Path, arguments: dict[str, Any]) -> str:
-    """Why there is no run to go back in: which option of the nearest run is another."""
-    nearest: tuple[int, Path, list[str]] | None = None
-    for path in sorted([*folder.glob("run.json"), *folder.glob("*/run.json")], reverse=True):
-        held = run_record(path.parent)
-        if held is None or held["command"] != "distill":
-            continue
-        asked = json.loads(json.dumps(arguments, default=str))
-        other = [key for key in asked if asked[key] != held["arguments"].get(key)]
-        if nearest is None or len(other) < nearest[0]:
-            nearest = (len(other), path.parent, other)
-    if nearest is None:
-        return "--from-round goes back in a run of the very same line; there is none yet. Leave it out."
-    _, where, other = nearest
-    if not other:
-        return (
-            f"The scene, split or fixer of {where} has changed since, so there is no round to go back to; begin anew."
+def filling(request: type[R]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command that takes the request as its first parameter made one that has the request's fields for options."""
+    hints = typing.get_type_hints(request, include_extras=True)
+    own = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=field.default, annotation=hints[field.name]
         )
-    held = run_record(where)
-    assert held is not None
-    was, now = short(str(held["arguments"].get(other[0]))), short(str(arguments[other[0]]))
-    return (
-        f"--from-round goes back in a run of the very same line; {where} differs in "
-        f"{' and '.join(_OPTIONS.get(key, f'--{key}').replace('_', '-') for key in other)} ({was} there, {now} here)."
-    )
+        for field in fields(request)
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        others = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            asked = request(
+                **{parameter.name: values.pop(parameter.name) for parameter in own if parameter.name in values}
+            )
+            command(asked, **values)
+
+        del run.__wrapped__  # type: ignore[attr-defined]
+        run.__signature__ = inspect.Signature([*own, *others])  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in [*own, *others]}
+        return run
+
+    return decorate
 
 
-def start_files(start: Path | None) -> list[Path]:
-    """What decides what an existing reconstruction is: the .ply, or a run's settings and checkpoints."""
-    if start is None or start.is_file():
-        return [] if start is None else [start]
-    # not eval.json, run.json, rounds: what is written beside a model does not make it another one
-    names = ("config.yml", "dataparser_transforms.json", "reconstruction.json")
-    described = [start / name for name in names if (start / name).is_file()]
-    return sorted([*(start / "nerfstudio_models").glob("*.ckpt"), *described])
+@contextmanager
+def working() -> Iterator[None]:
+    """Runs that are open when the block is refused, and hold nothing yet, are removed."""
+    forget_runs()
+    try:
+        yield
+    except InputError:
+        drop_empty_runs()
+        raise
+
+
+def _taken(name: str, kind: Any, info: ArgumentInfo | OptionInfo, value: Any) -> Any:
+    """A value as its option has it."""
+    wanted, optional = _without_none(kind)
+    if value is None and optional:
+        return None
+    option = flag_of(name, info, value)
+    if typing.get_origin(wanted) is list:
+        if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+            raise InputError(f"{option} is a list, not {short(repr(value))}.")
+        (item,) = typing.get_args(wanted)
+        return [_one(option, item, one) for one in value]
+    value = _one(option, wanted, value)
+    for bound, outside in ((info.min, "least"), (info.max, "most")):
+        if bound is not None and (value < bound if outside == "least" else value > bound):
+            raise InputError(f"{option} {value} is out of its bounds: at {outside} {bound}.")
+    if info.callback is not None:
+        try:
+            value = info.callback(value)
+        except typer.BadParameter as error:
+            raise InputError(f"{option}: {error.message}") from None
+    return value
+
+
+def _one(option: str, kind: Any, value: Any) -> Any:
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        choices = [str(one.value) for one in kind]
+        if str(getattr(value, "value", value)) not in choices:
+            raise unknown(f"choice of {option}", short(str(value)), choices)
+        return kind(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is str and isinstance(value, Path):
+        return str(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{option} is {_KINDS[kind]}, not {short(repr(value))}.")
+    return value
+
+
+def _without_none(kind: Any) -> tuple[Any, bool]:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        (wanted,) = [one for one in typing.get_args(kind) if one is not type(None)]
+        return wanted, True
+    return kind, False

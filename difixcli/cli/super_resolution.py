@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difixcli import console
-from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, scene_spec, size_of, split_input
+from difixcli.cli.distilling import Distilled, absolute, held, method_asked, recorded, settings_of, start_files, told
+from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, size_of, split_input
 from difixcli.cli.options import Device
 from difixcli.cli.outputs import announce, beside_others, folder_beside
-from difixcli.cli.requests import Request, held, method_asked, start_files, told
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, fingerprint
 from difixcli.wording import counted
 
 if TYPE_CHECKING:
-    from difixcli.distillation.settings import Settings
+    from difixcli.cli.distill import DistillRequest
     from difixcli.enhancement.runs import Cleaner
     from difixcli.priors.super_resolution.enlargement import Enlargement
     from difixcli.priors.super_resolution.resolver import SuperResolver
@@ -29,46 +28,53 @@ _SIZE = 240  # pixels, the long side of small photos on a CPU
 _RAYS = 0.8  # share of rays that are the large views'
 
 
-def read_enlargement(
-    upscale: int | None, resolver: str | None, reduce: int | None, operator: str | None, update: str | None
-) -> Enlargement:
+def read_enlargement(request: DistillRequest) -> Enlargement:
     """What was asked for, with defaults in place of what was not. Raises InputError for what there is none of."""
     from difixcli.images import check_operator
-    from difixcli.priors.super_resolution.enlargement import Enlargement
-    from difixcli.priors.super_resolution.schedule import UPDATES
+    from difixcli.priors.super_resolution.enlargement import UPDATES, Enlargement
 
-    name = resolver or "bundled"
-    if name != "bundled" and (path := Path(name).expanduser()).exists():
-        name = str(path.absolute())  # the run is enhanced from anywhere
-    chosen = update or UPDATES[0]
-    if chosen not in UPDATES:
-        raise unknown("way to go on from a render", chosen, UPDATES)
-    return Enlargement(upscale or UPSCALE, reduce or 1, check_operator(operator or "area"), name, chosen)
+    update = request.sr_update or UPDATES[0]
+    if update not in UPDATES:
+        raise unknown("way to go on from a render", update, UPDATES)
+    operator = check_operator(request.downscale or "area")
+    # the run is enhanced from anywhere
+    resolver = absolute(request.sr or "bundled")
+    return Enlargement(request.upscale or UPSCALE, request.reduce or 1, operator, resolver, update)
 
 
-def distill_larger(request: Request, enlargement: Enlargement, update_asked: bool) -> None:
+def check_larger(request: DistillRequest) -> None:
+    """InputError for what super-resolution does not take."""
+    from difixcli.distillation.settings import read_terms
+    from difixcli.priors.super_resolution.files import check_resolver
+
+    enlargement = read_enlargement(request)
+    if request.start is not None and enlargement.reduce > 1:
+        raise InputError("--start has seen the photos before --reduce would make them smaller; leave one of them out.")
+    if request.sr is not None:
+        check_resolver(request.sr)
+    _check_reduction(read_terms(request.loss or ()), enlargement)
+
+
+def distill_larger(request: DistillRequest) -> Distilled:
     """Train, super-resolve, train on what came of it, round by round."""
     from difixcli.distillation.schedule import make_schedule
     from difixcli.priors.super_resolution.files import resolver_files
     from difixcli.priors.super_resolution.opening import open_super_resolver
     from difixcli.scenes import default_split_rule, make_split
 
-    if request.start is not None and request.iterations is not None:
-        raise InputError("With --start training on photos is done; say with --further how long the rounds are.")
-    if request.start is not None and enlargement.reduce > 1:
-        raise InputError("--start has seen the photos before --reduce would make them smaller; leave one of them out.")
+    enlargement = read_enlargement(request)
     rounds = _ROUNDS if request.rounds is None else request.rounds
     on, sizes = pick_device(request.device, request.preset)
     size = request.size
     if size is None and sizes == "cpu":
         size = _SIZE * enlargement.reduce
     loaded = open_scene(request.scene, size, "gpu")
-    rule = request.split or default_split_rule(loaded)
+    rule = request.split_rule or default_split_rule(loaded)
     split = make_split(loaded, rule, need_test=False)
     if request.compare and not split.test:
         raise InputError(f"The split {rule!r} holds out no photo to compare by; leave --compare out.")
 
-    from difixcli.distillation.settings import RAISED, Settings, read_terms
+    from difixcli.distillation.settings import read_terms
     from difixcli.distillation.super_resolution import SuperResolution, further_iterations
     from difixcli.priors.super_resolution.enlargement import small_and_large
     from difixcli.reconstruction import default_iterations, draws_images, method_config
@@ -80,8 +86,7 @@ def distill_larger(request: Request, enlargement: Enlargement, update_asked: boo
     images = draws_images(method_config(method))
     if images and request.share is not None:
         raise InputError(f"{method} trains on whole images, and here on large ones alone; leave --share out.")
-    terms = read_terms(request.loss) or own_terms(enlargement)
-    _check_reduction(terms, enlargement)
+    terms = read_terms(request.loss or ()) or own_terms(enlargement)
     camera = min((frame.camera for frame in large.frames), key=lambda one: min(one.width, one.height))
     check_terms(terms, camera.height, camera.width)
     steps = request.iterations or default_iterations(method, sizes)
@@ -94,23 +99,10 @@ def distill_larger(request: Request, enlargement: Enlargement, update_asked: boo
         share=None if images else _RAYS if request.share is None else request.share,
         whole=images,
     )
-    plan = Settings(
-        method=method,
-        preset=sizes,
-        device=on,
-        schedule=planned,
-        seed=request.seed,
-        compare=request.compare,
-        overrides=request.settings,
-        prior="super-resolution",
-        terms=terms,
-        raised=RAISED,
-        guard=False,
-        start=None if request.start is None else str(request.start.expanduser().absolute()),
-        enlargement=enlargement,
-    )
+    plan = settings_of(request, method, sizes, on, planned, terms, enlargement=enlargement)
     made = SuperResolution(small, large, split, plan)
-    arguments = _arguments(plan, request, size, rule)
+    unheard = ("targets", "references", "trust", "drop_below", "guard", "seeking", "filming")
+    arguments = recorded(request, plan, size, rule, unheard)
     files = resolver_files(enlargement.resolver)
     inputs = {**scene_inputs(loaded), **split_input(loaded, split)}
     if files:
@@ -127,7 +119,7 @@ def distill_larger(request: Request, enlargement: Enlargement, update_asked: boo
             on,
             update=enlargement.update,
         )
-        if update_asked and not resolver.steps_alone:
+        if request.sr_update is not None and not resolver.steps_alone:
             raise InputError(f"--sr-update says nothing to {enlargement.resolver}, which has one step; leave it out.")
         reads = [*files_read("bundled", loaded), *files, *begun]
         run = Run.open(folder, "distill", arguments, inputs, request.force, reads=reads)
@@ -151,7 +143,7 @@ def distill_larger(request: Request, enlargement: Enlargement, update_asked: boo
         compile_ahead(method, on, console.say)
         results = made.resolve(resolver, run, console.progress, console.say)
         run.finish(results)
-    _tell(run, request, enlargement, f"{loaded.name}, {method}: {counted(len(split.test), 'test view')}", results)
+    return _told(run, enlargement, f"{loaded.name}, {method}: {counted(len(split.test), 'test view')}", results)
 
 
 def own_terms(enlargement: Enlargement) -> dict[str, float]:
@@ -172,15 +164,8 @@ def _check_reduction(terms: Mapping[str, float], enlargement: Enlargement) -> No
             raise InputError(f"--loss {name} makes images smaller otherwise than the photos were; write {fitting[-1]}.")
 
 
-def _arguments(plan: Settings, request: Request, size: int | None, rule: str) -> dict[str, Any]:
-    """What a run is known by."""
-    kept = {**vars(plan), "schedule": vars(plan.schedule), "enlargement": asdict(plan.enlargement)}  # type: ignore[arg-type]
-    for name in ("targets", "references", "trust", "drop_below", "guard", "seeking", "filming"):  # of other priors
-        del kept[name]
-    return {**kept, "scene": scene_spec(request.scene), "size": size, "split": rule}
-
-
-def _tell(run: Run, request: Request, enlargement: Enlargement, title: str, results: dict[str, Any]) -> None:
+def _told(run: Run, enlargement: Enlargement, title: str, results: dict[str, Any]) -> Distilled:
+    """Say where what was made is to be found."""
     agreement = run.record["agreement"]
     console.say(f"Training views, made as small as the photos, agree with them to {agreement:.2f} dB.")
     if results:
@@ -188,8 +173,7 @@ def _tell(run: Run, request: Request, enlargement: Enlargement, title: str, resu
         console.say(f"For a report: difix eval {run.folder}")
     else:
         console.say(f"For pictures: difix enhance {run.folder} --trajectory spiral")
-    found = {"results": results, "agreement": agreement, "output": str(run.folder)}
-    console.finish(found, request.as_json, *([console.figures_table(title, results)] if results else []))
+    return Distilled(run.folder, results, title, {"agreement": agreement})
 
 
 def large_scene(scene: Scene, asked: dict[str, Any]) -> Scene:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difixcli import console
+from difixcli.cli.distilling import Distilled, absolute, held, method_asked, recorded, settings_of, start_files, told
 from difixcli.cli.inputs import files_read, open_scene, pick_device, scene_inputs, scene_spec, size_of, split_input
 from difixcli.cli.options import Device
 from difixcli.cli.outputs import announce, beside_others, folder_beside
-from difixcli.cli.requests import Request, held, method_asked, start_files, told
 from difixcli.errors import InputError
 from difixcli.runs import Run, fingerprint
 from difixcli.wording import counted
 
 if TYPE_CHECKING:
-    from difixcli.distillation.seeking import Seeking
-    from difixcli.distillation.settings import Settings
+    from difixcli.cli.distill import DistillRequest
     from difixcli.priors.view_diffusion.model import ViewDiffusion
     from difixcli.scenes.scene import Scene
 
@@ -31,27 +29,32 @@ _SAMPLE_STEPS = 25  # of DDIM
 _SHARE = 0.5  # the release takes a step on a photo and one on a view in turn
 
 
-def distill_few(
-    request: Request, network: str | None, seek: str | None, steps: int | None, reuse: int | None, anneal: bool
-) -> None:
+def check_few(request: DistillRequest) -> None:
+    """InputError for what seeking modes does not take."""
+    from difixcli.distillation.seeking import SEEK, check_seek
+    from difixcli.priors.view_diffusion.files import check_view_diffusion
+
+    check_seek(request.seek or SEEK[0], request.denoise_steps, request.reuse, request.anneal)
+    if request.rounds is not None and request.rounds < 2 and request.seek != "mean":
+        raise InputError(
+            f"Of {request.rounds} rounds none is left after the first third, on EFT's pictures; ask for 2 or more."
+        )
+    if request.view_diffusion is not None:
+        check_view_diffusion(request.view_diffusion)
+
+
+def distill_few(request: DistillRequest) -> Distilled:
     """Train on a few photos and, around them, on what diffusion says is likely."""
     from difixcli.distillation.schedule import make_schedule
-    from difixcli.distillation.seeking import SEEK, check_seek, make_seeking
+    from difixcli.distillation.seeking import make_seeking
     from difixcli.scenes import make_split
     from difixcli.scenes.sparse_views import check_sparse_views
 
-    check_seek(seek or SEEK[0], steps, reuse, anneal)
-    if request.start is not None and request.iterations is not None:
-        raise InputError("With --start training on photos is done; say with --further how long the rounds are.")
     rounds = _ROUNDS if request.rounds is None else request.rounds
-    if rounds < 2 and seek != "mean":
-        raise InputError(
-            f"Of {rounds} rounds none is left after the first third, on EFT's pictures; ask for 2 or more."
-        )
     on, sizes = pick_device(request.device, request.preset)
     size = _SIZE if request.size is None and sizes == "cpu" else request.size
     loaded = open_scene(request.scene, size, "gpu")
-    rule = request.split or few_photos_rule(loaded)
+    rule = request.split_rule or few_photos_rule(loaded)
     split = make_split(loaded, rule, need_test="test" in (request.targets or ()))
     check_sparse_views(loaded, split.train)
     if request.compare and not split.test:
@@ -62,9 +65,10 @@ def distill_few(
             f"four, of which --split views:3 makes three."
         )
     aims = request.targets or [f"around:{_AROUND[sizes]}", *(["test"] if split.test else [])]
-    seeking = make_seeking(sizes, network and _absolute(network), seek, steps, reuse, anneal)
+    network = request.view_diffusion and absolute(request.view_diffusion)
+    seeking = make_seeking(sizes, network, request.seek, request.denoise_steps, request.reuse, request.anneal)
 
-    from difixcli.distillation.settings import Settings, read_terms
+    from difixcli.distillation.settings import read_terms
     from difixcli.distillation.view_diffusion import ModeSeeking, own_terms, photo_iterations, planned
     from difixcli.novel_views import NovelViews
     from difixcli.priors.view_diffusion.files import view_diffusion_files
@@ -73,30 +77,16 @@ def distill_few(
     from difixcli.reconstruction.objective import check_terms
 
     method = method_asked(request)
-    terms = read_terms(request.loss) or own_terms(draws_images(method_config(method)))
+    terms = read_terms(request.loss or ()) or own_terms(draws_images(method_config(method)))
     for aim in {(frame.camera.width, frame.camera.height) for frame in loaded.frames}:
         check_terms(terms, aim[1], aim[0])
     further = request.further or default_iterations(method, sizes)
     photos = 0 if request.start is not None else request.iterations or photo_iterations(further)
     schedule = make_schedule(sizes, photos, further, rounds, share=request.share or _SHARE)
-    plan = Settings(
-        method=method,
-        preset=sizes,
-        device=on,
-        schedule=schedule,
-        seed=request.seed,
-        compare=request.compare,
-        overrides=request.settings,
-        targets=aims,
-        prior="view-diffusion",
-        terms=terms,
-        raised=1.0,
-        guard=False,
-        start=None if request.start is None else str(request.start.expanduser().absolute()),
-        seeking=seeking,
-    )
+    plan = settings_of(request, method, sizes, on, schedule, terms, targets=aims, raised=1.0, seeking=seeking)
     made = ModeSeeking(loaded, split, plan)
-    arguments = _arguments(plan, seeking, request, size, rule)
+    unheard = ("references", "trust", "drop_below", "guard", "enlargement", "filming")
+    arguments = recorded(request, plan, size, rule, unheard)
     files = view_diffusion_files(seeking.network)
     begun = start_files(request.start)
     inputs = {**scene_inputs(loaded), **split_input(loaded, split), "view-diffusion": fingerprint(files)}
@@ -132,8 +122,7 @@ def distill_few(
     if results:
         console.say(f"For a report: difix eval {run.folder}")
     title = f"{loaded.name}, {method}: {counted(len(split.test), 'test view')}"
-    tables = [console.figures_table(title, results)] if results else []
-    console.finish({"results": results, "output": str(run.folder)}, request.as_json, *tables)
+    return Distilled(run.folder, results, title)
 
 
 def novel_views(
@@ -186,7 +175,7 @@ def novel_views(
     from difixcli.priors.view_diffusion.files import view_diffusion_files
 
     on, _ = pick_device(device)
-    name = _absolute(network or "bundled")
+    name = absolute(network or "bundled")
     weights = view_diffusion_files(name)
     steps = steps or _SAMPLE_STEPS
     arguments: dict[str, Any] = {
@@ -243,20 +232,6 @@ def open_networks(name: str, device: str) -> ViewDiffusion:
     model = ViewDiffusion.from_pretrained(name, device)
     console.say(f"View diffusion {name}: licence {model.licence}")
     return model
-
-
-def _absolute(name: str) -> str:
-    """A folder's name from the root on, since a run is gone on with from anywhere."""
-    path = Path(name).expanduser()
-    return str(path.absolute()) if name != "bundled" and path.exists() else name
-
-
-def _arguments(plan: Settings, seeking: Seeking, request: Request, size: int | None, rule: str) -> dict[str, Any]:
-    """What a run is known by."""
-    kept = {**vars(plan), "schedule": vars(plan.schedule), "seeking": asdict(seeking)}
-    for name in ("references", "trust", "drop_below", "guard", "enlargement", "filming"):  # of other priors
-        del kept[name]
-    return {**kept, "scene": scene_spec(request.scene), "size": size, "split": rule}
 
 
 def _paths(aims: list[str]) -> list[Path]:

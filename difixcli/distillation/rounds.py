@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from difixcli.errors import InputError, short
-from difixcli.reconstruction import latest_checkpoint
-from difixcli.reconstruction.checkpoints import MODELS, read_checkpoint
+from difixcli.reconstruction.checkpoints import read_checkpoint
+from difixcli.reconstruction.run_files import MODELS, latest_checkpoint
 from difixcli.runs import read_json, write_json
 from difixcli.shapes import Each
 

@@ -12,16 +12,6 @@ import torch
 from difixcli.errors import InputError
 from difixcli.tensor_files import read_pickled
 
-MODELS = "nerfstudio_models"
-
-
-def latest_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint of a run; InputError when it has none."""
-    found = sorted((folder / MODELS).glob("step-*.ckpt"))
-    if not found:
-        raise InputError(f"{folder} holds no checkpoint in {MODELS}; train it first.")
-    return found[-1]
-
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """What a checkpoint holds, on the CPU: tensors, plain values and NumPy's numbers, and nothing else.

@@ -13,9 +13,9 @@ import torch
 
 from difixcli.errors import InputError, unknown
 from difixcli.reconstruction.methods import has_gaussians, method_config
-from difixcli.reconstruction.overrides import apply_overrides
+from difixcli.reconstruction.overrides import OWN_SETTINGS, apply_overrides, read_own_settings
 from difixcli.reconstruction.patches import quiet, read_in_process
-from difixcli.reconstruction.presets import OWN_SETTINGS, Extent, apply_preset, has_bounded_field, most_gaussians
+from difixcli.reconstruction.presets import Extent, apply_preset, has_bounded_field, most_gaussians
 from difixcli.scenes.scene import Camera
 from difixcli.torchvision_cure import cure
 
@@ -140,18 +140,7 @@ def own_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings that are ours rather than nerfstudio's, with what the overrides say."""
     values: dict[str, Any] = dict(OWN_SETTINGS[recipe.preset])
     values["max_gaussians"] = most_gaussians(recipe.preset, recipe.pixels)
-    for override in recipe.overrides:
-        name, _, text = override.partition("=")
-        if name in values:
-            try:
-                values[name] = type(values[name])(text)
-            except ValueError:
-                raise InputError(f"{name}={text} is not a number; write for example {name}={values[name]}.") from None
-    if values["max_gaussians"] < 100:
-        raise InputError(f"max_gaussians={values['max_gaussians']} is too few to show anything; give at least 100.")
-    if values["seed_depth_mult"] < 0:
-        raise InputError(f"seed_depth_mult={values['seed_depth_mult']} is negative; give 0 or more.")
-    return values
+    return values | read_own_settings(recipe.overrides, recipe.preset)
 
 
 def heeds_seed_depth(config: Any, recipe: Recipe) -> bool:

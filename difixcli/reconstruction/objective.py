@@ -39,10 +39,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from difixcli.errors import InputError, unknown
-from difixcli.images import check_operator, reduced
+from difixcli.images import reduced
+from difixcli.reconstruction.terms import METHOD, check_weights, no_parameter, reduction_of, share_of
 from difixcli.reconstruction.views import Fresh
 
-METHOD = "method"
 WEIGHT = "pseudo_weight"
 """Key of a batch's per-pixel trust: (R, 1) beside rays (1 for photos'), (H, W, 1) beside an image."""
 DRAWN = "pseudo_drawn"
@@ -122,13 +122,10 @@ def find_term(name: str) -> Term:
 
 def check_terms(terms: Mapping[str, float], height: int, width: int) -> None:
     """InputError unless a view of this size can be taught by these terms."""
-    for name, weight in terms.items():
-        if not (math.isfinite(weight) and weight >= 0):
-            raise InputError(f"The weight {weight} of the loss term {name} is no number of 0 or more.")
+    for name in terms:
         if name != METHOD and (block := find_term(name).block) > min(height, width):
             raise InputError(f"The loss term {name} needs {block} pixels a side; a pseudo-view has {width}×{height}.")
-    if not any(weight > 0 for weight in terms.values()):
-        raise InputError("A pseudo-view has no term of the loss that counts; give it for example method: 1.")
+    check_weights(terms)
 
 
 def needs_neighbours(terms: Mapping[str, float]) -> bool:
@@ -279,14 +276,12 @@ def _resized(image: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _l2(parameter: str | None) -> Term:
-    if parameter is not None:
-        raise InputError(f"The loss term l2 takes no parameter; leave :{parameter} out.")
+    no_parameter("l2", parameter)
     return Term(lambda render, target, weight: (weight * (render - target) ** 2).mean(), neighbours=False)
 
 
 def _l1(parameter: str | None) -> Term:
-    if parameter is not None:
-        raise InputError(f"The loss term l1 takes no parameter; leave :{parameter} out.")
+    no_parameter("l1", parameter)
     return Term(lambda render, target, weight: (weight * (render - target).abs()).mean(), neighbours=False)
 
 
@@ -298,19 +293,11 @@ def _structural(parameter: str | None) -> Term:
         wanted = weight * target + (1 - weight) * render.detach()
         return 1 - _ssim(shown, wanted)
 
-    return Term(measure, share=_share("d_ssim", parameter))
+    return Term(measure, share=share_of("d_ssim", parameter))
 
 
 def _perceptual(parameter: str | None) -> Term:
-    return Term(_perceptual_distance, share=_share("perceptual", parameter))
-
-
-def _share(name: str, parameter: str | None) -> float:
-    """The part of an image's shorter side that a term looks at."""
-    share = 0.5 if parameter is None else _number(parameter)
-    if not 0 < share <= 1:
-        raise InputError(f"{name}:{parameter} is no part of an image's side; write for example {name}:0.5.")
-    return share
+    return Term(_perceptual_distance, share=share_of("perceptual", parameter))
 
 
 def _perceptual_distance(render: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -325,13 +312,7 @@ def _perceptual_distance(render: Tensor, target: Tensor, weight: Tensor) -> Tens
 
 
 def _low_resolution(parameter: str | None) -> Term:
-    number, _, operator = (parameter or "").partition(":")
-    factor = _number(number)
-    if factor != int(factor) or factor < 1:
-        given = "low_resolution" if parameter is None else f"low_resolution:{parameter}"
-        raise InputError(f"{given} does not say how many pixels are averaged; write for example low_resolution:4.")
-    size = int(factor)
-    way = check_operator(operator or "area")
+    size, way = reduction_of(parameter)
 
     def measure(render: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         """Of a render (H, W, 3) and a target of that size or `size` times smaller."""
@@ -365,15 +346,6 @@ def _ssim(one: Tensor, other: Tensor) -> Tensor:
     from pytorch_msssim import ssim
 
     return ssim(*pair, data_range=1.0)
-
-
-def _number(text: str) -> float:
-    """The number that a parameter says, -1 where it says none."""
-    try:
-        number = float(text)
-    except ValueError:
-        return -1.0
-    return number if math.isfinite(number) else -1.0
 
 
 _TERMS: dict[str, Callable[[str | None], Term]] = {

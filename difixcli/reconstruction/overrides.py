@@ -35,6 +35,17 @@ _OWNED = (
 )
 
 
+OWN_SETTINGS: dict[str, dict[str, float]] = {
+    "cpu": {"max_gaussians": 25_000, "seed_depth_mult": 0.05},
+    "gpu": {"max_gaussians": 1_000_000, "seed_depth_mult": 0.0},
+}
+"""Settings that nerfstudio has no field for: an upper bound for splats (see `presets.most_gaussians`), and how much
+seed points say about depth.
+"""
+
+_FEWEST = 100  # Gaussians
+
+
 def apply_overrides(config: Any, overrides: Sequence[str], method: str) -> None:
     """Set fields of the nested configuration `config` in place.
 
@@ -46,13 +57,42 @@ def apply_overrides(config: Any, overrides: Sequence[str], method: str) -> None:
     or a field that the run sets itself.
     """
     for override in overrides:
-        path, equals, text = override.partition("=")
-        path = path.strip()
-        if not equals or not path:
-            raise InputError(f"The setting {override!r} has no value; write it as a.b.c=value.")
-        if any(path == owned or path.startswith(owned + ".") for owned in _OWNED):
-            raise InputError(f"{path} is decided by the run itself and cannot be set.")
-        _set(config, path, text.strip(), method)
+        _set(config, *read_override(override), method)
+
+
+def read_override(override: str) -> tuple[str, str]:
+    """The path and the value of `path=value`.
+
+    Raises InputError for an override without `=`, and for a field that the run sets itself.
+    """
+    path, equals, text = override.partition("=")
+    path = path.strip()
+    if not equals or not path:
+        raise InputError(f"The setting {override!r} has no value; write it as a.b.c=value.")
+    if any(path == owned or path.startswith(owned + ".") for owned in _OWNED):
+        raise InputError(f"{path} is decided by the run itself and cannot be set.")
+    return path, text.strip()
+
+
+def read_own_settings(overrides: Sequence[str], preset: str) -> dict[str, float]:
+    """The settings that are ours rather than nerfstudio's, of those that the overrides give.
+
+    Raises InputError for what is no number, and for one that makes no sense.
+    """
+    values: dict[str, float] = {}
+    for override in overrides:
+        name, _, text = override.partition("=")
+        if name in OWN_SETTINGS[preset]:
+            usual = OWN_SETTINGS[preset][name]
+            try:
+                values[name] = type(usual)(text)
+            except ValueError:
+                raise InputError(f"{name}={text} is not a number; write for example {name}={usual}.") from None
+    if values.get("max_gaussians", _FEWEST) < _FEWEST:
+        raise InputError(f"max_gaussians={values['max_gaussians']} is too few to show anything; give at least 100.")
+    if values.get("seed_depth_mult", 0) < 0:
+        raise InputError(f"seed_depth_mult={values['seed_depth_mult']} is negative; give 0 or more.")
+    return values
 
 
 def _set(config: Any, path: str, text: str, method: str) -> None:

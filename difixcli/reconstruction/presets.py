@@ -8,19 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from difixcli.errors import InputError, unknown
 from difixcli.reconstruction.methods import has_gaussians, is_splat, method_config
+from difixcli.reconstruction.overrides import OWN_SETTINGS
 
 if TYPE_CHECKING:
     from nerfstudio.engine.trainer import TrainerConfig
 
 PRESETS = ("cpu", "gpu")
-OWN_SETTINGS = {
-    "cpu": {"max_gaussians": 25_000, "seed_depth_mult": 0.05},
-    "gpu": {"max_gaussians": 1_000_000, "seed_depth_mult": 0.0},
-}
-"""Settings that nerfstudio has no field for: an upper bound for splats (see `most_gaussians`), and how much seed points
-say about depth.
-"""
-
 _PIXELS_A_GAUSSIAN = 32
 _MOST_ON_A_CPU = 50_000
 

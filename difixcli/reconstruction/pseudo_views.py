@@ -35,7 +35,6 @@ from difixcli.reconstruction.dataset import UNKNOWN_DEPTH
 from difixcli.reconstruction.methods import draws_images
 from difixcli.reconstruction.objective import (
     DRAWN,
-    METHOD,
     RAYS,
     SMALLEST_SQUARE,
     WEIGHT,
@@ -45,6 +44,7 @@ from difixcli.reconstruction.objective import (
     square,
 )
 from difixcli.reconstruction.surroundings import RandomState
+from difixcli.reconstruction.terms import METHOD
 from difixcli.reconstruction.views import PseudoView, Wanted
 from difixcli.runs import open_image
 from difixcli.scenes.scene import Camera

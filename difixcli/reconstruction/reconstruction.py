@@ -32,11 +32,12 @@ from difixcli.reconstruction.configuration import (
 )
 from difixcli.reconstruction.dataset import write_dataset
 from difixcli.reconstruction.methods import draws_images, has_gaussians, is_splat
-from difixcli.reconstruction.objective import METHOD, check_terms, find_term
+from difixcli.reconstruction.objective import check_terms, find_term
 from difixcli.reconstruction.presets import SEED_GAUSSIANS
 from difixcli.reconstruction.run_folder import RunFolder
 from difixcli.reconstruction.seed_depth import SeedRays
 from difixcli.reconstruction.seeding import Seeding
+from difixcli.reconstruction.terms import METHOD
 from difixcli.reconstruction.trainer import Trainer
 from difixcli.reconstruction.views import PseudoView, Render, as_render
 from difixcli.runs import make_folder, open_image

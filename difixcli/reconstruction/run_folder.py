@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from difixcli.errors import InputError
-from difixcli.reconstruction.checkpoints import latest_checkpoint, read_checkpoint, write_checkpoint
+from difixcli.reconstruction.checkpoints import read_checkpoint, write_checkpoint
 from difixcli.reconstruction.configuration import Recipe
+from difixcli.reconstruction.run_files import latest_checkpoint
 from difixcli.runs import atomic, read_json, write_json
 from difixcli.shapes import built
 

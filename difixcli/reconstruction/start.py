@@ -19,11 +19,12 @@ from torch import Tensor
 
 from difixcli.errors import InputError
 from difixcli.reconstruction.adoption import Origin
-from difixcli.reconstruction.checkpoints import latest_checkpoint, read_checkpoint
+from difixcli.reconstruction.checkpoints import read_checkpoint
 from difixcli.reconstruction.gaussians import Gaussians, not_finite
 from difixcli.reconstruction.methods import is_splat, method_config
 from difixcli.reconstruction.reconstruction import Reconstruction
 from difixcli.reconstruction.run_config import read_config
+from difixcli.reconstruction.run_files import check_method, check_start, latest_checkpoint, own_method
 from difixcli.runs import read_json
 from difixcli.scenes import load_mask, load_photo
 from difixcli.scenes.run_worlds import TRANSFORMS, worlds_of_run
@@ -63,7 +64,8 @@ def start_from(
     """
     path = Path(path).expanduser().absolute()
     notes: list[str] = []
-    if path.is_file() and path.suffix.lower() == ".ply":
+    check_start(path, method)
+    if path.is_file():
         method = method or "splatfacto"
         if not is_splat(method_config(method)):
             raise InputError(f"{path} holds Gaussians, which {method} has none of; choose splatfacto.")
@@ -72,10 +74,8 @@ def start_from(
         if gaussians.left_out:
             notes.append(not_finite(gaussians.left_out, len(gaussians) + gaussians.left_out, path.name))
         origins = _of_gaussians(gaussians, told, method, _worlds_of_ply(path, scene))
-    elif path.is_dir():
-        method, origins = _of_run(path, scene, method)
     else:
-        raise InputError(f"There is no run folder and no .ply at {path}; name one to start from.")
+        method, origins = _of_run(path, scene, method)
     first, *others = origins
     made = Reconstruction.create(
         scene,
@@ -113,11 +113,7 @@ def start_from(
 
 def method_of(run: Path) -> str:
     """The method of a nerfstudio run in nerfstudio's registry; InputError for what is none."""
-    own = run / "reconstruction.json"
-    if own.is_file():  # a configuration knows variants (nerfacto-big) by their parent's name
-        method: str = read_json(own, {"method": str})["method"]
-        return method
-    return read_config(run / "config.yml").method
+    return own_method(run) or read_config(run / "config.yml").method
 
 
 def _of_run(path: Path, scene: Scene, method: str | None) -> tuple[str, list[Origin]]:
@@ -126,8 +122,7 @@ def _of_run(path: Path, scene: Scene, method: str | None) -> tuple[str, list[Ori
     name, settings = method_of(path), held.settings
     state = {key.removeprefix("module.").removeprefix("_model."): value for key, value in _model_state(path).items()}
     worlds = worlds_of_run(path, scene)
-    if method is not None and method != name:
-        raise InputError(f"{path} was trained with {name}, not {method}; leave --method out.")
+    check_method(path, name, method)
     if is_splat(method_config(name)):
         moved = [np.linalg.inv(world) for world in worlds]
         return name, _of_gaussians(Gaussians.of_state(state), settings, name, moved, state)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Literal, get_args
 
 from difixcli.errors import InputError
 from difixcli.images import Operator
 from difixcli.scenes.scene import Frame, Scene
 
-if TYPE_CHECKING:  # it imports torch
-    from difixcli.priors.super_resolution.schedule import Update
+Update = Literal["posterior", "paper"]
+UPDATES: tuple[Update, ...] = get_args(Update)
 
 _SMALLEST = 16  # pixels of a small photo's side
 

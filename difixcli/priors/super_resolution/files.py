@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from difixcli.errors import InputError, unknown
+
+X4_UPSCALER = "stabilityai/stable-diffusion-x4-upscaler"
+# What spandrel's library reads without running what a file says; .pt may be a program.
+SUFFIXES = (".pth", ".ckpt", ".safetensors")
 BUNDLED = Path(__file__).parent / "bundled"
 
 
@@ -15,3 +20,34 @@ def resolver_files(name: str | Path) -> list[Path]:
     if (path / "config.json").is_file():  # a network of ours, beside which its training may have left more
         return [file for file in (path / "config.json", path / "model.safetensors") if file.is_file()]
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
+
+
+def check_resolver(name: str) -> None:
+    """Raises InputError for a path that holds no super-resolver, as far as that can be told without importing torch."""
+    path = Path(name).expanduser()
+    if name == "bundled" or (path / "config.json").is_file():
+        return
+    if path.is_file():
+        if path.suffix.lower() not in SUFFIXES:
+            raise InputError(f"{path} is not a file of weights that is read here; give a {', '.join(SUFFIXES)} file.")
+    elif path.is_dir():
+        if not (path / "unet").is_dir():
+            raise InputError(
+                f"{path} is not a super-resolver: it has neither config.json with model.safetensors nor the folders "
+                "unet and vae of a latent upscaler."
+            )
+    elif path.suffix.lower() in (*SUFFIXES, ".pt") or len(name.split("/")) != 2 or name.startswith((".", "~", "/")):
+        raise no_resolver(name)
+
+
+def no_resolver(name: str) -> InputError:
+    """The error for a name that means no super-resolver."""
+    folder = Path(name).expanduser().parent
+    beside = [p.name for p in folder.iterdir() if p.suffix in SUFFIXES] if folder.is_dir() else []
+    return unknown(
+        "super-resolver",
+        name,
+        ["bundled", X4_UPSCALER, *beside],
+        "Give bundled, a file that spandrel reads (.pth, .safetensors), the folder of a super-resolver or a name on "
+        "the Hugging Face hub.",
+    )

@@ -18,11 +18,11 @@ from torch.nn import functional
 from difixcli.errors import InputError, out_of_memory
 from difixcli.fixer.weights import prompt_embedding
 from difixcli.images import Operator, agreeing, enlarged
+from difixcli.priors.super_resolution.enlargement import Update
 from difixcli.priors.super_resolution.resolver import State, check_render
 from difixcli.priors.super_resolution.schedule import (
     PREDICTIONS,
     Prediction,
-    Update,
     estimates,
     noised,
     paper_move,

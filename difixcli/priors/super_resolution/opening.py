@@ -10,16 +10,14 @@ from torch import Tensor
 from difixcli.errors import InputError, near, out_of_memory, unknown
 from difixcli.fixer.weights import looks_like_hub_name
 from difixcli.images import Operator
+from difixcli.priors.super_resolution.enlargement import UPDATES, Update
+from difixcli.priors.super_resolution.files import X4_UPSCALER, check_resolver, no_resolver
 from difixcli.priors.super_resolution.latent_diffusion import LatentDiffusion, load_upscaler
 from difixcli.priors.super_resolution.resolver import SuperResolver
-from difixcli.priors.super_resolution.schedule import UPDATES, Update
 from difixcli.priors.super_resolution.single_step import SingleStep
 from difixcli.tensor_files import read_pickled, read_safetensors
 from difixcli.torchvision_cure import cure
 
-X4_UPSCALER = "stabilityai/stable-diffusion-x4-upscaler"
-# What spandrel's library reads without running what a file says; .pt may be a program.
-SUFFIXES = (".pth", ".ckpt", ".safetensors")
 _HUB_FILES = [
     "model_index.json",
     "*/config.json",
@@ -46,25 +44,14 @@ def open_super_resolver(
     path = Path(name).expanduser()
     if name == "bundled" or (path / "config.json").is_file():
         return _own(name if name == "bundled" else str(path), factor, operator, device)
+    check_resolver(name)
     if path.is_file():
         return _file(path, factor, operator, device)
     if path.is_dir():
-        if not (path / "unet").is_dir():
-            raise InputError(
-                f"{path} is not a super-resolver: it has neither config.json with model.safetensors nor the folders "
-                "unet and vae of a latent upscaler."
-            )
         return _latent(path, name, factor, operator, device, update)
-    if looks_like_hub_name(name) and path.suffix.lower() not in (*SUFFIXES, ".pt"):
+    if looks_like_hub_name(name):
         return _latent(download(name), name, factor, operator, device, update)
-    beside = [p.name for p in path.parent.iterdir() if p.suffix in SUFFIXES] if path.parent.is_dir() else []
-    raise unknown(
-        "super-resolver",
-        name,
-        ["bundled", X4_UPSCALER, *beside],
-        "Give bundled, a file that spandrel reads (.pth, .safetensors), the folder of a super-resolver or a name on "
-        "the Hugging Face hub.",
-    )
+    raise no_resolver(name)
 
 
 def _own(name: str, factor: int, operator: Operator, device: str) -> SuperResolver:
@@ -112,8 +99,6 @@ def _file(path: Path, factor: int, operator: Operator, device: str) -> SuperReso
 
 def _tensors(path: Path) -> dict:
     """What a file of weights holds; nothing in it is run."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path} is not a file of weights that is read here; give a {', '.join(SUFFIXES)} file.")
     if path.suffix.lower() == ".safetensors":
         return read_safetensors(path, "fetch it again")
     tensors = read_pickled(path, "fetch it again")

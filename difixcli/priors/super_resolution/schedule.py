@@ -13,8 +13,6 @@ from torch import Tensor
 
 Prediction = Literal["epsilon", "v_prediction"]
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
-Update = Literal["posterior", "paper"]
-UPDATES: tuple[Update, ...] = get_args(Update)
 
 
 def spaced_timesteps(rounds: int, count: int = 1000) -> list[int]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from difixcli.errors import InputError
 from difixcli.priors.view_diffusion.denoising import NoiseSchedule, Sampler, denoised
 from difixcli.priors.view_diffusion.epipolar import EpipolarConfig, EpipolarRender, EpipolarTransformer
-from difixcli.priors.view_diffusion.files import BUNDLED
+from difixcli.priors.view_diffusion.files import BUNDLED, check_view_diffusion
 from difixcli.priors.view_diffusion.views import InputViews, Pinhole, inverse
 from difixcli.runs import read_json
 from difixcli.shapes import built
@@ -241,17 +241,7 @@ class ViewDiffusion(nn.Module):
         """
         folder = BUNDLED if str(name) == "bundled" else Path(name).expanduser()
         source = folder / "model.safetensors"
-        if not source.is_file() or not (folder / "config.json").is_file():
-            if folder == BUNDLED:
-                raise InputError(
-                    "No trained view-conditioned diffusion model comes with this version; train one with "
-                    "difix finetune SCENES --task view-diffusion --base scratch, and name its folder with "
-                    "--view-diffusion."
-                )
-            raise InputError(
-                f"{folder} holds no view-conditioned diffusion model (config.json and model.safetensors); name "
-                "a folder that difix finetune --task view-diffusion wrote."
-            )
+        check_view_diffusion(name)
         model = cls(_configured(folder / "config.json"))
         tensors = read_weights(source)
         try:

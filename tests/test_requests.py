@@ -1,0 +1,259 @@
+"""What distillation is asked for: by the line, by a file of options and from Python, checked before anything heavy."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from commands import difix, told
+
+from difixcli.cli import app
+from difixcli.cli.distill import DistillRequest
+from difixcli.cli.requests import options_of
+from difixcli.errors import InputError
+from difixcli.samples.sample import cached_sample
+
+TOY: dict[str, Any] = {"schedule": "none", "iterations": 2, "size": 32, "device": "cpu", "views": 3, "seed": 5}
+TOY["settings"] = ["max_gaussians=100", "pipeline.model.sh_degree=1"]
+LINE = ("--schedule", "none", "--iterations", 2, "--size", 32, "--device", "cpu", "--views", 3, "--seed", 5)
+LINE += ("--set", "max_gaussians=100", "--set", "pipeline.model.sh_degree=1")
+
+
+@pytest.fixture(scope="module")
+def room() -> Path:
+    return cached_sample("room")
+
+
+def _wrong(folder: Path) -> list[tuple[str, str]]:
+    """Lines of `difix distill SCENE`, and what is said of them."""
+    (folder / "model.txt").write_text("")
+    (folder / "empty").mkdir()
+    (folder / "run" / "nerfstudio_models").mkdir(parents=True)
+    for name in ("config.yml", "nerfstudio_models/step-000000001.ckpt"):
+        (folder / "run" / name).write_text("")
+    (folder / "run" / "reconstruction.json").write_text('{"method": "nerfacto"}')
+    (folder / "gaussians.ply").write_text("")
+    few, film, larger = "--prior view-diffusion", "--prior video", "--prior super-resolution"
+    begun = f"--start {folder / 'gaussians.ply'}"
+    return [
+        ("--views 3 --split views:3", "both say which photos train"),
+        ("--method splatfcto", "method called splatfcto; did you mean splatfacto"),
+        ("--set pipeline.model.x", "has no value"),
+        ("--set machine.seed=3", "decided by the run itself"),
+        ("--set max_gaussians=many", "max_gaussians=many is not a number"),
+        ("--set max_gaussians=9", "too few"),
+        ("--set seed_depth_mult=-1", "is negative"),
+        ("--loss l2=much", "no term with its weight"),
+        ("--loss perceptul=1", "loss term called perceptul; did you mean perceptual"),
+        ("--loss perceptual:2", "no part of an image's side"),
+        ("--loss low_resolution:x", "how many pixels are averaged"),
+        ("--loss l1:3", "takes no parameter"),
+        ("--loss l2=0", "no term of the loss that counts"),
+        (f"--start {folder / 'none'}", "to start from; check its name"),
+        (f"--start {folder / 'empty'}", "config.yml is missing"),
+        (f"--start {folder / 'model.txt'}", "no run folder and no .ply"),
+        (f"--start {folder / 'run'} --method splatfacto", "was trained with nerfacto, not splatfacto"),
+        (f"{begun} --iterations 9", "With --start training on photos is done"),
+        (f"{begun} {few} --iterations 9", "With --start training on photos is done"),
+        (f"{begun} {larger} --iterations 9", "With --start training on photos is done"),
+        (f"{begun} {larger} --reduce 2", "--start has seen the photos"),
+        (f"{begun} {film}", "--start says nothing to the prior video"),
+        ("--schedule oneshot", "did you mean one-shot"),
+        ("--schedule one-shot --rounds 2", "--rounds says nothing to the schedule one-shot"),
+        ("--share 1", "above 0 and below 1"),
+        ("--step 0", "must be positive"),
+        ("--rounds 0", "no number of rounds"),
+        ("--profile other", "profile called other"),
+        ("--prior fixr", "prior called fixr"),
+        ("--trust some", "kind of trust called some"),
+        ("--trust all --drop-below 0.5", "--drop-below says nothing with --trust all"),
+        ("--profile published --drop-below 0.5", "--drop-below says nothing with --trust all"),
+        *(
+            (f"--schedule none {option}", f"{option.split()[0]} says nothing to the schedule none")
+            for option in ("--compare", "--no-guard", "--profile published", "--trust all", "--drop-below 1",
+                           "--loss l2")
+        ),
+        *(
+            (f"{prior} {option}", f"{option.split()[0]} says nothing to the prior {prior.split()[1]}")
+            for prior in (few, film, larger)
+            for option in ("--profile published", "--fixer other", "--step 1", "--references 1", "--no-guard",
+                           "--drop-below 1", "--schedule one-shot")
+        ),
+        (f"{few} --trust all", "--trust says nothing to the prior view-diffusion"),
+        (f"{film} --targets spiral", "--targets says nothing to the prior video"),
+        (f"{larger} --targets test", "--targets says nothing to the prior super-resolution"),
+        *(
+            (option, f"{option.split()[0]} belongs to --prior super-resolution")
+            for option in ("--upscale 4", "--sr bundled", "--reduce 2", "--downscale area", "--sr-update paper")
+        ),
+        *(
+            (option, f"{option.split()[0]} belongs to --prior view-diffusion")
+            for option in ("--view-diffusion bundled", "--seek mode", "--denoise-steps 9", "--reuse 1", "--anneal")
+        ),
+        *(
+            (option, f"{option.split()[0]} belongs to --prior video")
+            for option in ("--frames 8", "--points auto", "--video bundled")
+        ),
+        (f"{larger} --sr {folder / 'none.pth'}", "super-resolver called"),
+        (f"{larger} --sr nowhere", "super-resolver called nowhere"),
+        (f"{larger} --sr {folder / 'empty'}", "is not a super-resolver"),
+        (f"{larger} --sr {folder / 'model.txt'}", "is not a file of weights"),
+        (f"{larger} --downscale lanczos", "lanczos"),
+        (f"{larger} --sr-update papper", "did you mean paper"),
+        (f"{larger} --upscale 2 --loss low_resolution:4", "otherwise than the photos were"),
+        (f"{few} --view-diffusion nowhere", "nowhere holds no view-conditioned diffusion model"),
+        (f"{few} --seek median", "way of seeking called median"),
+        (f"{few} --seek sds --denoise-steps 4", "--denoise-steps says nothing to --seek sds"),
+        (f"{few} --seek mean --anneal", "--anneal says nothing to --seek mean"),
+        (f"{few} --rounds 1", "none is left after the first third"),
+        (f"{film} --frames 2", "shows nothing between two photos"),
+        (f"{film} --points cloud.xyz", "neither auto nor a file"),
+        (f"{film} --points none.npz", "There is no point file"),
+        (f"{film} --trust some", "kind of trust called some"),
+    ]  # fmt: skip
+
+
+def test_contradictions_are_told_before_torch(room: Path, tmp_path: Path) -> None:
+    """In a process of its own, in which neither torch nor nerfstudio is ever imported."""
+    wrong = _wrong(tmp_path)
+    lines = [["distill", str(room), "--output", str(tmp_path / "made"), *words.split()] for words, _ in wrong]
+    code = (
+        "import json, sys; from typer.testing import CliRunner; from difixcli.cli import app\n"
+        "for line in json.load(sys.stdin):\n"
+        "    ended = CliRunner().invoke(app, line)\n"
+        "    heavy = sorted({'torch', 'nerfstudio'} & set(sys.modules))\n"
+        "    print(json.dumps([ended.exit_code, ended.stderr, heavy]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    environment.pop("NERFSTUDIO_METHOD_CONFIGS", None)
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        input=json.dumps(lines), env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for (words, sentence), line in zip(wrong, ended.stdout.splitlines(), strict=True):
+        exit_code, said, heavy = json.loads(line)
+        assert exit_code == 2 and said.startswith("Error:") and len(said.splitlines()) == 1, (words, said)
+        assert sentence in said, (words, said)
+        assert heavy == [], words
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_line_the_file_and_python_ask_for_the_same(room: Path, tmp_path: Path) -> None:
+    """One run, made by the line's file, is the line's and Python's; another by Python alone has the same bytes."""
+    config = tmp_path / "toy.yaml"
+    named = {{"settings": "set"}.get(name, name): value for name, value in TOY.items()}
+    config.write_text(json.dumps(named))  # which is YAML
+    by_file = told(difix("distill", room, "--config", config, "--output", tmp_path / "run", "--json"))
+    record = (tmp_path / "run" / "run.json").read_bytes()
+
+    result = difix("distill", room, *LINE, "--output", tmp_path / "run", "--json")
+    assert told(result) == by_file and "going on with an earlier run" in result.stderr
+
+    request = DistillRequest(scene=str(room), output=tmp_path / "run", **TOY)
+    assert request.run().told() == by_file
+    assert (tmp_path / "run" / "run.json").read_bytes() == record
+
+    fresh = DistillRequest(scene=str(room), output=str(tmp_path / "fresh"), **TOY).run()  # type: ignore[arg-type]
+    assert fresh.results == by_file["results"] and fresh.results
+    made = json.loads((tmp_path / "fresh" / "run.json").read_text())
+    held = json.loads(record)
+    assert (made["arguments"], made["inputs"]) == (held["arguments"], held["inputs"])
+    pictures = sorted(path.relative_to(tmp_path / "run") for path in (tmp_path / "run").rglob("*.png"))
+    assert pictures
+    for path in pictures:
+        assert (tmp_path / "fresh" / path).read_bytes() == (tmp_path / "run" / path).read_bytes(), path
+
+    # what runs are known by: with another key or value, those that stand could not be gone on with
+    assert held["arguments"] == {
+        "method": "splatfacto",
+        "preset": "cpu",
+        "device": "cpu",
+        "schedule": {"kind": "none", "photos": 2, "rounds": 0, "every": 0, "step": None, "share": 0.0},
+        "seed": 5,
+        "compare": False,
+        "overrides": ["max_gaussians=100", "pipeline.model.sh_degree=1"],
+        "targets": ["test"],
+        "prior": "fixer",
+        "references": None,
+        "trust": "supported",
+        "drop_below": 0.7,
+        "terms": {"method": 1.0},
+        "raised": 0.3,
+        "guard": True,
+        "start": None,
+        "fixer": "bundled",
+        "scene": str(room),
+        "size": 32,
+        "split": "views:3",
+    }
+
+
+def test_python_is_refused_what_the_line_is(room: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--fixer says nothing to the prior video"):
+        DistillRequest(scene=str(room), prior="video", fixer="other").validate()
+    request = DistillRequest(scene=str(room), split="all", output=tmp_path / "made", size=32, device="cpu")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="leaves no test view"):  # which is known once the scene is read
+        request.run()
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"views": 1}, "--views 1 is out of its bounds: at least 2"),
+        ({"size": 8}, "--size 8 is out of its bounds: at least 16"),
+        ({"drop_below": 2}, "--drop-below 2.0 is out of its bounds: at most 1"),
+        ({"iterations": "60"}, "--iterations is a whole number, not '60'"),
+        ({"share": True}, "--share is a number, not True"),
+        ({"compare": 1}, "--compare is True or False, not 1"),
+        ({"seed": -1}, "--seed: -1 is not between 0"),
+        ({"seed": None}, "--seed is a whole number, not None"),
+        ({"device": "gpu"}, "There is no choice of --device called gpu"),
+        ({"targets": "spiral"}, "--targets is a list, not 'spiral'"),
+        ({"settings": [3]}, "--set is text, not 3"),
+        ({"scene": 7}, "the scene is text, not 7"),
+    ],
+)
+def test_values_that_the_line_does_not_take(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        DistillRequest(**values)
+    assert said in str(refused.value)
+
+
+def test_values_may_be_written_as_on_the_line() -> None:
+    request = DistillRequest(scene=Path("room"), device="cpu", output="out", share=1, targets=("test",))  # type: ignore[arg-type]
+    assert request == DistillRequest(
+        scene="room", device=type(request.device).cpu, output=Path("out"), share=1.0, targets=["test"]
+    )
+
+
+def test_every_option_is_a_field() -> None:
+    group: Any = typer.main.get_command(app)
+    cluster = {one.name for one in group.commands["enhance"].params} & {
+        one.name for one in group.commands["curate"].params
+    }
+    options = {one.name for one in group.commands["distill"].params} - cluster
+    fields = set(options_of(DistillRequest))
+    assert options <= fields and fields - options <= cluster
+
+
+def test_names_that_are_known_without_imports_are_the_registry_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    from difixcli.reconstruction import known_methods
+    from difixcli.reconstruction.method_names import check_method_name, own_names, plug_ins
+    from difixcli.reconstruction.objective import find_term
+    from difixcli.reconstruction.terms import PARAMETERS
+
+    if plug_ins():
+        assert own_names() <= set(known_methods())
+    else:
+        assert own_names() == set(known_methods())
+    monkeypatch.setenv("NERFSTUDIO_METHOD_CONFIGS", "mine=package:config")
+    check_method_name("mine")
+    for kind in PARAMETERS:
+        assert find_term(f"{kind}:4" if kind == "low_resolution" else kind).measure
