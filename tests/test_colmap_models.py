@@ -270,7 +270,49 @@ def test_names_with_backslashes_are_folders(tmp_path: Path) -> None:
     photographed(tmp_path / "input", ["left/a b.png", "right/a b.png"])
     scene = load_scene(tmp_path)
     assert [frame.name for frame in scene.frames] == ["input/left/a b.png", "input/right/a b.png"]
-    assert said(scene, "backslashes")
+    assert said(scene, "2 images have another path", "left\\a b.png is left/a b.png")
+
+
+@pytest.mark.parametrize(
+    ("named", "there"),
+    [
+        ("{}.jpg", "images/{}.png"),
+        ("{}.png", "images/{}.PNG"),
+        ("C:/Users/me/garden/images/{}.png", "images/{}.png"),
+        ("C:\\Users\\me\\garden\\left\\{}.png", "images/left/{}.png"),
+        ("/home/me/garden/left/{}.jpg", "input/left/{}.png"),
+    ],
+)
+@pytest.mark.parametrize("text", [True, False])
+def test_names_of_another_machine(tmp_path: Path, named: str, there: str, text: bool) -> None:
+    written(mapped([named.format(i) for i in range(3)]), tmp_path / "sparse/0", text)
+    photographed(tmp_path, [there.format(i) for i in range(3)])
+    scene = load_scene(tmp_path)
+    assert [frame.name for frame in scene.frames] == [there.format(i) for i in range(3)]
+    assert said(scene, "3 images have another path than the model in sparse/0 gives", named.format(0))
+    assert scene.tracks is not None and set(scene.tracks.frames) == {0, 1, 2}
+    (tmp_path / there.format(1)).unlink()  # one that is missing is missing
+    assert [frame.name for frame in load_scene(tmp_path).frames] == [there.format(0), there.format(2)]
+
+
+def test_models_under_a_name_of_ones_own_are_read_beside_photos(tmp_path: Path) -> None:
+    written(mapped(names(3)), tmp_path / "my model", text=True)
+    with pytest.raises(InputError, match="holds no scene, but its folder my model does"):
+        load_scene(tmp_path)
+    photographed(tmp_path / "images", names(3))
+    assert len(load_scene(tmp_path).frames) == 3
+    (tmp_path / "my model/images.txt").unlink()
+    with pytest.raises(InputError, match="have no poses yet"):
+        load_scene(tmp_path)
+
+
+def test_camera_models_in_lower_case(tmp_path: Path) -> None:
+    written(mapped(names(2), "OPENCV"), tmp_path / "sparse", text=True)
+    photographed(tmp_path / "images", names(2))
+    whole = load_scene(tmp_path).frames[0].lens
+    cameras = tmp_path / "sparse/cameras.txt"
+    cameras.write_text(cameras.read_text().replace("OPENCV", "opencv"))
+    assert load_scene(tmp_path).frames[0].lens == whole and not whole.is_pinhole
 
 
 # Who saw a point
@@ -412,6 +454,8 @@ def write_ply(path: Path, channels: dict[str, np.ndarray], x: list[float]) -> Pa
         (("red", "green", "blue"), "f4", [0.2, 1.0], [51, 255]),
         (("red", "green", "blue"), "f4", [51.2, 255.0], [51, 255]),
         (("diffuse_red", "diffuse_green", "diffuse_blue"), "u1", [7, 200], [7, 200]),
+        (("Red", "Green", "Blue"), "u1", [7, 200], [7, 200]),
+        (("scalar_red", "scalar_green", "scalar_blue"), "f4", [7, 200], [7, 200]),
         (("r", "g", "b"), "u1", [7, 200], [7, 200]),
         (("red", "green", "blue"), "u2", [257 * 9, 65535], [9, 255]),
         (("red", "green", "blue"), "u2", [9, 255], [9, 255]),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from difixcli.enhancement.video import VideoWriter
 from difixcli.errors import InputError
 from difixcli.posing import pose, pose_inputs
 from difixcli.posing.features import DEFAULT_FOCAL, pairs_to_match
-from difixcli.posing.mapping import Model, best, keep_largest_part, parts
+from difixcli.posing.mapping import Model, best, keep_largest_part, map_photos, parts, quiet
 from difixcli.posing.photos import lens_groups, prepare, read_photo
 from difixcli.posing.video import STEP, frames_apart
 from difixcli.runs import Run, read_image
@@ -155,6 +157,23 @@ def test_masks_go_with_their_photos(posed: Path) -> None:
     assert mask[-20:, :60].max() == 0 and mask[:150].min() == 1 and mask[:, 140:].min() == 1
 
 
+def _first_different_table(*folders: Path) -> str | None:
+    """The first stage whose rows differ between the databases of two posed scenes: poses that differ come from it, or
+    from mapping where none does."""
+    held = []
+    for folder in folders:
+        with closing(sqlite3.connect(folder / "work" / "database.db")) as database:
+            queries = {
+                "cameras": "SELECT * FROM cameras",
+                "keypoints": "SELECT image_id, data FROM keypoints",
+                "descriptors": "SELECT image_id, data FROM descriptors",
+                "matches": "SELECT pair_id, data FROM matches",
+                "two_view_geometries": "SELECT * FROM two_view_geometries",
+            }
+            held.append({table: sorted(database.execute(query)) for table, query in queries.items()})
+    return next((table for table in held[0] if held[0][table] != held[1][table]), None)
+
+
 def test_a_stopped_run_goes_on_and_ends_the_same(unposed: Path, posed: Path, tmp_path: Path) -> None:
     reports: list[tuple[str, int]] = []
 
@@ -184,9 +203,34 @@ def test_a_stopped_run_goes_on_and_ends_the_same(unposed: Path, posed: Path, tmp
     assert [n for label, n in reports if label == "Finding features"] == [COUNT]
     assert [n for label, n in reports if label == "Matching pairs"] == [COUNT * (COUNT - 1) // 2]
     assert not [n for label, n in reports if label == "Placing photos"]
+    assert _first_different_table(folder, posed) is None
     for other in (folder, run.folder):
         for name in ("transforms.json", "points3D.ply", "images/photo_0.png"):
             assert (other / name).read_bytes() == (posed / name).read_bytes(), name
+
+
+def test_mapping_goes_on_with_the_mapper_that_was_stopped(posed: Path, unposed: Path, tmp_path: Path) -> None:
+    photos = [read_photo(path) for path in sorted(unposed.iterdir())]
+    photos = [replace(photo, name=photo.name.replace(" ", "_")) for photo in photos]
+    prepare(photos, tmp_path / "photos", tmp_path / "masks", lambda done: None)
+    placed: list[int] = []
+
+    def mapped() -> dict[str, bytes]:
+        # one photo more than there is: both mappers are asked
+        database = posed / "work" / "database.db"
+        model = map_photos(database, tmp_path / "photos", tmp_path / "work", COUNT + 1, 0, print, placed.append)
+        assert model is not None and model.placed == COUNT
+        return {image.name: image.cam_from_world().matrix().tobytes() for image in model.reconstruction.images.values()}
+
+    with quiet():
+        whole = mapped()
+        assert placed[-1] == COUNT
+        placed.clear()
+        shutil.rmtree(tmp_path / "work/global")  # killed in the second mapper
+        assert mapped() == whole and not placed
+        assert (tmp_path / "work/global/found.json").is_file()
+        (tmp_path / "work/incremental/found.json").unlink()  # killed before the first one was done
+        assert mapped() == whole and placed[-1] == COUNT
 
 
 def test_commands_take_posed_photos_without_posing_them_again(unposed: Path, posed: Path) -> None:
@@ -299,6 +343,20 @@ def test_heic_photos_are_read(tmp_path: Path) -> None:
     prepare([photo], tmp_path / "upright", tmp_path / "masks", lambda done: None)
     assert photo.copied and photo.size == (320, 240)
     assert np.abs(read_image(tmp_path / "upright" / photo.name) - read_image(true)).mean() < 0.02
+
+
+def test_masks_of_another_size_are_resized(tmp_path: Path) -> None:
+    Image.new("RGB", (120, 90), (90, 80, 70)).save(tmp_path / "a.jpg")
+    half = np.zeros((45, 60), np.uint8)
+    half[:, 20:] = 255
+    Image.fromarray(half).save(tmp_path / "a_mask.png")
+    photo = read_photo(tmp_path / "a.jpg")
+    prepare([photo], tmp_path / "upright", tmp_path / "masks", lambda done: None)
+    mask = np.asarray(Image.open(tmp_path / "masks/a.jpg.png"))
+    np.testing.assert_array_equal(mask, np.kron(half, np.ones((2, 2), np.uint8)))
+    Image.fromarray(half.T).save(tmp_path / "a_mask.png")
+    with pytest.raises(InputError, match="another shape"):
+        prepare([photo], tmp_path / "again", tmp_path / "masks", lambda done: None)
 
 
 def test_photos_of_one_lens_share_a_camera(tmp_path: Path) -> None:

@@ -16,11 +16,14 @@ from scipy.spatial.transform import Rotation
 from small_scenes import write_colmap
 
 from difixcli.errors import InputError
+from difixcli.posing.photos import read_photo
 from difixcli.reconstruction.dataset import write_dataset
 from difixcli.scenes import default_split_rule, load_mask, load_photo, load_scene, make_split, scene_fingerprint
 from difixcli.scenes.image_paths import find_masks, read_heif
+from difixcli.scenes.other_tools import poses_of_another_tool
 from difixcli.scenes.poses import look_at
 from difixcli.scenes.scene import Scene
+from difixcli.scenes.unposed import photos_in
 
 WIDTH, HEIGHT = 64, 48
 LENS = {"fl_x": 60.0, "fl_y": 61.0, "cx": 31.5, "cy": 24.5, "w": WIDTH, "h": HEIGHT}
@@ -459,6 +462,35 @@ def test_masks_in_mirrored_folders(tmp_path: Path) -> None:
     assert found == [tmp_path / "masks/a.jpg.png", None]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("masks/{}_mask.png", "masks/{}.jpg.mask.png", "Masks/{}.png", "MASK/{}-mask.png"),
+        "images/masks/{}.png",
+        *("images/{}.jpg.mask.png", "images/{}.mask.png", "images/{}_mask.png"),
+    ],
+)
+def test_masks_as_other_tools_call_them(tmp_path: Path, name: str) -> None:
+    photos = [f"images/{i}.jpg" for i in range(3)]
+    write(tmp_path, photos, photos)
+    half = np.zeros((HEIGHT, WIDTH), np.uint8)
+    half[10:] = 255
+    draw(tmp_path / name.format(1), half)
+    scene = load_scene(tmp_path)
+    said(
+        scene,
+        "1 of 3 photos with a mask",
+        "beside them" if Path(name).parent.name == "images" else Path(name).parent.name,
+    )
+    assert [frame.mask_path is not None for frame in scene.frames] == [False, True, False]
+    np.testing.assert_array_equal(load_mask(scene.frames[1]), half > 0)
+    (tmp_path / "transforms.json").unlink()  # nor is it a photo to pose
+    assert [path.name for path in photos_in(tmp_path / "images")] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert [photo.mask for photo in map(read_photo, photos_in(tmp_path / "images"))] == (
+        [None, tmp_path / name.format(1), None] if name[0] in "mi" else [None] * 3
+    )
+
+
 def test_masks_that_fit_nothing_and_masks_that_are_named(tmp_path: Path) -> None:
     data = plain(tmp_path)
     draw(tmp_path / "masks/else.png", np.zeros((HEIGHT, WIDTH), np.uint8))
@@ -490,6 +522,51 @@ def test_masks_of_another_size(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_mask(scene.frames[0]), np.kron(small > 0, np.ones((4, 4), bool)))
     draw(tmp_path / "masks/0.png", np.zeros((WIDTH, HEIGHT), np.uint8))
     with refused("masks/0.png is 48×64", "64×48", "another shape"):
+        load_scene(tmp_path)
+
+
+# Other tools
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("cameras.xml", '<?xml version="1.0"?>\n<document version="2.0.0">\n<chunk/>', ("Metashape", "metashape")),
+        ("poses.csv", "#name,x,y,alt,heading,pitch,roll,f,px,py\n", ("RealityScan", "realitycapture")),
+        ("metadata.json", '{"w": 3, "poses": []}', ("Record3D", "record3d")),
+        ("opensfm/reconstruction.json", "[]", ("OpenDroneMap", "odm")),
+        ("scene.nvm", "NVM_V3 \n", ("VisualSFM", "COLMAP")),
+        ("sfm_data.json", "{}", ("OpenMVG", "openMVG_main_openMVG2Colmap")),
+    ],
+)
+def test_poses_of_other_tools_are_named(tmp_path: Path, file: str, text: str, words: tuple[str, str]) -> None:
+    draw(tmp_path / "images/0.jpg", noise(0))
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    with refused("holds no scene", Path(file).name, *words, "difix pose"):
+        load_scene(tmp_path)
+    (tmp_path / file).write_bytes(b"")  # only what it holds makes it a tool's, where the name alone does not
+    assert (poses_of_another_tool(tmp_path) is None) == (file not in ("opensfm/reconstruction.json", "sfm_data.json"))
+
+
+def test_a_raw_export_of_polycam_is_named(tmp_path: Path) -> None:
+    draw(tmp_path / "keyframes/images/1.jpg", noise(0))
+    (tmp_path / "keyframes/cameras").mkdir()
+    (tmp_path / "keyframes/cameras/1.json").write_text("{}")
+    with refused("holds no scene", "Polycam", "ns-process-data polycam"):
+        load_scene(tmp_path)
+
+
+@pytest.mark.parametrize("model", ["equirectangular", "SPHERICAL", "VR180_L", "ORTHOPHOTO"])
+def test_models_that_are_no_lens_are_named(tmp_path: Path, model: str) -> None:
+    plain(tmp_path, camera_model=model)
+    with refused(model.upper(), "perspective"):
+        load_scene(tmp_path)
+
+
+def test_a_scene_a_folder_below_is_named(tmp_path: Path) -> None:
+    plain(tmp_path / "export")
+    with refused("holds no scene", "export", "name .*/export"):
         load_scene(tmp_path)
 
 

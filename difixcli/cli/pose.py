@@ -41,6 +41,7 @@ def posed(source: Path, folder: Path, frames: int = FRAMES, seed: int = 0, force
     from difixcli.posing import pose as find_poses
     from difixcli.posing import pose_inputs
     from difixcli.posing.pose import check_source
+    from difixcli.scenes.other_tools import poses_of_another_tool
     from difixcli.scenes.unposed import is_video, left_out, photo_folder
 
     source = source.expanduser().absolute()
@@ -48,6 +49,8 @@ def posed(source: Path, folder: Path, frames: int = FRAMES, seed: int = 0, force
         console.warn(line)
     inputs = pose_inputs(source)
     check_source(source)
+    if source.is_dir() and (other := poses_of_another_tool(source)) is not None:
+        console.warn(f"Poses are found anew: {other}, to keep them.")
     arguments: dict[str, Any] = {"source": source, "seed": seed}
     if is_video(source):
         arguments["frames"] = frames

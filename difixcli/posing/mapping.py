@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from difixcli.runs import read_json, write_json
+
 FOCALS = (0.4, 3.5)
 """Focal lengths, as shares of a photo's long side, outside of which a model is doubted."""
 IN_FRONT = 0.99
@@ -61,11 +63,17 @@ def map_photos(
 
     First the incremental mapper. If that leaves photos out, the global one, too; if the best of both is not sensible
     (see `Model`), or has less than half of the photos, the incremental one again with the focal length as it was given
-    (EXIF's, else 1.2 × the long side). One thread and a fixed seed: the same photos give the same model.
+    (EXIF's, else 1.2 × the long side). One thread and a fixed seed: the same photos give the same model. What a mapper
+    has found is kept in `work`, and it is not asked again.
     """
-    tried = [incremental(database, folder, work / "incremental", seed, False, done)]
+    tried = [
+        _kept(
+            work / "incremental",
+            lambda output: incremental(database, folder, output, seed, False, done),
+        )
+    ]
     if tried[0] is None or tried[0].placed < count:
-        tried.append(_global(database, folder, work / "global", seed))
+        tried.append(_kept(work / "global", lambda output: _global(database, folder, output, seed)))
     found = best([model for model in tried if model is not None])
     if found is None or not found.sensible or found.placed < count / 2:
         if found is not None and not found.sensible:
@@ -73,9 +81,27 @@ def map_photos(
                 f"The focal length found is {found.focal:.2f} × the long side, under a median parallax of "
                 f"{found.parallax:.1f}°: trying again with it fixed."
             )
-        tried.append(incremental(database, folder, work / "fixed", seed, True, done))
+        tried.append(_kept(work / "fixed", lambda output: incremental(database, folder, output, seed, True, done)))
         found = best([model for model in tried if model is not None])
     return found
+
+
+def _kept(output: Path, find: Callable[[Path], Model | None]) -> Model | None:
+    """What a mapper finds into `output`, from there where it has found it before.
+
+    It is always read back, so that mapping which was stopped between two mappers ends as if it had not been.
+    """
+    import pycolmap
+
+    listed, kept = output / "found.json", output / "found"
+    if not listed.is_file():
+        model = find(output)
+        if model is not None:
+            kept.mkdir()
+            model.reconstruction.write(str(kept))
+        write_json(listed, {"how": model.how if model else "", "others": list(model.others) if model else []})
+    facts: dict[str, Any] = read_json(listed, {"how": str, "others": [int]})
+    return judge(pycolmap.Reconstruction(str(kept)), facts["how"], tuple(facts["others"])) if facts["how"] else None
 
 
 def best(models: list[Model]) -> Model | None:

@@ -12,9 +12,8 @@ from PIL import Image, ImageOps
 
 from difixcli.errors import InputError
 from difixcli.runs import atomic, open_image
-from difixcli.scenes.image_paths import read_heif, undecoded
+from difixcli.scenes.image_paths import MASK_FOLDERS, mask_names, read_heif, same_shape, undecoded
 
-MASKS = "masks"
 FULL_FRAME = 43.2666
 """Millimetres of the diagonal of 36×24 mm film, which EXIF's 35 mm equivalent refers to."""
 
@@ -102,12 +101,14 @@ def _number(value: object) -> float:
 
 
 def _mask_of(path: Path) -> Path | None:
-    """`masks/NAME.png`, NAME with or without the photo's suffix, in the photo's folder or beside it."""
-    for folder in (path.parent / MASKS, path.absolute().parent.parent / MASKS):
-        for name in (f"{path.name}.png", f"{path.stem}.png"):
-            if (folder / name).is_file():
-                return folder / name
-    return None
+    """The mask of a photo, called as `mask_names` says: in `masks/` or `mask/` in the photo's folder or beside that, or
+    beside the photo."""
+    parents = (path.parent, path.absolute().parent.parent)
+    candidates = [
+        parent / folder / name for parent in parents for folder in MASK_FOLDERS for name in mask_names(path.name)
+    ]
+    candidates += [path.parent / name for name in mask_names(path.name, beside=True)]
+    return next((candidate for candidate in candidates if candidate != path and candidate.is_file()), None)
 
 
 def _read_mask(photo: Photo) -> np.ndarray | None:
@@ -124,17 +125,19 @@ def _read_mask(photo: Photo) -> np.ndarray | None:
             stored = file.convert("L")
         # a mask lies as its photo's stored pixels do, unless its size says that it is upright
         upright = stored if not photo.turned or _is_upright(stored.size, photo, turn) else _turned(stored, turn)
-        if upright.size != photo.size:
+        if not same_shape(photo.size, upright.size):
             raise InputError(
                 f"The mask {photo.mask} is {stored.width}×{stored.height} pixels, but its photo {photo.path.name} is "
-                f"{width}×{height}; make them the same size."
+                f"{width}×{height}, which is another shape; make them the same size."
             )
+        if upright.size != photo.size:
+            upright = upright.resize(photo.size, Image.Resampling.NEAREST)
         mask[np.asarray(upright) < 128] = 0
     return None if mask.all() else mask
 
 
 def _is_upright(size: tuple[int, int], photo: Photo, turn: int) -> bool:
-    return turn in (5, 6, 7, 8) and photo.size[0] != photo.size[1] and size == photo.size
+    return turn in (5, 6, 7, 8) and photo.size[0] != photo.size[1] and same_shape(photo.size, size)
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:

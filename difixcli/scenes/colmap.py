@@ -15,17 +15,19 @@ from difixcli.scenes.colmap_files import (
     ModelCamera,
     ModelImage,
     count_points,
+    holds_images,
     holds_model,
     read_cameras,
     read_images,
     read_model_points,
 )
-from difixcli.scenes.image_paths import PHOTO_FOLDERS
+from difixcli.scenes.image_paths import PHOTO_FOLDERS, find_images, renamed_images
 from difixcli.scenes.lenses import Lens, colmap_lens
 from difixcli.scenes.nerfstudio_format import frame_name
 from difixcli.scenes.poses import OPENCV_TO_OPENGL, rigid_pose
 from difixcli.scenes.source import Source, SourceFrame
 from difixcli.scenes.tracks import Tracks
+from difixcli.scenes.unposed import photo_folder
 from difixcli.wording import counted
 
 MODEL_FOLDERS = (
@@ -37,7 +39,7 @@ MODEL_FOLDERS = (
     "distorted/sparse/0",
     "the folder itself",
 )
-"""Where models are looked for, as messages say it."""
+"""Where models are looked for, as messages say it; where there are photos, any other folder beside them comes last."""
 
 # Where models lie, which may also be in numbered folders there, and what holds their images, relative to the scene.
 _PLACES = (
@@ -117,10 +119,9 @@ def read_colmap(root: Path) -> Source:
             f"{len(chosen.images)} of {_total(root, chosen, models)} images{kind}{unread}"
         )
     model = chosen.place.model
-    if any(
-        "\\" in image.name and "\\" not in path.name for image, path in zip(chosen.images, chosen.photos, strict=True)
-    ):
-        warnings.append(f"image names in {model.relative_to(root).as_posix()} have backslashes, taken for slashes")
+    names, where = [image.name for image in chosen.images], f"the model in {model.relative_to(root).as_posix()}"
+    if line := renamed_images(chosen.folder, names, chosen.photos, where):
+        warnings.append(line)
     frames = []
     for image, image_path in zip(chosen.images, chosen.photos, strict=True):
         name = frame_name(image_path, root)
@@ -226,6 +227,9 @@ def _places(root: Path) -> list[_Place]:
                 if holds_model(model):
                     folders = _DISTORTED_IMAGES if pattern.startswith("distorted") else IMAGE_FOLDERS
                     found.append(_Place(model, parent.parent if base == ".." else root, folders))
+    if not found and photo_folder(root) is not None:  # saved by hand, under a name of one's own
+        own = [path for path in sorted(root.glob("*")) if holds_model(path) and holds_images(path)]
+        found = [_Place(model, root, IMAGE_FOLDERS) for model in own]
     return found
 
 
@@ -239,8 +243,8 @@ def _read(place: _Place) -> _Model:
                 f"The image {image.name} in {place.model} names camera {image.camera_id}, which the model does not "
                 "have; export it again."
             )
-    folder = _image_folder(place, [image.name for image in images])
-    return _Model(place, cameras, images, folder, [_photo(folder, image.name) for image in images])
+    folder, photos = _photos(place, [image.name for image in images])
+    return _Model(place, cameras, images, folder, photos)
 
 
 def _preference(model: _Model) -> tuple[bool, int, bool, int]:
@@ -257,17 +261,21 @@ def _total(root: Path, chosen: _Model, models: Sequence[_Model]) -> int:
     return max(posed, sum(path.suffix.lower() in IMAGE_SUFFIXES for path in chosen.folder.rglob("*")))
 
 
-def _image_folder(place: _Place, names: Sequence[str]) -> Path:
-    """The folder that holds most of the named images (COLMAP stores no folder); the first when none holds any."""
+def _photos(place: _Place, names: Sequence[str]) -> tuple[Path, list[Path]]:
+    """The folder that holds most of the named images (COLMAP stores no folder), and where in it they lie; the first
+    folder when none holds any.
+
+    Names that exist nowhere as they are written were written on another machine, or for other copies of the photos:
+    then they are looked for as `find_images` says.
+    """
     folders = [place.base / name for name in place.image_folders]
-    counts = [sum(_photo(folder, name).is_file() for name in names) for folder in folders]
-    return folders[int(np.argmax(counts))]
-
-
-def _photo(folder: Path, name: str) -> Path:
-    """Where an image lies: the name may have been written on Windows."""
-    path = folder / name
-    return path if "\\" not in name or path.is_file() else folder / name.replace("\\", "/")
+    counts = [sum((folder / name).is_file() for name in names) for folder in folders]
+    if any(counts):
+        folders = [folders[int(np.argmax(counts))]]
+    found = [find_images(folder, names, usual=()) for folder in folders]
+    counts = [sum(path.is_file() for path in paths) for paths in found]
+    best = int(np.argmax(counts))
+    return folders[best], found[best]
 
 
 def _lens(camera: Any, where: str) -> Lens:

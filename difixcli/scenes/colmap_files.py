@@ -96,6 +96,11 @@ def holds_model(folder: Path) -> bool:
     return any((folder / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt"))
 
 
+def holds_images(folder: Path) -> bool:
+    """Whether a folder has the images of a COLMAP model."""
+    return any((folder / f"images{suffix}").is_file() for suffix in (".bin", ".txt"))
+
+
 def read_cameras(folder: Path) -> dict[int, ModelCamera]:
     """The cameras by id. Raises InputError for a file that is missing or broken, with the line in a text file."""
     suffix = _suffix(folder)
@@ -212,7 +217,7 @@ def _text_cameras(path: Path) -> dict[int, ModelCamera]:
     for number, line in _lines(path):
         words = line.split()
         try:
-            key, name, width, height = int(words[0]), words[1], int(words[2]), int(words[3])
+            key, name, width, height = int(words[0]), words[1].upper(), int(words[2]), int(words[3])
             params = tuple(float(word) for word in words[4:])
         except (ValueError, IndexError):
             raise _wrong_line(path, number, "CAMERA_ID MODEL WIDTH HEIGHT PARAMS[]") from None

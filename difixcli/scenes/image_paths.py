@@ -26,6 +26,7 @@ PHOTO_SUFFIXES = IMAGE_SUFFIXES | frozenset(_LIBRARY_FORMATS)
 PHOTO_FOLDERS = ("images", "images_raw", "rgb", "input")
 """Where a scene's photos lie that no file names, or names without a folder, or with one of another machine."""
 MASK_FOLDERS = ("masks", "mask")
+"""Where masks lie beside the photos' folder, whatever the case of the name."""
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4096  # bytes, of Linux's file systems
 _ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -150,6 +151,31 @@ def find_images(root: Path, declared: Sequence[str], usual: Sequence[str] = PHOT
     return [found[text] for text in declared]
 
 
+def renamed_images(root: Path, declared: Sequence[str], found: Sequence[Path], file: str) -> str | None:
+    """The line that says which images are called otherwise than a scene's `file` says, but for `./` and a suffix that
+    it leaves out; None where none is."""
+    renamed = [
+        f"{text} is {_below(path, root)}"
+        for text, path in zip(declared, found, strict=True)
+        if path.is_file() and _is_renamed(text, path, root)
+    ]
+    if not renamed:
+        return None
+    images = counted(len(renamed), "image has", "images have")
+    return f"{images} another path than {file} gives (first: {renamed[0]})"
+
+
+def _is_renamed(text: str, found: Path, root: Path) -> bool:
+    if found == root / text:
+        return False
+    name, plain = _below(found, root), posixpath.normpath(text)
+    return name not in (plain, f"{plain}{found.suffix}")
+
+
+def _below(path: Path, root: Path) -> str:
+    return Path(os.path.relpath(path, root)).as_posix()
+
+
 def find_copies(photos: Sequence[Path], factor: int) -> list[Path]:
     """The smaller copies of photos: `…/images/a/b.JPG` → `…/images_4/a/b.JPG`, or `b.png`, whatever its case.
 
@@ -175,41 +201,62 @@ def find_copies(photos: Sequence[Path], factor: int) -> list[Path]:
 
 
 def find_masks(root: Path, names: Sequence[str]) -> tuple[list[Path | None], str | None]:
-    """The masks in `masks/` or `mask/` under `root` of frames by name, and one line about them where there are any.
+    """The masks under `root` of frames by name, and one line about them where there are any.
 
-    The mask of `images/left/a.jpg` is `a.jpg.png`, `a.jpg`, `a.png`, `a.mask.png` or `mask_a.png` in `masks/left/` or
-    in `masks/images/left/`. Names without the suffix count only where no other photo beside it has the same stem.
+    They lie in `masks/` or `mask/`, or in such a folder within the photos' own, that of `images/left/a.jpg` in
+    `masks/left/` or in `masks/images/left/`; where there is no such folder, beside the photo. `mask_names` says how
+    they are called; beside the photo only with `mask` in the name. Names without the photo's suffix count only where no
+    other photo beside it has the same stem.
     """
     stems = Counter(_stem(name).casefold() for name in names)
-    for masks in MASK_FOLDERS:
-        if not (root / masks).is_dir():
-            continue
-        folders: dict[str, _Folder] = {}
-        found: list[Path | None] = []
-        for name in names:
-            parent, base = posixpath.split(name)
-            stem = posixpath.basename(_stem(name))
-            wanted = [f"{base}.png", base]
-            if stems[_stem(name).casefold()] == 1:
-                wanted += [f"{stem}.png", f"{stem}.mask.png", f"mask_{stem}.png"]
-            chosen = None
-            for inner in dict.fromkeys((parent.partition("/")[2], parent)):
-                if inner not in folders:
-                    folders[inner] = _Folder(root / masks / inner)
-                files = folders[inner].folded
-                hit = next((files[one.casefold()][0] for one in wanted if one.casefold() in files), None)
-                if hit is not None:
-                    chosen = folders[inner].path / hit
-                    break
-            found.append(chosen)
-        count = sum(mask is not None for mask in found)
-        if not count:
-            return (
-                found,
-                f"no file in {masks}/ is called like a photo (a.png or a.jpg.png for a.jpg): no masks are used",
-            )
-        return found, f"{count} of {counted(len(names), 'photo')} with a mask in {masks}/, which is used (white counts)"
-    return [None] * len(names), None
+    alone = [stems[_stem(name).casefold()] == 1 for name in names]
+    tops = dict.fromkeys(name.partition("/")[0] for name in names if "/" in name and name[0] != ".")
+    bases = [[], *([top] for top in tops)]
+    folder = next(
+        (path for base in bases for masks in MASK_FOLDERS if (path := _on_disk(root, [*base, masks])) is not None), None
+    )
+    folders: dict[Path, _Folder] = {}
+
+    def first_in(places: Iterable[Path], wanted: Sequence[str]) -> Path | None:
+        for place in places:
+            if place not in folders:
+                folders[place] = _Folder(place)
+            files = folders[place].folded
+            hit = next((files[one.casefold()][0] for one in wanted if one.casefold() in files), None)
+            if hit is not None:
+                return place / hit
+        return None
+
+    found = []
+    for name, own in zip(names, alone, strict=True):
+        parent, base = posixpath.split(name)
+        if folder is None:
+            places = [root / parent]
+        else:
+            places = [folder / inner for inner in dict.fromkeys((parent.partition("/")[2], parent))]
+        found.append(first_in(places, mask_names(base, own, beside=folder is None)))
+    count = sum(mask is not None for mask in found)
+    where = "beside them" if folder is None else f"in {folder.name}/"
+    if count:
+        return found, f"{count} of {counted(len(names), 'photo')} with a mask {where}, which is used (white counts)"
+    if folder is None:
+        return found, None
+    return found, f"no file {where} is called like a photo (a.png or a.jpg.png for a.jpg): no masks are used"
+
+
+def mask_names(photo: str, alone: bool = True, beside: bool = False) -> list[str]:
+    """What the mask of a photo may be called, the likeliest first; by its stem only where it is `alone` with that.
+
+    `a.jpg.png` is COLMAP's way, `a.mask.png` and `a.jpg.mask.png` RealityScan's, `a_mask.png` Metashape's. `beside` its
+    photo a mask is one only by the word.
+    """
+    stem = posixpath.basename(_stem(photo))
+    names = [] if beside else [f"{photo}.png", photo]
+    names += [f"{photo}.mask.png", f"{photo}_mask.png"]
+    if alone:
+        names += [] if beside else [f"{stem}.png"]
+        names += [f"{stem}.mask.png", f"{stem}_mask.png", f"{stem}-mask.png", f"mask_{stem}.png"]
+    return names
 
 
 class _Folder:

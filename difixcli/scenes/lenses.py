@@ -60,6 +60,8 @@ MODELS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
     "DIVISION": ("division", False, ("k",)),
     "EUCM": ("eucm", False, ("alpha", "beta")),
 }
+_PANORAMAS = {"EQUIRECTANGULAR", "SPHERICAL", "PANORAMA"}
+_NO_PHOTOS = {"ORTHOPHOTO", *(f"{kind}_{eye}" for kind in ("OMNIDIRECTIONALSTEREO", "VR180") for eye in "LR")}
 _OTHER_NAMES = {"FISHEYE624": "RAD_TAN_THIN_PRISM_FISHEYE"}
 
 
@@ -112,10 +114,15 @@ class Lens:
 def model_kind(model: str, where: str) -> str:
     """The kind of a camera model by its name, in capitals. InputError, saying `where`, for those that none serves."""
     name = _OTHER_NAMES.get(model, model)
-    if name == "EQUIRECTANGULAR":
+    if name in _PANORAMAS:
         raise InputError(
             f"The camera model {model} of {where} is a whole panorama; cut the panoramas into perspective crops first "
             "(`ns-process-data images --camera-type equirectangular`)."
+        )
+    if name in _NO_PHOTOS:
+        raise InputError(
+            f"The camera model {model} of {where} is neither a perspective nor a fisheye lens, so its photos cannot be "
+            "undistorted; use photos of one of these."
         )
     if name not in MODELS:
         raise InputError(

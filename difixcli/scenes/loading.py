@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from difixcli.errors import InputError
+from difixcli.errors import InputError, short
 from difixcli.runs import fingerprint, run_record
 from difixcli.scenes.co3d import ANNOTATIONS, annotations_of, read_co3d
 from difixcli.scenes.colmap import MODEL_FOLDERS, borrow_tracks, find_model, read_colmap
 from difixcli.scenes.image_paths import find_copies, find_masks, image_header, lies_on_its_side, same_shape
 from difixcli.scenes.lenses import pinhole
 from difixcli.scenes.nerfstudio_format import HALVES, read_split_transforms, read_transforms
+from difixcli.scenes.other_tools import poses_of_another_tool
 from difixcli.scenes.poses import apply_similarity, normalisation, transform_points
 from difixcli.scenes.real_estate import clip_text, read_real_estate
 from difixcli.scenes.scene import Camera, Frame, Scene, Split
@@ -68,7 +69,12 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
     if is_unposed(root):
         posed = posed_already(root)
         if posed is None:
-            raise InputError(f"The photos of {root} have no poses yet; run difix pose {root} first.")
+            other = poses_of_another_tool(root)
+            raise InputError(
+                f"The photos of {root} have no poses yet; run difix pose {root} first."
+                if other is None
+                else f"{root} holds no scene: {other}, or run difix pose {root} to find poses anew."
+            )
         root = posed
     return _build_scene(scene_name(spec), root.parent if root.is_file() else root, size)
 
@@ -163,6 +169,11 @@ def _read_source(root: Path) -> Source:
         of = f", which is {made}" if isinstance(made, str) else ""
         raise InputError(f"{root} is a run of difix {record['command']}, no scene; name the scene that it is of{of}.")
     check_formats(root)
+    if (other := poses_of_another_tool(root)) is not None:
+        raise InputError(f"{root} holds no scene: {other}.")
+    within = [path.name for path in sorted(root.iterdir()) if path.is_dir() and is_posed(path)]
+    if within:
+        raise InputError(f"{root} holds no scene, but its folder {short(within[0])} does; name {root / within[0]}.")
     raise InputError(
         f"{root.absolute()} holds no scene: there is neither a transforms.json (or transforms_train.json) nor "
         f"a COLMAP model in {', '.join(MODEL_FOLDERS)}, and there are no photos to pose; name another folder."

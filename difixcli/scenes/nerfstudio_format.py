@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import posixpath
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,14 @@ import numpy as np
 
 from difixcli.errors import InputError, short, unknown
 from difixcli.runs import read_json, write_json
-from difixcli.scenes.image_paths import MASK_FOLDERS, find_images, image_header, is_path, plain_path
+from difixcli.scenes.image_paths import (
+    MASK_FOLDERS,
+    find_images,
+    image_header,
+    is_path,
+    plain_path,
+    renamed_images,
+)
 from difixcli.scenes.lenses import KINDS, Lens, distortion_of, model_kind
 from difixcli.scenes.ply import read_points
 from difixcli.scenes.poses import rigid_pose, unscaled_pose
@@ -162,14 +168,8 @@ def _frames(meta: Mapping[str, Any], path: Path, undo: np.ndarray, warnings: lis
                 mask_path=masks[entry["mask_path"]] if entry.get("mask_path") else None,
             )
         )
-    renamed = [
-        f"{text} is {frame_name(found, root)}"
-        for text, found in zip([*declared, *masks], [*images, *masks.values()], strict=True)
-        if found.is_file() and _is_renamed(text, found, root)
-    ]
-    if renamed:
-        moved = counted(len(renamed), "image has", "images have")
-        warnings.append(f"{moved} another path than {path.name} gives (first: {renamed[0]})")
+    if line := renamed_images(root, [*declared, *masks], [*images, *masks.values()], path.name):
+        warnings.append(line)
     if scales:
         warnings.append(
             f"the rotations of {counted(len(scales), 'pose')} in {path.name} were scaled (the first by {scales[0]:.4g})"
@@ -182,14 +182,6 @@ def _masks(root: Path, named: Sequence[str], images: Container[Path]) -> dict[st
     """Where the masks lie that a file names, by what it says. A photo is nobody's mask."""
     found = zip(named, find_images(root, named, MASK_FOLDERS), strict=True)
     return {text: root / plain_path(text) if path in images else path for text, path in found}
-
-
-def _is_renamed(text: str, found: Path, root: Path) -> bool:
-    """Whether an image is called otherwise than a file says, but for `./` and a suffix that it leaves out."""
-    if found == root / text:
-        return False
-    name, plain = frame_name(found, root), posixpath.normpath(text)
-    return name not in (plain, f"{plain}{found.suffix}")
 
 
 def _size_of(image_path: Path) -> dict[str, int]:

@@ -17,7 +17,10 @@ FARTHEST = 1e12
 GREY = 128
 """The colour of points whose file has none."""
 
-_COLOR_NAMES = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"))
+_COLOR_NAMES = (
+    *((f"{before}red", f"{before}green", f"{before}blue") for before in ("", "diffuse_", "scalar_")),
+    ("r", "g", "b"),
+)
 _HEADER_LINES = 200  # more than any has
 _HEADER_LINE = 1000  # bytes
 _HARMONICS = ("f_dc_0", "f_dc_1", "f_dc_2")
@@ -27,10 +30,11 @@ _FIRST_HARMONIC = 0.28209479177387814  # 1 / (2 √π)
 def read_points(path: Path, warnings: list[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Reads the vertices of a PLY file: positions (N, 3) float64 and colours (N, 3) uint8, grey where it has none.
 
-    Colours are `red`, `diffuse_red` or `r` and so on: bytes, 16-bit integers, or floats that end at 1 or at 255 (as the
-    largest of them says); a file of Gaussians (`f_dc_0`…) gives their centres and base colours. Points whose position
-    or colour is not finite are left out. `warnings` is given a line for each thing that was left out or taken for
-    something else. Raises InputError if the file cannot be read as PLY with x, y, z.
+    Colours are `red`, `diffuse_red`, `scalar_red` or `r` and so on, in capitals or not: bytes, 16-bit integers, or
+    floats that end at 1 or at 255 (as the largest of them says); a file of Gaussians (`f_dc_0`…) gives their centres
+    and base colours. Points whose position or colour is not finite are left out. `warnings` is given a line for each
+    thing that was left out or taken for something else. Raises InputError if the file cannot be read as PLY with
+    x, y, z.
     """
     from plyfile import PlyData, PlyParseError
 
@@ -49,12 +53,12 @@ def read_points(path: Path, warnings: list[str] | None = None) -> tuple[np.ndarr
             raise unreadable(path, error) from error
         why = "it has no vertices" if isinstance(error, KeyError) else error
         raise InputError(f"The seed points {path} cannot be read as a PLY point cloud ({why}).") from None
-    names = set(vertices.data.dtype.names or ())
+    names = {name.lower(): name for name in vertices.data.dtype.names or ()}
     finite = (np.abs(points) < FARTHEST).all(axis=1)  # NaN is not
     colors = np.full((len(points), 3), GREY, dtype=np.uint8)
-    found = next((channels for channels in (*_COLOR_NAMES, _HARMONICS) if names.issuperset(channels)), None)
+    found = next((channels for channels in (*_COLOR_NAMES, _HARMONICS) if names.keys() >= set(channels)), None)
     if found is not None:
-        values = np.stack([np.asarray(vertices[channel]) for channel in found], axis=1)
+        values = np.stack([np.asarray(vertices[names[channel]]) for channel in found], axis=1)
         finite &= np.isfinite(values).all(axis=1)
         if found == _HARMONICS:
             notes.append(f"the seed points {path.name} are Gaussians; their centres and base colours are taken")

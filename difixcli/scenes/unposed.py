@@ -7,7 +7,7 @@ from pathlib import Path
 
 from difixcli.errors import InputError
 from difixcli.runs import VIDEO_SUFFIXES, read_json
-from difixcli.scenes.image_paths import PHOTO_FOLDERS, PHOTO_SUFFIXES, format_cure, undecoded_format
+from difixcli.scenes.image_paths import PHOTO_FOLDERS, PHOTO_SUFFIXES, format_cure, mask_names, undecoded_format
 from difixcli.wording import counted
 
 
@@ -21,10 +21,12 @@ def photo_folder(root: Path) -> Path | None:
 
 
 def photos_in(folder: Path) -> list[Path]:
-    """The photos directly in a folder, in natural order (`9.jpg` before `10.jpg`)."""
+    """The photos directly in a folder, in natural order (`9.jpg` before `10.jpg`), without masks of others there."""
     from difixcli.scenes.loading import natural_order
 
-    return sorted((path for path in folder.iterdir() if _is_photo(path)), key=lambda path: natural_order(path.name))
+    photos = [path for path in folder.iterdir() if _is_photo(path)]
+    masks = {name for path in photos for name in mask_names(path.name, beside=True)}
+    return sorted((path for path in photos if path.name not in masks), key=lambda path: natural_order(path.name))
 
 
 def left_out(folder: Path) -> str | None:

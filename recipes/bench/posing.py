@@ -1,12 +1,12 @@
 """Poses thrown away and found again: how many photos are placed, how far off, in what time.
 
-    python recipes/bench/posing.py SCENE... [--output DIR] [--video] [--seed 0]
+    python recipes/bench/posing.py SCENE... [--output DIR] [--size PIXELS] [--video] [--seed 0]
 
-SCENE is a posed scene's folder. Its photos, as they are, go into a folder of their own (with --video into an MP4 in
-their order, ten frames a second) and `difix pose` is run on it. Its camera positions are laid over the scene's by the
-similarity that fits best; their error is a share of the scene's extent, twice the largest distance of a camera from the
-mean of all. A photo that was not placed has no error and counts against "placed". Focal lengths are compared after
-undistortion.
+SCENE is a posed scene's folder. Its photos, as they are or resized to a long side, go into a folder of their own (with
+--video into an MP4 in their order, ten frames a second) and `difix pose` is run on it. Its camera positions are laid
+over the scene's by the similarity that fits best; their error is a share of the scene's extent, twice the largest
+distance of a camera from the mean of all. A photo that was not placed has no error and counts against "placed". Focal
+lengths are compared after undistortion.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from difixcli.enhancement.video import VideoWriter
 from difixcli.runs import read_image
@@ -39,10 +40,11 @@ def fitted(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return scale * (points - mean) @ (u @ sign @ vt).T + wanted
 
 
-def measure(folder: Path, output: Path, video: bool, seed: int) -> dict[str, object]:
+def measure(folder: Path, output: Path, size: int | None, video: bool, seed: int) -> dict[str, object]:
     """One row of the table."""
     scene = load_scene(folder)
     frames = scene.frames
+    scale = 1.0 if size is None else size / max(frames[0].lens.size)
     if video:
         source = output / f"{scene.name}.mp4"
         with VideoWriter(source, 10) as film:
@@ -52,7 +54,13 @@ def measure(folder: Path, output: Path, video: bool, seed: int) -> dict[str, obj
         source = output / scene.name
         source.mkdir(parents=True)
         for frame in frames:
-            shutil.copy(frame.image_path, source / Path(frame.name).name)
+            target = source / Path(frame.name).name
+            if size is None:
+                shutil.copy(frame.image_path, target)
+                continue
+            with Image.open(frame.image_path) as photo:
+                wanted = (round(photo.width * scale), round(photo.height * scale))
+                photo.convert("RGB").resize(wanted, Image.Resampling.LANCZOS).save(target, quality=95)
     posed = output / f"{scene.name}-posed"
     line = [sys.executable, "-m", "difixcli", "pose", source, "--output", posed, "--seed", str(seed), "--json"]
     begun, cpu = time.monotonic(), _cpu_seconds()
@@ -72,7 +80,7 @@ def measure(folder: Path, output: Path, video: bool, seed: int) -> dict[str, obj
     centres = np.stack([one.pose[:3, 3] for one in found])
     extent = 2 * np.linalg.norm(truth - truth.mean(axis=0), axis=1).max()
     errors = np.linalg.norm(fitted(centres, truth) - truth, axis=1) / extent
-    focals = [one.lens.fx / frames[i].source_camera.fx - 1 for one, i in zip(found, which, strict=True)]
+    focals = [one.lens.fx / (scale * frames[i].lens.fx) - 1 for one, i in zip(found, which, strict=True)]
     return row | {
         "mean_error": f"{100 * errors.mean():.2f} %",
         "largest_error": f"{100 * errors.max():.2f} %",
@@ -91,9 +99,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("scenes", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, help="where to keep what is made; a temporary folder by default")
+    parser.add_argument("--size", type=int, help="the long side in pixels that photos are resized to")
     parser.add_argument("--video", action="store_true", help="pose a video of the photos in place of the photos")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if arguments.video and arguments.size:
+        parser.error("--size is of photos, not of a video")
     with tempfile.TemporaryDirectory() as temporary:
         output = arguments.output or Path(temporary)
         output.mkdir(parents=True, exist_ok=True)
@@ -103,10 +114,10 @@ def main() -> None:
         )
         print("|---|---|---|---|---|---|---|---|---|", flush=True)
         for folder in arguments.scenes:
-            row = measure(folder, output, arguments.video, arguments.seed)
+            row = measure(folder, output, arguments.size, arguments.video, arguments.seed)
             print(f"{json.dumps(row)}", file=sys.stderr, flush=True)
-            keys = ("scene", "photos", "placed", "mean_error", "largest_error", "focal_error", "seconds")
-            keys += ("cpu_seconds", "mapper")
+            keys = ["scene", "photos", "placed", "mean_error", "largest_error", "focal_error"]
+            keys += ["seconds", "cpu_seconds", "mapper"]
             print("| " + " | ".join(str(row.get(key, "–")) for key in keys) + " |", flush=True)
 
 
