@@ -15,6 +15,7 @@ import numpy as np
 from difixcli.images import as_planes, averaged
 from difixcli.scenes import load_mask, load_photo, nearest_cameras
 from difixcli.scenes.scene import Camera, Frame, Scene
+from difixcli.scenes.visibility import unhidden
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
@@ -214,7 +215,7 @@ def places_by_points(scene: Scene, frame: int, references: Sequence[int], size: 
 def _places_by_points(scene: Scene, frame: int, reference: int, size: tuple[int, int]) -> np.ndarray:
     from scipy.spatial import Delaunay, QhullError
 
-    from difixcli.reconstruction.seed_depth import depth_map, unhidden
+    from difixcli.reconstruction.seed_depth import HIDDEN_BEHIND, depth_map
 
     height, width = size
     camera, theirs = scene.frames[frame].camera.resized(width, height), scene.frames[reference].camera
@@ -223,7 +224,7 @@ def _places_by_points(scene: Scene, frame: int, reference: int, size: tuple[int,
     points = theirs.unproject(column + 0.5, row + 0.5, seen[row, column].astype(np.float64))
     x, y, depth = camera.project(points)
     inside = np.flatnonzero((depth > 1e-3) & (x >= 0) & (x < width) & (y >= 0) & (y < height))
-    inside = inside[unhidden(y[inside].astype(np.int64), x[inside].astype(np.int64), depth[inside], size)]
+    inside = inside[unhidden(x[inside], y[inside], depth[inside], size, HIDDEN_BEHIND)]
     nothing = np.zeros((3, height, width), np.float32)
     at = np.stack([x[inside], y[inside]], axis=1)
     try:

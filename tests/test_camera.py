@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from difixcli.scenes import Camera
 from difixcli.scenes.poses import OPENCV_TO_OPENGL, look_at
+from difixcli.scenes.visibility import unhidden
 
 
 @pytest.fixture(params=range(5))
@@ -56,3 +57,22 @@ def test_x_runs_right_and_y_down() -> None:
     np.testing.assert_allclose(x[:4], [48, 58, 48, 38])
     np.testing.assert_allclose(y[:3], [36, 36, 26])
     np.testing.assert_allclose(depth, [5, 5, 5, -5, 0], atol=1e-12)
+
+
+def test_what_nearer_points_hide_is_the_same_at_any_size() -> None:
+    """A wall of points before another one with a gap between them: through the gap, what is away from its rims."""
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(0, 1, 6000), rng.uniform(0, 0.75, 6000)
+    far = np.arange(6000) % 2 == 1
+    kept = far | (np.abs(x - 0.5) > 0.1)  # the gap is a fifth of the image
+    x, y, depth = x[kept], y[kept], np.where(far, 2.0, 1.0)[kept]
+    found = [unhidden(side * x, side * y, depth, (side * 3 // 4, side), 1.1) for side in (48, 128, 1000, 4000)]
+    for one in found:
+        assert np.array_equal(one, found[0])
+    seen, behind = found[0], depth == 2
+    assert seen[~behind].all()
+    assert seen[behind & (np.abs(x - 0.5) < 0.07)].all()
+    assert seen[behind & (np.abs(x - 0.5) > 0.13)].mean() < 0.2
+    assert unhidden(128 * x, 128 * y, depth, (96, 128), 2.0).all()  # no farther than what hides
+    wide = unhidden(128 * x, 128 * y, depth, (96, 128), 1.1, cell=1 / 32)
+    assert wide.sum() < seen.sum() and not wide[behind & (np.abs(x - 0.5) > 0.2)].any()

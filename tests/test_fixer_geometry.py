@@ -512,6 +512,10 @@ def test_it_serves_where_fixers_do_and_says_what_it_goes_without(
     # of photos alone nothing is known, which is said once
     photos = difix(*line, tmp_path / "unposed", "--reference", arc / "images" / "train_000.png")
     assert done(photos)["frames"] == 2 and photos.stderr.count("goes on without") == 1
+    frames = difix("enhance", renders, "--fixer", saved, "--reference", arc / "images" / "train_000.png", "--json")
+    assert done(frames)["frames"] == 2
+    said = " ".join(frames.stderr.split())
+    assert "difix enhance of a run knows them" in said and "difix fix with the --scene" in said  # as both above do
     bare = tmp_path / "bare"
     shutil.copytree(arc, bare, ignore=shutil.ignore_patterns("points.ply"))
     transforms = json.loads((bare / "transforms.json").read_text())

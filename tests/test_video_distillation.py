@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from commands import difix, refused, told
 from scipy.ndimage import gaussian_filter
 
 from difixcli.console import progress
-from difixcli.distillation.agreement import UNSEEN, agreements, brought, warped_difference
+from difixcli.distillation.agreement import UNSEEN, agreements, brought, reprojected_difference
 from difixcli.distillation.filming import Filming
 from difixcli.distillation.schedule import make_schedule
 from difixcli.distillation.settings import Settings
@@ -48,6 +49,19 @@ class Blended:
         return np.clip(np.stack(made), 0, 1).astype(np.float32)
 
 
+class Watched(Blended):
+    """Blended, which sees whether its earlier films are still held."""
+
+    def __init__(self) -> None:
+        self.films: list[weakref.ref[np.ndarray]] = []
+
+    def film(self, span: Span, seed: int) -> np.ndarray:
+        assert all(film() is None for film in self.films)
+        made = super().film(span, seed)
+        self.films.append(weakref.ref(made))
+        return made
+
+
 @pytest.fixture(scope="module")
 def split_file(arc: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Three photos of the arc train, one between each two of them is measured."""
@@ -75,7 +89,7 @@ def test_the_rows_are_photos_alone_with_the_points_and_the_films(compared: tuple
         weight = read_image(folder / "rounds" / view["files"]["confidence"])[..., 0]
         ratio = view["terms"]["perceptual"] / view["terms"]["method"]
         assert ratio == pytest.approx(0.1) and weight.max() == pytest.approx(1) and 0 < weight.mean() < 1
-        assert set(view["figures"]) == {"change", "mean_confidence", "warped_difference"}
+        assert set(view["figures"]) == {"change", "mean_confidence", "reprojected_difference"}
     # over all pictures together, the mean weight is that of a photo
     means = [
         view["terms"]["method"] * read_image(folder / "rounds" / view["files"]["confidence"])[..., 0].mean()
@@ -84,7 +98,7 @@ def test_the_rows_are_photos_alone_with_the_points_and_the_films(compared: tuple
     assert np.mean(means) == pytest.approx(1, abs=0.05)
     told(difix("eval", folder, "--metrics", "psnr", "--json"))
     report = (folder / "report.html").read_text()
-    assert "Confidence in the fixes by round" in report and "Warped difference by round" in report
+    assert "Confidence in the fixes by round" in report and "Reprojected difference by round" in report
 
 
 def test_the_cloud_is_kept_and_can_be_given_again(
@@ -186,8 +200,11 @@ def test_films_teach_splats_and_rays_without_a_cloud(
     terms = own_terms(method == "splatfacto", "gpu")
     plan = _plan(method=method, overrides=[own[method]], terms=terms, trust="all")
     run = Run.open(tmp_path / "run", "distill", {}, {}, False)
-    results = Filmed(scene, make_split(scene, split_file), plan).film(Blended(), run, progress, lambda said: None)
-    assert np.isfinite(results["distilled"]["psnr"])
+    (tmp_path / "run" / "rounds" / ".films-killed.part").mkdir(parents=True)
+    watched = Watched()
+    results = Filmed(scene, make_split(scene, split_file), plan).film(watched, run, progress, lambda said: None)
+    assert np.isfinite(results["distilled"]["psnr"]) and len(watched.films) == 2
+    assert not list((tmp_path / "run" / "rounds").glob(".*"))  # of a process that was killed, and of this one
     record = json.loads((tmp_path / "run" / "rounds" / "01" / "round.json").read_text())
     assert all(view["terms"] == terms and "confidence" not in view["files"] for view in record["views"])
     assert not (tmp_path / "run" / "cloud").exists()
@@ -225,13 +242,13 @@ def test_pictures_of_one_place_agree_and_what_one_of_them_invents_does_not() -> 
     pictures, depths, cameras = _wall([0, 0.05, 0.1, 0.15, 0.2])
     for found in agreements(pictures, depths, cameras):
         assert found[:, 20:40].min() > 0.9
-    assert max(warped_difference(pictures, depths, cameras)) < 0.01
+    assert max(reprojected_difference(pictures, depths, cameras)) < 0.01
     invented = [picture.copy() for picture in pictures]
     invented[2][10:30, 20:40] = 1 - invented[2][10:30, 20:40]
     found = agreements(invented, depths, cameras)
     assert found[2][15:25, 25:35].mean() < 0.5 * found[2][:, 45:55].mean()
     assert found[1][15:25, 30:36].mean() > 0.5  # three of four others say so, too
-    assert warped_difference(invented, depths, cameras)[1] > 0.02
+    assert reprojected_difference(invented, depths, cameras)[1] > 0.02
 
 
 def test_what_no_other_picture_sees_counts_little() -> None:

@@ -206,10 +206,10 @@ def test_the_stages_train_what_the_paper_says(walls: Path, base: Path, tmp_path:
     moved = []
     for stage in (0, 1):
         training.stage = stage
-        training._begin_stage()
+        training.begin_stage()
         before = {name: value.detach().clone() for name, value in training.network.named_parameters()}
         for training.step in range(3):
-            training._step(0.1)
+            training.take_step()
         after = dict(training.network.named_parameters())
         names = {name for name, value in before.items() if not torch.equal(value, after[name])}
         moved.append({".".join(name.split(".")[: 2 if name.startswith("fixer") else 1]) for name in names})
@@ -236,9 +236,15 @@ def test_training_writes_a_model_and_goes_on(walls: Path, base: Path, tmp_path: 
 
     with pytest.raises(Killed):
         train_video([walls], base, tmp_path / "cut", progress=kill, **FAST)
+    checkpoint = tmp_path / "cut" / "checkpoints" / "last.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    for group in state["optimiser"]["param_groups"]:
+        group["peak"] = 1.0  # as checkpoints had it once, which counts for nothing
+    torch.save(state, checkpoint)
     assert train_video([walls], base, tmp_path / "cut", **FAST)["steps"] == results["steps"]
+    again = load_film(tmp_path / "cut").state_dict()
     for name, value in load_film(tmp_path / "whole").state_dict().items():
-        assert torch.equal(value, load_film(tmp_path / "cut").state_dict()[name]), name
+        assert torch.equal(value, again[name]), name
     with pytest.raises(InputError, match="other clips, base or options"):
         train_video([walls], base, tmp_path / "cut", **{**FAST, "seed": 1})
 
@@ -251,8 +257,9 @@ def test_a_signal_saves_first(walls: Path, base: Path, tmp_path: Path, monkeypat
         assert (state["stage"], state["step"]) == (stage, within)
     train_video([walls], base, tmp_path / "asked", **FAST)
     train_video([walls], base, tmp_path / "whole", **FAST)
+    again = load_film(tmp_path / "asked").state_dict()
     for name, value in load_film(tmp_path / "whole").state_dict().items():
-        assert torch.equal(value, load_film(tmp_path / "asked").state_dict()[name]), name
+        assert torch.equal(value, again[name]), name
     steps = [
         [record["step"] for record in map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
          if record["event"] in ("structure", "film", "validation")]

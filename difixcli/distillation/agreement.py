@@ -46,11 +46,13 @@ def agreements(
     return found
 
 
-def warped_difference(
+def reprojected_difference(
     pictures: Sequence[np.ndarray], depths: Sequence[np.ndarray], cameras: Sequence[Camera]
 ) -> list[float]:
-    """For each picture but the first, how much it differs from the one before it where both show the same, as a mean
-    over pixels and channels in [0, 1]; 0 where nothing is shown by both.
+    """For each picture but the first, how much it differs from the one before it, brought there through their depths,
+    where both show the same: a mean over pixels and channels in [0, 1], 0 where nothing is shown by both.
+
+    Other than `evaluation.consistency.warped_difference`, which follows optical flow and knows no cameras.
     """
     found = []
     for i in range(1, len(pictures)):

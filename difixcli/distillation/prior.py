@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -169,7 +170,8 @@ class Context:
 
     `fixer` is None where another of our priors is asked for: `resolver` is the super-resolution prior's, `operator` is
     how the scene's photos were made smaller (see `images.reduced`); `novel_views` and `seeking` are view diffusion's;
-    `ways` and `video` the video prior's.
+    `ways` and `video` the video prior's, and `scratch` a folder of the run's for what it does not hold in memory, where
+    a run that goes on removes all that is called `.*.part`.
     `references` is how many photos stand beside a view (None: as many as the prior takes); `trust` and `drop_below` say
     what is trained on and `terms` by which loss terms (see `settings.Settings`).
     """
@@ -188,6 +190,7 @@ class Context:
     seeking: Seeking | None = None
     ways: Ways | None = None
     video: VideoModel | None = None
+    scratch: Path | None = None
 
 
 def known_priors() -> list[str]:

@@ -84,12 +84,12 @@ class Filmed(FewPhotos):
         return self._ways.targets()
 
     def _context(self) -> Context:
-        return replace(super()._context(), ways=self._ways, video=self._video)
+        return replace(super()._context(), ways=self._ways, video=self._video, scratch=self.rounds.parent)
 
     def _told(self, record: dict[str, Any]) -> str:
         figures = [view["figures"] for view in record["views"]]
         change, unsteady = (
-            255 * float(np.mean([one[key] for one in figures])) for key in ("change", "warped_difference")
+            255 * float(np.mean([one[key] for one in figures])) for key in ("change", "reprojected_difference")
         )
         return (
             f"{counted(len(figures), 'picture')} filmed, which differ from the renders by {change:.1f} of 255 and, "

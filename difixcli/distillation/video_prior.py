@@ -12,11 +12,13 @@ that on average they weigh what they would without it; above `MOST` it ends. Pho
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from difixcli.distillation.agreement import agreements, warped_difference
+from difixcli.distillation.agreement import agreements, reprojected_difference
 from difixcli.distillation.prior import Context, Proposal, Round, View
 from difixcli.distillation.ways import Way
 from difixcli.errors import InputError
@@ -32,24 +34,34 @@ class VideoPrior:
     """Films every way of a round from the splats as they are; keeps no state."""
 
     def __init__(self, context: Context) -> None:
-        assert context.ways is not None and context.video is not None
-        self._ways, self._video = context.ways, context.video
+        assert context.ways is not None and context.video is not None and context.scratch is not None
+        self._ways, self._video, self._scratch = context.ways, context.video, context.scratch
         self._seed, self._terms, self._believes = context.seed, dict(context.terms), context.trust == "all"
 
     def propose(self, shown: Round) -> Iterator[Proposal | None]:
         views = {view.name: view for view in shown.views}
-        filmed = [self._filmed(shown, number, way) for number, way in enumerate(self._ways.ways, start=1)]
-        trusts = {name: one["agreement"] for film in filmed for name, one in film.items()}
-        mean = max(float(np.mean([trust.mean() for trust in trusts.values()])), 1e-3)
-        for film in filmed:
-            for name, one in film.items():
-                yield self._proposal(views[name], one, mean)
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        # no picture can be weighed before all are filmed, and there may be no room for all of them in memory
+        with TemporaryDirectory(prefix=".films-", suffix=".part", dir=self._scratch) as folder:
+            trusts: dict[str, np.floating] = {}
+            for number, way in enumerate(self._ways.ways, start=1):
+                trusts |= self._laid_down(self._filmed(shown, number, way), Path(folder))
+            mean = max(float(np.mean(list(trusts.values()))), 1e-3)
+            for name in trusts:
+                with np.load(Path(folder) / f"{name}.npz", allow_pickle=False) as held:
+                    yield self._proposal(views[name], dict(held), mean)
 
     def state(self) -> dict[str, Any]:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
         """There is nothing to restore."""
+
+    def _laid_down(self, film: dict[str, dict[str, Any]], folder: Path) -> dict[str, np.floating]:
+        """Write what `_filmed` gives, a file for each picture; the means of how they agree."""
+        for name, one in film.items():
+            np.savez(folder / f"{name}.npz", **one)
+        return {name: one["agreement"].mean() for name, one in film.items()}
 
     def _filmed(self, shown: Round, number: int, way: Way) -> dict[str, dict[str, Any]]:
         """By name the pictures between a way's ends, their renders, and how they agree with all others."""
@@ -79,13 +91,13 @@ class VideoPrior:
             )
         shots = [photos[0], *pictures[1:-1], photos[1]]  # the ends are known
         trust = agreements(shots, depths, way.cameras)
-        unsteady = warped_difference(shots, depths, way.cameras)
+        unsteady = reprojected_difference(shots, depths, way.cameras)
         return {
             name: {
                 "picture": pictures[place],
                 "render": renders[place].color,
                 "agreement": trust[place],
-                "warped_difference": unsteady[place - 1],
+                "reprojected_difference": unsteady[place - 1],
             }
             for place, name in enumerate(way.names, start=1)
         }
@@ -95,7 +107,7 @@ class VideoPrior:
         figures = {
             "change": float(np.abs(image - made["render"]).mean()),
             "mean_confidence": float(agreement.mean()),
-            "warped_difference": made["warped_difference"],
+            "reprojected_difference": float(made["reprojected_difference"]),
         }
         pictures = {"render": made["render"]}
         if self._believes:

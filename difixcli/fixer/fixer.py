@@ -166,7 +166,9 @@ class Fixer:
         elif correspondence is None and references is not None and references.shape[1] and not self._told:
             self._told = True
             self.notice(
-                "This fixer looks up references by depth and cameras, which are not known here: it goes on without."
+                "This fixer looks up references by depth and cameras, which are not known here: it goes on without. "
+                "difix enhance of a run knows them, and so does difix fix with the --scene that images are of, "
+                "where its seed points show enough."
             )
         noise = self._noise(images, opacity, fill_seed)
         while True:

@@ -37,6 +37,7 @@ from difixcli.point_maps.two_view import TwoViewGeometry
 from difixcli.scenes.ply import read_points
 from difixcli.scenes.poses import OPENCV_TO_OPENGL, transform_points
 from difixcli.scenes.scene import Camera, Scene
+from difixcli.scenes.visibility import CELL, unhidden
 
 AUTO = "auto"
 
@@ -363,8 +364,7 @@ def _in_front(points: np.ndarray, camera: Camera) -> np.ndarray:
         inside = np.flatnonzero((z > 0) & (x >= 0) & (y >= 0) & (x < camera.width) & (y < camera.height))
     if not len(inside):
         return inside
-    cell = max(1.0, 2 * float(np.sqrt(camera.width * camera.height / len(inside))))
-    column, row = (x[inside] / cell).astype(int), (y[inside] / cell).astype(int)
-    nearest = np.full((int(camera.height / cell) + 1, int(camera.width / cell) + 1), np.inf, np.float32)
-    np.minimum.at(nearest, (row, column), z[inside].astype(np.float32))
-    return inside[z[inside] <= _BEHIND * nearest[row, column]]
+    # of few points the nearest are farther apart
+    apart = float(np.sqrt(camera.width * camera.height / len(inside)))
+    cell = max(CELL, 2 / 5 * apart / max(camera.width, camera.height))
+    return inside[unhidden(x[inside], y[inside], z[inside], (camera.height, camera.width), _BEHIND, cell)]

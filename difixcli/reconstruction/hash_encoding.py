@@ -82,6 +82,23 @@ def _cell(position, scale):
     return low, high, scaled - floor
 
 
+@njit(inline="always")
+def _corners(positions, i, scale, base, mask):
+    """Where between its cell's corners a position lies along each axis, and the corners' rows of the table."""
+    x0, x1, wx = _cell(positions[i, 0], scale)
+    y0, y1, wy = _cell(positions[i, 1], scale)
+    z0, z1, wz = _cell(positions[i, 2], scale)
+    i000 = base + _hashed(x0, y0, z0, mask)
+    i100 = base + _hashed(x1, y0, z0, mask)
+    i010 = base + _hashed(x0, y1, z0, mask)
+    i110 = base + _hashed(x1, y1, z0, mask)
+    i001 = base + _hashed(x0, y0, z1, mask)
+    i101 = base + _hashed(x1, y0, z1, mask)
+    i011 = base + _hashed(x0, y1, z1, mask)
+    i111 = base + _hashed(x1, y1, z1, mask)
+    return wx, wy, wz, i000, i100, i010, i110, i001, i101, i011, i111
+
+
 @compiled(nogil=True, fastmath=FAST, error_model="numpy")
 def _forward(positions, table, scalings, table_size, features):
     mask = np.uint32(table_size - 1)
@@ -91,18 +108,8 @@ def _forward(positions, table, scalings, table_size, features):
         base = level * table_size
         scale = scalings[level]
         for i in range(positions.shape[0]):
-            x0, x1, wx = _cell(positions[i, 0], scale)
-            y0, y1, wy = _cell(positions[i, 1], scale)
-            z0, z1, wz = _cell(positions[i, 2], scale)
+            wx, wy, wz, i000, i100, i010, i110, i001, i101, i011, i111 = _corners(positions, i, scale, base, mask)
             ux, uy, uz = F(1) - wx, F(1) - wy, F(1) - wz
-            i000 = base + _hashed(x0, y0, z0, mask)
-            i100 = base + _hashed(x1, y0, z0, mask)
-            i010 = base + _hashed(x0, y1, z0, mask)
-            i110 = base + _hashed(x1, y1, z0, mask)
-            i001 = base + _hashed(x0, y0, z1, mask)
-            i101 = base + _hashed(x1, y0, z1, mask)
-            i011 = base + _hashed(x0, y1, z1, mask)
-            i111 = base + _hashed(x1, y1, z1, mask)
             for k in range(width):
                 low_y0, low_y1 = table[i000, k] * ux + table[i100, k] * wx, table[i010, k] * ux + table[i110, k] * wx
                 up_y0, up_y1 = table[i001, k] * ux + table[i101, k] * wx, table[i011, k] * ux + table[i111, k] * wx
@@ -117,18 +124,8 @@ def _backward(positions, table, scalings, table_size, v_features, v_table, v_pos
         base = level * table_size
         scale = scalings[level]
         for i in range(positions.shape[0]):
-            x0, x1, wx = _cell(positions[i, 0], scale)
-            y0, y1, wy = _cell(positions[i, 1], scale)
-            z0, z1, wz = _cell(positions[i, 2], scale)
+            wx, wy, wz, i000, i100, i010, i110, i001, i101, i011, i111 = _corners(positions, i, scale, base, mask)
             ux, uy, uz = F(1) - wx, F(1) - wy, F(1) - wz
-            i000 = base + _hashed(x0, y0, z0, mask)
-            i100 = base + _hashed(x1, y0, z0, mask)
-            i010 = base + _hashed(x0, y1, z0, mask)
-            i110 = base + _hashed(x1, y1, z0, mask)
-            i001 = base + _hashed(x0, y0, z1, mask)
-            i101 = base + _hashed(x1, y0, z1, mask)
-            i011 = base + _hashed(x0, y1, z1, mask)
-            i111 = base + _hashed(x1, y1, z1, mask)
             vx = vy = vz = F(0)
             for k in range(width):
                 v = v_features[i, level * width + k]

@@ -299,6 +299,49 @@ def project_forward(
             job = take(taken, 0)
 
 
+@compiled(fastmath=_CAREFUL, error_model="numpy")
+def _color_gradient(degree, dx, dy, dz, v_red, v_green, v_blue, sh, v_sh, bases, weights):
+    """The gradient of a colour by where its Gaussian stands, (dx, dy, dz) from the camera: three values.
+
+    That by the Gaussian's coefficients is added to `v_sh` [K, 3]; `bases` and `weights` [16] are room to work in.
+    """
+    inverse = F(1.0) / max(math.sqrt(dx * dx + dy * dy + dz * dz), F(1e-12))
+    dx, dy, dz = dx * inverse, dy * inverse, dz * inverse
+    _sh_bases(degree, dx, dy, dz, bases)
+    for k in range((degree + 1) * (degree + 1)):
+        v_sh[k, 0] += bases[k] * v_red
+        v_sh[k, 1] += bases[k] * v_green
+        v_sh[k, 2] += bases[k] * v_blue
+        weights[k] = sh[k, 0] * v_red + sh[k, 1] * v_green + sh[k, 2] * v_blue
+    vdx, vdy, vdz = _sh_direction_gradient(degree, dx, dy, dz, weights)
+    radial = vdx * dx + vdy * dy + vdz * dz
+    return (vdx - radial * dx) * inverse, (vdy - radial * dy) * inverse, (vdz - radial * dz) * inverse
+
+
+@compiled(fastmath=_CAREFUL, error_model="numpy")
+def _covariance_gradient(k0, k1, k2, vc0, vc1, vc2):
+    """The gradient of a conic (k0, k1, k2) by the covariance it is the inverse of: three values.
+
+    d conic = -conic d cov conic, with the symmetric gradient [[vc0, vc1 / 2], [vc1 / 2, vc2]].
+    """
+    half = F(0.5) * vc1
+    e00, e01 = vc0 * k0 + half * k1, vc0 * k1 + half * k2
+    e10, e11 = half * k0 + vc2 * k1, half * k1 + vc2 * k2
+    return -(k0 * e00 + k1 * e10), -(k0 * e01 + k1 * e11), -(k1 * e01 + k2 * e11)
+
+
+@compiled(fastmath=_CAREFUL, error_model="numpy")
+def _quaternion_gradient(qw, qx, qy, qz, qs, vr00, vr01, vr02, vr10, vr11, vr12, vr20, vr21, vr22):
+    """The gradient of a rotation's matrix by the quaternion that `_rotation` gives, before it was normalised by qs."""
+    two = F(2.0)
+    vqw = two * (qx * (vr21 - vr12) + qy * (vr02 - vr20) + qz * (vr10 - vr01))
+    vqx = two * (qy * (vr01 + vr10) + qz * (vr02 + vr20) + qw * (vr21 - vr12) - two * qx * (vr11 + vr22))
+    vqy = two * (qx * (vr01 + vr10) + qz * (vr12 + vr21) + qw * (vr02 - vr20) - two * qy * (vr00 + vr22))
+    vqz = two * (qx * (vr02 + vr20) + qy * (vr12 + vr21) + qw * (vr10 - vr01) - two * qz * (vr00 + vr11))
+    along = vqw * qw + vqx * qx + vqy * qy + vqz * qz
+    return (vqw - along * qw) * qs, (vqx - along * qx) * qs, (vqy - along * qy) * qs, (vqz - along * qz) * qs
+
+
 @compiled(parallel=LOOPS_ONLY, fastmath=_CAREFUL, error_model="numpy")
 def project_backward(
     workers,
@@ -334,7 +377,6 @@ def project_backward(
     """Gradients of `project_forward`; each Gaussian's sum over the cameras is made in the order of the cameras."""
     gaussians = means.shape[0]
     cameras = viewmats.shape[0]
-    used = (degree + 1) * (degree + 1) if degree >= 0 else 0
     shared = coefficients.shape[0] == 1
     one, two = F(1.0), F(2.0)
     chunks = (gaussians + CHUNK - 1) // CHUNK
@@ -370,25 +412,12 @@ def project_backward(
                         v_blue = v_colors[camera, n, 2] if colors[camera, n, 2] > F(0.0) else F(0.0)
                         if v_red != F(0.0) or v_green != F(0.0) or v_blue != F(0.0):
                             dx, dy, dz = mx - positions[camera, 0], my - positions[camera, 1], mz - positions[camera, 2]
-                            inverse = one / max(math.sqrt(dx * dx + dy * dy + dz * dz), F(1e-12))
-                            dx, dy, dz = dx * inverse, dy * inverse, dz * inverse
-                            _sh_bases(degree, dx, dy, dz, bases)
-                            for k in range(used):
-                                v_sh[n, k, 0] += bases[k] * v_red
-                                v_sh[n, k, 1] += bases[k] * v_green
-                                v_sh[n, k, 2] += bases[k] * v_blue
-                                weights[k] = sh[n, k, 0] * v_red + sh[n, k, 1] * v_green + sh[n, k, 2] * v_blue
-                            vdx, vdy, vdz = _sh_direction_gradient(degree, dx, dy, dz, weights)
-                            radial = vdx * dx + vdy * dy + vdz * dz
-                            vdx = (vdx - radial * dx) * inverse
-                            vdy = (vdy - radial * dy) * inverse
-                            vdz = (vdz - radial * dz) * inverse
-                            vmx += vdx
-                            vmy += vdy
-                            vmz += vdz
-                            v_positions[chunk, camera, 0] -= vdx
-                            v_positions[chunk, camera, 1] -= vdy
-                            v_positions[chunk, camera, 2] -= vdz
+                            vmx, vmy, vmz = _color_gradient(
+                                degree, dx, dy, dz, v_red, v_green, v_blue, sh[n], v_sh[n], bases, weights
+                            )
+                            v_positions[chunk, camera, 0] -= vmx
+                            v_positions[chunk, camera, 1] -= vmy
+                            v_positions[chunk, camera, 2] -= vmz
 
                     v0, v1 = v_means2d[camera, n, 0], v_means2d[camera, n, 1]
                     vc0, vc1, vc2 = v_conics[camera, n, 0], v_conics[camera, n, 1], v_conics[camera, n, 2]
@@ -427,13 +456,7 @@ def project_backward(
                     rdet = one / det
                     k0, k1, k2 = (c + eps2d) * rdet, -b * rdet, (a + eps2d) * rdet
 
-                    # d conic = -conic d cov conic, with the symmetric gradient [[vc0, vc1 / 2], [vc1 / 2, vc2]].
-                    half = F(0.5) * vc1
-                    e00, e01 = vc0 * k0 + half * k1, vc0 * k1 + half * k2
-                    e10, e11 = half * k0 + vc2 * k1, half * k1 + vc2 * k2
-                    va = -(k0 * e00 + k1 * e10)
-                    vb = -(k0 * e01 + k1 * e11)
-                    vc = -(k1 * e01 + k2 * e11)
+                    va, vb, vc = _covariance_gradient(k0, k1, k2, vc0, vc1, vc2)
                     if antialiased:
                         ratio = math.sqrt(det_sharp * rdet)
                         v_opacities[n] += v_opacity * ratio
@@ -448,27 +471,14 @@ def project_backward(
                         v_opacities[n] += v_opacity
 
                     # cov = G G^T
-                    vg00, vg01, vg02 = (
-                        two * (va * g00 + vb * g10),
-                        two * (va * g01 + vb * g11),
-                        two * (va * g02 + vb * g12),
-                    )
-                    vg10, vg11, vg12 = (
-                        two * (vb * g00 + vc * g10),
-                        two * (vb * g01 + vc * g11),
-                        two * (vb * g02 + vc * g12),
-                    )
+                    vg00, vg10 = two * (va * g00 + vb * g10), two * (vb * g00 + vc * g10)
+                    vg01, vg11 = two * (va * g01 + vb * g11), two * (vb * g01 + vc * g11)
+                    vg02, vg12 = two * (va * g02 + vb * g12), two * (vb * g02 + vc * g12)
                     v_scales[n, 0] += vg00 * h00 + vg10 * h10
                     v_scales[n, 1] += vg01 * h01 + vg11 * h11
                     v_scales[n, 2] += vg02 * h02 + vg12 * h12
-                    vh00, vh01, vh02, vh10, vh11, vh12 = (
-                        vg00 * s0,
-                        vg01 * s1,
-                        vg02 * s2,
-                        vg10 * s0,
-                        vg11 * s1,
-                        vg12 * s2,
-                    )
+                    vh00, vh01, vh02 = vg00 * s0, vg01 * s1, vg02 * s2
+                    vh10, vh11, vh12 = vg10 * s0, vg11 * s1, vg12 * s2
                     # H = T R
                     vr00, vr01, vr02 = t00 * vh00 + t10 * vh10, t00 * vh01 + t10 * vh11, t00 * vh02 + t10 * vh12
                     vr10, vr11, vr12 = t01 * vh00 + t11 * vh10, t01 * vh01 + t11 * vh11, t01 * vh02 + t11 * vh12
@@ -480,21 +490,13 @@ def project_backward(
                     vt11 = vh10 * r10 + vh11 * r11 + vh12 * r12
                     vt12 = vh10 * r20 + vh11 * r21 + vh12 * r22
 
-                    vqw = two * (qx * (vr21 - vr12) + qy * (vr02 - vr20) + qz * (vr10 - vr01))
-                    vqx = two * (
-                        qy * (vr01 + vr10) + qz * (vr02 + vr20) + qw * (vr21 - vr12) - two * qx * (vr11 + vr22)
+                    vqw, vqx, vqy, vqz = _quaternion_gradient(
+                        qw, qx, qy, qz, qs, vr00, vr01, vr02, vr10, vr11, vr12, vr20, vr21, vr22
                     )
-                    vqy = two * (
-                        qx * (vr01 + vr10) + qz * (vr12 + vr21) + qw * (vr02 - vr20) - two * qy * (vr00 + vr22)
-                    )
-                    vqz = two * (
-                        qx * (vr02 + vr20) + qy * (vr12 + vr21) + qw * (vr10 - vr01) - two * qz * (vr00 + vr11)
-                    )
-                    along = vqw * qw + vqx * qx + vqy * qy + vqz * qz
-                    v_quats[n, 0] += (vqw - along * qw) * qs
-                    v_quats[n, 1] += (vqx - along * qx) * qs
-                    v_quats[n, 2] += (vqy - along * qy) * qs
-                    v_quats[n, 3] += (vqz - along * qz) * qs
+                    v_quats[n, 0] += vqw
+                    v_quats[n, 1] += vqx
+                    v_quats[n, 2] += vqy
+                    v_quats[n, 3] += vqz
 
                     # T = J W, J = [[fx/z, 0, -fx/z * lx], [0, fy/z, -fy/z * ly]] with lx, ly the clamped x/z, y/z
                     vj00 = vt00 * V[0, 0] + vt01 * V[0, 1] + vt02 * V[0, 2]

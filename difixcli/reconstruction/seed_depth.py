@@ -19,12 +19,14 @@ from torch import Tensor
 
 from difixcli.scenes import load_mask, load_photo
 from difixcli.scenes.scene import Scene
+from difixcli.scenes.visibility import unhidden
 
 DEPTH = "seed_distance"
 """Key of a batch's known distances along its rays, (R, 1), 0 where none is known."""
 
+HIDDEN_BEHIND = 1.05
+"""A seed point so many times farther than one that projects beside it is not seen."""
 _SHARE = 8  # one ray in so many goes through a seed point
-_HIDDEN_BEHIND = 1.05  # a point so many times farther than one that projects beside it is not seen
 _COLOR_TOLERANCE = 0.25
 
 
@@ -55,7 +57,8 @@ class SeedRays:
         column, row = x[candidates].astype(np.int64), y[candidates].astype(np.int64)
         color = photo[row, column]
         alike = np.abs(color - scene.colors[candidates] / 255).max(axis=1) < _COLOR_TOLERANCE
-        keep = alike & unhidden(row, column, depth[candidates], (camera.height, camera.width))
+        size = (camera.height, camera.width)
+        keep = alike & unhidden(x[candidates], y[candidates], depth[candidates], size, HIDDEN_BEHIND)
         if (mask := load_mask(scene.frames[index])) is not None:
             keep &= mask[row, column]
         pixels = np.stack([np.full(keep.sum(), position), row[keep], column[keep]], axis=1)
@@ -132,12 +135,3 @@ def _transport(weights: Tensor, samples: Any, known: Tensor, distances: Tensor) 
     middles = (samples.frustums.starts + samples.frustums.ends)[known.to(weights.device)][..., 0] / 2
     apart = ((middles - distances).abs() / distances).clamp_max(1)
     return ((weights * apart).sum(dim=-1) + 1 - weights.sum(dim=-1)).mean()
-
-
-def unhidden(row: np.ndarray, column: np.ndarray, depth: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Which of the points at pixels are not behind another one within two pixels."""
-    from scipy.ndimage import minimum_filter
-
-    nearest = np.full(shape, np.inf)
-    np.minimum.at(nearest, (row, column), depth)
-    return depth <= _HIDDEN_BEHIND * minimum_filter(nearest, size=5, mode="nearest")[row, column]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields
@@ -33,8 +32,9 @@ from difixcli.training import processes
 from difixcli.training.averaging import averaged
 from difixcli.training.batches import Batch, Draw, Plan, TrainingBatches, whole
 from difixcli.training.card import write_card
-from difixcli.training.checkpoints import Pace, check_identity, read_checkpoint, write_checkpoint
+from difixcli.training.checkpoints import check_identity, read_checkpoint
 from difixcli.training.journal import Journal, picture
+from difixcli.training.loop import Parts, Report, Training
 from difixcli.training.losses import FixerLoss
 from difixcli.training.options import FREE, TrainingOptions, judge_of, learning_rate, with_options
 from difixcli.training.pairs import Inspection, PairFiles, PairStore, decode, inspect_pairs, read_manifests
@@ -158,8 +158,13 @@ def _check_perceptual(options: TrainingOptions, asked: Mapping[str, Any]) -> Non
     )
 
 
-class _Training:
+class _Training(Training):
     """The state of one fine-tuning run in one process."""
+
+    DATA = "pairs"
+    ENTRIES = ("inspected", "places")
+
+    weights: list[torch.nn.Parameter]
 
     def __init__(
         self,
@@ -167,18 +172,16 @@ class _Training:
         options: TrainingOptions,
         output: Path,
         device: str,
-        report: Callable[[Mapping[str, Any]], None] | None,
+        report: Report | None,
     ) -> None:
         from diffusers.training_utils import EMAModel
 
-        self.fixer, self.options, self.output = fixer, options, make_folder(output)
-        self.network = fixer.network
         geometry = fixer.config.references == "geometry"  # which has no part in steps without references
         self.accelerator = processes.accelerator(device, options.dtype, unused=geometry)
         self.main = self.accelerator.is_main_process
         self.ranks = self.accelerator.num_processes
-        self.checkpoint = make_folder(output / "checkpoints") / "last.pt"
-        self.journal = Journal(output, report, writes=self.main)
+        super().__init__(options, output, device, Journal(make_folder(output), report, writes=self.main))
+        self.fixer, self.options, self.network = fixer, options, fixer.network
         self.names = choose_parts(self.network, options.train)
         self.network.to(self.accelerator.device)
         parameters = dict(self.network.named_parameters())
@@ -193,7 +196,8 @@ class _Training:
         optimiser = torch.optim.AdamW(self.weights, **rates, fused=True)
         shown = AllViews(self.network) if options.supervise == "all" else self.network
         self.model, self.optimiser = self.accelerator.prepare(shown, optimiser)
-        self.average = EMAModel(self.weights, decay=options.ema, foreach=True) if options.ema else None
+        self.ema = EMAModel(self.weights, decay=options.ema, foreach=True) if options.ema else None
+        self.average = None if self.ema is None else self.ema.shadow_params
         self.loss = FixerLoss(
             options.pixel,
             options.perceptual,
@@ -207,8 +211,6 @@ class _Training:
             clamp_output=options.clamp_output,
         )
         self.judge = judge_of(options)
-        self.step = self.saved_step = 0
-        self.seconds = 0.0
         self.losses: list[float] = []
         self.first_unet_std = 0.0
         self.deaf_checks = 0  # looks in a row at which references changed nothing
@@ -222,8 +224,7 @@ class _Training:
         """Read manifests and folders, decide what is trained and what validated on, and take up a checkpoint."""
         options, config = self.options, self.fixer.config
         if self.main:
-            for leftover in self.output.rglob(".*.part"):  # of a process that was killed
-                leftover.unlink(missing_ok=True)
+            self.sweep()
         looked_up, tars = split_sources(sources, stream)
         manifest = read_manifests(looked_up)
         if tars and manifest.train:
@@ -289,12 +290,14 @@ class _Training:
             "photos": len(pictures.train) if pictures is not None else 0,
         } | ({"tars": len(tars)} if tars else {})
         # what a checkpoint must agree with to be gone on from; where the folders lie does not matter
-        self.identity = {
+        identity = {
             "base": base,
             "options": {name: value for name, value in asdict(options).items() if name not in FREE},
             "samples": self.plan.samples,
             "pairs": [len(manifest.train), tests, manifest.fingerprint, self.counts["photos"], len(tars)],
         }
+        self.identity = json.dumps(identity, sort_keys=True)
+        self.validate_every = options.validate_every if self.validation else 0
         if state is not None:
             self._resume(state)
         else:
@@ -311,36 +314,17 @@ class _Training:
             device = str(self.accelerator.device)
             self.baselines = processes.from_first(lambda: _baselines(self.validation, self.judge, device))
             self.journal({"event": "baselines", **self.baselines})
-        started, pace = time.monotonic(), Pace()
-        rounds = iter(self.loader)
-        ending = False
-        with interrupts.saving():
-            while self.step < options.iterations and not self._stopped_early():
-                due, ending = self._train(rounds, self.main and pace.due())
-                self.step += 1
-                last = self.step == options.iterations
-                if self.validation and (self.step % options.validate_every == 0 or last):
-                    self._validate()
-                if due or ending or last or self.step % options.checkpoint_every == 0 or self._stopped_early():
-                    now = time.monotonic()
-                    self.seconds, started = self.seconds + now - started, now
-                    self._save()
-                    pace.saved(time.monotonic() - now)
-                if progress is not None:
-                    progress(self.step)
-                if ending:
-                    break
-        if ending and self.step < options.iterations:  # another process was asked
-            raise interrupts.Terminated
+        self._rounds = iter(self.loader)
+        self.train(progress)
         if self.best is None and self.main:
-            with averaged(self.weights, self._averages()):
+            with averaged(self.weights, self.average):
                 self._write_weights()
         fixed = self.best["figures"] if self.best else None
         results = {
             "steps": self.step,
             "best_step": self.best["step"] if self.best else self.step,
             "stopped_early": self.step < options.iterations,
-            "seconds": round(self.seconds, 1),
+            "seconds": round(self.seconds["step"], 1),
             "loss": float(np.mean(self.losses)) if self.losses else math.nan,
             "perceptual": options.perceptual if options.perceptual_weight else "none",
             "judge": self.judge,
@@ -370,19 +354,18 @@ class _Training:
         batches = TrainingBatches(store, pictures, plan)
         return DataLoader(batches, sampler=range(start, len(batches)), num_workers=workers, **common)
 
-    def _train(self, rounds: Iterator[Draw], due: bool) -> tuple[bool, bool]:
-        """One step: forward, loss, backward in every round, then clip, update, average.
+    def iterations(self, stage: str) -> int:
+        return self.options.iterations
 
-        Returns, for all processes, whether the first finds a checkpoint `due`, and whether any was asked to end.
-        """
+    def rates(self) -> list[float]:
+        return [learning_rate(self.step, self.options)]
+
+    def rounds(self) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        """Forward and loss of every round; what all processes have computed comes together in the last one."""
         options = self.options
-        rate = learning_rate(self.step, options)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.zero_grad(set_to_none=True)
-        terms: dict[str, Tensor] = {}
+        self._due = self.main and self.pace.due()
         for number in range(options.accumulate):
-            batch = self._drawn(next(rounds))
+            batch = self._drawn(next(self._rounds))
             index = self.step * options.accumulate + number
             noise = self._noise(index, batch.images)
             latent_noise = self._latent_noise(index, batch)
@@ -400,28 +383,38 @@ class _Training:
                 if options.idempotence_weight > 0 and self.step % _AGAIN_EVERY == 0:
                     parts["again"] = options.idempotence_weight * self._changed_again(output, beside)
                     loss = loss + parts["again"]
-                self.accelerator.backward(loss / options.accumulate)
-            found = {
-                "loss": loss.detach(),
-                **{name: part.detach() for name, part in parts.items()},
-                "output_std": output.detach().float().std(),
-            }
-            terms = {name: terms.get(name, 0) + value / options.accumulate for name, value in found.items()}
-        norm = self.accelerator.clip_grad_norm_(self.weights, options.clip)
+                found = {**parts, "output_std": output.detach().float().std()}
+                yield loss / options.accumulate, {name: part / options.accumulate for name, part in found.items()}
+
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def clipped(self) -> Tensor:
+        norm: Tensor = self.accelerator.clip_grad_norm_(self.weights, self.options.clip)
+        return norm
+
+    def agreed(self, parts: Parts) -> Parts:
+        """The means over all processes, as numbers."""
         # one exchange a step tells every process the same, and one look at the device is all that a GPU waits for
-        flags = terms["loss"].new_tensor([float(due), float(interrupts.asked())])
-        told = torch.stack([*terms.values(), norm, *flags]).float()
-        *values, norm, due_somewhere, asked_somewhere = self.accelerator.reduce(told, "mean").tolist()
-        means = dict(zip(terms, values, strict=True))
-        self._check_finite(means["loss"], norm)
-        self.optimiser.step()
-        if self.average is not None:
-            self.average.step(self.weights)
-        self.losses = [*self.losses[-99:], means["loss"]]
-        if self.step % options.log_every == 0:
-            mean = {"mean_loss": float(np.mean(self.losses))}
-            self.journal({"event": "step", "step": self.step, **means, **mean, "gradient": norm, "rate": rate})
-        return due_somewhere > 0, asked_somewhere > 0
+        flags = parts["loss"].new_tensor([float(self._due), float(interrupts.asked())])
+        told = torch.stack([*parts.values(), *flags]).float()
+        *values, due_somewhere, asked_somewhere = self.accelerator.reduce(told, "mean").tolist()
+        self._asked = due_somewhere > 0, asked_somewhere > 0
+        return dict(zip(parts, values, strict=True))
+
+    def asked(self) -> tuple[bool, bool]:
+        """As all processes were told at the step, whatever one alone has heard since."""
+        return self._asked
+
+    def follow(self) -> None:
+        if self.ema is not None:
+            self.ema.step(self.weights)
+
+    def told(self, parts: Parts, over: bool) -> None:
+        self.losses = [*self.losses[-99:], parts["loss"]]
+        if (self.step - 1) % self.options.log_every == 0:
+            mean = {"mean_loss": float(np.mean(self.losses)), "rate": self.optimiser.param_groups[0]["lr"]}
+            self.journal({"event": "step", "step": self.step - 1, **parts, **mean})
 
     def _changed_again(self, output: Tensor, beside: Sequence[Tensor | None]) -> Tensor:
         """How much a second pass beside the same changes of the first one's output: (), the mean distance."""
@@ -436,7 +429,7 @@ class _Training:
                 self.skipped[key] = reason
                 self.journal({"event": "skipped", "step": self.step, "pair": key, "reason": reason})
         if draw.batch is None:
-            raise InputError(f"Training stopped at step {self.step} ({self._kept()}): {draw.error}")
+            raise InputError(f"Training stopped at step {self.step} ({self.kept()}): {draw.error}")
         self.tell_places(draw.places)
         return draw.batch.unit(self.accelerator.device)
 
@@ -463,21 +456,17 @@ class _Training:
         for lane, (epoch, count) in places.items():
             self.places[lane] = max((epoch, count), self.places.get(lane, (0, 0)))
 
-    def _check_finite(self, loss: float, norm: float) -> None:
+    def check(self, parts: Parts) -> None:
         """InputError for a loss or gradient that is no number; the weights are still those before the step."""
+        loss, norm = parts["loss"], parts["gradient"]
         scaled = self.accelerator.scaler is not None  # half precision overflows now and then, and the scaler heeds it
         if math.isfinite(loss) and (scaled or math.isfinite(norm)):
             return
         what = "loss" if not math.isfinite(loss) else "gradient"
         raise InputError(
-            f"The {what} at step {self.step} is not a number ({self._kept()}); lower the learning rate "
+            f"The {what} at step {self.step} is not a number ({self.kept()}); lower the learning rate "
             f"({self.options.learning_rate:g}) and start in another output folder."
         )
-
-    def _kept(self) -> str:
-        if not self.saved_step:
-            return "no checkpoint was written yet"
-        return f"the checkpoint of step {self.saved_step} is kept in {self.checkpoint}"
 
     def _look_for_collapse(self, batch: Batch, noise: Tensor | None) -> None:
         """Log the signs of collapse; InputError when there is no point in going on."""
@@ -496,7 +485,7 @@ class _Training:
         self.first_unet_std = self.first_unet_std or signs.unet_std
         if not signs.unet_std < max(MAX_UNET_STD, 5 * self.first_unet_std):
             raise InputError(
-                f"Training collapsed at step {self.step} ({self._kept()}): the U-Net's activations grew to a standard "
+                f"Training collapsed at step {self.step} ({self.kept()}): the U-Net's activations grew to a standard "
                 f"deviation of {signs.unet_std:.3g}; lower the learning rate ({self.options.learning_rate:g}) or warm "
                 "up longer."
             )
@@ -504,12 +493,12 @@ class _Training:
         self.deaf_checks = self.deaf_checks + 1 if deaf else 0
         if self.deaf_checks >= 2:
             raise InputError(
-                f"Training collapsed at step {self.step} ({self._kept()}): other references change the output by "
+                f"Training collapsed at step {self.step} ({self.kept()}): other references change the output by "
                 f"{signs.reference_change:.1g} only, so they are ignored; check that the pairs' references are "
                 "aligned, or lower the learning rate."
             )
 
-    def _validate(self) -> None:
+    def validate(self) -> None:
         """Figures of the averaged weights on the validation pairs; keep them if they are the best so far.
 
         Every process fixes a share of the pairs.
@@ -519,7 +508,7 @@ class _Training:
         assert self.baselines is not None
         own: list[tuple[int, dict[str, float], np.ndarray]] = []
         device = str(self.accelerator.device)
-        with averaged(self.weights, self._averages()):
+        with averaged(self.weights, self.average):
             # adapters are merged where nothing trains; what this fixer keeps of references goes with it
             fixer = Fixer(merge_adapters(self.network), self.fixer.tile)
             for i in range(self.accelerator.process_index, len(self.validation), self.ranks):
@@ -542,31 +531,26 @@ class _Training:
         self.journal({"event": "validation", "step": self.step, **figures, **over, "gain": score, "best": better})
         self.journal.images(self.step, self.validation, [one[2] for one in every])
 
-    def _averages(self) -> list[Tensor] | None:
-        """The running averages of the weights, in their order."""
-        return None if self.average is None else self.average.shadow_params
-
-    def _stopped_early(self) -> bool:
+    def stopped_early(self) -> bool:
         return bool(self.options.patience) and self.waited >= self.options.patience
 
-    def _save(self) -> None:
-        """Write the checkpoint, whole or not at all; all processes tell the first what they read."""
+    def save(self) -> None:
+        """All processes tell the first what they have read, and it writes the checkpoint."""
         from accelerate.utils import gather_object
 
         for places, skipped in gather_object([(self.places, self.skipped)]):
             self.tell_places(places)
             self.skipped |= skipped
-        if not self.main:
-            self.saved_step = self.step
-            return
-        state = {
-            "identity": json.dumps(self.identity, sort_keys=True),
+        if self.main:
+            super().save()
+        self.saved_step = self.step
+
+    def state(self) -> dict[str, Any]:
+        return {
             "inspected": tuple(self.inspected),
-            "step": self.step,
-            "seconds": self.seconds,
+            "seconds": self.seconds["step"],
             "weights": dict(zip(self.names, (w.detach() for w in self.weights), strict=True)),
-            "average": None if self.average is None else dict(zip(self.names, self.average.shadow_params, strict=True)),
-            "optimiser": self.optimiser.state_dict(),
+            "average": None if self.average is None else dict(zip(self.names, self.average, strict=True)),
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "losses": self.losses,
             "first_unet_std": self.first_unet_std,
@@ -577,41 +561,43 @@ class _Training:
             "skipped": self.skipped,
             "places": self.places,
         }
-        write_checkpoint(self.checkpoint, state, self.step, self._kept())
-        self.saved_step = self.step
 
     def _write_weights(self) -> None:
         """Write the fixer as it is now, whole or not at all."""
         try:
             self.fixer.save_pretrained(self.output)
         except InputError as error:
-            raise InputError(f"Training stopped at step {self.step} ({self._kept()}): {error}") from error
+            raise InputError(f"Training stopped at step {self.step} ({self.kept()}): {error}") from error
 
     def _checkpointed(self) -> dict[str, Any] | None:
         """The last checkpoint, if there is one."""
         if not self.checkpoint.is_file():
             return None
         # mapped: at full width it is 10 GiB, and every process on a machine reads it
-        return read_checkpoint(self.checkpoint, self.output, ("identity", "inspected", "places"), mapped=True)
+        return read_checkpoint(self.checkpoint, self.output, ("identity", *self.ENTRIES), mapped=True)
 
     def _resume(self, state: Mapping[str, Any]) -> None:
-        check_identity(state, json.dumps(self.identity, sort_keys=True), self.output, "pairs")
+        check_identity(state, self.identity, self.output, self.DATA)
         self.step = self.saved_step = state["step"]
-        self.seconds, self.losses, self.waited = state["seconds"], state["losses"], state["waited"]
+        self.restore(state)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.journal.go_on(self.step, self.TOLD)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.seconds = {"step": state["seconds"]}
+        self.losses, self.waited = state["losses"], state["waited"]
         self.first_unet_std, self.deaf_checks = state["first_unet_std"], state["deaf_checks"]
         self.baselines, self.best = state["baselines"], state["best"]
         self.skipped, self.places = state["skipped"], state["places"]
         with torch.no_grad():
             for name, weight in zip(self.names, self.weights, strict=True):
                 weight.copy_(state["weights"][name])
-            if self.average is not None:
-                for name, shadow in zip(self.names, self.average.shadow_params, strict=True):
+            if self.ema is not None:
+                for name, shadow in zip(self.names, self.ema.shadow_params, strict=True):
                     shadow.copy_(state["average"][name])
-                self.average.optimization_step = self.step
-        self.optimiser.load_state_dict(state["optimiser"])
+                self.ema.optimization_step = self.step
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.journal.go_on(self.step, done=("validation",))
 
 
 def gain(figures: Mapping[str, float], identity: Mapping[str, float], judge: str = "st_lpips") -> float:

@@ -36,7 +36,34 @@ _SHARES = (
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
+class CommonOptions:
+    """How every network trains; each kind has its own numbers."""
+
+    learning_rate: float = 1e-3
+    warm_up: int = 100
+    """Steps over which the learning rate rises from zero."""
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    ema: float = 0.998
+    """Decay of the running average of the weights, which is what is validated and kept; 0 keeps the weights."""
+    perceptual: Perceptual = "st-lpips-alex"
+    perceptual_weight: float = 0.1
+    checkpoint_every: int = 500
+    log_every: int = 50
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class StagedOptions(CommonOptions):
+    """How networks train that do so in stages."""
+
+    seconds: float = 0.0
+    """Time for all stages, shared out among them; their iterations end earlier if need be. 0 for no limit."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions(CommonOptions):
     """How to train. `for_published` is the release's recipe, `for_small` what trains a small network from scratch."""
 
     iterations: int = 10_000
@@ -67,19 +94,13 @@ class TrainingOptions:
     """What forward passes compute in; weights and losses are float32."""
     learning_rate: float = 2e-5
     warm_up: int = 500
-    """Steps over which the learning rate rises from zero."""
     schedule: Literal["constant", "cosine"] = "constant"
-    weight_decay: float = 1e-2
-    clip: float = 1.0
-    """Largest norm of the gradient."""
     ema: float = 0.999
-    """Decay of the running average of the weights, which is what is validated and kept; 0 keeps the weights."""
     pixel: Literal["l1", "l2"] = "l2"
     signed_pixels: bool = False
     """Whether pixels are compared in [-1, 1], where squares are four times those of [0, 1]."""
     clamp_output: bool = False
     """Whether the output is clamped to what pixels can be before the loss; what lies beyond then has no gradient."""
-    perceptual: Perceptual = "st-lpips-alex"
     perceptual_weight: float = 1.0
     gram_weight: float = 0.5
     gram_start: int = 2000
@@ -109,8 +130,6 @@ class TrainingOptions:
     validation_pairs: int = 12
     patience: int = 0
     """Stop after so many validations in a row without a better one; 0 never."""
-    checkpoint_every: int = 500
-    log_every: int = 50
     signs_every: int = 200
     """Steps between looks at the signs of collapse."""
     workers: int = 0
@@ -118,7 +137,6 @@ class TrainingOptions:
     cache_mib: int = 512
     """Memory for decoded pairs, and as much again for photos, in all workers of a process together; small sets are
     decoded only once."""
-    seed: int = 0
 
     @classmethod
     def for_published(cls, device: str = "cpu") -> TrainingOptions:
@@ -172,7 +190,7 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True)
-class SuperResolutionOptions:
+class SuperResolutionOptions(CommonOptions):
     """How to train a super-resolver on photos; the defaults take about 40 minutes on one CPU core."""
 
     factor: int = 4
@@ -184,13 +202,8 @@ class SuperResolutionOptions:
     crop: int = 128
     """Pixels of the random square crops, large."""
     learning_rate: float = 4e-4
-    warm_up: int = 100
     schedule: Literal["constant", "cosine"] = "cosine"
     weight_decay: float = 1e-4
-    clip: float = 1.0
-    ema: float = 0.998
-    """Decay of the running average of the weights, which is what is validated and kept; 0 keeps the weights."""
-    perceptual: Perceptual = "st-lpips-alex"
     perceptual_weight: float = 0.04
     """A larger one sharpens more: with 0.1 held-out photos were 0.2 dB worse than bicubic's after 700 steps."""
     window: int = 64
@@ -209,15 +222,12 @@ class SuperResolutionOptions:
     validation_photos: int = 20
     patience: int = 0
     """Stop after so many validations in a row without a better one; 0 never."""
-    checkpoint_every: int = 500
-    log_every: int = 50
     cache_mib: int = 512
     """Memory for decoded photos of the folder."""
-    seed: int = 0
 
 
 @dataclass(frozen=True)
-class ViewDiffusionOptions:
+class ViewDiffusionOptions(StagedOptions):
     """How to train view-conditioned diffusion: three networks, one after another."""
 
     canvas: int = 128
@@ -234,8 +244,6 @@ class ViewDiffusionOptions:
     vae_iterations: int = 3000
     diffusion_iterations: int = 6000
     """0 of one of these leaves that network as it is."""
-    seconds: float = 0.0
-    """Time for everything, shared out among the networks; their iterations end earlier if need be. 0 for no limit."""
     epipolar_share: float = 0.5
     """Of the seconds; the autoencoder's and the U-Net's follow from it."""
     batch: int = 16
@@ -247,16 +255,8 @@ class ViewDiffusionOptions:
     pictures: int = 32
     repeats: int = 4
     """Times that a view is used in a step of the U-Net, each time with other noise."""
-    learning_rate: float = 1e-3
     vae_learning_rate: float = 5e-4
     diffusion_learning_rate: float = 5e-4
-    warm_up: int = 100
-    weight_decay: float = 1e-2
-    clip: float = 1.0
-    ema: float = 0.998
-    """Decay of the running average of the weights, which is what is kept; 0 keeps the weights."""
-    perceptual: Perceptual = "st-lpips-alex"
-    perceptual_weight: float = 0.1
     depth_weight: float = 0.05
     """Of the seed points' depths in the epipolar transformer's loss."""
     kl_weight: float = 1e-5
@@ -268,12 +268,10 @@ class ViewDiffusionOptions:
     dtype: Precision = "fp32"
     validation_views: int = 16
     checkpoint_every: int = 1000
-    log_every: int = 50
-    seed: int = 0
 
 
 @dataclass(frozen=True)
-class VideoOptions:
+class VideoOptions(StagedOptions):
     """How to train a video model's layers around a fixer, in ReconX's two stages: first the structure's attention,
     then, beside it, the attention across pictures, the weights of neighbours and the fixer's own spatial layers.
     """
@@ -282,25 +280,16 @@ class VideoOptions:
     """Steps of the first stage."""
     iterations: int = 1500
     """Steps of the second stage."""
-    seconds: float = 0.0
-    """Time for both, a quarter of it for the first; their iterations end earlier if need be. 0 for no limit."""
     batch: int = 2
     """Clips a step, one after the other."""
     window: int = 16
     """Pictures of a clip at a time, and of the windows in which the model makes long ways."""
-    learning_rate: float = 1e-3
     gate_learning_rate: float = 1e-2
     """Of the gates, which begin at zero and let nothing else learn until they have moved."""
     spatial_learning_rate: float = 1e-5
     """Of the fixer's U-Net, in the second stage; 0 leaves the fixer as it is."""
     warm_up: int = 50
-    weight_decay: float = 1e-2
-    clip: float = 1.0
-    """Largest norm of the gradient."""
     ema: float = 0.99
-    """Decay of the running average of the weights, which is what is validated and kept; 0 keeps the weights."""
-    perceptual: Perceptual = "st-lpips-alex"
-    perceptual_weight: float = 0.1
     steadiness_weight: float = 0.5
     """Of how much the change from picture to picture differs from the photos'."""
     drop_structure: float = 0.1
@@ -311,10 +300,9 @@ class VideoOptions:
     log_every: int = 20
     cache_mib: int = 2048
     """Memory for decoded clips."""
-    seed: int = 0
 
 
-Options = TypeVar("Options", TrainingOptions, SuperResolutionOptions, ViewDiffusionOptions, VideoOptions)
+Options = TypeVar("Options", bound=CommonOptions)
 
 
 def with_options(defaults: Options, options: Mapping[str, Any], device: str) -> Options:

@@ -18,10 +18,10 @@ from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from difixcli.errors import InputError, short
 from difixcli.fixer.correspondence import resized
+from difixcli.images import as_planes
 from difixcli.runs import Openable, open_image, read_image, read_json, unreadable
 from difixcli.shapes import Each, fault_of, parsed
 from difixcli.training.pair_lists import Entries, Joined
@@ -495,7 +495,8 @@ def _references(
         return stacked, np.full(stacked.shape[:3], 255, np.uint8)
     from difixcli.fixer.alignment import register_references
 
-    aligned, visible = register_references(_planar(render[None]), _planar(stacked)[None])
+    beside = torch.cat([as_planes(unit(photo)) for photo in stacked])
+    aligned, visible = register_references(as_planes(unit(render)), beside[None])
     return _bytes(aligned[0].permute(0, 2, 3, 1).numpy()), _bytes(visible[0, :, 0].numpy())
 
 
@@ -595,8 +596,3 @@ def unit(values: np.ndarray) -> np.ndarray:
 
 def _bytes(values: np.ndarray) -> np.ndarray:
     return (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def _planar(images: np.ndarray) -> Tensor:
-    """(N, H, W, 3) uint8 → (N, 3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(unit(images)).permute(0, 3, 1, 2).contiguous()

@@ -6,10 +6,8 @@ at any moment goes on from its last checkpoint as if nothing had happened.
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,18 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from difixcli import interrupts
 from difixcli.errors import InputError
 from difixcli.evaluation.metrics import best_unsharp, evaluate_images, image_metrics, summary
 from difixcli.images import agreeing, enlarged
 from difixcli.priors.super_resolution.network import SuperResolutionConfig, SuperResolutionNetwork
 from difixcli.runs import make_folder, write_json
 from difixcli.scenes import Scene
-from difixcli.training.averaging import averaged, follow
+from difixcli.training.averaging import averaged
 from difixcli.training.batches import Batch
-from difixcli.training.checkpoints import Pace, check_identity, read_checkpoint, write_checkpoint
 from difixcli.training.finetune import gain
 from difixcli.training.journal import Journal, picture
+from difixcli.training.loop import Parts, Report, Training
 from difixcli.training.losses import FixerLoss
 from difixcli.training.options import SUPER_RESOLUTION_FREE, SuperResolutionOptions, learning_rate, with_options
 from difixcli.training.super_resolution_runs import scene_views
@@ -97,8 +94,11 @@ def train_super_resolver(
         training.journal.close()
 
 
-class _Training:
+class _Training(Training):
     """The state of one training run."""
+
+    DATA = "photos"
+    ENTRIES = ("weights", "best")
 
     def __init__(
         self,
@@ -106,11 +106,10 @@ class _Training:
         options: SuperResolutionOptions,
         output: Path,
         device: str,
-        report: Callable[[Mapping[str, Any]], None] | None,
+        report: Report | None,
     ) -> None:
-        self.network, self.options, self.output, self.device = network.to(device), options, make_folder(output), device
-        self.checkpoint = make_folder(output / "checkpoints") / "last.pt"
-        self.journal = Journal(output, report)
+        super().__init__(options, output, device, Journal(make_folder(output), report))
+        self.network, self.options = network.to(device), options
         self.weights = list(self.network.parameters())
         self.optimiser = torch.optim.AdamW(
             self.weights, lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=options.weight_decay
@@ -119,19 +118,21 @@ class _Training:
         self.loss = FixerLoss(
             "l1", options.perceptual, options.perceptual_weight, 0.0, window=options.window, device=device
         )
-        self.pace = Pace()
-        self.step = self.saved_step = 0
-        self.seconds = 0.0
+        self.validate_every = options.validate_every
         self.losses: list[float] = []
         self.waited = 0  # validations in a row without a better one
         self.baselines: dict[str, dict[str, float]] | None = None
         self.best: dict[str, Any] | None = None
 
+    def iterations(self, stage: str) -> int:
+        return self.options.iterations
+
+    def rates(self) -> list[float]:
+        return [learning_rate(self.step, self.options)]
+
     def load_data(self, scenes: Sequence[Scene], photos: Path | None, runs: Sequence[Path], base: str) -> None:
         """Find the photos, and take up a checkpoint."""
         options = self.options
-        for leftover in self.output.rglob(".*.part"):  # of a process that was killed
-            leftover.unlink(missing_ok=True)
         self.photos = LargePhotos(photos, scenes, options.crop, options.cache_mib)
         held_out = self.photos.test[: options.validation_photos]
         factor = self.network.factor
@@ -159,13 +160,8 @@ class _Training:
             "photos": self.photos.names(),
             "runs": [run.name for run in runs],
         }
-        self.identity = json.dumps(identity, sort_keys=True)
-        if self.checkpoint.is_file():
-            self._resume()
-        else:
-            self.journal.begin()
-            about = {"photos": self.counts, "dropped": self.photos.dropped, "options": asdict(options)}
-            self.journal({"event": "start", "factor": self.network.factor, **about})
+        about = {"photos": self.counts, "dropped": self.photos.dropped}
+        self.take_up(identity, {"factor": factor, **about})
         self.batches = SuperResolutionBatches(self.photos, options, factor, drawn)
 
     def run(self, progress: Callable[[int], None] | None) -> dict[str, Any]:
@@ -173,29 +169,13 @@ class _Training:
         if self.baselines is None:
             self.baselines = baselines(self.validation, self.network.factor, self.device)
             self.journal({"event": "baselines", **self.baselines})
-        started = time.monotonic()
-        with interrupts.saving():
-            while self.step < options.iterations and not self._stopped_early():
-                self._train(self.batches[self.step])
-                self.step += 1
-                last = self.step == options.iterations
-                if self.step % options.validate_every == 0 or last:
-                    self._validate()
-                due = last or self.step % options.checkpoint_every == 0 or self._stopped_early() or self.pace.due()
-                if due:
-                    now = time.monotonic()
-                    self.seconds, started = self.seconds + now - started, now
-                    self._save()
-                if progress is not None:
-                    progress(self.step)
-                if due and interrupts.asked():
-                    break
+        self.train(progress)
         assert self.best is not None
         results = {
             "steps": self.step,
             "best_step": self.best["step"],
             "stopped_early": self.step < options.iterations,
-            "seconds": round(self.seconds, 1),
+            "seconds": round(self.seconds["step"], 1),
             "loss": float(np.mean(self.losses)) if self.losses else math.nan,
             "perceptual": options.perceptual if options.perceptual_weight else "none",
             "parameters": sum(weight.numel() for weight in self.weights),
@@ -206,34 +186,29 @@ class _Training:
         write_json(self.output / "training.json", {"options": asdict(options), "results": results})
         return results
 
-    def _train(self, drawn: SuperResolutionBatch) -> None:
-        """One step: the network, agreement with the photo, loss, clipped update, average."""
-        options = self.options
-        rate = learning_rate(self.step, options)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.zero_grad(set_to_none=True)
+    def rounds(self) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        """The network, agreement with the photo, and its loss."""
+        drawn = self.batches[self.step]
         photos, targets, renders, shown, own = (tensor.to(self.device) for tensor in drawn[:5])
         self.network.train()
         renders = self._with_own(photos, renders, own, drawn)
         output = self._agreeing(self.network(photos, renders, shown), photos, drawn)
-        loss, parts = self.loss(output, targets, self.step)
-        loss.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(self.weights, options.clip))
-        value = float(loss.detach())
-        if not (math.isfinite(value) and math.isfinite(norm)):
-            raise InputError(
-                f"The loss or gradient at step {self.step} is not a number ({self._kept()}); lower the learning rate "
-                f"({options.learning_rate:g}) and start in another output folder."
-            )
-        self.optimiser.step()
-        follow(self.average, self.weights, options.ema, self.step)
-        self.losses = [*self.losses[-99:], value]
-        if self.step % options.log_every == 0:
-            terms = {name: float(part) for name, part in parts.items()}
-            mean = float(np.mean(self.losses))
-            told = {"loss": value, **terms, "mean_loss": mean, "gradient": norm, "rate": rate}
-            self.journal({"event": "step", "step": self.step, **told})
+        yield self.loss(output, targets, self.step)
+
+    def check(self, parts: Parts) -> None:
+        if math.isfinite(float(parts["loss"])) and math.isfinite(float(parts["gradient"])):
+            return
+        raise InputError(
+            f"The loss or gradient at step {self.step} is not a number ({self.kept()}); lower the learning rate "
+            f"({self.options.learning_rate:g}) and start in another output folder."
+        )
+
+    def told(self, parts: Parts, over: bool) -> None:
+        told = {name: float(value) for name, value in parts.items()}
+        self.losses = [*self.losses[-99:], told["loss"]]
+        if (self.step - 1) % self.options.log_every == 0:
+            told |= {"mean_loss": float(np.mean(self.losses)), "rate": self.optimiser.param_groups[0]["lr"]}
+            self.journal({"event": "step", "step": self.step - 1, **told})
 
     @torch.no_grad()
     def _with_own(self, photos: Tensor, renders: Tensor, own: Tensor, drawn: SuperResolutionBatch) -> Tensor:
@@ -249,7 +224,7 @@ class _Training:
     def _agreeing(self, images: Tensor, photos: Tensor, drawn: SuperResolutionBatch) -> Tensor:
         return agreeing(images, photos, self.network.factor, drawn.operator, self.options.agree_rounds)
 
-    def _validate(self) -> None:
+    def validate(self) -> None:
         """Figures of the averaged weights, as they are served, on the photos kept for it; keep them if they are best.
 
         With and without a render count alike.
@@ -280,49 +255,31 @@ class _Training:
         bicubic = enlarged(batch.photos, self.network.factor).clamp(0, 1)
         return Batch(bicubic, batch.targets, columns, None, torch.ones_like(bicubic[:, :1]))
 
-    def _stopped_early(self) -> bool:
+    def stopped_early(self) -> bool:
         return bool(self.options.patience) and self.waited >= self.options.patience
 
-    def _save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
-        state = {
-            "identity": self.identity,
-            "step": self.step,
-            "seconds": self.seconds,
+    def state(self) -> dict[str, Any]:
+        return {
+            "seconds": self.seconds["step"],
             "weights": [w.detach() for w in self.weights],
-            "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
             "losses": self.losses,
             "waited": self.waited,
             "baselines": self.baselines,
             "best": self.best,
         }
-        self.pace.saved(write_checkpoint(self.checkpoint, state, self.step, self._kept()))
-        self.saved_step = self.step
 
-    def _kept(self) -> str:
-        if not self.saved_step:
-            return "no checkpoint was written yet"
-        return f"the checkpoint of step {self.saved_step} is kept in {self.checkpoint}"
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.seconds = {"step": state["seconds"]}
+        self.losses, self.waited = state["losses"], state["waited"]
+        self.baselines, self.best = state["baselines"], state["best"]
+        with torch.no_grad():
+            torch._foreach_copy_([w.detach() for w in self.weights], state["weights"])
 
     def _write_weights(self) -> None:
         try:
             self.network.save_pretrained(self.output)
         except InputError as error:
-            raise InputError(f"Training stopped at step {self.step} ({self._kept()}): {error}") from error
-
-    def _resume(self) -> None:
-        state = read_checkpoint(self.checkpoint, self.output, ("identity", "weights", "best"), self.device)
-        check_identity(state, self.identity, self.output, "photos")
-        self.step = self.saved_step = state["step"]
-        self.seconds, self.losses, self.waited = state["seconds"], state["losses"], state["waited"]
-        self.baselines, self.best = state["baselines"], state["best"]
-        with torch.no_grad():
-            torch._foreach_copy_([w.detach() for w in self.weights], state["weights"])
-            if self.average is not None:
-                torch._foreach_copy_(self.average, state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.journal.go_on(self.step, done=("validation",))
+            raise InputError(f"Training stopped at step {self.step} ({self.kept()}): {error}") from error
 
 
 def _network(base: str | Path, options: SuperResolutionOptions, given: Mapping[str, Any]) -> SuperResolutionNetwork:

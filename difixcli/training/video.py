@@ -8,11 +8,9 @@ checkpoint.
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difixcli import interrupts
 from difixcli.errors import InputError
 from difixcli.evaluation.consistency import warped_difference
 from difixcli.evaluation.metrics import evaluate_images
@@ -33,14 +30,13 @@ from difixcli.priors.video.files import around, fixer_name, is_ours, load_film, 
 from difixcli.priors.video.film import FixerFilm, tokens_of
 from difixcli.priors.video.network import FilmNetwork
 from difixcli.runs import make_folder, write_image, write_json
-from difixcli.training.averaging import averaged, follow
-from difixcli.training.checkpoints import Pace, check_identity, read_checkpoint, write_checkpoint
+from difixcli.training.averaging import averaged
 from difixcli.training.finetune import gain
 from difixcli.training.journal import Journal
+from difixcli.training.loop import Report, StagedTraining
 from difixcli.training.losses import charbonnier, perceptual_network
 from difixcli.training.options import VIDEO_FREE, VideoOptions, with_options
 from difixcli.training.video_clips import Clip, ClipFiles, ClipSet, read_clips
-from difixcli.training.view_diffusion import rate_at
 
 STAGES = ("structure", "film")
 _STRUCTURE_SHARE = 0.25  # of the seconds
@@ -104,59 +100,54 @@ def base_network(base: str | Path, options: VideoOptions) -> FilmNetwork:
     return network
 
 
-class _Training:
+class _Training(StagedTraining):
     """The state of one training run."""
 
+    STAGES = STAGES
+    DATA = "clips"
+    ENTRIES = ("stage", "model", "best")
+    TOLD = (*STAGES, "validation")
+    FIRST = 1
+
     def __init__(
-        self,
-        network: FilmNetwork,
-        options: VideoOptions,
-        output: Path,
-        device: str,
-        report: Callable[[Mapping[str, Any]], None] | None,
+        self, network: FilmNetwork, options: VideoOptions, output: Path, device: str, report: Report | None
     ) -> None:
-        self.network, self.options, self.device = network.to(device), options, device
-        self.output = make_folder(output)
-        self.checkpoint = make_folder(output / "checkpoints") / "last.pt"
-        self.journal = Journal(output, report)
+        super().__init__(options, output, device, Journal(make_folder(output), report))
+        self.network, self.options = network.to(device), options
         self.perceptual = None
         if options.perceptual_weight:
             self.perceptual = perceptual_network(options.perceptual, device)
-        self.pace = Pace()
-        self.stage = self.step = 0
-        self.steps = dict.fromkeys(STAGES, 0)
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-        self.loss = math.nan
         self.baselines: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None
         self._held: OrderedDict[tuple[int, bool], Clip] = OrderedDict()
-        self._begin_stage()
+        self.begin_stage()
 
-    def _begin_stage(self) -> None:
-        """A new optimiser and average for the weights of the stage."""
+    def begin_stage(self) -> None:
         options, network = self.options, self.network.requires_grad_(False)
         new = dict(network.new_layers())
         if STAGES[self.stage] == "structure":
             new = {name: value for name, value in new.items() if name.startswith(("encoder.", "structure."))}
         gates = [value for name, value in new.items() if name.endswith(".gate")]
         others = [value for name, value in new.items() if not name.endswith(".gate")]
-        groups = [
-            {"params": others, "peak": options.learning_rate},
-            {"params": gates, "peak": options.gate_learning_rate, "weight_decay": 0.0},
+        groups: list[tuple[Sequence[Tensor], float, dict[str, Any]]] = [
+            (others, options.learning_rate, {}),
+            (gates, options.gate_learning_rate, {"weight_decay": 0.0}),
         ]
         if STAGES[self.stage] == "film" and options.spatial_learning_rate:
-            spatial = list(network.fixer.unet.parameters())
-            groups.append({"params": spatial, "peak": options.spatial_learning_rate})
-        self.optimiser = torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
-        self.weights: list[Tensor] = [weight for group in groups for weight in group["params"]]  # type: ignore[attr-defined]
-        for weight in self.weights:
-            weight.requires_grad_(True)
-        self.average = [weight.detach().clone() for weight in self.weights] if options.ema else None
+            groups.append((list(network.fixer.unet.parameters()), options.spatial_learning_rate, {}))
+        self.train_weights(groups)
+
+    def model(self) -> FilmNetwork:
+        return self.network
+
+    def iterations(self, stage: str) -> int:
+        return self.options.structure_iterations if stage == "structure" else self.options.iterations
+
+    def share(self, stage: str) -> float:
+        return _STRUCTURE_SHARE if stage == "structure" else 1 - _STRUCTURE_SHARE
 
     def load_data(self, sources: Sequence[Path], base: str) -> None:
         """Find the clips, and take up a checkpoint."""
-        for leftover in self.output.rglob(".*.part"):  # of a process that was killed
-            leftover.unlink(missing_ok=True)
         self.clips: ClipSet = read_clips(sources)
         held = self.clips.test[:: max(1, len(self.clips.test) // self.options.validation_clips)]
         self.validation = [_loaded(files) for files in held[: self.options.validation_clips]]
@@ -166,24 +157,15 @@ class _Training:
             "options": {name: value for name, value in asdict(self.options).items() if name not in VIDEO_FREE},
             "clips": self.clips.fingerprint,
         }
-        self.identity = json.dumps(identity, sort_keys=True)
-        if self.checkpoint.is_file():
-            self._resume()
-            return
-        self.journal.begin()
-        about = {"clips": self.counts, "dropped": self.clips.dropped, "options": asdict(self.options)}
-        self.journal({"event": "start", **about})
+        self.validate_every = self.options.validate_every if self.validation else 0
+        self.take_up(identity, {"clips": self.counts, "dropped": self.clips.dropped})
 
     def run(self, progress: Callable[[int], None] | None) -> dict[str, Any]:
         if self.validation and self.baselines is None:
             self.baselines = self._baselines()
             flat = {f"{name}_{key}": value for name, row in self.baselines.items() for key, value in row.items()}
             self.journal({"event": "baselines", **flat})
-        while self.stage < len(STAGES):
-            name = STAGES[self.stage]
-            with interrupts.saving():
-                if self._run_stage(name, progress):
-                    self._end_stage(name)
+        self.train(progress)
         if self.best is None:
             save_film(self.network, self.output)
         parameters = {"new": sum(value.numel() for _, value in self.network.new_layers())}
@@ -193,7 +175,7 @@ class _Training:
             "steps": self.steps,
             "best_step": sum(self.steps.values()) if self.best is None else self.best["step"],
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
-            "loss": self.loss,
+            "loss": self.losses[STAGES[-1]],
             "parameters": parameters,
             "clips": self.counts,
             "dropped": self.clips.dropped,
@@ -202,63 +184,14 @@ class _Training:
         write_json(self.output / "training.json", {"options": asdict(self.options), "results": results})
         return results
 
-    def _end_stage(self, name: str) -> None:
-        """Keep the averaged weights, and begin the next stage, if there is one."""
-        with torch.no_grad():
-            if self.average is not None:
-                torch._foreach_copy_([w.detach() for w in self.weights], self.average)
-        self.steps[name], self.step, self.stage = self.step, 0, self.stage + 1
-        if self.stage < len(STAGES):
-            self._begin_stage()
-        self._save()
+    def ended(self, stage: str) -> None:
+        self.losses[STAGES[-1]] = self.losses[stage]  # the mean goes on
 
-    def _run_stage(self, name: str, progress: Callable[[int], None] | None) -> bool:
-        """Whether the stage came to its end; it does not where the process was asked to."""
-        options = self.options
-        total = options.structure_iterations if name == "structure" else options.iterations
-        budget = options.seconds * (_STRUCTURE_SHARE if name == "structure" else 1 - _STRUCTURE_SHARE)
-        before = sum(self.steps.values())
-        began, earlier = time.monotonic(), self.seconds[name]
-        done = self.step / total if total else 1.0
-        while done < 1:
-            parts = self._step(done)
-            self.seconds[name] = earlier + time.monotonic() - began
-            self.step += 1
-            done = self.step / total
-            if budget:
-                done = max(done, self.seconds[name] / budget)
-            if self.step % options.log_every == 1 or done >= 1 or options.log_every == 1:
-                self._log(name, parts, before + self.step)
-            if self.validation and (self.step % options.validate_every == 0 or done >= 1):
-                self._validate(name, before + self.step)
-            if due := self.step % options.checkpoint_every == 0 or self.pace.due():
-                self._save()
-            if progress is not None:
-                progress(before + self.step)
-            if due and interrupts.asked():
-                break
-        return done >= 1
-
-    def _step(self, done: float) -> dict[str, Tensor]:
-        """One step: losses of some clips, clipped update, average."""
-        options = self.options
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["peak"] * rate_at(self.step, done, options.warm_up)
-        self.optimiser.zero_grad(set_to_none=True)
-        number = (self.stage << 24) + self.step
-        draw = np.random.default_rng([options.seed, number])
-        total: dict[str, Tensor] = {}
-        for _ in range(options.batch):
-            parts = {name: value / options.batch for name, value in self._losses(draw).items()}
-            loss = torch.stack(list(parts.values())).sum()
-            if loss.requires_grad:  # a clip without any point has nothing for the first stage
-                loss.backward()
-            for name, value in parts.items():
-                total[name] = total.get(name, torch.zeros_like(value)) + value.detach()
-        total["gradient"] = torch.nn.utils.clip_grad_norm_(self.weights, options.clip)
-        self.optimiser.step()
-        follow(self.average, self.weights, options.ema, self.step)
-        return total
+    def rounds(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        draw = np.random.default_rng([self.options.seed, (self.stage << 24) + self.step])
+        for _ in range(self.options.batch):
+            parts = {name: value / self.options.batch for name, value in self._losses(draw).items()}
+            yield torch.stack(list(parts.values())).sum(), parts
 
     def _losses(self, draw: np.random.Generator) -> dict[str, Tensor]:
         """Pixels, a perceptual distance and steadiness of one clip's pictures, but for those at the photos' places."""
@@ -333,17 +266,6 @@ class _Training:
             weighed.append(network.neighbours(*own, near, seen))
         return torch.cat(weighed)
 
-    def _log(self, name: str, parts: Mapping[str, Tensor], step: int) -> None:
-        told = {label: float(value) for label, value in parts.items()}
-        loss = sum(value for label, value in told.items() if label != "gradient")
-        if not math.isfinite(loss) or not math.isfinite(told["gradient"]):
-            raise InputError(
-                f"The loss or gradient at step {step} ({name}) is not a number; lower the learning rate "
-                f"({self.options.learning_rate:g}) and start in another output folder."
-            )
-        self.loss = loss if math.isnan(self.loss) else 0.8 * self.loss + 0.2 * loss
-        self.journal({"event": name, "step": step, "loss": loss, **told, "seconds": round(self.seconds[name], 1)})
-
     def _baselines(self) -> dict[str, Any]:
         """Figures of the renders, of the fixer alone, and how steady the photos are."""
         rows = {"render": [clip.span.renders for clip in self.validation]}
@@ -356,9 +278,10 @@ class _Training:
         }
         return figures
 
-    def _validate(self, name: str, step: int) -> None:
+    def validate(self) -> None:
         """Figures of the averaged weights, on clips kept for it; keep them if they are best."""
         assert self.baselines is not None
+        name, step = STAGES[self.stage], self.total
         with averaged(self.weights, self.average):
             self.network.eval()
             film = FixerFilm(self.network, self.device)
@@ -378,36 +301,14 @@ class _Training:
         rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
         write_image(make_folder(self.output / "validation") / f"{step:07}.png", np.concatenate(rows, axis=0))
 
-    def _save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
-        state = {
-            "identity": self.identity,
-            "stage": self.stage,
-            "step": self.step,
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "loss": self.loss,
-            "baselines": self.baselines,
-            "best": self.best,
-            "model": self.network.state_dict(),
-            "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
-        }
-        self.pace.saved(write_checkpoint(self.checkpoint, state, self.step))
+    def state(self) -> dict[str, Any]:
+        loss = self.losses[STAGES[min(self.stage, len(STAGES) - 1)]]
+        return super().state() | {"loss": loss, "baselines": self.baselines, "best": self.best}
 
-    def _resume(self) -> None:
-        state = read_checkpoint(self.checkpoint, self.output, ("identity", "stage", "model", "best"), self.device)
-        check_identity(state, self.identity, self.output, "clips")
-        self.stage, self.step = state["stage"], state["step"]
-        self.steps, self.seconds, self.loss = state["steps"], state["seconds"], state["loss"]
+    def restore(self, state: Mapping[str, Any]) -> None:
+        super().restore(state)
+        self.losses = dict.fromkeys(STAGES, state["loss"])
         self.baselines, self.best = state["baselines"], state["best"]
-        self.network.load_state_dict(state["model"])
-        if self.stage < len(STAGES):
-            self._begin_stage()
-            self.optimiser.load_state_dict(state["optimiser"])
-            if self.average is not None:
-                torch._foreach_copy_(self.average, state["average"])
-        self.journal.go_on(sum(self.steps.values()) + self.step + 1)
 
 
 def unsteadiness(made: Tensor, truth: Tensor, places: Tensor, visible: Tensor) -> Tensor:

@@ -7,10 +7,7 @@ checkpoint. Photos lie on the device and nothing waits for it but the log.
 from __future__ import annotations
 
 import contextlib
-import json
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difixcli import interrupts
 from difixcli.errors import InputError
 from difixcli.evaluation.metrics import evaluate_images
 from difixcli.priors.view_diffusion.epipolar import EpipolarConfig, EpipolarRender
@@ -28,9 +24,8 @@ from difixcli.priors.view_diffusion.model import ViewDiffusion, small_config
 from difixcli.priors.view_diffusion.published import from_published, is_published
 from difixcli.runs import make_folder, write_image, write_json
 from difixcli.scenes import Scene
-from difixcli.training.averaging import follow
-from difixcli.training.checkpoints import Pace, check_identity, read_checkpoint, write_checkpoint
 from difixcli.training.journal import Journal
+from difixcli.training.loop import Report, StagedTraining
 from difixcli.training.losses import charbonnier, perceptual_network
 from difixcli.training.options import VIEW_DIFFUSION_FREE, ViewDiffusionOptions, with_options
 from difixcli.training.view_diffusion_samples import HeldView, ViewBatch, ViewPhotos
@@ -88,68 +83,51 @@ def train_view_diffusion(
         training.journal.close()
 
 
-class _Training:
+class _Training(StagedTraining):
     """The state of one training run."""
 
+    STAGES = STAGES
+    DATA = "photos"
+    ENTRIES = ("stage", "model")
+    TOLD = ()
+    FIRST = 0
+
     def __init__(
-        self,
-        model: ViewDiffusion,
-        options: ViewDiffusionOptions,
-        output: Path,
-        device: str,
-        report: Callable[[Mapping[str, Any]], None] | None,
+        self, model: ViewDiffusion, options: ViewDiffusionOptions, output: Path, device: str, report: Report | None
     ) -> None:
-        self.model, self.options, self.device = model.to(device), options, device
-        self.output = make_folder(output)
-        self.checkpoint = make_folder(output / "checkpoints") / "last.pt"
-        self.journal = Journal(output, report)
+        super().__init__(options, output, device, Journal(make_folder(output), report))
+        self.networks, self.options = model.to(device), options
         self.perceptual = None
         if options.perceptual_weight:
             self.perceptual = perceptual_network(options.perceptual, device)
-        self.pace = Pace()
-        self.stage = 0
-        self.step = 0
-        self.steps = dict.fromkeys(STAGES, 0)
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-        self.losses = dict.fromkeys(STAGES, math.nan)
         self.figures: dict[str, Any] = {}
-        self._begin_stage()
+        self.begin_stage()
 
-    def _begin_stage(self) -> None:
-        """A new optimiser and average for the weights of the stage."""
-        if self.stage == len(STAGES):
-            return
-        options, name = self.options, STAGES[self.stage]
-        model = self.model.requires_grad_(False).train()
-        parts: list[Any] = {
-            "epipolar": [model.epipolar],
-            "vae": [model.vae],
-            "diffusion": [model.unet, model.head],
-        }[name]
-        self.weights = [w for part in parts for w in part.parameters()] + (
-            [model.prompt] if name == "diffusion" else []
-        )
-        for weight in self.weights:
-            weight.requires_grad_(True)
-        self.rate = {
-            "epipolar": options.learning_rate,
-            "vae": options.vae_learning_rate,
-            "diffusion": options.diffusion_learning_rate,
-        }[name]
-        self.optimiser = torch.optim.AdamW(
-            self.weights,
-            lr=self.rate,
-            betas=(0.9, 0.99),
-            weight_decay=options.weight_decay,
-            fused=self.device.startswith("cuda"),
-        )
-        self.average = [w.detach().clone() for w in self.weights] if options.ema else None
+    def begin_stage(self) -> None:
+        options, model = self.options, self.networks.requires_grad_(False).train()
+        weights, rate = {
+            "epipolar": ([*model.epipolar.parameters()], options.learning_rate),
+            "vae": ([*model.vae.parameters()], options.vae_learning_rate),
+            "diffusion": (
+                [*model.unet.parameters(), *model.head.parameters(), model.prompt],
+                options.diffusion_learning_rate,
+            ),
+        }[STAGES[self.stage]]
+        self.train_weights([(weights, rate, {})], betas=(0.9, 0.99), fused=self.device.startswith("cuda"))
+
+    def model(self) -> ViewDiffusion:
+        return self.networks
+
+    def iterations(self, stage: str) -> int:
+        return int(getattr(self.options, f"{stage}_iterations"))
+
+    def share(self, stage: str) -> float:
+        first = self.options.epipolar_share
+        return {"epipolar": first, "vae": (1 - first) * 0.3, "diffusion": (1 - first) * 0.7}[stage]
 
     def load_data(self, scenes: Sequence[Scene], photos: Path | None, base: str) -> None:
         """Find the photos, and take up a checkpoint."""
         options = self.options
-        for leftover in self.output.rglob(".*.part"):  # of a process that was killed
-            leftover.unlink(missing_ok=True)
         self.photos = ViewPhotos(scenes, photos, options, self.device)
         self.held = self.photos.held[:: max(1, len(self.photos.held) // options.validation_views)]
         self.held = self.held[: options.validation_views]
@@ -160,20 +138,11 @@ class _Training:
             "options": {name: value for name, value in asdict(options).items() if name not in VIEW_DIFFUSION_FREE},
             "photos": self.photos.names,
         }
-        self.identity = json.dumps(identity, sort_keys=True)
-        if self.checkpoint.is_file():
-            self._resume()
-        else:
-            self.journal.begin()
-            self.journal({"event": "start", "photos": self.counts, "options": asdict(options)})
+        self.take_up(identity, {"photos": self.counts})
 
     def run(self, progress: Callable[[int], None] | None) -> dict[str, Any]:
-        while self.stage < len(STAGES):
-            name = STAGES[self.stage]
-            with interrupts.saving():
-                if self._run_stage(name, progress):
-                    self._end_stage(name)
-        parts = {"epipolar": self.model.epipolar, "vae": self.model.vae, "unet": self.model.unet}
+        self.train(progress)
+        parts = {"epipolar": self.networks.epipolar, "vae": self.networks.vae, "unet": self.networks.unet}
         results = {
             "steps": self.steps,
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
@@ -185,85 +154,17 @@ class _Training:
         write_json(self.output / "training.json", {"options": asdict(self.options), "results": results})
         return results
 
-    def _end_stage(self, name: str) -> None:
-        """Keep and write the averaged weights, validate them, and begin the next stage, if there is one."""
-        with torch.no_grad():
-            if self.average is not None:
-                torch._foreach_copy_([w.detach() for w in self.weights], self.average)
-        if name == "vae" and self.step:
+    def ended(self, stage: str) -> None:
+        """Write the averaged weights and validate them."""
+        if stage == "vae" and self.steps[stage]:
             self._scale_latents()
-        self.model.save_pretrained(self.output)
-        self.stage, self.steps[name], self.step = self.stage + 1, self.step, 0
-        self._validate(name)
-        self._begin_stage()
-        self._save()
+        self.networks.save_pretrained(self.output)
+        self._validate(stage)
 
-    def _run_stage(self, name: str, progress: Callable[[int], None] | None) -> bool:
-        """Whether the stage came to its end; it does not where the process was asked to."""
-        options = self.options
-        losses: dict[str, Callable[[int], dict[str, Tensor]]] = {
-            "epipolar": self._epipolar_loss,
-            "vae": self._vae_loss,
-            "diffusion": self._diffusion_loss,
-        }
-        total = getattr(options, f"{name}_iterations")
-        shares = {"epipolar": options.epipolar_share}
-        shares["vae"] = (1 - options.epipolar_share) * 0.3
-        shares["diffusion"] = (1 - options.epipolar_share) * 0.7
-        budget = options.seconds * shares[name]
-        before = sum(self.steps.values())
-        began, earlier = time.monotonic(), self.seconds[name]
-        done = self.step / total if total else 1.0
-        parts: dict[str, Tensor] = {}
-        logged = True
-        while done < 1:
-            parts = self._step(losses[name], self.rate * rate_at(self.step, done, options.warm_up))
-            self.seconds[name] = earlier + time.monotonic() - began
-            logged = self.step % options.log_every == 0
-            if logged:
-                self._log(name, parts)
-            self.step += 1
-            done = self.step / total
-            if budget:
-                done = max(done, self.seconds[name] / budget)
-            if due := self.step % options.checkpoint_every == 0 or self.pace.due():
-                self._save()
-            if progress is not None:
-                progress(before + self.step)
-            if due and interrupts.asked():
-                break
-        if parts and not logged:
-            self.step -= 1
-            self._log(name, parts)
-            self.step += 1
-        return done >= 1
-
-    def _step(self, losses: Callable[[int], dict[str, Tensor]], rate: float) -> dict[str, Tensor]:
-        """One step: losses, clipped update, average."""
-        options = self.options
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.zero_grad(set_to_none=True)
-        parts = losses(self.step)
-        torch.stack(list(parts.values())).sum().backward()
-        parts = {label: value.detach() for label, value in parts.items()}
-        parts["gradient"] = torch.nn.utils.clip_grad_norm_(self.weights, options.clip)
-        self.optimiser.step()
-        follow(self.average, self.weights, options.ema, self.step)
-        return parts
-
-    def _log(self, name: str, parts: Mapping[str, Tensor]) -> None:
-        told = {label: float(value) for label, value in parts.items()}
-        loss = sum(value for label, value in told.items() if label != "gradient")
-        if not math.isfinite(loss) or not math.isfinite(told["gradient"]):
-            raise InputError(
-                f"The loss or gradient at step {self.step} of {name} is not a number; lower its learning rate "
-                f"({self.rate:g}) and start in another output folder."
-            )
-        old = self.losses[name]
-        self.losses[name] = loss if math.isnan(old) else 0.8 * old + 0.2 * loss
-        about = {"loss": loss, **told, "seconds": round(self.seconds[name], 1)}
-        self.journal({"event": name, "step": sum(self.steps.values()) + self.step, **about})
+    def rounds(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        losses = {"epipolar": self._epipolar_loss, "vae": self._vae_loss, "diffusion": self._diffusion_loss}
+        parts = losses[STAGES[self.stage]](self.step)
+        yield torch.stack(list(parts.values())).sum(), parts
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         if self.options.dtype == "fp32":
@@ -271,7 +172,7 @@ class _Training:
         return torch.autocast(torch.device(self.device).type, _DTYPES[self.options.dtype])
 
     def _render(self, drawn: ViewBatch) -> EpipolarRender:
-        return self.model.epipolar(
+        return self.networks.epipolar(
             drawn.images,
             drawn.masks,
             drawn.intrinsics,
@@ -308,7 +209,7 @@ class _Training:
 
     def _vae_loss(self, step: int) -> dict[str, Tensor]:
         """Pixels, a perceptual distance and the latents' distance from a standard normal distribution."""
-        options, vae = self.options, self.model.vae
+        options, vae = self.options, self.networks.vae
         pictures, counts = self.photos.pictures(step, options.pictures, options.diffusion_window)
         with self._precision():
             moments = vae.quant_conv(vae.encoder(pictures * 2 - 1))
@@ -328,7 +229,7 @@ class _Training:
 
     def _diffusion_loss(self, step: int) -> dict[str, Tensor]:
         """The squared error of v at noise levels spread over all, where the photos count."""
-        options, model = self.options, self.model
+        options, model = self.options, self.networks
         drawn = self.photos.batch(step, options.batch, options.diffusion_window, augment=False)
         with self._precision():
             with torch.no_grad():
@@ -354,37 +255,37 @@ class _Training:
         return {"error": (error * counts).sum() / counts.sum().clamp_min(1)}
 
     def _predicts_noise(self) -> bool:
-        return self.model.config.schedule.prediction_type == "epsilon"
+        return self.networks.config.schedule.prediction_type == "epsilon"
 
     @torch.no_grad()
     def _scale_latents(self) -> None:
         """Latents get unit variance, over a few batches of pictures."""
-        self.model.set_latent_scale(1.0)
+        self.networks.set_latent_scale(1.0)
         options = self.options
         found = []
         for step in range(8):
             pictures, _ = self.photos.pictures(step, options.pictures, options.diffusion_window)
-            found.append(self.model.encode(pictures).square().mean())
-        self.model.set_latent_scale(float(1 / torch.stack(found).mean().sqrt()))
+            found.append(self.networks.encode(pictures).square().mean())
+        self.networks.set_latent_scale(float(1 / torch.stack(found).mean().sqrt()))
 
     @torch.no_grad()
     def _validate(self, name: str) -> None:
         """Figures of the views kept for it, and a picture of some; of what is not trained yet there are none."""
         if not self.held:
             return
-        self.model.eval()
+        self.networks.eval()
         rows = {label: [] for label in ("nearest", "warped", "eft", "vldm", "vae")}  # type: dict[str, list[np.ndarray]]
         for i, view in enumerate(self.held):
-            condition = self.model.condition(view.views, view.query)
+            condition = self.networks.condition(view.views, view.query)
             nearest, warped = baselines(view)
             rows["nearest"].append(pixels(nearest))
             rows["warped"].append(pixels(warped))
             rows["eft"].append(pixels(condition.picture))
             if name == "diffusion":
-                rows["vldm"].append(pixels(self.model.sample(condition, seed=i)))
+                rows["vldm"].append(pixels(self.networks.sample(condition, seed=i)))
             if name != "epipolar":
-                latents = self.model.encode(view.truth[None].to(self.device))
-                again = self.model.decode(latents, view.query.height, view.query.width)
+                latents = self.networks.encode(view.truth[None].to(self.device))
+                again = self.networks.decode(latents, view.query.height, view.query.width)
                 rows["vae"].append(pixels(again[0].clamp(0, 1)))
         truths = [pixels(view.truth) for view in self.held]
         masks = [None if view.mask is None else view.mask.numpy() for view in self.held]
@@ -399,44 +300,16 @@ class _Training:
             width = max(line.shape[1] for line in lines)
             lines = [np.pad(line, ((0, 0), (0, width - line.shape[1]), (0, 0))) for line in lines]
             write_image(make_folder(self.output / "validation") / f"{name}.png", np.concatenate(lines[:8], axis=0))
-        self.model.train()
+        self.networks.train()
 
-    def _save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
-        state = {
-            "identity": self.identity,
-            "stage": self.stage,
-            "step": self.step,
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "losses": self.losses,
-            "figures": self.figures,
-            "scale": self.model.latent_scale,
-            "model": self.model.state_dict(),
-            "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
-        }
-        self.pace.saved(write_checkpoint(self.checkpoint, state, self.step))
+    def state(self) -> dict[str, Any]:
+        own = {"losses": self.losses, "figures": self.figures, "scale": self.networks.latent_scale}
+        return super().state() | own
 
-    def _resume(self) -> None:
-        state = read_checkpoint(self.checkpoint, self.output, ("identity", "stage", "model"), self.device)
-        check_identity(state, self.identity, self.output, "photos")
-        self.stage, self.step = state["stage"], state["step"]
-        self.steps, self.seconds, self.losses = state["steps"], state["seconds"], state["losses"]
-        self.figures = state["figures"]
-        self.model.load_state_dict(state["model"])
-        self.model.set_latent_scale(state["scale"])
-        self._begin_stage()
-        if self.stage < len(STAGES):
-            self.optimiser.load_state_dict(state["optimiser"])
-            if self.average is not None:
-                torch._foreach_copy_(self.average, state["average"])
-        self.journal.go_on(sum(self.steps.values()) + self.step)
-
-
-def rate_at(step: int, done: float, warm_up: int) -> float:
-    """The share of the full learning rate: a linear rise, and half a cosine down to 2 % over the stage."""
-    return min(1.0, (step + 1) / max(warm_up, 1)) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+    def restore(self, state: Mapping[str, Any]) -> None:
+        super().restore(state)
+        self.losses, self.figures = state["losses"], state["figures"]
+        self.networks.set_latent_scale(state["scale"])
 
 
 def depth_loss(weights: Tensor, drawn: ViewBatch) -> Tensor:

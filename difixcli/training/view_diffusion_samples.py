@@ -20,6 +20,7 @@ from difixcli.errors import InputError
 from difixcli.priors.view_diffusion.views import InputViews, Pinhole, inverse
 from difixcli.runs import IMAGE_SUFFIXES, read_image
 from difixcli.scenes import Scene, load_mask, load_photo
+from difixcli.scenes.visibility import unhidden
 from difixcli.training.options import ViewDiffusionOptions
 
 _DEPTHS = 256  # seed points of a view whose depth is known to the loss
@@ -284,12 +285,8 @@ def _visible(points: np.ndarray, camera) -> np.ndarray:  # type: ignore[no-untyp
     """(N,) bool: the seed points in a camera's picture that no nearer one beside them hides."""
     x, y, depth = camera.project(points.astype(np.float64))
     inside = (depth > 0) & (x > 0) & (x < camera.width) & (y > 0) & (y < camera.height)
-    cells = np.full((camera.height // 4 + 1, camera.width // 4 + 1), np.inf)
-    row, column = (y[inside] // 4).astype(int), (x[inside] // 4).astype(int)
-    np.minimum.at(cells, (row, column), depth[inside])
-    seen = np.zeros(len(points), dtype=bool)
-    seen[np.flatnonzero(inside)[depth[inside] <= _HIDDEN * cells[row, column]]] = True
-    return seen
+    inside[inside] = unhidden(x[inside], y[inside], depth[inside], (camera.height, camera.width), _HIDDEN)
+    return inside
 
 
 def _shared(seen: Sequence[np.ndarray], frames, i: int, j: int) -> float:  # type: ignore[no-untyped-def]
