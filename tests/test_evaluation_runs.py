@@ -983,6 +983,10 @@ def test_the_command_compares_and_refuses(run: Path, scene: Path, tmp_path: Path
     said = json.loads(done.stdout.splitlines()[-1])
     assert set(said["results"]) == {"a plain", "a distilled", "b plain", "b distilled"}
     assert "split: every:4" in done.stderr and Path(said["report"]).is_file()
+    assert "enhanced is" not in done.stderr
+    both = make_run(tmp_path / "c", scene, "every:4", 1, distilled=0.05, enhanced=0.04)
+    for runs in ([both], [run, both]):  # which of the two rows to prefer is said where both are
+        assert "enhanced is" in difix(*runs, "--metrics", "psnr", "--output", tmp_path / f"{len(runs)}").stderr
     held = json.loads((out / "eval.json").read_text())
     rows = list(csv.DictReader((out / "eval.csv").open(encoding="utf-8")))
     images = [row for row in rows if row["statistic"] == "image" and row["variant"] == "b plain"]

@@ -475,7 +475,7 @@ def test_what_a_second_pass_changes_is_a_term_of_every_fourth_step(pairs: Path, 
     output = network(batch.images, *beside)
     for factor in (1, 3):  # of three times the output some is beyond [0, 1]
         first = (factor * output).detach().clamp(0, 1)
-        changed = training._changed_again(factor * output, batch, None)
+        changed = training._changed_again(factor * output, beside)
         torch.testing.assert_close(changed, (network(first, *beside) - first).abs().mean())
         assert changed > 1e-3
         if factor == 1:

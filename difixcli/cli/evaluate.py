@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from difixcli import console
 from difixcli.cli.inputs import pick_device
 from difixcli.cli.lines import words
 from difixcli.cli.options import Device, DeviceOption, JsonOption, OutputOption
-from difixcli.cli.outputs import folder_beside
+from difixcli.cli.outputs import DISTILLED_OR_ENHANCED, folder_beside
 from difixcli.cli.several import Cluster, claimed, tell_failures, with_cluster, work
 from difixcli.errors import InputError, unknown
 from difixcli.runs import file_name, make_folder, read_json, write_json
@@ -170,6 +171,9 @@ def evaluate(
                     f"{same} of {counted(len(images), 'image')} ({variant}) {are} identical to the truth: such a PSNR "
                     "is infinite, and the mean is that of the others."
                 )
+    shown = {row for one in [evaluated, *scenes.values()] for row in one["results"]}
+    if any(_both(row, shown) for row in shown):
+        console.say(DISTILLED_OR_ENHANCED)
     console.say(f"Report: {report}")
     held = ("results", "std", "protocol", "conditions")
     found = {name: evaluated[name] for name in held} | {
@@ -182,6 +186,11 @@ def evaluate(
     console.finish({**found, "report": str(report), "missing": missing, "error": message}, as_json, *tables)
     console.fail(message)
     raise typer.Exit(3)
+
+
+def _both(row: str, rows: Collection[str]) -> bool:
+    """Whether a row is of distilled renders, beside that of the same renders enhanced."""
+    return row.endswith("distilled") and f"{row.removesuffix('distilled')}enhanced" in rows
 
 
 def _by_jobs(runs: list[Path], common: list[str], folder: Path, cluster: Cluster) -> tuple[dict[str, Any], list[str]]:

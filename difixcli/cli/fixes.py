@@ -17,7 +17,7 @@ from difixcli.cli.inputs import (
     size_of,
     split_input,
 )
-from difixcli.cli.outputs import announce
+from difixcli.cli.outputs import DISTILLED_OR_ENHANCED, announce
 from difixcli.errors import InputError
 from difixcli.runs import Run, fingerprint
 from difixcli.wording import counted
@@ -150,10 +150,7 @@ def distill_fixes(request: DistillRequest) -> Distilled:
     if results:
         console.say(f"For a report: difix eval {run.folder}")
     if "distilled" in results:
-        console.say(
-            "distilled is the 3D model as it renders: the same thing from every side, for viewers and exports; "
-            "enhanced is the same renders, each fixed once more: cleaner one by one, for pictures and films."
-        )
+        console.say(DISTILLED_OR_ENHANCED)
     return Distilled(run.folder, results, title, {"rounds": found})
 
 

@@ -9,6 +9,12 @@ from typing import Any
 from difixcli import console
 from difixcli.runs import Run, read_json
 
+DISTILLED_OR_ENHANCED = (
+    "distilled is the 3D model as it renders: the same thing from every side, for viewers and exports; "
+    "enhanced is the same renders, each fixed once more: cleaner one by one, for pictures and films."
+)
+"""Which of the two rows to prefer, for tables that hold both."""
+
 
 def announce(run: Run, **facts: Any) -> None:
     """Print what is about to happen, defaults included."""
