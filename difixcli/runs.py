@@ -32,6 +32,8 @@ try:
 except ImportError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
+CONFIDENCE = ".confidence.png"
+"""What follows an image's name in that of its confidence."""
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
 PHOTOS = "photos"
@@ -290,15 +292,26 @@ def _asks_for(record: Mapping[str, Any], command: str, arguments: Mapping[str, A
     return record.get("command") == command and record.get("arguments") == _as_json(arguments)
 
 
+def differing(held: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Arguments that are not the same in two records, by name, as (held, fresh); of a schedule or the like only what
+    differs in it. One that is in one record alone was not asked for in the other.
+    """
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in dict.fromkeys([*fresh, *held]):
+        was, now = held.get(key, False), fresh.get(key, False)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found |= differing(was, now)
+        elif was != now:
+            found[key] = was, now
+    return found
+
+
 def _differs(held: Mapping[str, Any], fresh: Mapping[str, Any]) -> str:
     """What tells a run's record from that of what is asked for now: an option or an input, in words."""
     if held["command"] != fresh["command"]:
         return ""
-    for key, now in fresh["arguments"].items():
-        if (was := held.get("arguments", {}).get(key)) != now:
-            if isinstance(was, dict) and isinstance(now, dict):  # of a schedule, what differs in it
-                return _differs({**held, "arguments": was}, {**fresh, "arguments": {**dict.fromkeys(was), **now}})
-            return f", with another {key.replace('_', ' ')}: {short(str(was))}, not {short(str(now))}"
+    for key, (was, now) in differing(held.get("arguments", {}), _as_json(fresh["arguments"])).items():
+        return f", with another {key.replace('_', ' ')}: {short(str(was))}, not {short(str(now))}"
     changed = [key for key, now in fresh["inputs"].items() if held.get("inputs", {}).get(key) != now]
     return f", before this changed: {', '.join(map(short, changed))}" if changed else ""
 

@@ -62,8 +62,8 @@ def test_x_runs_right_and_y_down() -> None:
 def test_what_nearer_points_hide_is_the_same_at_any_size() -> None:
     """A wall of points before another one with a gap between them: through the gap, what is away from its rims."""
     rng = np.random.default_rng(0)
-    x, y = rng.uniform(0, 1, 6000), rng.uniform(0, 0.75, 6000)
-    far = np.arange(6000) % 2 == 1
+    x, y = rng.uniform(0, 1, 60_000), rng.uniform(0, 0.75, 60_000)
+    far = np.arange(60_000) % 2 == 1
     kept = far | (np.abs(x - 0.5) > 0.1)  # the gap is a fifth of the image
     x, y, depth = x[kept], y[kept], np.where(far, 2.0, 1.0)[kept]
     found = [unhidden(side * x, side * y, depth, (side * 3 // 4, side), 1.1) for side in (48, 128, 1000, 4000)]
@@ -76,3 +76,13 @@ def test_what_nearer_points_hide_is_the_same_at_any_size() -> None:
     assert unhidden(128 * x, 128 * y, depth, (96, 128), 2.0).all()  # no farther than what hides
     wide = unhidden(128 * x, 128 * y, depth, (96, 128), 1.1, cell=1 / 32)
     assert wide.sum() < seen.sum() and not wide[behind & (np.abs(x - 0.5) > 0.2)].any()
+
+
+@pytest.mark.parametrize("side", [240, 1920])
+def test_a_floor_does_not_hide_itself(side: int) -> None:
+    """Its depth grows from row to row, the faster the nearer the horizon."""
+    rng = np.random.default_rng(0)
+    height = side * 9 // 16
+    x, y = rng.uniform(0, side, 20_000), rng.uniform(0.6 * height, height, 20_000)
+    depth = 1 / (y / height - 0.4)  # the horizon lies at two fifths of the height
+    assert unhidden(x, y, depth, (height, side), 1.05).mean() > 0.85

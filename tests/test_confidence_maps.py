@@ -12,14 +12,13 @@ import pytest
 from commands import difix, refused, told
 
 from difixcli.distillation import distill
-from difixcli.evaluation.pictures import CONFIDENCE
 from difixcli.evidence import marks_of
 from difixcli.fixer import new_small_fixer
 from difixcli.fixer.confidence import SUBSTANCE
 from difixcli.frames.marks import read_marks, shares
 from difixcli.reconstruction import Reconstruction, Render
 from difixcli.reference_views import References
-from difixcli.runs import read_image, write_image
+from difixcli.runs import CONFIDENCE, read_image, write_image
 from difixcli.scenes import load_scene, make_split
 
 SIZE = 48

@@ -90,7 +90,7 @@ def counted(fixer: Fixer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by the number of images whenever the encoder runs."""
     calls: list[int] = []
     encode = fixer.network.encode
-    monkeypatch.setattr(fixer.network, "encode", lambda x: calls.append(x.shape[0]) or encode(x))
+    monkeypatch.setattr(fixer.network, "encode", lambda x, *drawn: calls.append(x.shape[0]) or encode(x, *drawn))
     return calls
 
 
@@ -241,10 +241,10 @@ def test_too_little_memory_falls_back_to_tiles_with_a_message(monkeypatch: pytes
     fixer.notice = said.append
     encode = fixer.network.encode
 
-    def small_memory(images: torch.Tensor):  # type: ignore[no-untyped-def]
+    def small_memory(images: torch.Tensor, *drawn: torch.Tensor | None):  # type: ignore[no-untyped-def]
         if images.shape[0] * images.shape[-2] * images.shape[-1] > 300 * 300:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return encode(images)
+        return encode(images, *drawn)
 
     image, photo = smooth(2, 3, 320, 512), smooth(2, 3, 320, 512, seed=1)[:, None]
     expected = Fixer(fixer.network, tile=256)(image, photo)

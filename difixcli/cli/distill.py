@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -349,6 +350,7 @@ class DistillRequest(Request):
 
     def _check_names(self) -> None:
         """InputError for a method, setting, loss term or start that cannot be, as far as that is told cheaply."""
+        from difixcli.distillation.prior import OWN_PRIORS
         from difixcli.distillation.settings import read_terms
         from difixcli.reconstruction.method_names import check_method_name, plug_ins
         from difixcli.reconstruction.overrides import read_override, read_own_settings
@@ -361,8 +363,9 @@ class DistillRequest(Request):
             read_override(setting)
         read_own_settings(self.settings or (), "cpu")
         if terms := read_terms(self.loss or ()):
-            # packages add theirs when they are imported
-            (check_parameters if plug_ins() else check_known)(terms)
+            # packages add theirs when they are imported, and so does a Python caller
+            added = plug_ins() or self.prior not in OWN_PRIORS or "difixcli.reconstruction.objective" in sys.modules
+            (check_parameters if added else check_known)(terms)
             check_weights(terms)
         if self.start is not None:
             check_start(self.start, self.method)

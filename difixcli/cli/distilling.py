@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from difixcli import console
 from difixcli.cli.inputs import scene_spec
 from difixcli.errors import InputError, short, unknown
-from difixcli.runs import Run, file_name, find_run, run_record
+from difixcli.runs import Run, differing, file_name, find_run, run_record
 from difixcli.wording import counted
 
 if TYPE_CHECKING:
@@ -178,25 +178,23 @@ def held(
 
 def _no_such_run(folder: Path, arguments: dict[str, Any]) -> str:
     """Why there is no run to go back in: which option of the nearest run is another."""
-    nearest: tuple[int, Path, list[str]] | None = None
+    asked = json.loads(json.dumps(arguments, default=str))
+    nearest: tuple[Path, dict[str, tuple[Any, Any]]] | None = None
     for path in sorted([*folder.glob("run.json"), *folder.glob("*/run.json")], reverse=True):
         held = run_record(path.parent)
         if held is None or held["command"] != "distill":
             continue
-        asked = json.loads(json.dumps(arguments, default=str))
-        other = [key for key in asked if asked[key] != held["arguments"].get(key)]
-        if nearest is None or len(other) < nearest[0]:
-            nearest = (len(other), path.parent, other)
+        other = differing(held["arguments"], asked)
+        if nearest is None or len(other) < len(nearest[1]):
+            nearest = path.parent, other
     if nearest is None:
         return "--from-round goes back in a run of the very same line; there is none yet. Leave it out."
-    _, where, other = nearest
+    where, other = nearest
     if not other:
         return (
             f"The scene, split or fixer of {where} has changed since, so there is no round to go back to; begin anew."
         )
-    held = run_record(where)
-    assert held is not None
-    was, now = short(str(held["arguments"].get(other[0]))), short(str(arguments[other[0]]))
+    was, now = (short(str(value)) for value in next(iter(other.values())))
     return (
         f"--from-round goes back in a run of the very same line; {where} differs in "
         f"{' and '.join(_OPTIONS.get(key, f'--{key}').replace('_', '-') for key in other)} ({was} there, {now} here)."

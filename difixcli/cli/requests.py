@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -136,6 +137,8 @@ def _one(option: str, kind: Any, value: Any) -> Any:
         return str(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"{option} is {_KINDS[kind]}, not {short(repr(value))}.")
+    if kind is float and not math.isfinite(value):
+        raise InputError(f"{option} is a number, not {value}.")
     return value
 
 

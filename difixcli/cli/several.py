@@ -188,13 +188,11 @@ def over_scenes(argument: str, default: str | None, several_methods: bool = Fals
                 for method in methods:
                     key = file_name(name) if not several_methods else f"{file_name(name)}-{method or 'splatfacto'}"
                     made[key] = (spec, method, file_name(name))
-            check_options(
-                functools.partial(
-                    command,
-                    **values | {argument: kind(spec)} | ({"method": method} if several_methods else {}),
+            for method in methods if several_methods else [None]:
+                own = {"method": method} if several_methods else {}
+                check_options(
+                    functools.partial(command, **values | {argument: kind(spec)} | own) for spec in scenes.values()
                 )
-                for spec, method, _ in made.values()
-            )
             if several_methods:
                 _check_settings(methods, values["settings"] or [], started=values["start"] is not None)
             _several(command.__name__, signature, values, argument, made, several_methods, cluster)

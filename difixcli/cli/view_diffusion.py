@@ -47,8 +47,7 @@ def check_few(request: DistillRequest) -> None:
         raise InputError(
             f"Of {request.rounds} rounds none is left after the first third, on EFT's pictures; ask for 2 or more."
         )
-    if request.view_diffusion is not None:
-        check_view_diffusion(request.view_diffusion)
+    check_view_diffusion(request.view_diffusion or "bundled")
 
 
 def distill_few(request: DistillRequest) -> Distilled:
@@ -155,8 +154,7 @@ def novel_views(
     from difixcli.scenes.trajectories import check_trajectory, path_world_note
 
     check_scene(source)
-    if network is not None:
-        check_view_diffusion(network)
+    check_view_diffusion(network or "bundled")
     if split is not None:
         check_rule(split)
     if trajectory is not None and camera is not None:

@@ -39,6 +39,8 @@ FIXER = "fixer"
 SUPER_RESOLUTION = "super-resolution"
 VIEW_DIFFUSION = "view-diffusion"
 VIDEO = "video"
+OWN_PRIORS = (FIXER, SUPER_RESOLUTION, VIEW_DIFFUSION, VIDEO)
+"""Those that are no other package's."""
 
 _RENDERS_HELD = 4
 
@@ -195,9 +197,7 @@ class Context:
 
 def known_priors() -> list[str]:
     """Names of the priors that can be used here: ours and those of installed packages, sorted."""
-    return sorted(
-        {FIXER, SUPER_RESOLUTION, VIEW_DIFFUSION, VIDEO, *(entry.name for entry in entry_points(group=GROUP))}
-    )
+    return sorted({*OWN_PRIORS, *(entry.name for entry in entry_points(group=GROUP))})
 
 
 def check_prior(name: str) -> None:

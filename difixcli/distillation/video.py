@@ -88,8 +88,10 @@ class Filmed(FewPhotos):
 
     def _told(self, record: dict[str, Any]) -> str:
         figures = [view["figures"] for view in record["views"]]
-        change, unsteady = (
-            255 * float(np.mean([one[key] for one in figures])) for key in ("change", "reprojected_difference")
+        change = 255 * float(np.mean([one["change"] for one in figures]))
+        # of a round that an earlier version began, by its name there
+        unsteady = 255 * float(
+            np.mean([one.get("reprojected_difference", one.get("warped_difference")) for one in figures])
         )
         return (
             f"{counted(len(figures), 'picture')} filmed, which differ from the renders by {change:.1f} of 255 and, "

@@ -27,12 +27,12 @@ from difixcli.evaluation.metrics import (
     metrics_against,
     summary,
 )
-from difixcli.evaluation.pictures import CONFIDENCE, image_files, image_size
+from difixcli.evaluation.pictures import image_files, image_size
 from difixcli.evaluation.protocols import OWN, Protocol, check_enlargement, check_seeds, check_split
 from difixcli.evaluation.run_folders import TRUTH, RunFolder, row_names
 from difixcli.frames.marks import read_marks, shares
 from difixcli.images import resized
-from difixcli.runs import Progress, read_image
+from difixcli.runs import CONFIDENCE, Progress, read_image
 from difixcli.scenes.loading import natural_order
 from difixcli.scenes.scene import Camera
 
@@ -396,7 +396,8 @@ def _measure(
     metrics = list(default_metrics() if plan.metrics is None else plan.metrics)
     per_image: dict[str, dict[str, dict[str, float]]] = {name: {} for name in views.variants}
     masked = False
-    # what FID lacks should be known before the others have taken their time
+    # what is no map, and what FID lacks, should be known before the others have taken their time
+    marks = {name: marked for name in views.variants if (marked := views.marks(name))}
     frechet, weights = _frechet(plan) if "fid" in metrics else (None, "")
     with (progress or _silent)("measure", len(views.stems)) as update:
         for done, stem in enumerate(views.stems, start=1):
@@ -459,7 +460,7 @@ def _measure(
         "reference": reference,
         "pairs": pairs,
         "images": len(measured),
-        "marks": {name: marked for name in views.variants if (marked := views.marks(name))},
+        "marks": marks,
         "protocol": protocol,
         "conditions": _conditions(views, plan, split, len(measured), masked),
         "folders": {TRUTH: str(views.truth_folder), **{name: str(folder) for name, folder in views.variants.items()}},

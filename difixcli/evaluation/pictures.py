@@ -8,10 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from difixcli.errors import InputError
-from difixcli.runs import IMAGE_SUFFIXES, open_image
-
-CONFIDENCE = ".confidence.png"
-"""What follows an image's name in that of its confidence."""
+from difixcli.runs import CONFIDENCE, IMAGE_SUFFIXES, open_image
 
 _GAP = 6  # pixels between the images of a contact sheet
 _LABEL = 22  # pixels of a line of labels

@@ -173,10 +173,12 @@ class RunFolder:
         `render`, `weight` (grey) and `marks` (see `frames.marks`) are files or None. A pixel counts `most` times its
         grey, and one of a photo once.
         """
-        files = [file for file in sorted(self.folder.glob("rounds/*/round.json")) if "-" not in file.parent.name]
-        if not files:
+        files = [file for file in self.folder.glob("rounds/*/round.json") if file.parent.name.isdigit()]
+        rounds = [read_json(file, _ROUND) for file in sorted(files, key=lambda file: int(file.parent.name))]
+        accepted = [one for one in rounds if one.get("accepted")]
+        if not accepted:
             return []
-        held = read_json(files[-1], _ROUND)
+        held = accepted[-1]
         told = self.arguments.get("terms")
         told = told if isinstance(told, dict) else {}
         found = []

@@ -8,6 +8,7 @@ here, when it is that thing's turn.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,8 +51,9 @@ def carried(
     pace: Pace,
     alike: Callable[[Prepared, Prepared], bool] = lambda a, b: True,
     unreadable: dict[Item, InputError] | None = None,
+    skip: Callable[[Item], bool] = lambda item: False,
 ) -> Iterator[tuple[Item, Result]]:
-    """Each item and what came of writing it, in order.
+    """Each item and what came of writing it, in order, but for those to `skip`, which is asked once of each, in order.
 
     `work` gets neighbours that are `alike`, at most `pace.batch` of them. An InputError of `prepare` goes to
     `unreadable`, and the item is left out; without that it is raised, once all items before it are written, as one of
@@ -113,7 +115,11 @@ def read_ahead(items: Iterable[Item], read: Callable[[Item], Prepared]) -> Itera
 
 
 def _ahead(
-    items: Iterable[Item], prepare: Callable[[Item], Prepared], pace: Pace, ended: list[InputError]
+    items: Iterable[Item],
+    prepare: Callable[[Item], Prepared],
+    pace: Pace,
+    ended: list[InputError],
+    skip: Callable[[Item], bool] = lambda item: False,
 ) -> Iterator[tuple[Item, Prepared | InputError]]:
     """Items in order, each with what `prepare` made of it, or its InputError; one that ends `items` goes to `ended`.
 
@@ -121,13 +127,17 @@ def _ahead(
     """
     source = iter(items)
     pending: deque[Future[tuple[Item, Prepared | InputError] | None]] = deque()
+    leaving = threading.Event()  # else whoever interrupts would wait for all that is skipped
     drawing, readers = ThreadPoolExecutor(1, "read-next"), ThreadPoolExecutor(pace.readers, "read")
 
     def drawn() -> list[Item]:
         """The next item; none at the end."""
         try:
             for item in source:
-                return [item]
+                if leaving.is_set():
+                    return []
+                if not skip(item):
+                    return [item]
         except InputError as error:  # those before it are whole
             ended.append(error)
         return []
@@ -151,6 +161,7 @@ def _ahead(
             yield found
             del found  # or it would be held while the next is waited for
     finally:
+        leaving.set()
         drawing.shutdown(wait=False, cancel_futures=True)
         readers.shutdown(cancel_futures=True)
         drawing.shutdown()  # a source that is still in use cannot be closed

@@ -7,7 +7,7 @@ it was stopped counts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from difixcli.errors import InputError
-from difixcli.evaluation.pictures import CONFIDENCE, image_size
+from difixcli.evaluation.pictures import image_size
 from difixcli.frames.stages import Pace, carried
-from difixcli.runs import Progress, make_folder, read_image, write_image
+from difixcli.runs import CONFIDENCE, Progress, make_folder, read_image, write_image
 from difixcli.video import Moment
 
 
@@ -103,19 +103,19 @@ def write_frames(
     followed: dict[str, Shot | None] = {}
     steadier = _Steadier(output) if steady else None
 
-    def todo() -> Iterator[Shot]:
-        nonlocal frames, kept
-        previous = None
-        for shot in shots:
-            frames += 1
-            if all(path.exists() for path in _targets(output, shot.name, confidence)):
-                kept += 1
-                sizes.add(image_size(output / f"{shot.name}.png"))
-            else:
-                if steady:
-                    followed[shot.name] = previous
-                yield shot
-            previous = shot
+    previous: Shot | None = None
+
+    def there_already(shot: Shot) -> bool:
+        nonlocal frames, kept, previous
+        frames += 1
+        whole = all(path.exists() for path in _targets(output, shot.name, confidence))
+        if whole:
+            kept += 1
+            sizes.add(image_size(output / f"{shot.name}.png"))
+        elif steady:
+            followed[shot.name] = previous
+        previous = shot
+        return whole
 
     def worked(batch: list[tuple[Shot, Any]]) -> Sequence[Made]:
         for path in stale:
@@ -140,7 +140,7 @@ def write_frames(
     begun = time.monotonic()
     with progress("fix", max(total - there, 1)) if progress else nullcontext(lambda done: None) as update:
         for shot, (size, answer) in carried(
-            todo(), lambda shot: shot.prepare(), worked, write, pace or Pace(), alike, failed
+            shots, lambda shot: shot.prepare(), worked, write, pace or Pace(), alike, failed, there_already
         ):
             made += 1
             sizes.add(size)

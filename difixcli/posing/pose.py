@@ -162,8 +162,6 @@ def _model(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     model.reconstruction.write(str(folder))
-    for name in ("incremental", "global", "fixed"):
-        shutil.rmtree(work / name, ignore_errors=True)
     if model.others:
         say(
             f"The photos fall into {1 + len(model.others)} separate models ({model.placed}, "
@@ -179,6 +177,8 @@ def _model(
         "other_models": list(model.others),
     }
     write_json(listed, facts)
+    for name in ("incremental", "global", "fixed"):  # last: until then a kill needs what they have found
+        shutil.rmtree(work / name, ignore_errors=True)
     return facts
 
 

@@ -21,7 +21,7 @@ from difixcli.scenes.colmap_files import (
     read_images,
     read_model_points,
 )
-from difixcli.scenes.image_paths import PHOTO_FOLDERS, find_images, renamed_images
+from difixcli.scenes.image_paths import PHOTO_FOLDERS, find_images, plain_path, renamed_images
 from difixcli.scenes.lenses import Lens, colmap_lens
 from difixcli.scenes.nerfstudio_format import frame_name
 from difixcli.scenes.poses import OPENCV_TO_OPENGL, rigid_pose
@@ -271,7 +271,10 @@ def _photos(place: _Place, names: Sequence[str]) -> tuple[Path, list[Path]]:
     folders = [place.base / name for name in place.image_folders]
     counts = [sum((folder / name).is_file() for name in names) for folder in folders]
     if any(counts):
-        folders = [folders[int(np.argmax(counts))]]
+        folder = folders[int(np.argmax(counts))]
+        # what is missing here stays so: a photo of the same name elsewhere may be another one
+        exact = ((folder / name, folder / plain_path(name)) for name in names)
+        return folder, [written if written.is_file() else plain for written, plain in exact]
     found = [find_images(folder, names, usual=()) for folder in folders]
     counts = [sum(path.is_file() for path in paths) for paths in found]
     best = int(np.argmax(counts))

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from difixcli.errors import InputError
-from difixcli.runs import VIDEO_SUFFIXES, read_json
+from difixcli.runs import CONFIDENCE, VIDEO_SUFFIXES, read_json
 from difixcli.scenes.image_paths import PHOTO_FOLDERS, PHOTO_SUFFIXES, format_cure, mask_names, undecoded_format
 from difixcli.wording import counted
 
@@ -25,8 +25,12 @@ def photos_in(folder: Path) -> list[Path]:
     from difixcli.scenes.loading import natural_order
 
     photos = [path for path in folder.iterdir() if _is_photo(path)]
-    masks = {name for path in photos for name in mask_names(path.name, beside=True)}
-    return sorted((path for path in photos if path.name not in masks), key=lambda path: natural_order(path.name))
+    # nor is the map that difix writes beside a picture a photo
+    others = {name.casefold() for path in photos for name in mask_names(path.name, beside=True)}
+    others |= {f"{path.stem}{CONFIDENCE}".casefold() for path in photos}
+    return sorted(
+        (path for path in photos if path.name.casefold() not in others), key=lambda path: natural_order(path.name)
+    )
 
 
 def left_out(folder: Path) -> str | None:

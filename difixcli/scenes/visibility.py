@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-CELL = 1 / 128
-"""Of an image's long side: in cells of this size points are looked at, the two next ones to each side too."""
+CELL = 1 / 384
+"""Of an image's long side: in cells of this size points are looked at, the two next ones to each side too. In larger
+ones a floor or a road, which grows deeper from row to row, hides itself."""
 
 
 def unhidden(

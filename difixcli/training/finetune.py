@@ -290,9 +290,15 @@ class _Training(Training):
             "photos": len(pictures.train) if pictures is not None else 0,
         } | ({"tars": len(tars)} if tars else {})
         # what a checkpoint must agree with to be gone on from; where the folders lie does not matter
+        # as of trainings that are older than these options, in which nothing else was possible
+        usual = {"flips": True, "latents": "mode"}
         identity = {
             "base": base,
-            "options": {name: value for name, value in asdict(options).items() if name not in FREE},
+            "options": {
+                name: value
+                for name, value in asdict(options).items()
+                if name not in FREE and not (name in usual and value == usual[name])
+            },
             "samples": self.plan.samples,
             "pairs": [len(manifest.train), tests, manifest.fingerprint, self.counts["photos"], len(tars)],
         }

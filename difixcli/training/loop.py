@@ -255,6 +255,7 @@ class StagedTraining(Training):
         super().__init__(options, output, device, journal)
         self._seconds = options.seconds
         self.losses = dict.fromkeys(self.STAGES, math.nan)  # running means
+        self._last: Parts = {}
 
     @abstractmethod
     def begin_stage(self) -> None:
@@ -297,23 +298,39 @@ class StagedTraining(Training):
                 torch._foreach_copy_([weight.detach() for weight in self.weights], self.average)
         name = self.STAGES[self.stage]
         self.steps[name], self.step, self.stage = self.step, 0, self.stage + 1
+        self._last = {}
         self.ended(name)
         if self.stage < len(self.STAGES):
             self.begin_stage()
         self.save()
 
-    def told(self, parts: Parts, over: bool) -> None:
-        if (self.step - 1) % self.common.log_every and not over:
-            return
-        name, step = self.STAGES[self.stage], self.total - 1 + self.FIRST
-        told = {label: float(value) for label, value in parts.items() if label != "loss"}
-        loss = sum(value for label, value in told.items() if label != "gradient")
-        if not math.isfinite(loss) or not math.isfinite(told["gradient"]):
+    def save(self) -> None:
+        if self._last:
+            self._numbers(self._last)
+        super().save()
+
+    def _numbers(self, parts: Parts) -> dict[str, float]:
+        """The terms and the gradient of the last step; InputError where they are none.
+
+        It makes a GPU wait, so it is asked only where figures are logged and before weights are kept.
+        """
+        numbers = {label: float(value) for label, value in parts.items() if label != "loss"}
+        if not all(map(math.isfinite, numbers.values())):
+            name, step = self.STAGES[self.stage], self.total - 1 + self.FIRST
             rates = " or ".join(f"{peak:g}" for peak in self.peaks)
             raise InputError(
                 f"The loss or gradient at step {step} ({name}) is not a number ({self.kept()}); lower the learning "
                 f"rate ({rates}) and start in another output folder."
             )
+        return numbers
+
+    def told(self, parts: Parts, over: bool) -> None:
+        self._last = parts
+        if (self.step - 1) % self.common.log_every and not over:
+            return
+        name, step = self.STAGES[self.stage], self.total - 1 + self.FIRST
+        told = self._numbers(parts)
+        loss = sum(value for label, value in told.items() if label != "gradient")
         old = self.losses[name]
         self.losses[name] = loss if math.isnan(old) else 0.8 * old + 0.2 * loss
         self.journal({"event": name, "step": step, "loss": loss, **told, "seconds": round(self.seconds[name], 1)})

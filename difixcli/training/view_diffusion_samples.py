@@ -26,6 +26,7 @@ from difixcli.training.options import ViewDiffusionOptions
 _DEPTHS = 256  # seed points of a view whose depth is known to the loss
 _MATES = 32  # photos beside which a view may stand
 _LEAST_SHARED = 0.1  # of the seed points that a view shows, which a photo must show too to be one of them
+_CELL = 1 / 128  # of the picture: seed points are few
 _HIDDEN = 1.1  # a seed point this many times deeper than one beside it is hidden by it
 _HELD_OUT_FROM = 8  # photos of a scene, of which one is never trained on
 _SMALLEST = 0.75  # of the canvas, to which photos are made smaller
@@ -285,7 +286,7 @@ def _visible(points: np.ndarray, camera) -> np.ndarray:  # type: ignore[no-untyp
     """(N,) bool: the seed points in a camera's picture that no nearer one beside them hides."""
     x, y, depth = camera.project(points.astype(np.float64))
     inside = (depth > 0) & (x > 0) & (x < camera.width) & (y > 0) & (y < camera.height)
-    inside[inside] = unhidden(x[inside], y[inside], depth[inside], (camera.height, camera.width), _HIDDEN)
+    inside[inside] = unhidden(x[inside], y[inside], depth[inside], (camera.height, camera.width), _HIDDEN, _CELL)
     return inside
 
 

@@ -45,6 +45,7 @@ set --
 for scene in "$DATA"/*/; do
   if [ -d "$scene/images" ]; then set -- "$@" "${scene%/}"; fi # CO3D's lists lie beside its sequences
 done
+if [ $# = 0 ]; then refuse "$DATA has no scene with a folder images."; fi
 for rule in $RULES; do
   protocol=$rule
   if [ "$rule" = co3d:2 ]; then protocol=co3d-2view; fi
