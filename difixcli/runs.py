@@ -301,7 +301,7 @@ def differing(held: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, tu
         was, now = held.get(key, False), fresh.get(key, False)
         if isinstance(was, dict) and isinstance(now, dict):
             found |= differing(was, now)
-        elif was != now:
+        elif was != now or (key in held) != (key in fresh):
             found[key] = was, now
     return found
 

@@ -361,6 +361,7 @@ def test_options_that_cannot_be_are_told_once_before_anything_starts(scenes: lis
             (["distill", *scenes, *TOY, "--frames", "4"], "--frames belongs to --prior video"),
             (["distill", *scenes, "--prior", "video", "--step", "1"], "--step says nothing to the prior video"),
             (["distill", *scenes, *TOY, "--method", "nerfakto"], "no method called nerfakto; did you mean nerfacto"),
+            (["distill", *scenes, *TOY, "--method", "nerfacto", "--method", "nerfakto"], "no method called nerfakto"),
             (["distill", *scenes, *TOY, "--set", "pipeline.modell.x=1"], "no setting of splatfacto called"),
             (["enhance", *images, "--references", "2"], "name them with --reference"),
             (["enhance", *images, "--trajectory", "spiral"], "is no run of difix distill"),

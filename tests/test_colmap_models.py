@@ -489,3 +489,13 @@ def test_a_compressed_splat_as_seed_points_is_named(tmp_path: Path) -> None:
     PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(str(tmp_path / "seeds.ply"))
     with pytest.raises(InputError, match="compressed splat; export it uncompressed"):
         read_points(tmp_path / "seeds.ply")
+
+
+@pytest.mark.parametrize("gone", ["night/001.png", "night/002.png"])
+def test_a_missing_photos_pose_is_no_other_photos(tmp_path: Path, gone: str) -> None:
+    """A folder of photos is gone, and others have their names."""
+    written(mapped(["000.png", "001.png", gone]), tmp_path / "sparse/0")
+    photographed(tmp_path / "images", ["000.png", "001.png", "002.png"])
+    scene = load_scene(tmp_path)
+    assert [frame.name for frame in scene.frames] == ["images/000.png", "images/001.png"]
+    assert said(scene, "1 of 3 images")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -96,6 +97,16 @@ def test_the_next_is_drawn_while_this_is_worked_on(pace: Pace) -> None:
 
     assert len(list(carried(source(), lambda n: n, work, lambda i, p, made: made, pace))) == 40
     assert most <= 2 * pace.batch + pace.readers
+
+
+def test_what_is_skipped_does_not_hold_up_the_end() -> None:
+    """Of a source without an end, all of which but the first is there already."""
+
+    def prepare(number: int) -> int:
+        raise ValueError(number)
+
+    with pytest.raises(ValueError, match="0"):
+        list(carried(itertools.count(), prepare, lambda batch: batch, lambda *_: None, Pace(), skip=lambda n: n > 0))
 
 
 def test_what_is_read_ahead_comes_in_order_and_errors_at_their_turn() -> None:

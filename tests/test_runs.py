@@ -52,6 +52,10 @@ def test_the_same_command_resumes_and_another_is_refused(tmp_path: Path) -> None
     assert again.resumed and again.record["timings"] == {"training": 1.5}
     with pytest.raises(InputError, match=r"another run \(difix distill, with another seed: .*, not 1\)"):
         Run.open(tmp_path / "run", "distill", {**ARGUMENTS, "seed": 1}, {"scene": "a"})
+    with pytest.raises(InputError, match=r"with another compare: False, not True"):
+        Run.open(tmp_path / "run", "distill", {**ARGUMENTS, "compare": True}, {"scene": "a"})
+    with pytest.raises(InputError, match=r"with another seed: 0, not False"):  # which the fresh one has not
+        Run.open(tmp_path / "run", "distill", {"method": "nerfacto"}, {"scene": "a"})
     with pytest.raises(InputError, match=r"another run \(difix distill, before this changed: scene\)"):
         Run.open(tmp_path / "run", "distill", ARGUMENTS, {"scene": "changed images"})
     with pytest.raises(InputError, match=r"another run \(difix distill\); choose"):

@@ -486,6 +486,9 @@ def test_masks_as_other_tools_call_them(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(load_mask(scene.frames[1]), half > 0)
     (tmp_path / "transforms.json").unlink()  # nor is it a photo to pose
     assert [path.name for path in photos_in(tmp_path / "images")] == ["0.jpg", "1.jpg", "2.jpg"]
+    draw(tmp_path / "images" / "1.CONFIDENCE.png", half)  # nor what difix writes beside a picture
+    assert [path.name for path in photos_in(tmp_path / "images")] == ["0.jpg", "1.jpg", "2.jpg"]
+    (tmp_path / "images" / "1.CONFIDENCE.png").unlink()
     assert [photo.mask for photo in map(read_photo, photos_in(tmp_path / "images"))] == (
         [None, tmp_path / name.format(1), None] if name[0] in "mi" else [None] * 3
     )

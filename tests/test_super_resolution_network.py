@@ -110,6 +110,8 @@ def test_files_that_are_no_network_are_refused(tmp_path: Path) -> None:
             SuperResolutionNetwork.from_pretrained(folder)
 
     config.write_text(json.dumps({"format": "difixcli-fixer-1"}))
+    refusal("holds a fixer, which --fixer takes")
+    config.write_text(json.dumps({"format": "another"}))
     refusal("not a super-resolver's configuration")
     config.write_text(json.dumps(values | {"heads": 3}))
     refusal(r"unknown entries \(heads\)")

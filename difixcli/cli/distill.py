@@ -300,9 +300,9 @@ class DistillRequest(Request):
         check_prior(self.prior)
         check_fixer(self.fixer)
         self._check_heeded()
-        self._check_prior_s_own()
         if self.start is not None and self.iterations is not None and self.schedule != "none":
             raise InputError("With --start training on photos is done; say with --further how long the rounds are.")
+        self._check_prior_s_own()
         self._check_names()
 
     def _check_heeded(self) -> None:

@@ -73,7 +73,7 @@ def carried(
                 yield item, future.result()
 
         ended: list[InputError] = []
-        for item, prepared in _ahead(items, prepare, pace, ended):
+        for item, prepared in _ahead(items, prepare, pace, ended, skip):
             if isinstance(prepared, InputError):
                 if unreadable is None:
                     yield from flushed()
