@@ -252,11 +252,11 @@ def test_too_little_memory_falls_back_to_tiles_with_a_message(monkeypatch: pytes
     assert (fixer(image, photo) - expected).abs().max() < 1e-4
     assert fixer.tile == 256
     assert len(said) == 1 and "tiles of 256" in said[0]
-    monkeypatch.setattr(fixer.network, "encode", lambda images: 1 / 0)
+    monkeypatch.setattr(fixer.network, "encode", lambda images, *drawn: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fixer(image)
 
-    def no_memory(images: torch.Tensor) -> None:
+    def no_memory(images: torch.Tensor, *drawn: torch.Tensor | None) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(fixer.network, "encode", no_memory)

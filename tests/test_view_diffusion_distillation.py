@@ -292,17 +292,22 @@ def test_photos_and_nothing_held_out(arc: Path, networks: Path, tmp_path: Path) 
         (["--split", "all", "--compare"], "leave --compare out"),
     ],
 )
-def test_what_cannot_be_is_said(words: list[str], sentence: str, arc: Path, tmp_path: Path) -> None:
-    refused(difix("distill", arc, "--prior", "view-diffusion", *words, "-o", tmp_path / "run"), sentence)
+def test_what_cannot_be_is_said(words: list[str], sentence: str, arc: Path, networks: Path, tmp_path: Path) -> None:
+    line = ["distill", arc, "--prior", "view-diffusion", "-o", tmp_path / "run"]
+    trained = [] if "--view-diffusion" in words else ["--view-diffusion", networks]
+    refused(difix(*line, *trained, *words), sentence)
     assert not (tmp_path / "run").exists()
 
 
-def test_options_of_few_photos_belong_to_them(arc: Path) -> None:
+def test_options_of_few_photos_belong_to_them(arc: Path, networks: Path) -> None:
     refused(difix("distill", arc, "--seek", "mode"), "--seek belongs to --prior view-diffusion")
     refused(difix("fix", arc, "--trajectory", "spiral"), "--trajectory belongs to --task novel-view")
     refused(difix("fix", arc, "--task", "novel-view", "--fixer", "x"), "--fixer says nothing to --task novel-view")
     refused(difix("fix", arc, "--task", "deblur"), "task called deblur")
-    refused(difix("fix", arc, "--task", "novel-view", "--split", "groups:1"), "at least two photos")
+    line = ["fix", arc, "--task", "novel-view", "--split", "groups:1"]
+    refused(difix(*line, "--view-diffusion", networks), "at least two photos")
+    for unread in (line, ["distill", arc, "--prior", "view-diffusion"]):
+        refused(difix(*unread), "No trained view-conditioned diffusion model comes with this version")
     assert SEEK == ("mode", "sds", "mean")
 
 
