@@ -280,7 +280,7 @@ def test_names_with_backslashes_are_folders(tmp_path: Path) -> None:
         ("{}.png", "images/{}.PNG"),
         ("C:/Users/me/garden/images/{}.png", "images/{}.png"),
         ("C:\\Users\\me\\garden\\left\\{}.png", "images/left/{}.png"),
-        ("/home/me/garden/left/{}.jpg", "input/left/{}.png"),
+        ("/srv/garden/left/{}.jpg", "input/left/{}.png"),
     ],
 )
 @pytest.mark.parametrize("text", [True, False])

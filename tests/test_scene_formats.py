@@ -219,7 +219,7 @@ def test_instant_ngp(tmp_path: Path) -> None:
     [
         (r"images\{}.png", "images/{}.png"),
         (r"C:\Users\me\garden\images\{}.png", "images/{}.png"),
-        ("/home/me/garden/images/left/{}.png", "images/left/{}.png"),
+        ("/srv/garden/images/left/{}.png", "images/left/{}.png"),
         (r"D:\shoot\{}.png", "images/{}.png"),
         ("images/{}.JPG", "images/{}.png"),
         ("images/{}.png", "Images/{}.PNG"),

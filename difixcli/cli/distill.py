@@ -310,10 +310,8 @@ class DistillRequest(Request):
         from difixcli.distillation.prior import SUPER_RESOLUTION, VIDEO, VIEW_DIFFUSION
 
         if self.prior in (SUPER_RESOLUTION, VIEW_DIFFUSION, VIDEO):
-            unheard = ["schedule", "profile", "fixer", "step", "references", "trust", "drop_below", "guard"]
-            unheard.append("confidence")
-            if self.prior == VIDEO:
-                unheard = [name for name in unheard if name not in ("trust", "confidence")]
+            unheard = ["schedule", "profile", "fixer", "step", "references", "drop_below", "guard"]
+            unheard += [] if self.prior == VIDEO else ["trust", "confidence"]
             # views are the photos' or between them, and films begin from the point cloud
             unheard += ["targets"] if self.prior in (SUPER_RESOLUTION, VIDEO) else []
             unheard += ["start"] if self.prior == VIDEO else []

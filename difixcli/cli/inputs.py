@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from difixcli.scenes.scene import Scene, Split
 
 
+_SLOW = 50 * 10**6  # pixels
+
+
 def tell_loading() -> None:
     """Say, before anything imports torch, that it takes seconds, in which else there would be no sign of life."""
     if "torch" not in sys.modules:
         console.say("Loading torch …")
-
-
-_SLOW = 50 * 10**6  # pixels
 
 
 def pick_device(device: Device, preset: Preset | None = None) -> tuple[str, str]:

@@ -37,7 +37,7 @@ class Pace:
         self._pause = max(SAVE_AFTER, seconds / SAVE_SHARE)
 
 
-def write_checkpoint(path: Path, state: Mapping[str, Any], step: int, kept: str = "") -> float:
+def write_checkpoint(path: Path, state: Mapping[str, Any], step: int, kept: str) -> float:
     """Write a checkpoint of tensors and plain values; the seconds that it took.
 
     InputError, with what is `kept` instead, where it cannot be written.

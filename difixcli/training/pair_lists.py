@@ -7,6 +7,7 @@ half a gigabyte in each.
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -20,8 +21,8 @@ T = TypeVar("T")
 class _Sliced(Sequence[T]):
     """A sequence that is indexed from either end and by slices, once `_item` gives what has a number from 0 on."""
 
-    def _item(self, number: int) -> T:
-        raise NotImplementedError
+    @abstractmethod
+    def _item(self, number: int) -> T: ...
 
     @overload
     def __getitem__(self, index: int) -> T: ...
