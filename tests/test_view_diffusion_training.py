@@ -223,6 +223,15 @@ def test_a_signal_saves_first(folders: list[Path], tmp_path: Path, monkeypatch: 
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+def test_weights_that_are_no_numbers_are_not_kept(folders: list[Path], tmp_path: Path) -> None:
+    """Between two lines of the log, too."""
+    scenes = [load_scene(folders[0], SIDE)]
+    options = {**FAST, "learning_rate": 1e30, "epipolar_iterations": 8, "log_every": 100, "checkpoint_every": 4}
+    with pytest.raises(InputError, match=r"at step 3 .* is not a number \(no checkpoint was written yet\)"):
+        train_view_diffusion(scenes, "scratch", tmp_path / "out", **options)
+    assert not (tmp_path / "out" / "checkpoints" / "last.pt").exists()
+
+
 def test_time_ends_training(folders: list[Path], tmp_path: Path) -> None:
     scenes = [load_scene(folders[0], SIDE)]
     options = {**FAST, "epipolar_iterations": 10**6, "vae_iterations": 0, "diffusion_iterations": 1, "seconds": 2.0}
