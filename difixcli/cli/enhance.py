@@ -100,7 +100,12 @@ class _Fixing:
 @console.handled
 @over_scenes("source", None)
 def enhance(
-    source: Annotated[Path, typer.Argument(help="A folder of frames, a video, or a run of difix distill.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder of frames, a video, or a run of difix distill; the --output of several stands for them all."
+        ),
+    ],
     trajectory: Annotated[
         str | None,
         typer.Option(
