@@ -138,7 +138,7 @@ class _Training(StagedTraining):
             "options": {name: value for name, value in asdict(options).items() if name not in VIEW_DIFFUSION_FREE},
             "photos": self.photos.names,
         }
-        self.take_up(identity, {"photos": self.counts})
+        self.take_up(self.checkpointed(), identity, {"photos": self.counts})
 
     def run(self, progress: Callable[[int], None] | None) -> dict[str, Any]:
         self.train(progress)
