@@ -172,6 +172,7 @@ class Training(ABC):
 
     def restore_average(self, held: Any) -> None:
         """The average as a checkpoint holds it."""
+        assert self.average is not None
         torch._foreach_copy_(self.average, held)
 
     def sweep(self) -> None:
