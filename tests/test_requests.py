@@ -21,7 +21,7 @@ from difixcli.cli.fix import FixRequest
 from difixcli.cli.requests import Request, options_of
 from difixcli.errors import InputError
 from difixcli.fixer import new_small_fixer
-from difixcli.runs import write_json
+from difixcli.runs import Run, write_json
 from difixcli.samples.sample import cached_sample
 
 TOY: dict[str, Any] = {"schedule": "none", "iterations": 2, "size": 32, "device": "cpu", "views": 3, "seed": 5}
@@ -138,14 +138,14 @@ def _wrong(folder: Path) -> list[tuple[str, str]]:
 
 def _wrong_images(folder: Path, room: Path, images: Path) -> list[tuple[str, str]]:
     """Lines of `difix fix` and `difix enhance`, and what is said of them."""
+    folder.mkdir()
     (folder / "film.mp4").write_bytes(b"")
     enlarged = {"scene": "room", "size": None, "preset": "cpu", "split": "all", "seed": 0, "enlargement": {}}
     for name, command, arguments in (
         ("run", "distill", {**enlarged, "enlargement": None}), ("large", "distill", enlarged), ("other", "fix", {}),
         ("broken", "distill", {"scene": 3}),
     ):  # fmt: skip
-        record = {"command": command, "arguments": arguments, "inputs": {}, "versions": {}, "state": "done"}
-        write_json(folder / name / "run.json", {**record, "seconds": 0.0, "timings": {}, "results": {}})
+        Run.open(folder / name, command, arguments, {}).finish({})
         write_json(folder / name / "reconstruction.json", {})
     write_json(folder / "run" / "photos" / "reconstruction.json", {})
     views, lone = f"fix {room} --task novel-view", "fix --export x"
