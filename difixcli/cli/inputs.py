@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -195,11 +195,17 @@ def files_read(fixer: str, *scenes: Scene) -> list[Path]:
     return [*local_files(fixer), *(frame.image_path for scene in scenes for frame in scene.frames)]
 
 
-def photos_of(path: Path) -> list[Path]:
-    """A reference photo, or all photos of a folder."""
+def check_source(source: Path) -> None:
+    """InputError where images are to be read from and nothing is."""
+    if not source.exists():
+        raise InputError(f"There is no image, folder or video {source}; check its name.")
+
+
+def photos_named(references: Iterable[Path] | None) -> list[Path]:
+    """The reference photos that are named, and all those of folders that are."""
     from difixcli.evaluation.pictures import image_files
 
-    return sorted(image_files(path)) if path.is_dir() else [path]
+    return [photo for path in references or () for photo in (sorted(image_files(path)) if path.is_dir() else [path])]
 
 
 def photo_count(references: int | None, fixer: Fixer) -> int:

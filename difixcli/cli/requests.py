@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,7 +37,8 @@ R = TypeVar("R", bound="Request")
 
 @dataclass(frozen=True)
 class Request:
-    """Fields annotated as typer takes them, each with a default: None where nothing was asked for.
+    """Fields annotated as typer takes them, each with a default, None where nothing was asked for; one without it must
+    be given.
 
     Values may be given as they stand on the line: "cpu" for `Device.cpu`, "out" for `Path("out")`.
     """
@@ -66,7 +67,10 @@ def filling(request: type[R]) -> Callable[[Callable[..., None]], Callable[..., N
     hints = typing.get_type_hints(request, include_extras=True)
     own = [
         inspect.Parameter(
-            field.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=field.default, annotation=hints[field.name]
+            field.name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
         )
         for field in fields(request)
     ]

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from difixcli import console
-from difixcli.cli.distilling import Distilled, absolute, held, method_asked, recorded, settings_of, told
+from difixcli.cli.distilling import (
+    Distilled,
+    absolute,
+    ended,
+    held,
+    method_asked,
+    recorded,
+    results_of,
+    settings_of,
+    told,
+)
 from difixcli.cli.inputs import (
     check_model,
     files_read,
@@ -74,7 +85,6 @@ def distill_filmed(request: DistillRequest) -> Distilled:
     from difixcli.priors.video.files import film_files
     from difixcli.priors.video.opening import open_video_model
     from difixcli.reconstruction import default_iterations, draws_images, method_config
-    from difixcli.reconstruction.compilation import compile_ahead
     from difixcli.reconstruction.objective import check_terms
 
     method = method_asked(request)
@@ -117,16 +127,5 @@ def distill_filmed(request: DistillRequest) -> Distilled:
         f"{schedule.share:.0%} of what is drawn",
         schedule=planned(schedule),
     )
-    if not split.test:
-        console.say("No photo is held out, so nothing is measured; --split holds some out.")
-    if model is None:
-        results = run.record["results"]
-    else:
-        compile_ahead(method, on, console.say)
-        results = made.film(model, run, console.progress, console.say)
-        run.finish(results)
-    console.say(f"Pictures: {run.folder / ('renders' if results else 'path')}")
-    if results:
-        console.say(f"For a report: difix eval {run.folder}")
-    title = f"{loaded.name}, {method}: {counted(len(split.test), 'test view')}"
-    return Distilled(run.folder, results, title)
+    work = None if model is None else partial(made.film, model)
+    return ended(run, loaded, split, method, results_of(run, split, method, on, work))
