@@ -20,6 +20,7 @@ from difixcli.cli.inputs import (
     photos_told,
     pick_device,
     scene_inputs,
+    tell_loading,
 )
 from difixcli.cli.options import (
     BatchOption,
@@ -234,6 +235,7 @@ def _enhance_run(
     if asked is not None and (option := fixing.given()):
         raise InputError(f"{source} is larger than its photos: its super-resolver enhances it; leave {option} out.")
     on, _ = pick_device(device)
+    tell_loading("nerfstudio")
 
     from difixcli.cli.super_resolution import large_scene, resolver_cleaner
     from difixcli.enhancement.runs import by_fixer, enhance_run, path_fingerprint, views
