@@ -119,7 +119,8 @@ def enhance(
         bool, typer.Option("--split-screen", help="Also a video of before and after with a moving divider.")
     ] = False,
     fps: Annotated[
-        float | None, typer.Option(help="Frames a second of the videos; by default the source's.", min=0.1, max=1000)
+        float | None,
+        typer.Option(help="Frames a second of the videos; by default the source's, 24 of a folder.", min=0.1, max=1000),
     ] = None,
     reference: ReferenceOption = None,
     references: ReferencesOption = None,
@@ -235,7 +236,6 @@ def _enhance_run(
     if asked is not None and (option := fixing.given()):
         raise InputError(f"{source} is larger than its photos: its super-resolver enhances it; leave {option} out.")
     on, _ = pick_device(device)
-    tell_loading("nerfstudio")
 
     from difixcli.cli.super_resolution import large_scene, resolver_cleaner
     from difixcli.enhancement.runs import by_fixer, enhance_run, path_fingerprint, views
@@ -281,6 +281,7 @@ def _enhance_run(
     )
     # where it was trained, unless that is not here or another place is asked for
     where = None if device is Device.auto and on == "cuda" else on
+    tell_loading("nerfstudio")
     results = enhance_run(
         source,
         run.folder,

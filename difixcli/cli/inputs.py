@@ -105,6 +105,7 @@ def open_fixer(
 
     if device == "cpu":
         keep_freed_memory()
+    console.say(f"Loading the fixer {name} …")
     fixer = Fixer.from_pretrained(name, merge=True)
     # a blend of pixels needs their eight bits, and more
     half = dtype is Precision.auto and device == "cuda" and fixer.config.takes_photos
