@@ -212,7 +212,7 @@ class FinetuneRequest(Request):
     def _check_fixer(self, chosen: dict[str, Any]) -> None:
         from difixcli.model_folders import SMALL_SIZES, looks_like_hub_name
         from difixcli.training.options import TrainingOptions, with_options
-        from difixcli.training.sources import check_pairs, check_small, split_sources
+        from difixcli.training.sources import check_pairs, check_small, is_remote, split_sources
         from difixcli.training.trackers import check_installed
 
         if self.base not in SMALL_SIZES:
@@ -234,9 +234,9 @@ class FinetuneRequest(Request):
             raise refused[0]
         if self.photos is None and "photo_share" in chosen:
             raise InputError("The training option photo_share is the share of --photos; name a folder of them.")
-        looked_up, _ = split_sources(self.pairs or [], self.stream)
-        for source in looked_up:
-            check_pairs(source.expanduser())
+        sources = [one if is_remote(one) else str(Path(one).expanduser()) for one in self.pairs or []]
+        for source in split_sources(sources, self.stream)[0]:
+            check_pairs(source)
 
     def _check_super_resolver(self, chosen: dict[str, Any]) -> None:
         from difixcli.priors.super_resolution.files import check_own
