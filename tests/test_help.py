@@ -33,7 +33,7 @@ def _helps() -> Iterator[tuple[str, str, str]]:
     for command, held in COMMANDS.items():
         for param in held.params:
             text = " ".join((getattr(param, "help", None) or "").split())
-            if re.search(r"[Dd]efault|on a [CG]PU|: \d", text):
+            if re.search(r"[Dd]efault|on a [CG]PU|SD-Turbo: \d", text):
                 yield command, param.name, text
 
 
