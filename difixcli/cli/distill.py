@@ -299,8 +299,8 @@ class DistillRequest(Request):
         check_targets(self.targets or ["test"])
         check_schedule(self.schedule, self.rounds, self.step, self.share, self.further)
         check_prior(self.prior)
-        check_fixer(self.fixer)
         self._check_heeded()
+        check_fixer(self.fixer)
         if self.start is not None and self.iterations is not None and self.schedule != "none":
             raise InputError("With --start training on photos is done; say with --further how long the rounds are.")
         self._check_prior_s_own()
