@@ -261,6 +261,13 @@ def test_a_video_is_posed_once_where_a_scene_is_asked_for(tmp_path: Path, monkey
     assert "posed before" in said.export_text()
 
 
+def test_a_disk_without_room_is_told_before_pycolmap_ends_the_process(
+    unposed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("difixcli.posing.features._ROOM", 2**80)
+    refused(difix("pose", unposed, "--output", tmp_path / "scene"), "No space left on device", str(tmp_path / "scene"))
+
+
 def test_what_cannot_be_posed_is_refused(tmp_path: Path) -> None:
     refused(difix("pose", tmp_path / "nowhere"), "nowhere")
     (tmp_path / "empty").mkdir()

@@ -89,6 +89,8 @@ def check_scene(spec: str | Path) -> None:
     root = Path(spec)
     if not root.exists():
         raise InputError(f"The scene folder {root} does not exist; give a folder with posed photos or sample:room.")
+    if not os.access(root, os.R_OK | (os.X_OK if root.is_dir() else 0)):
+        raise InputError(f"{root} cannot be read (Permission denied); allow it to be read and run the same line again.")
     if root.is_file() and root.name != TRANSFORMS and not is_video(root):
         raise InputError(f"{root} is a file; name the folder that holds transforms.json or a COLMAP model.")
 

@@ -159,14 +159,17 @@ class Scene:
     def file_names(self) -> tuple[str, ...]:
         """A file name without suffix for each frame, unique in the scene also where case does not count.
 
-        It is the frame's own name made safe, with the frame's number where several would be one (`a.jpg`, `a.png`).
+        It is the frame's own name made safe, with the frame's number where several would be one (`a.jpg`, `a.png`), and
+        where one is another's and more behind a dot (`a`, `a.target`), as files that belong to that other are called.
         """
         names = [file_name(frame.name) for frame in self.frames]
         count = Counter(name.casefold() for name in names)
         unique = []
         for number, name in enumerate(names):
             chosen = name
-            if count[name.casefold()] > 1:
+            parts = name.casefold().split(".")
+            of_another = any(".".join(parts[:end]) in count for end in range(1, len(parts)))
+            if count[name.casefold()] > 1 or of_another:
                 chosen = f"{name}-{number:05d}"
                 while chosen.casefold() in count:
                     chosen += "-"
