@@ -102,7 +102,8 @@ class Frame:
     `name` is unique in its scene (the image's path relative to the scene's folder, POSIX style).
     `camera` is the pinhole camera of the undistorted photo at the scene's working size; `lens` is what the file on
     disk was taken with, at that file's own size: where `turned`, as its EXIF orientation turns it, else as its pixels
-    are stored. `operator` is how the photo is made smaller (see `images.reduced`).
+    are stored. `operator` is how the photo is made smaller (see `images.reduced`). `depths` are the nearest and the
+    farthest z-depth of what it shows, in units of the camera's world, where the scene's file says so.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Frame:
     mask_path: Path | None = None
     turned: bool = False
     operator: Operator = "area"
+    depths: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
