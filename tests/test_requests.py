@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
 import sys
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pytest
 import typer
 from commands import difix, told
 from PIL import Image
+from typer.models import OptionInfo
 
 from difixcli.cli import app
 from difixcli.cli.distill import DistillRequest
 from difixcli.cli.enhance import EnhanceRequest
+from difixcli.cli.finetune import FinetuneRequest
 from difixcli.cli.fix import FixRequest
+from difixcli.cli.lines import words
 from difixcli.cli.requests import Request, options_of
 from difixcli.errors import InputError
 from difixcli.fixer import new_small_fixer
@@ -28,7 +33,12 @@ TOY: dict[str, Any] = {"schedule": "none", "iterations": 2, "size": 32, "device"
 TOY["settings"] = ["max_gaussians=100", "pipeline.model.sh_degree=1"]
 LINE = ("--schedule", "none", "--iterations", 2, "--size", 32, "--device", "cpu", "--views", 3, "--seed", 5)
 LINE += ("--set", "max_gaussians=100", "--set", "pipeline.model.sh_degree=1")
-REQUESTS: dict[str, type[Request]] = {"distill": DistillRequest, "enhance": EnhanceRequest, "fix": FixRequest}
+REQUESTS: dict[str, type[Request]] = {
+    "distill": DistillRequest,
+    "enhance": EnhanceRequest,
+    "finetune": FinetuneRequest,
+    "fix": FixRequest,
+}
 
 
 @pytest.fixture(scope="module")
@@ -197,11 +207,108 @@ def _wrong_images(folder: Path, room: Path, images: Path) -> list[tuple[str, str
     ]  # fmt: skip
 
 
+def _wrong_others(folder: Path, scene: Path) -> list[tuple[str, str]]:
+    """Whole lines of other commands, and what is said of them."""
+    pairs = folder / "pairs"
+    (pairs / "train").mkdir(parents=True)
+    (pairs / "data.json").write_text('{"train": {}, "test": {}}')
+    (folder / "photos").mkdir()
+    (folder / "full").mkdir()
+    (folder / "full" / "notes.txt").write_text("")
+    (folder / "film").mkdir()
+    (folder / "film" / "config.json").write_text('{"format": "difixcli-video-1"}')
+    few, film, larger = "--task view-diffusion", "--task video", "--task super-resolution"
+    finetune = [
+        ("", "Nothing to train on"),
+        (f"{folder / 'none'}", "There are no pairs"),
+        (f"{folder / 'empty'}", "neither a data.json nor tars"),
+        (f"{folder / 'model.txt'}", "neither a manifest in JSON nor a tar"),
+        (f"{pairs} --stream", "no tars to stream"),
+        (f"{pairs} --photos {folder / 'none'}", "There is no folder"),
+        *(
+            (f"{pairs} {option}", said)
+            for option, said in (
+                ("--base nowhere", "no fixer called nowhere"),
+                ("--base ./nowhere", "There is no fixer nowhere"),
+                ("--base tinny", "no base called tinny; did you mean tiny"),
+                (f"--base {folder / 'empty'}", "is not a fixer"),
+                (f"--base {folder / 'model.txt'}", "is not a fixer"),
+                (f"--base {folder / 'film'}", "holds a video model"),
+                (f"--output {folder / 'model.txt'}", "is a file"),
+                (f"--output {folder / 'full'}", "is not empty and holds no run"),
+                ("--train everything", "option train called everything"),
+                ("--perceptual vgg", "option perceptual called vgg"),
+                ("--learning-rate -1", "learning_rate cannot be negative"),
+                ("--learning-rate inf", "--learning-rate is a number, not inf"),
+                ("--ema 1", "would never learn"),
+                ("--dtype fp8", "option dtype called fp8"),
+                ("--dtype fp16 --device cpu", "needs a CUDA device"),
+                ("--base small --gram-weight 0.5", "no network is left to judge by"),
+                ("--set crops=3", "training option called crops; did you mean crop"),
+                ("--set crop=64", "crop has an option of its own"),
+                ("--set window", "has no value"),
+                ("--set window=many", "wants a value of type int"),
+                ("--set batches=0", "training option called batches"),
+                ("--set validate_every=0", "validate_every must be at least 1"),
+                ("--set photo_share=0.5", "is the share of --photos"),
+                ("--set clip=0", "nothing would train"),
+                ("--track nowhere", "tracker called nowhere"),
+                ("--push-to-hub name", "is no name on the hub"),
+            )
+        ),
+        *(
+            (f"{scene} {task} {option}", f"{option.split()[0]} is for ")
+            for task in (larger, few, film)
+            for option in ("--train unet", "--lora-rank 4", "--stream", "--track wandb", "--gram-weight 0",
+                           "--push-to-hub a/b", "--accumulate 2", "--gradient-checkpointing")
+        ),
+        (f"{scene} {few} --patience 3", "--patience is for other tasks"),
+        (f"{folder / 'none'} {larger}", "does not exist"),
+        (f"{scene} {larger} --base tiny", "holds no super-resolver"),
+        (f"{scene} {larger} --base bundled --set factor=2", "factor is the base's own"),
+        (f"{scene} {larger} --base scratch --perceptual st-lpips-vgg", "cannot train too"),
+        (f"{scene} {few}", "No trained view-conditioned diffusion model comes with this version"),
+        (f"{scene} {few} --base nowhere", "no view-conditioned diffusion model called nowhere"),
+        (f"{scene} {few} --base scratch --iterations 4 --set vae_iterations=3", "leave it out beside --set"),
+        (f"{scene} {few} --base a/b --set unet_width=32", "unet_width is the base's own"),
+        (f"{few} --photos {folder / 'photos'} --base scratch", "name scenes beside --photos"),
+        (f"{pairs} {film} --photos {folder / 'photos'}", "--photos says nothing to video models"),
+        (f"{folder / 'none'} {film}", "There are no pairs"),
+        (f"{pairs} {film} --base nowhere", "no fixer called nowhere"),
+    ]  # fmt: skip
+    curate = [
+        ("--strategy sparce", "strategy called sparce; did you mean sparse"),
+        ("--method splatfcto", "method called splatfcto; did you mean splatfacto"),
+        ("--set pipeline.model.x", "has no value"),
+        ("--set max_gaussians=many", "is not a number"),
+        ("--keep falied", "filter called falied"),
+        ("--image-format bmp", "image format called bmp"),
+        ("--format zip", "format of pairs called zip"),
+        ("--strategy clips --format webdataset", "leave --format out"),
+        ("--test-scene other", "is none of the scenes"),
+        (f"--output {folder / 'full'}", "is not empty and holds no run"),
+    ]
+    return [
+        *((f"finetune {line}", said) for line, said in finetune),
+        *((f"curate {scene} {line}", said) for line, said in curate),
+        ("download lpips-vgc", "did you mean lpips-vgg"),
+        (f"eval {scene} --metrics psnrr", "metric called psnrr"),
+        (f"eval {scene} --protocol other", "protocol called other"),
+        (f"eval {folder / 'none'}", "check its name"),
+        (f"export {folder / 'empty'} -o {folder / 'a.ply'}", "holds no reconstruction"),
+        (f"fix {folder / 'photos'} --fixer nowhere", "no fixer called nowhere"),
+        (f"enhance {folder / 'photos'} --fixer nowhere", "no fixer called nowhere"),
+        (f"pose {folder / 'none'}", "There is no"),
+        ("sample rom somewhere", "no sample scene called rom"),
+    ]
+
+
 def test_contradictions_are_told_before_torch(room: Path, images: Path, tmp_path: Path) -> None:
     """In a process of its own, in which neither torch nor nerfstudio is ever imported."""
-    wrong = [(f"distill {room} --output {tmp_path / 'made'} {words}", said) for words, said in _wrong(tmp_path)]
-    wrong += _wrong_images(tmp_path / "images", room, images)
-    lines = [words.split() for words, _ in wrong]
+    made = f"--output {tmp_path / 'made'}"
+    wrong = [(f"distill {room} {line} {made}", said) for line, said in _wrong(tmp_path)]
+    wrong += _wrong_images(tmp_path / "images", room, images) + _wrong_others(tmp_path, room)
+    lines = [asked.split() for asked, _ in wrong]
     code = (
         "import json, sys; from typer.testing import CliRunner; from difixcli.cli import app\n"
         "for line in json.load(sys.stdin):\n"
@@ -215,11 +322,11 @@ def test_contradictions_are_told_before_torch(room: Path, images: Path, tmp_path
         [sys.executable, "-W", "ignore", "-c", code],
         input=json.dumps(lines), env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    for (words, sentence), line in zip(wrong, ended.stdout.splitlines(), strict=True):
+    for (asked, sentence), line in zip(wrong, ended.stdout.splitlines(), strict=True):
         exit_code, said, heavy = json.loads(line)
-        assert exit_code == 2 and said.startswith("Error:") and len(said.splitlines()) == 1, (words, said)
-        assert sentence in said, (words, said)
-        assert heavy == [], words
+        assert exit_code == 2 and said.startswith("Error:") and len(said.splitlines()) == 1, (asked, said)
+        assert sentence in said, (asked, said)
+        assert heavy == [], asked
     assert not (tmp_path / "made").exists()
 
 
@@ -319,6 +426,13 @@ def test_images_are_asked_for_the_same_in_every_way(command: str, images: Path, 
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("option", ["scene", "start", "fixer", "output"])
+def test_a_name_that_is_too_long_is_refused_in_python_too(option: str, room: Path) -> None:
+    """More than file systems take, in one part of a path: no OSError."""
+    with pytest.raises(InputError, match="too long"):
+        DistillRequest(**{"scene": str(room), option: "n" * 300}).validate()
+
+
 @pytest.mark.parametrize(
     ("command", "values", "said"),
     [
@@ -357,14 +471,41 @@ def test_values_may_be_written_as_on_the_line() -> None:
     )
 
 
-@pytest.mark.parametrize("command", REQUESTS)
-def test_every_option_is_a_field(command: str) -> None:
+@pytest.mark.parametrize(("name", "request_of"), sorted(REQUESTS.items()))
+def test_a_request_comes_back_from_its_line(name: str, request_of: type[Request]) -> None:
+    """Whatever an option is given, the words of a job's line are read as the same again."""
     group: Any = typer.main.get_command(app)
-    over_scenes = {one.name for one in group.commands["enhance"].params} & {
-        one.name for one in group.commands["curate"].params
-    } - set(options_of(EnhanceRequest))
-    options = {one.name for one in group.commands[command].params} - over_scenes
-    assert options - {"as_json", "config"} == set(options_of(REQUESTS[command]))
+    (command,) = (one.callback for one in app.registered_commands if one.name == name)
+    assert command is not None
+    signature = inspect.signature(command, eval_str=True)
+    usual = {option: _plain(signature.parameters[option].default) for option in options_of(request_of)}
+    for option, (kind, info) in options_of(request_of).items():
+        value = _other(kind, info, signature.parameters[option].default)
+        if "list" in str(signature.parameters[option].annotation) and not isinstance(value, list):
+            value = [value]  # of a command over several scenes
+        read = group.commands[name].make_context(name, words(signature, {option: value})).params
+        assert {one: _plain(read[one]) for one in usual} == {**usual, option: _plain(value)}, option
+
+
+def _plain(value: Any) -> Any:
+    """A value as it is compared: what typer gives a command, it makes of these later."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value] or None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _other(kind: Any, info: Any, default: Any) -> Any:
+    """A value that an option takes and that is not its default."""
+    wanted = next((one for one in get_args(kind) if one is not type(None)), kind) if get_origin(kind) else kind
+    if get_origin(kind) is list or get_origin(wanted) is list:
+        return ["one two", "b=3", *(["-1"] if isinstance(info, OptionInfo) else [])]
+    if wanted is bool:
+        return not default
+    if isinstance(wanted, type) and issubclass(wanted, Enum):
+        return next(one for one in wanted if one is not default)
+    if wanted in (int, float):
+        return wanted((info.min or 0) + 1) if info.max is None else wanted(info.max)
+    return wanted("some where/it's")
 
 
 def test_names_that_are_known_without_imports_are_the_registry_s(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,8 @@ class EnhanceRequest(Request):
         bool, typer.Option("--split-screen", help="Also a video of before and after with a moving divider.")
     ] = False
     fps: Annotated[
-        float | None, typer.Option(help="Frames a second of the videos; by default the source's.", min=0.1, max=1000)
+        float | None,
+        typer.Option(help="Frames a second of the videos; by default the source's, 24 of a folder.", min=0.1, max=1000),
     ] = None
     reference: ReferenceOption = None
     references: ReferencesOption = None
@@ -95,10 +96,7 @@ class EnhanceRequest(Request):
     def _of_a_run(self) -> bool:
         return (self.source / "reconstruction.json").is_file()
 
-    def validate(self) -> None:
-        """Raises InputError for what can be told to be wrong without torch, which takes long to import: unknown names,
-        files that are not there, and options that contradict each other.
-        """
+    def _check(self) -> None:
         check_fixer(self.fixer)
         if self.output is not None:
             check_folder(self.output)

@@ -17,6 +17,7 @@ from difixcli.cli.inputs import (
     photos_told,
     pick_device,
     scene_inputs,
+    tell_loading,
 )
 from difixcli.cli.options import Device
 from difixcli.cli.outputs import Made, announce, beside_others, folder_beside, tell_frames
@@ -142,6 +143,7 @@ def enhanced_run(request: EnhanceRequest) -> Made:
     announce(run, scene=scene.name, trajectory=along)
     # where it was trained, unless that is not here or another place is asked for
     where = None if request.device is Device.auto and on == "cuda" else on
+    tell_loading("nerfstudio")
     results = enhance_run(
         source, run.folder, cleaner, scene, split, console.progress, path, film, where, request.confidence
     )

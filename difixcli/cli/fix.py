@@ -127,10 +127,7 @@ class FixRequest(Request):
     output: OutputOption = None
     force: ForceOption = False
 
-    def validate(self) -> None:
-        """Raises InputError for what can be told to be wrong without torch, which takes long to import: unknown names,
-        files that are not there, and options that contradict each other.
-        """
+    def _check(self) -> None:
         if self.task not in TASKS:
             raise unknown("task", self.task, TASKS)
         if self.output is not None:

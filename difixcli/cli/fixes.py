@@ -27,6 +27,7 @@ from difixcli.cli.inputs import (
     scene_inputs,
     size_of,
     split_input,
+    tell_loading,
 )
 from difixcli.cli.outputs import DISTILLED_OR_ENHANCED, announce
 from difixcli.errors import InputError
@@ -67,6 +68,7 @@ def distill_fixes(request: DistillRequest) -> Distilled:
         console.warn(f"The split {rule} leaves one photo to train on, which shows nothing of depth; hold out fewer.")
     inputs = {**scene_inputs(loaded), **split_input(loaded, chosen), **fixer_input(request.fixer)}
 
+    tell_loading("nerfstudio")
     from difixcli.distillation.distill import Distillation
     from difixcli.reconstruction import default_iterations, draws_images, method_config
     from difixcli.reconstruction.objective import check_terms

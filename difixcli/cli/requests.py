@@ -48,6 +48,19 @@ class Request:
         for name, (kind, info) in options_of(type(self)).items():
             object.__setattr__(self, name, _taken(name, kind, info, getattr(self, name)))
 
+    def validate(self) -> None:
+        """Raises InputError for what can be told to be wrong without torch and nerfstudio, which take long to import:
+        unknown names, values that make no sense, and options that contradict each other.
+        """
+        try:
+            self._check()
+        except OSError as error:  # of a name that is too long, or of what may not be read
+            named = "" if error.filename is None else f" ({short(str(error.filename))})"
+            raise InputError(f"{error.strerror}{named}; mend the name, or who may read it.") from error
+
+    def _check(self) -> None:
+        """What `validate` does; an OSError is told by it."""
+
     def given(self, *names: str) -> list[str]:
         """Those of the options called so that have not their default, as they are called on the line."""
         defaults = {field.name: field.default for field in fields(self)}

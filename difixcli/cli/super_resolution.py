@@ -27,6 +27,7 @@ from difixcli.cli.inputs import (
     scene_inputs,
     size_of,
     split_input,
+    tell_loading,
     tell_slow,
 )
 from difixcli.cli.outputs import Made, announce, beside_others, folder_beside, tell_frames
@@ -94,6 +95,7 @@ def distill_larger(request: DistillRequest) -> Distilled:
     if request.compare and not split.test:
         raise InputError(f"The split {rule!r} holds out no photo to compare by; leave --compare out.")
 
+    tell_loading("nerfstudio")
     from difixcli.distillation.settings import read_terms
     from difixcli.distillation.super_resolution import SuperResolution, further_iterations
     from difixcli.priors.super_resolution.enlargement import small_and_large

@@ -26,10 +26,12 @@ from difixcli.cli.inputs import (
     scene_inputs,
     size_of,
     split_input,
+    tell_loading,
 )
 from difixcli.cli.outputs import announce
 from difixcli.cli.view_diffusion import MOST, few_photos_rule
 from difixcli.errors import InputError
+from difixcli.model_folders import no_video_model
 from difixcli.runs import Run, fingerprint
 from difixcli.wording import counted
 
@@ -47,6 +49,9 @@ def check_filmed(request: DistillRequest) -> None:
 
     check_frames(request.frames)
     check_model(request.video, "video")
+    path = Path(request.video or "bundled").expanduser()
+    if path.exists() and not any((path / name).is_file() for name in ("config.json", "model_index.json")):
+        raise no_video_model(path)
     if request.points not in (None, NO_CLOUD):
         from difixcli.point_maps.files import check_points
 
@@ -80,6 +85,7 @@ def distill_filmed(request: DistillRequest) -> Distilled:
     cloud = absolute(points) if points not in (None, NO_CLOUD, AUTO) else points
     filming = make_filming(sizes, cloud, video and absolute(video), request.frames)
 
+    tell_loading("nerfstudio")
     from difixcli.distillation.settings import read_terms
     from difixcli.distillation.video import Filmed, own_terms, planned
     from difixcli.priors.video.files import film_files

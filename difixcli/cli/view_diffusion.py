@@ -29,6 +29,7 @@ from difixcli.cli.inputs import (
     scene_spec,
     size_of,
     split_input,
+    tell_loading,
 )
 from difixcli.cli.outputs import Made, announce, beside_others, folder_beside, tell_frames
 from difixcli.errors import InputError
@@ -91,6 +92,7 @@ def distill_few(request: DistillRequest) -> Distilled:
     network = request.view_diffusion and absolute(request.view_diffusion)
     seeking = make_seeking(sizes, network, request.seek, request.denoise_steps, request.reuse, request.anneal)
 
+    tell_loading("nerfstudio")
     from difixcli.distillation.settings import read_terms
     from difixcli.distillation.view_diffusion import ModeSeeking, own_terms, photo_iterations, planned
     from difixcli.novel_views import NovelViews
