@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from difixcli.errors import InputError
 from difixcli.frames.pictures import read_picture
-from difixcli.images import as_pixels, as_planes
+from difixcli.images import as_floats, as_pixels, as_planes
 from difixcli.runs import Progress, make_folder, write_image
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def enlarge_images(
     with progress("enlarge", max(len(todo), 1)) as update:
         for done, path in enumerate(todo, start=1):
             try:
-                photo = as_planes(read_picture(path, size).color, resolver.device)
+                photo = as_planes(as_floats(read_picture(path, size).color), resolver.device)
             except InputError as error:
                 unreadable.append(error)
             else:
