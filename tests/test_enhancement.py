@@ -30,7 +30,7 @@ from commands import difix, done, refused
 from PIL import Image
 
 from difixcli.cli import app
-from difixcli.cli.enhance import _verdict
+from difixcli.cli.enhancing import _verdict
 from difixcli.enhancement import Film, check_images, enhance_images
 from difixcli.enhancement.sequence import _Steadiness
 from difixcli.enhancement.video import VideoWriter

@@ -34,7 +34,7 @@ from difixcli.torchvision_cure import cure
 from difixcli.training import TrainingOptions, finetune
 from difixcli.training.augmentation import improved, misled
 from difixcli.training.batches import Plan, TrainingBatches
-from difixcli.training.finetune import _Training
+from difixcli.training.fixer import _Training
 from difixcli.training.losses import GRAM_WEIGHTS, FixerLoss, gram_distance
 from difixcli.training.options import learning_rate, parsed_options, with_options
 from difixcli.training.pairs import PairStore, inspect_pairs, read_manifests

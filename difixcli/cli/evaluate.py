@@ -19,7 +19,7 @@ from difixcli.cli.options import Device, DeviceOption, JsonOption, OutputOption
 from difixcli.cli.outputs import DISTILLED_OR_ENHANCED, folder_beside
 from difixcli.cli.several import Cluster, claimed, tell_failures, with_cluster, work
 from difixcli.errors import InputError, unknown
-from difixcli.runs import file_name, make_folder, read_json, write_json
+from difixcli.runs import check_folder, file_name, make_folder, read_json, write_json
 from difixcli.wording import counted
 
 _OWN = ("prediction", "output", "as_json", "cluster")
@@ -88,7 +88,7 @@ def evaluate(
     geometry, lost = _runs_of(geometry or [])
     if lost:  # which is refused where a scene that is measured needs it
         console.warn(f"The --geometry of {', '.join(lost)} is not finished.")
-    for path in [*prediction, *([masks] if masks else []), *geometry]:
+    for path in [*prediction, *([masks] if masks else []), *([inception] if inception else []), *geometry]:
         if not path.exists():
             raise InputError(f"There is no {path}; check its name.")
     if color_correct is not None and color_correct not in CORRECTIONS:
@@ -99,6 +99,8 @@ def evaluate(
     if geometry and "cross_view" not in (keys or ()) and protocol != "nerfbusters":
         raise InputError("--geometry is for --protocol nerfbusters and the figure cross-view alone; leave it out.")
     way = OWN if protocol is None else parse_protocol(protocol)
+    if output is not None:
+        check_folder(output)
     if films := [path for path in prediction if is_video(path)]:
         raise InputError(f"{films[0]} is a video; difix eval takes images: name the folder of its frames.")
     runs = [is_run(path) for path in prediction]

@@ -19,8 +19,8 @@ from difixcli.fixer.tiling import Window, fade, windows
 from difixcli.fixer.tone import keep_unseen_tone
 from difixcli.fixer.weights import load_network, merge_adapters, save_network
 from difixcli.images import in_unit
+from difixcli.model_folders import SMALL_SIZES
 
-SMALL_SIZES = ("tiny", "small", "medium")
 # Images of more pixels than such a square are fixed in windows. 1536² is more than 1080p, which GPUs hold whole.
 TILE = {"cpu": 1024, "cuda": 1536}
 SMALLEST_TILE = 256

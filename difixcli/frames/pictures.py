@@ -13,13 +13,14 @@ import numpy as np
 from difixcli.errors import InputError
 from difixcli.evaluation.pictures import image_files
 from difixcli.images import as_floats, resized_to
-from difixcli.runs import IMAGE_SUFFIXES, open_image, read_image
+from difixcli.runs import CONFIDENCE, IMAGE_SUFFIXES, open_image, read_image
 from difixcli.scenes.loading import natural_order
 
 SMALLEST = 16
 """Pixels of an image's shorter side: optical flow and the networks' lowest level need something to look at."""
 
 _ROWS = 256  # of an image that are copied at once
+_MARKED = CONFIDENCE.removesuffix(".png")
 _ORIENTATION = 0x0112  # EXIF's tag; from 5 on the image lies on its side
 
 
@@ -95,6 +96,13 @@ def listed_images(source: Path, output: Path, size: int | None = None) -> dict[P
         if path.stem in stems:
             raise InputError(f"{source} holds {stems[path.stem].name} and {path.name}; keep one image of that name.")
         stems[path.stem] = path
+    for stem, path in stems.items():
+        of = stem.removesuffix(_MARKED)
+        if of != stem and of in stems:
+            raise InputError(
+                f"{source} holds {stems[of].name} and {path.name}, whose name is that of the other's confidence map; "
+                "rename it."
+            )
     return sizes
 
 

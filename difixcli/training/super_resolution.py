@@ -24,11 +24,19 @@ from difixcli.runs import make_folder, write_json
 from difixcli.scenes import Scene
 from difixcli.training.averaging import averaged
 from difixcli.training.batches import Batch
-from difixcli.training.finetune import gain
+from difixcli.training.fixer import gain
 from difixcli.training.journal import Journal, picture
 from difixcli.training.loop import Parts, Report, Training
 from difixcli.training.losses import FixerLoss
-from difixcli.training.options import SUPER_RESOLUTION_FREE, SuperResolutionOptions, learning_rate, with_options
+from difixcli.training.options import (
+    OF_NEW_RESOLVERS,
+    SCRATCH,
+    SUPER_RESOLUTION_FREE,
+    SuperResolutionOptions,
+    check_of_new,
+    learning_rate,
+    with_options,
+)
 from difixcli.training.super_resolution_runs import scene_views
 from difixcli.training.super_resolution_samples import (
     LargePhotos,
@@ -37,9 +45,6 @@ from difixcli.training.super_resolution_samples import (
     validation_batches,
     view_batches,
 )
-
-SCRATCH = "scratch"
-_SHAPE = ("factor", "channels", "blocks")  # options of new networks
 
 
 def train_super_resolver(
@@ -285,8 +290,7 @@ class _Training(Training):
 def _network(base: str | Path, options: SuperResolutionOptions, given: Mapping[str, Any]) -> SuperResolutionNetwork:
     """A network with random weights, or with those the name stands for, on the CPU."""
     if str(base) != SCRATCH:
-        if shape := [name for name in _SHAPE if given.get(name) is not None]:
-            raise InputError(f"The training option {shape[0]} is the base's own; it is for --base {SCRATCH} alone.")
+        check_of_new(str(base), OF_NEW_RESOLVERS, given)
         return SuperResolutionNetwork.from_pretrained(base)
     config = SuperResolutionConfig(options.factor, options.channels, options.blocks)
     with torch.random.fork_rng(devices=[]):

@@ -31,7 +31,7 @@ from difixcli.priors.video.film import FixerFilm, tokens_of
 from difixcli.priors.video.network import FilmNetwork
 from difixcli.runs import make_folder, write_image, write_json
 from difixcli.training.averaging import averaged
-from difixcli.training.finetune import gain
+from difixcli.training.fixer import gain
 from difixcli.training.journal import Journal
 from difixcli.training.loop import Report, StagedTraining
 from difixcli.training.losses import charbonnier, perceptual_network

@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from difixcli import interrupts
-from difixcli.errors import InputError, near, unknown
+from difixcli.errors import InputError
 from difixcli.evaluation.metrics import best_unsharp, image_metrics, summary
 from difixcli.evaluation.perceptual import lpips_available
-from difixcli.fixer import SMALL_SIZES, Fixer, new_small_fixer
+from difixcli.fixer import Fixer, new_small_fixer
 from difixcli.fixer.diagnostics import CollapseSigns, collapse_signs
 from difixcli.fixer.weights import merge_adapters
+from difixcli.model_folders import SMALL_SIZES
 from difixcli.runs import make_folder, write_json
 from difixcli.training import processes
 from difixcli.training.averaging import averaged
@@ -46,7 +47,8 @@ from difixcli.training.parts import (
     with_geometry,
     with_rank,
 )
-from difixcli.training.streaming import StreamedBatches, split_sources
+from difixcli.training.sources import check_small, split_sources
+from difixcli.training.streaming import StreamedBatches
 from difixcli.training.synthetic import PhotoPairs
 from difixcli.training.trackers import check_trackers, open_trackers
 
@@ -615,8 +617,7 @@ def _base(base: str | Path, seed: int) -> Fixer:
     """A fixer with random weights, or with those the name stands for, on the CPU."""
     if str(base) in SMALL_SIZES:
         return new_small_fixer(str(base), seed)
-    if not Path(base).exists() and near(str(base), SMALL_SIZES):
-        raise unknown("base", str(base), SMALL_SIZES, "Or name a fixer to go on from.")
+    check_small(str(base))
     return Fixer.from_pretrained(base)
 
 
