@@ -43,6 +43,7 @@ from difixcli.frames.pictures import Picture
 from difixcli.frames.pipeline import FramePipeline
 from difixcli.frames.similar import SimilarPhotos
 from difixcli.frames.steadiness import steadied
+from difixcli.images import in_unit
 from difixcli.runs import read_image, write_image
 from difixcli.scenes.poses import look_at
 from difixcli.video import read_video
@@ -60,7 +61,7 @@ class Inverter:
 
     def __call__(self, images, references=None, opacity=None, visibility=None, fill_seed=None, correspondence=None):
         self.calls.append((images, references, visibility))
-        return 1 - images
+        return 1 - in_unit(images)
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import numpy as np
 
 from difixcli.errors import InputError
 from difixcli.frames.pictures import read_picture
-from difixcli.frames.writing import Clean, Shot, as_bytes, write_frames
-from difixcli.images import as_pixels, as_planes
+from difixcli.frames.writing import Clean, Shot, write_frames
+from difixcli.images import as_bytes, as_floats, as_pixels, as_planes
 from difixcli.runs import Progress
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def enlarge_images(
     def larger(name: str, photo: np.ndarray) -> Clean:
         own = seed ^ zlib.crc32(os.fsencode(name))
         with torch.no_grad():
-            image = by_itself(resolver, as_planes(photo, resolver.device), STEPS, own)
+            image = by_itself(resolver, as_planes(as_floats(photo), resolver.device), STEPS, own)
         return Clean(as_bytes(as_pixels(image)))
 
     unreadable: dict[str, InputError] = {}
