@@ -9,17 +9,20 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from commands import difix, refused, told
 
 from difixcli.distillation.prior import known_priors
-from difixcli.distillation.schedule import make_schedule, pseudo_cameras
+from difixcli.distillation.schedule import closing_share, make_schedule, pseudo_cameras
 from difixcli.distillation.settings import PROFILES, read_terms
 from difixcli.errors import InputError
 from difixcli.fixer import new_small_fixer
+from difixcli.reconstruction import PseudoView, Reconstruction
 from difixcli.runs import read_image
 from difixcli.scenes.scene import Camera
 
@@ -44,6 +47,16 @@ def test_rounds_come_after_a_whole_training_on_photos(preset: str, photos: int, 
     assert schedule.finished_rounds(schedule.iterations - 1) == schedule.rounds - 1
     assert schedule.finished_rounds(schedule.iterations) == schedule.rounds
     assert schedule.end(schedule.rounds) == schedule.iterations
+
+
+def test_the_end_is_on_photos_where_these_know_the_targets() -> None:
+    assert make_schedule("cpu", 3000).closing == 5500
+    assert make_schedule("gpu", 30_000).closing == 59_000  # half of a round
+    assert make_schedule("cpu", 100, 4, 4).closing == 104  # too short to have one
+    assert closing_share(0.2, [36.0, 34.0]) == 0 and closing_share(0.2, [28.0, None]) == 0.2
+    assert closing_share(0.2, [32.5]) == pytest.approx(0.1)
+    assert closing_share(0.2, [36.0, None]) == pytest.approx(0.1)  # each view by itself, not the mean of what is seen
+    assert closing_share(0.4, []) == 0.4
 
 
 def test_every_kind_of_schedule_has_the_same_photos() -> None:
@@ -300,6 +313,49 @@ def test_going_back_is_safe_from_other_processes_and_from_kills(
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["state"] == "running" and not record["results"]
     assert told(difix(*line))["results"] == first
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_is_drawn_at_the_end(
+    known: bool, room: Path, fixer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photos alone where they know the targets; stopped there, a run goes on as it would have."""
+    from difixcli.distillation import schedule
+
+    monkeypatch.setattr(schedule, "_KNOWN", (0.0, 1.0) if known else (98.0, 99.0))
+    line = ["distill", room, "--fixer", fixer, *TOY, "--json", "-o", tmp_path / "run"]
+    drawn: list[tuple[int, int, float]] = []
+    train_to, teach = Reconstruction.train_to, Reconstruction.set_pseudo_views
+    present = 0.0
+
+    def taught(self: Reconstruction, views: Sequence[PseudoView], share: float) -> None:
+        nonlocal present
+        present = share if views else 0.0
+        teach(self, views, share)
+
+    def counted(self: Reconstruction, until: int, *rest: Any) -> float:
+        drawn.append((self.step, until, present))
+        return train_to(self, until, *rest)
+
+    def stopped(self: Reconstruction, until: int, *rest: Any) -> float:
+        if until == 120:
+            train_to(self, 115, *rest)
+            raise KeyboardInterrupt
+        return train_to(self, until, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reconstruction, "set_pseudo_views", taught)
+        patch.setattr(Reconstruction, "train_to", counted)
+        first = difix(*line)
+    last = [(100, 110, 0.2), (110, 120, 0.0)] if known else [(100, 120, 0.2)]
+    assert drawn == [(0, 60, 0.0), (60, 80, 0.2), (80, 100, 0.2), *last]
+    assert ("0% of the last 10 iterations" in first.stderr) == known
+    pictures = _pictures(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Reconstruction, "train_to", stopped)
+        assert difix(*line, "--from-round", "3").exit_code == 130
+    assert told(difix(*line))["results"] == told(first)["results"]
+    assert _pictures(tmp_path / "run") == pictures
 
 
 def test_fixes_below_the_bound_are_dropped_and_counted(room: Path, fixer: Path, tmp_path: Path) -> None:

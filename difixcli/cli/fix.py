@@ -158,9 +158,10 @@ class FixRequest(Request):
         """InputError for options of images, and for views that there cannot be."""
         from difixcli.cli.view_diffusion import check_views
 
-        of_images = ("reference", "scene", "references", "resize", "tile", "fill_unseen", "confidence", "export")
-        of_images += ("batch", "upscale", "sr", "merge_lora", "compiled", "layout", "fixer", "dtype")
-        if said := self.given(*of_images):
+        if said := self.given(
+            *("reference", "scene", "references", "resize", "tile", "fill_unseen", "confidence", "export"),
+            *("batch", "upscale", "sr", "merge_lora", "compiled", "layout", "fixer", "dtype"),
+        ):
             raise InputError(f"{said[0]} says nothing to --task novel-view, which fixes no image; leave it out.")
         check_views(self)
 
@@ -168,9 +169,10 @@ class FixRequest(Request):
         """InputError for options that say how images are made, where there are none."""
         if self.export is None:
             raise InputError("Nothing to fix; name an image or a folder of images, or a folder to --export to.")
-        of_images = ("reference", "scene", "references", "size", "resize", "tile", "batch", "fill_unseen")
-        of_images += ("confidence", "upscale", "sr", "compiled", "seed", "device", "output")
-        if said := self.given(*of_images):
+        if said := self.given(
+            *("reference", "scene", "references", "size", "resize", "tile", "batch", "fill_unseen"),
+            *("confidence", "upscale", "sr", "compiled", "seed", "device", "output"),
+        ):
             raise InputError(
                 f"Without images {', '.join(said)} would say nothing: a lone --export writes the fixer alone. Name an "
                 "image or a folder of images too, or leave that out."
@@ -181,9 +183,10 @@ class FixRequest(Request):
         from difixcli.priors.super_resolution.files import check_resolver
         from difixcli.scenes.unposed import is_video
 
-        of_fixes = ("reference", "scene", "references", "resize", "tile", "fill_unseen", "confidence", "export")
-        of_fixes += ("batch", "compiled", "fixer", "dtype")
-        if said := self.given(*of_fixes):
+        if said := self.given(
+            *("reference", "scene", "references", "resize", "tile", "fill_unseen", "confidence", "export"),
+            *("batch", "compiled", "fixer", "dtype"),
+        ):
             raise InputError(f"{said[0]} belongs to fixing, not to --upscale; leave one of them out.")
         if is_video(source):
             raise InputError(f"{source} is a video; make its frames images first.")

@@ -34,7 +34,7 @@ from difixcli.distillation.guard import Guard, Verdict
 from difixcli.distillation.prior import Context, Kept, Prior, Proposal, Refreshing, Round, View, make_prior
 from difixcli.distillation.renders import FinalRenders
 from difixcli.distillation.rounds import Rounds
-from difixcli.distillation.schedule import pseudo_cameras, same_pose
+from difixcli.distillation.schedule import closing_share, pseudo_cameras, same_pose
 from difixcli.distillation.settings import Settings
 from difixcli.distillation.targets import Target, make_targets
 from difixcli.errors import InputError, short
@@ -224,8 +224,8 @@ class Distillation:
             self._run.save(rounds=self._summary())
         if rounds.rejected() is not None:
             self._further(model)
-            self._take_up(model, prior, len(rounds.records()))
-            self._train(model, schedule.iterations, "without the views that were taken back", prior)
+            label = "without the views that were taken back"
+            self._teach(model, prior, guard, len(rounds.records()), schedule.iterations, label)
         model.set_pseudo_views([], 0.0)
         return model
 
@@ -265,8 +265,7 @@ class Distillation:
             model.save(beside={"prior": prior.state()})
             rounds.write(number, proposed)
         # from disk, so that a run that was stopped in the middle of a round goes on with the very same views
-        self._take_up(model, prior, number)
-        self._train(model, schedule.end(number), f"{label}: train", prior)
+        self._teach(model, prior, guard, number, schedule.end(number), f"{label}: train")
         record = rounds.record(number)
         assert record is not None
         record["accepted"] = True
@@ -278,6 +277,27 @@ class Distillation:
             said = _said(verdict)
         rounds.write(number, record)
         self._say(f"{label}: {self._told(record)}; {said}" + _taken_back(record))
+
+    def _teach(
+        self, model: Reconstruction, prior: Prior, guard: Guard | None, number: int, until: int, label: str
+    ) -> None:
+        """Train on a round's views and photos up to an iteration; at the end of all rounds on photos alone, as far as
+        the guard says that these know the targets. Who takes every fix as it is keeps to the share.
+        """
+        record = self.rounds.record(number) if number else None
+        share = 0.0 if record is None else record["share"]
+        last = share
+        if guard is not None and self.settings.trust == "supported":
+            last = closing_share(share, guard.before)
+        begin = until if last == share else max(model.step, min(until, self.schedule.closing))
+        if model.step < begin or begin == until:
+            self._take_up(model, prior, number)
+            self._train(model, begin, label, prior)
+        if model.step < until:
+            views = self._views_of(record, prior) if record is not None and last else []
+            self._say(f"photos know the targets: {last:.0%} of the last {until - begin} iterations are on views")
+            model.set_pseudo_views(views, last)
+            self._train(model, until, f"{label}, the end", prior)
 
     def _proposed(
         self, model: Reconstruction, photos_only: Reconstruction, prior: Prior, number: int, label: str

@@ -65,7 +65,8 @@ def compare(before: Sequence[float | None], after: Sequence[float | None]) -> Ve
 class Guard:
     """Judges models by views of the targets, against `photos_only`, whose training saw nothing but photos.
 
-    `photos` are the frames that may be brought in.
+    `photos` are the frames that may be brought in. `before` is how like them `photos_only` shows each view (dB), None
+    where no photo sees it.
     """
 
     def __init__(
@@ -73,17 +74,17 @@ class Guard:
     ) -> None:
         self._cameras = [_smaller(targets[i].camera) for i in _spread(len(targets), _VIEWS)]
         self._references: list[References] = []
-        self._before: list[float | None] = []
+        self.before: list[float | None] = []
         views = ReferenceViews(scene, photos, photos_only, _REFERENCES)
         for camera in self._cameras:
             render = photos_only.render(camera)
             self._references.append(views.beside(camera, render))
-            self._before.append(agreement(render.color, self._references[-1]))
+            self.before.append(agreement(render.color, self._references[-1]))
 
     def judge(self, model: Reconstruction) -> Verdict:
         renders = model.render_all(self._cameras)
         after = [agreement(r.color, beside) for r, beside in zip(renders, self._references, strict=True)]
-        return compare(self._before, after)
+        return compare(self.before, after)
 
 
 def _smaller(camera: Camera) -> Camera:

@@ -16,6 +16,9 @@ KINDS = ("progressive", "one-shot", "none")
 SHARE = {"cpu": 0.2, "gpu": 0.4}
 """How much of what is drawn in the rounds is pseudo-views."""
 
+_CLOSING = 6  # the last one in so many of the rounds' iterations, at most half of the last round, is the closing
+_KNOWN = (31.0, 34.0)  # dB of agreement (see `evidence.agreement`) between which photos come to be the better teachers
+
 ROUNDS_CPU = 3
 _ITERATIONS_A_ROUND = 2_000  # on a GPU, as Difix3D's release
 
@@ -45,6 +48,11 @@ class Schedule:
     @property
     def iterations(self) -> int:
         return self.photos + self.further
+
+    @property
+    def closing(self) -> int:
+        """The iteration from which on photos alone are drawn, as far as they know the targets (see `closing_share`)."""
+        return self.iterations - min(self.further // _CLOSING, self.every // 2)
 
     def end(self, number: int) -> int:
         """Iterations that a reconstruction has behind it after the given round; 0 is the training on photos."""
@@ -112,6 +120,18 @@ def check_schedule(
         raise InputError(f"The step {step} must be positive: it is how far pseudo-views move in a round.")
     if share is not None and not 0 < share < 1:
         raise InputError(f"The share {share} of pseudo-views must be above 0 and below 1; 0.3 is the release's.")
+
+
+def closing_share(share: float, agreements: Sequence[float | None]) -> float:
+    """Of what is drawn at the end of the rounds, the part that is pseudo-views, where it was `share` before.
+
+    `agreements` (dB) say how like the photos the targets' views are in the model of photos alone, None where no photo
+    sees one. Where photos know the targets well, pseudo-views cost detail that the end on photos brings back; where
+    they do not, photos alone are fitted more and more closely while the targets' views get worse.
+    """
+    low, high = _KNOWN
+    left = [1.0 if value is None else min(max((high - value) / (high - low), 0.0), 1.0) for value in agreements]
+    return share * sum(left) / len(left) if left else share
 
 
 def pseudo_cameras(train: Sequence[Camera], targets: Sequence[Camera], schedule: Schedule, number: int) -> list[Camera]:

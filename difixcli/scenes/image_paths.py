@@ -223,15 +223,17 @@ def find_masks(root: Path, names: Sequence[str]) -> tuple[list[Path | None], str
         None,
     )
     folders: dict[Path, _Folder] = {}
+    photos = {root / name for name in names}  # a frame of its own is nobody's mask
 
     def first_in(places: Iterable[Path], wanted: Sequence[str]) -> Path | None:
         for place in places:
             if place not in folders:
                 folders[place] = _Folder(place)
             files = folders[place].folded
-            hit = next((files[one.casefold()][0] for one in wanted if one.casefold() in files), None)
+            hits = (place / files[one.casefold()][0] for one in wanted if one.casefold() in files)
+            hit = next((one for one in hits if one not in photos), None)
             if hit is not None:
-                return place / hit
+                return hit
         return None
 
     found = []

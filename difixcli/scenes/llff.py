@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -46,16 +47,20 @@ def read_llff(root: Path) -> Source:
         where = f"row {i} of {path}"
         matrix, (near, far) = row[:15].reshape(3, 5), row[15:]
         down, right, back, centre, (height, width, focal) = matrix.T
-        if not (min(height, width, focal) > 0 and 0 < near < far):
+        if not min(height, width, focal) > 0:
             raise InputError(
-                f"The {where} has height {height:g}, width {width:g}, focal length {focal:g} and depths from {near:g} "
-                f"to {far:g}, which make no camera; {_RESTORE}."
+                f"The {where} has height {height:g}, width {width:g} and focal length {focal:g}, which make no camera; "
+                f"{_RESTORE}."
             )
         pose = np.vstack([np.stack([right, -down, back, centre], axis=1), [0, 0, 0, 1]])
         lens = Lens(float(focal), float(focal), None, None, round(width), round(height))
         name = photo.relative_to(root).as_posix()
-        frames.append(SourceFrame(name, photo, rigid_pose(pose, where), lens, "0", depths=(float(near), float(far))))
-    return Source(path, frames, warnings=[] if note is None else [note])
+        depths = (float(near), float(far)) if 0 < near < far else None
+        frames.append(SourceFrame(name, photo, rigid_pose(pose, where), lens, "0", depths=depths))
+    warnings = [] if note is None else [note]
+    if unknown := sum(frame.depths is None for frame in frames):
+        warnings.append(f"{counted(unknown, 'photo')} of {POSES_BOUNDS} without depths that make sense, left aside")
+    return Source(path, frames, warnings=warnings)
 
 
 def _table(path: Path) -> np.ndarray:
@@ -78,7 +83,7 @@ def _photos(root: Path, count: int) -> tuple[list[Path], str | None]:
     found = {}
     for name in (*PHOTO_FOLDERS, ".", *_COPIES):
         folder = folder_on_disk(root, [name])
-        photos = [] if folder is None else sorted(photos_in(folder), key=lambda photo: photo.name.encode())
+        photos = [] if folder is None else sorted(photos_in(folder), key=lambda photo: os.fsencode(photo.name))
         if len(photos) == count:
             note = f"photos are taken from {name}, which alone has one for each of {POSES_BOUNDS}'s poses"
             return photos, note if name in _COPIES else None

@@ -83,11 +83,13 @@ class PhotoStore:
                 del self._underway[work]
             mine.set_exception(error)
             raise
+        mine.set_result(made)  # first: whoever waits for it has it, whatever comes of holding it
         with self._lock:
-            for name, pixels in made.items():
-                self._hold((source, name), pixels)
-            del self._underway[work]
-        mine.set_result(made)
+            try:
+                for name, pixels in made.items():
+                    self._hold((source, name), pixels)
+            finally:
+                del self._underway[work]
         return made[kind]
 
     def _look_up(self, key: Hashable) -> tuple[bool, Pixels]:
@@ -164,8 +166,10 @@ def _decoded(frame: Frame, kinds: tuple[str, ...]) -> dict[str, Pixels]:
 
 
 def _identity(frame: Frame) -> Hashable:
-    """What a frame's pixels depend on: its files as they are now, and all it says of itself but where it stood."""
-    return tuple(_part(getattr(frame, field.name)) for field in fields(frame))
+    """What a frame's pixels depend on: its files as they are now, and all it says of itself but where it stood and how
+    far away things are.
+    """
+    return tuple(_part(getattr(frame, field.name)) for field in fields(frame) if field.name != "depths")
 
 
 def _part(value: object) -> Hashable:

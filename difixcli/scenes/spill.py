@@ -15,6 +15,7 @@ from difixcli.cache import cache_folder
 
 _MOST = 2**34  # bytes: 10,000 photos of 480×270
 _SHARE = 4  # never more than so small a part of what is free on the disk
+_LEAST = 2**30  # bytes that must be free for more to be written: others may be filling the disk too
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Spill:
 
     None stands for 16 GiB, or a quarter of what is free on the disk if that is less. The file has no name where the
     system allows that, and goes with its process, however that ends: nothing in it is ever stale. What cannot be
-    written (no folder, a full disk) is not held. Not safe to use from several threads at once. In a process that was
-    forked from the one that filled it, it is empty.
+    written (no folder, a full disk) is not held, and where the disk fills up it is given back. Not safe to use from
+    several threads at once. In a process that was forked from the one that filled it, it is empty.
     """
 
     def __init__(self, bound: int | None = None) -> None:
@@ -57,6 +58,8 @@ class Spill:
             file = self._opened()
             if array.nbytes > self._most:
                 return
+            if self._bound is None and shutil.disk_usage(cache_folder()).free < _LEAST:
+                raise OSError("the disk is nearly full")
             # round and round, so that the oldest lie where it goes on
             start = self._next if self._next + array.nbytes <= self._most else 0
             end = start + array.nbytes
@@ -65,7 +68,8 @@ class Spill:
             data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             while len(data):
                 data = data[file.write(data) :]
-        except OSError:
+        except (OSError, RuntimeError):  # no room, no folder, nobody's home
+            self.clear()  # what is left of the disk is for those who cannot do without
             self._broken = True
             return
         self._places[key] = _Place(start, end, array.shape, array.dtype)
