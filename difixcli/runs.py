@@ -411,7 +411,8 @@ def check_output(folder: Path) -> None:
     written."""
     check_folder(folder)
     folder = folder.expanduser().absolute()
-    if folder.is_dir() and not (folder / _RECORD).is_file() and any(_counts(path, True) for path in folder.iterdir()):
+    # a record is looked for last: another process may be beginning a run
+    if folder.is_dir() and any(_counts(path, True) for path in folder.iterdir()) and not (folder / _RECORD).is_file():
         raise _foreign(folder)
 
 
@@ -614,5 +615,5 @@ class atomic:
             os.replace(self.temporary, self.path)
             return
         self.temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(self.temporary)):
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(self.temporary)):
             error.filename = str(self.path)  # of a full disk the system says no more than that

@@ -6,6 +6,8 @@
 # Scenes that fail are told of and left out, and the recipe ends with exit code 3; run again, it goes on where it stopped
 # and tries them again. Once more than MAX_FAILED scenes of a line have failed, nothing more begins, and it ends there
 # with exit code 2. Each scene has a folder of its own, be there one or many, so that others may be added later.
+# A training on what scenes have made is not begun again by itself: where scenes have come that were missing, remove its
+# folder (OUTPUT/fixer and the like) before the recipe is run again, or give it another OUTPUT.
 MAX_FAILED=${MAX_FAILED:-1000}
 SOME_FAILED=0
 

@@ -350,6 +350,7 @@ def test_the_output_of_several_stands_for_its_finished_runs(tmp_path: Path) -> N
     (tmp_path / "list.txt").write_text("out\nother\n")
     for named in ([out, other], [Path(f"@{tmp_path / 'list.txt'}")]):
         assert finished_runs(named) == ([out / "b" / "x", other], ["a-x", "c-x"])
+    assert finished_runs([out.parent / f"{out.name[:-1]}*"])[0][:1] == [out / "b" / "x"]
     Jobs(other).add({"d-x": ["distill", "d", f"--output={other / 'd'}"]})
     for command in ("enhance", "eval"):
         refused(difix(command, other, "-o", tmp_path / "made"), "None of the runs is finished (d-x)")

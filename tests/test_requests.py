@@ -464,6 +464,17 @@ def test_values_that_the_line_does_not_take(command: str, values: dict[str, Any]
     assert said in str(refused.value)
 
 
+def test_an_empty_list_asks_for_nothing() -> None:
+    assert DistillRequest(scene="room", targets=[], settings=()) == DistillRequest(scene="room")  # type: ignore[arg-type]
+
+
+def test_the_bundled_models_are_the_package_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bundled").mkdir()
+    monkeypatch.chdir(tmp_path)
+    DistillRequest(scene="sample:room").validate()
+    DistillRequest(scene="sample:room", prior="video").validate()
+
+
 def test_values_may_be_written_as_on_the_line() -> None:
     request = DistillRequest(scene=Path("room"), device="cpu", output="out", share=1, targets=("test",))  # type: ignore[arg-type]
     assert request == DistillRequest(

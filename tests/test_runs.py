@@ -263,6 +263,9 @@ def test_a_full_disk_is_told_with_the_file_that_was_written(tmp_path: Path) -> N
         temporary.write_text("{")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert refused.value.filename == str(tmp_path / "a.json") and not list(tmp_path.iterdir())
+    # what an error says that is none of the system's stays
+    with pytest.raises(OSError, match="image file is truncated$"), atomic(tmp_path / "a.json"):
+        raise OSError("image file is truncated")
 
 
 def test_file_names_drop_the_suffix_of_an_image_only() -> None:

@@ -129,7 +129,7 @@ def curate(
     # what can be told without torch and nerfstudio is told before they are imported, which takes long
     named = expand_scenes(scenes or ["."])
     # of several, one that is not there is reported at the end and stops no other; so is a job of several
-    alone = len(named) == 1 and JOB not in os.environ
+    alone = len(named) == 1 and JOB not in os.environ and cluster.max_failed is None
     if alone:
         check_scene(next(iter(named.values())))
     for rule in split or []:
@@ -268,7 +268,8 @@ def finish_pairs(
     """Print what was curated.
 
     Where some of several scenes (`own`: those that were asked for, all by default) failed, the exit code is 3, where
-    more than `max_failed` did, 2; where the only one did, 2, or 1 through a fault of ours.
+    more than `max_failed` did, 2. Where nobody says how many may, and the only one did, it is 2, or 1 through a fault
+    of ours.
     """
     results, folder = curated.results(), folder.expanduser().absolute()
     where = folder / "data.json" if (folder / "data.json").is_file() and not curated.left else folder
@@ -299,6 +300,6 @@ def finish_pairs(
     for fault in faults[:1]:
         console.say(f"{fault}This is a fault in difix. Please report it with the lines above.")
     console.fail(message)
-    if own is not None and len(own) == 1 and failed:
+    if own is not None and len(own) == 1 and failed and max_failed is None:
         raise typer.Exit(1 if faults else 2)
     raise typer.Exit(2 if max_failed is not None and len(failed) > max_failed else 3)

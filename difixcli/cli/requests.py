@@ -120,7 +120,7 @@ def working() -> Iterator[None]:
 def _taken(name: str, kind: Any, info: ArgumentInfo | OptionInfo, value: Any) -> Any:
     """A value as its option has it."""
     wanted, optional = _without_none(kind)
-    if value is None and optional:
+    if optional and (value is None or (isinstance(value, (list, tuple)) and not value)):
         return None
     option = flag_of(name, info, value)
     if typing.get_origin(wanted) is list:

@@ -59,8 +59,7 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
         Annotated[
             int | None,
             typer.Option(
-                help="Begin nothing more, and end with exit code 2 in place of 3, when more scenes have failed; a line "
-                "that says so, or --cluster, makes a folder also of one.",
+                help="Begin nothing more, and end with exit code 2 in place of 3, when more scenes have failed.",
                 min=0,
                 rich_help_panel=CLUSTER,
             ),
@@ -245,7 +244,10 @@ def _several(
         lines[key] = [command, *words(signature, own), *common]
     outcome = work(run.folder, lines, command, cluster)
     if outcome is None:  # handed out
-        console.finish({"output": str(run.folder)}, values["as_json"])
+        if missing:
+            console.warn(f"Missing in this: {', '.join(missing)}.")
+        found = {"output": str(run.folder), **({"missing": list(missing)} if missing else {})}
+        console.finish(found, values["as_json"])
         return
     results = {}
     for job in outcome:
@@ -258,14 +260,14 @@ def _several(
 
 def finished_runs(named: Iterable[Path]) -> tuple[list[Path], list[str]]:
     """What was named, with finished runs in place of lines of difix distill over several scenes; names of the other
-    runs. `@LIST` stands for its lines.
+    runs. `@LIST` stands for its lines, a glob for what it finds.
     """
     from difixcli.curation.scene_list import listed
 
     runs: list[Path] = []
     missing: list[str] = []
     for spec in named:
-        for one in [Path(path) for path in listed(str(spec), scenes=False)] if str(spec)[0] == "@" else [spec]:
+        for one in map(Path, listed(str(spec), scenes=False)):
             # a run that was measured by jobs has those of difix eval in it
             made = [job for job in Jobs(one) if job.line[:1] == ["distill"]] if (one / JOBS).is_dir() else []
             if not made:

@@ -50,7 +50,11 @@ def check_filmed(request: DistillRequest) -> None:
     check_frames(request.frames)
     check_model(request.video, "video")
     path = Path(request.video or "bundled").expanduser()
-    if path.exists() and not any((path / name).is_file() for name in ("config.json", "model_index.json")):
+    if (
+        path != Path("bundled")
+        and path.exists()
+        and not any((path / name).is_file() for name in ("config.json", "model_index.json"))
+    ):
         raise no_video_model(path)
     if request.points not in (None, NO_CLOUD):
         from difixcli.point_maps.files import check_points
