@@ -221,7 +221,7 @@ def fix(
     on, _ = pick_device(device)
     posed = None if scene is None else open_scene(scene, None, "gpu")
     network = open_fixer(fixer, on, dtype, compiled, tile)
-    if fill_unseen and network.config.references == "aligned":
+    if fill_unseen and network.config.is_small:
         raise InputError(f"The fixer {fixer} has no noise to invent from; leave out --fill-unseen or name another.")
     if fill_unseen and not any(has_alpha(path) for path in files):
         raise InputError(f"No image of {source} has an alpha channel to say what was not seen; drop --fill-unseen.")
