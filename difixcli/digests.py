@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from difixcli.cache import cache_folder
+
 _LARGE = 2**20  # bytes; smaller files are read faster than looked up
 _MOST = 50_000  # files
 
@@ -44,7 +46,7 @@ def digests_of(files: Sequence[Path]) -> list[str]:
 
 
 def _file() -> Path:
-    return Path(os.environ.get("DIFIX_CACHE") or Path.home() / ".cache" / "difix") / "digests.json"
+    return cache_folder() / "digests.json"
 
 
 def _kept() -> dict[str, Any]:

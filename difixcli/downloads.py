@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from difixcli.errors import InputError, unknown
-from difixcli.model_folders import Kind
+from difixcli.model_folders import GEOQUERY, HUB_NAMES, SD_TURBO, SVD, WAN, X4_UPSCALER, Kind, looks_like_hub_name
 from difixcli.torchvision_cure import cure
 
 NETWORKS = ("lpips-vgg", "lpips-alex", "inception")
@@ -21,22 +21,14 @@ def fetch(name: str, kind: Kind = "fixer") -> Path:
 
     What is there already is not fetched again. Raises InputError for an unknown name, and where it cannot be fetched.
     """
-    from difixcli.fixer.weights import GEOQUERY, HUB_NAMES, base_of, download, looks_like_hub_name
+    from difixcli.fixer.weights import base_of, download
     from difixcli.priors.super_resolution import opening
-    from difixcli.priors.super_resolution.files import X4_UPSCALER
-    from difixcli.priors.video.opening import SVD, WAN
     from difixcli.priors.video.published import download as download_video_model
     from difixcli.priors.view_diffusion import published
 
+    check_download(name)
     if name in NETWORKS:
         return _fetch_network(name)
-    if not looks_like_hub_name(name):
-        raise unknown(
-            "download",
-            name,
-            [*NETWORKS, *HUB_NAMES, X4_UPSCALER, SVD, WAN],
-            "Name these, OWNER/NAME on the hub, or a whole line of difix.",
-        )
     if kind == "super-resolver" or name == X4_UPSCALER:
         return opening.download(name)
     if kind == "view-diffusion":
@@ -47,6 +39,17 @@ def fetch(name: str, kind: Kind = "fixer") -> Path:
     if name == GEOQUERY:
         base_of(found / "checkpoint.pkl")  # which needs the rest of SD-Turbo
     return found
+
+
+def check_download(name: str) -> None:
+    """Raises InputError for a name that is neither of `NETWORKS` nor, by its form, one of the hub's."""
+    if name not in NETWORKS and not looks_like_hub_name(name):
+        raise unknown(
+            "download",
+            name,
+            [*NETWORKS, *(model for models in HUB_NAMES.values() for model in models)],
+            "Name these, OWNER/NAME on the hub, or a whole line of difix.",
+        )
 
 
 def _fetch_network(name: str) -> Path:
@@ -93,8 +96,6 @@ def _address(name: str) -> str:
 
 def needs_of_training(base: str, folder: Path | None, perceptual: str | None) -> Iterable[str]:
     """Which networks a fixer's training needs beside its base, whose files lie in `folder` where it is of the hub."""
-    from difixcli.fixer.weights import SD_TURBO
-
     path = folder or Path(base).expanduser()
     if path.suffix == ".pkl" and not (path.parent / "vae").is_dir():
         yield SD_TURBO

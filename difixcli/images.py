@@ -85,12 +85,20 @@ def agreeing(images: Tensor, photos: Tensor, factor: int, operator: Operator = "
 
 
 def averaged(images: Tensor, size: Sequence[int]) -> Tensor:
-    """Images (B, C, h, w) at (height, width), each pixel the mean of those that it touches."""
+    """Images (B, C, h, w), uint8 or in [0, 1], at (height, width), in [0, 1], each pixel the mean of those that it
+    touches.
+    """
+    import torch
     from torch.nn import functional
 
     if tuple(images.shape[-2:]) == tuple(size):
-        return images
-    return functional.interpolate(images, tuple(size), mode="area")
+        return in_unit(images)
+    if images.dtype != torch.uint8:
+        return functional.interpolate(images, tuple(size), mode="area")
+    # row by row: as float numbers a large image is not needed whole
+    height, rows = images.shape[-2], size[0]
+    touched = (images[..., i * height // rows : -(-(i + 1) * height // rows), :] for i in range(rows))
+    return torch.cat([functional.interpolate(in_unit(x), (1, size[1]), mode="area") for x in touched], dim=-2)
 
 
 def resized_to(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -106,11 +114,16 @@ def resized_to(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def fitted(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """An image (C, h, w) in [0, 1] at (height, width): bilinear, over all that a pixel covers where it shrinks."""
+    """An image (C, h, w), uint8 or in [0, 1], at (height, width), in [0, 1]: bilinear, over all that a pixel covers
+    where it shrinks.
+    """
+    import torch
     from torch.nn import functional
 
     if tuple(image.shape[-2:]) == tuple(size):
-        return image
+        return in_unit(image)
+    if image.dtype == torch.uint8:  # channel by channel: as float numbers a large image is not needed whole
+        return torch.cat([fitted(in_unit(channel[None]), size) for channel in image])
     return functional.interpolate(image[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
 
 
@@ -132,6 +145,23 @@ def flow(target: np.ndarray, source: np.ndarray, finest: int = 0) -> np.ndarray:
 def flows(target: np.ndarray, source: np.ndarray, finest: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """`flow` from one grey image to another, and back."""
     return flow(target, source, finest), flow(source, target, finest)
+
+
+def in_unit(values: Tensor) -> Tensor:
+    """uint8 as float32 in [0, 1]; what is of another kind stays as it is."""
+    import torch
+
+    return values.float().div_(255) if values.dtype == torch.uint8 else values
+
+
+def as_floats(pixels: np.ndarray) -> np.ndarray:
+    """uint8 as float32 in [0, 1]; what is float32 stays."""
+    return pixels.astype(np.float32) / 255 if pixels.dtype == np.uint8 else pixels
+
+
+def as_bytes(pixels: np.ndarray) -> np.ndarray:
+    """Pixels in [0, 1] as `write_image` writes them: uint8, which stays what it is."""
+    return pixels if pixels.dtype == np.uint8 else (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def as_planes(pixels: np.ndarray, device: str = "cpu") -> Tensor:

@@ -1,14 +1,15 @@
-"""What kind of model a folder holds, told by its JSON files alone: for suggestions, and for what is named in place of
-another kind.
+"""What a model's name may mean, and which kind a folder holds, told without reading weights: for suggestions, and for
+what is named in place of another kind.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from difixcli.errors import InputError
+from difixcli.errors import InputError, unknown
 
 Kind = Literal["fixer", "super-resolver", "view-diffusion", "video"]
 
@@ -31,6 +32,28 @@ OPTIONS: dict[Kind, str] = {
     "view-diffusion": "--view-diffusion",
     "video": "--video",
 }
+SMALL_SIZES = ("tiny", "small", "medium")
+"""Fixers with random weights, to be trained from scratch."""
+SD_TURBO = "stabilityai/sd-turbo"
+GEOQUERY = "DIG-UESTC/GeoQuery"
+X4_UPSCALER = "stabilityai/stable-diffusion-x4-upscaler"
+WAN = "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers"
+SVD = "stabilityai/stable-video-diffusion-img2vid-xt"
+HUB_NAMES: dict[Kind, tuple[str, ...]] = {
+    "fixer": ("nvidia/difix", "nvidia/difix_ref", SD_TURBO, GEOQUERY),
+    "super-resolver": (X4_UPSCALER,),
+    "view-diffusion": (),
+    "video": (WAN, SVD),
+}
+"""Published models that are worth suggesting."""
+_GIVE: dict[Kind, str] = {
+    "fixer": "Give bundled, the folder of a fixer, a .pkl of a release's trainer or a name on the Hugging Face hub.",
+    "super-resolver": "Give bundled, a file that spandrel reads (.pth, .safetensors), the folder of a super-resolver "
+    "or a name on the Hugging Face hub.",
+    "view-diffusion": "Name a folder that difix finetune --task view-diffusion wrote.",
+    "video": "Give bundled, a folder that difix finetune --task video wrote, or a published model's folder or name on "
+    "the Hugging Face hub.",
+}
 _PUBLISHED: dict[str, Kind] = {
     "StableDiffusionUpscalePipeline": "super-resolver",
     "StableVideoDiffusionPipeline": "video",
@@ -51,6 +74,28 @@ def kind_of(folder: Path) -> Kind | None:
     unet = _values(folder / "unet" / "config.json")
     alike = unet.get("in_channels") == unet.get("out_channels")
     return "fixer" if unet and alike and (folder / "vae" / "config.json").is_file() else None
+
+
+def looks_like_hub_name(name: str) -> bool:
+    """Whether a name that is no path here has the form OWNER/NAME."""
+    parts = name.split("/")
+    return len(parts) == 2 and all(parts) and not name.startswith((".", "~", "/")) and not Path(parts[0]).exists()
+
+
+def no_model(name: str, kind: Kind, more: Iterable[str] = ()) -> InputError:
+    """The error for a name that means no model of a kind; `more` are others that may have been meant."""
+    what = "view-conditioned diffusion model" if kind == "view-diffusion" else NAMES[kind].removeprefix("a ")
+    bundled = [] if kind == "view-diffusion" else ["bundled"]  # none comes with this version
+    near_by = beside(Path(name).expanduser(), kind)
+    return unknown(what, name, [*bundled, *HUB_NAMES[kind], *near_by, *more], _GIVE[kind])
+
+
+def no_video_model(path: Path) -> InputError:
+    """The error for a file or folder that holds no video model."""
+    return InputError(
+        f"{path} is not a video model: it has neither the config.json that difix finetune --task video writes nor the "
+        "model_index.json of a published one."
+    )
 
 
 def beside(path: Path, kind: Kind) -> list[str]:

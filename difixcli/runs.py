@@ -143,7 +143,7 @@ class Run:
         if folder.is_dir() and any(_counts(path, shared) for path in folder.iterdir()):
             if shared and (folder / _RECORD).is_file():  # begun by another process a moment ago
                 return cls.open(folder, command, arguments, inputs, force, reads=reads, shared=True)
-            raise InputError(f"{folder} is not empty and holds no run of difix; choose another --output.")
+            raise _foreign(folder)
         return cls._begun(folder, fresh, shared)
 
     @classmethod
@@ -401,7 +401,18 @@ def check_folder(folder: Path) -> None:
                 raise InputError(f"The output {folder} is a file; name a folder with --output.")
             raise InputError(f"The output folder {folder} cannot be written ({path} is a file); choose another.")
         if path.is_dir():
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise _unwritable(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
             return
+
+
+def check_output(folder: Path) -> None:
+    """Raises InputError for an output that cannot be a run's folder, as one that holds other things; nothing is
+    written."""
+    check_folder(folder)
+    folder = folder.expanduser().absolute()
+    if folder.is_dir() and not (folder / _RECORD).is_file() and any(_counts(path, True) for path in folder.iterdir()):
+        raise _foreign(folder)
 
 
 def make_folder(folder: Path) -> Path:
@@ -414,6 +425,10 @@ def make_folder(folder: Path) -> Path:
     except OSError as error:
         raise _unwritable(folder, error) from error
     return folder
+
+
+def _foreign(folder: Path) -> InputError:
+    return InputError(f"{folder} is not empty and holds no run of difix; choose another --output.")
 
 
 def _unwritable(folder: Path, error: OSError) -> InputError:
@@ -594,8 +609,10 @@ class atomic:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         return self.temporary
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         if kind is None:
             os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
+            return
+        self.temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(self.temporary)):
+            error.filename = str(self.path)  # of a full disk the system says no more than that

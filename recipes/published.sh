@@ -1,15 +1,13 @@
 # What the recipes of Difix3D+'s three data sets share; read by nerfbusters/run.sh, dl3dv/run.sh and rds/run.sh, and in
 # part by reconx/run.sh, sparse_views/run.sh and super_resolution/run.sh.
 #
-# DRY_RUN=1 prints the commands instead of running them. SMOKE=1 runs all of them at toy size on a CPU (minutes a scene):
-# it shows that the data lie as the recipe wants them, and its figures mean nothing.
+# SMOKE=1 runs all commands at toy size on a CPU (minutes a scene): it shows that the data lie as the recipe wants them,
+# and its figures mean nothing. DRY_RUN, CLUSTER, MAX_FAILED and what happens to scenes that fail: recipes/scenes.sh.
 #   METHODS  nerfacto splatfacto       SEEDS    0
 #   BASE     what a fixer is trained from: SD-Turbo, as in the paper
 #   FIXER    the fixer where none is trained: the published weights (NVIDIA's licence: not for commerce)
 #   METRICS  figures of the last table, as psnr,ssim,lpips,fid; by default those whose weights are here
-#   CLUSTER  where scenes are worked on, as "--cluster slurm --partition gpu --gpus 1 --time 4:00:00"; here by default
-# Run a recipe again and it goes on where it stopped. Scenes that fail are told of and left out, and it ends with exit
-# code 3; run again, it tries them again.
+. "$(dirname "$0")/../scenes.sh"
 METHODS=${METHODS:-nerfacto splatfacto}
 SEEDS=${SEEDS:-0}
 if [ -n "${SMOKE:-}" ]; then
@@ -29,38 +27,9 @@ else
   FIXER=${FIXER:-nvidia/difix_ref}
 fi
 
-run() { if [ -n "${DRY_RUN:-}" ]; then echo "$*"; else "$@"; fi; }
-
-SOME_FAILED=0
-# several COMMAND…: like run, but that some of the scenes failed is no reason to stop
-several() {
-  ended=0
-  run "$@" || ended=$?
-  if [ "$ended" = 3 ]; then SOME_FAILED=3; elif [ "$ended" != 0 ]; then exit "$ended"; fi
-}
-
-# over_scenes COMMAND…: several, on the cluster if one was named
-over_scenes() {
-  # shellcheck disable=SC2086
-  several "$@" ${CLUSTER:+$CLUSTER --wait}
-}
-
 # methods: METHODS as options of difix distill
 methods() {
   for method in $METHODS; do echo "--method $method"; done
-}
-
-refuse() {
-  echo "Error: $*" >&2
-  exit 2
-}
-
-# check_scenes FOLDER: it holds a folder for each scene
-check_scenes() {
-  for scene in "$1"/*/; do
-    if [ -d "$scene" ]; then return; fi
-  done
-  refuse "$1 holds no folders; name the folder that holds one for each scene."
 }
 
 # distill_published SPLIT OUTPUT SCENE…: 30k iterations on photos, from there as many in rounds, trained as the release

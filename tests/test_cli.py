@@ -555,6 +555,7 @@ def test_something_is_said_before_the_heavy_imports(room: Path, tmp_path: Path) 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "reconstruction.json").write_text("{}")
     (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "data.json").write_text("{}")
     (tmp_path / "networks").mkdir()
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "networks" / name).write_text("{}")

@@ -20,11 +20,12 @@ from commands import difix, refused, told
 from small_scenes import small_sample
 
 from difixcli.cli.checking import check_options, options_end
-from difixcli.cli.several import _teller
+from difixcli.cli.several import _sources, _teller, finished_runs
 from difixcli.cluster import claims as claims_module
 from difixcli.cluster.claims import Claims
 from difixcli.cluster.jobs import FAILED, RUNNING, Job, Jobs
 from difixcli.cluster.submit import _devices, _sbatch, at_work, minutes
+from difixcli.cluster.worker import Worker
 from difixcli.errors import InputError
 from difixcli.runs import read_json, write_json
 
@@ -291,6 +292,9 @@ def test_distilling_several_scenes(scenes: list[Path], tmp_path: Path, monkeypat
     assert "plain" in told(difix(*measure, "--json"))["results"]
     assert not (tmp_path / "one" / "jobs").exists()
     refused(difix(*measure, "-o", tmp_path / "one"), "one is a run, where no jobs are kept")
+    refused(difix("eval", tmp_path / "one", "--max-failed", "1"), "name one with --cluster")
+    # and one run is no place for several
+    refused(difix("distill", *scenes, *TOY, "-o", tmp_path / "one"), "one is one run itself")
     # jobs measure scenes and rows in the order that they are named in, as a plain line does
     measure = ["eval", *(tmp_path / "out" / s / m for m in ("splatfacto", "nerfacto") for s in ("bad", "a"))]
     measure += ["--metrics", "psnr,ssim"]
@@ -301,6 +305,67 @@ def test_distilling_several_scenes(scenes: list[Path], tmp_path: Path, monkeypat
     table = json.loads((tmp_path / "plain" / "eval.json").read_text())
     assert list(table["scenes"]) == ["bad", "a"]
     assert next(iter(table["results"])).startswith("splatfacto")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_scene_that_is_added_is_one_more_folder(scenes: list[Path], tmp_path: Path) -> None:
+    """A recipe's line over one scene, then over two, of which only the second is made; then the second by itself."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(scenes[0], data / "a")
+    script = f'. "$0"; over_scenes difix distill "$1"/*/ {" ".join(TOY)} --output "$2"'
+    line = ["sh", "-euc", script, str(ROOT / "recipes" / "scenes.sh"), str(data), str(out)]
+    environment = _environment()
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+
+    def made() -> set[str]:
+        subprocess.run(line, env=environment, check=True, cwd=tmp_path)
+        return {path.parent.relative_to(out).as_posix() for path in out.glob("*/*/run.json")}
+
+    assert made() == {"a/splatfacto"}
+    kept = {path: path.stat().st_mtime_ns for path in (out / "a").rglob("*") if path.is_file()}
+    shutil.copytree(scenes[1], data / "b")
+    assert made() == {"a/splatfacto", "b/splatfacto"}
+    again = told(difix("distill", data / "b", *TOY, "-o", out, "--json"))
+    assert set(again["jobs"]) == {"b-splatfacto"} and again["jobs"]["b-splatfacto"]["attempt"] == 1
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert told(difix("status", out, "--json"))["states"] == {"done": 2}
+
+
+def test_a_name_stays_when_others_come(tmp_path: Path) -> None:
+    first, second, third = (str(tmp_path / name / "frames") for name in "abc")
+    assert _sources([first], {}) == {"frames": first}
+    known = {Path(first): "frames"}
+    assert _sources([third, first, second, third], known) == {"c-frames": third, "frames": first, "b-frames": second}
+    assert _sources([first], known) == {"frames": first}
+    assert _sources([second, third], {}) == {"b-frames": second, "c-frames": third}
+
+
+def test_the_output_of_several_stands_for_its_finished_runs(tmp_path: Path) -> None:
+    """Whatever takes runs; where none is finished that is said."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    jobs = Jobs(out)
+    jobs.add({f"{name}-x": ["distill", name, f"--output={out / name / 'x'}"] for name in "abc"})
+    with jobs.working("b-x"):
+        pass
+    (tmp_path / "list.txt").write_text("out\nother\n")
+    for named in ([out, other], [Path(f"@{tmp_path / 'list.txt'}")]):
+        assert finished_runs(named) == ([out / "b" / "x", other], ["a-x", "c-x"])
+    Jobs(other).add({"d-x": ["distill", "d", f"--output={other / 'd'}"]})
+    for command in ("enhance", "eval"):
+        refused(difix(command, other, "-o", tmp_path / "made"), "None of the runs is finished (d-x)")
+
+
+@pytest.mark.parametrize(("most", "begun"), [(1, 0), (2, 1)])
+def test_failures_of_all_that_was_handed_out_count(most: int, begun: int, tmp_path: Path) -> None:
+    """Of SLURM's jobs each has a worker with one scene."""
+    jobs = Jobs(tmp_path)
+    jobs.add({name: ["status", str(tmp_path / "none")] for name in "abc"}, str(tmp_path))
+    for name in "ab":
+        with jobs.working(name) as report:
+            assert report is not None
+            report.fail("too dark")
+    Worker(tmp_path, {"c": 0}, most, together=dict.fromkeys("abc", 0))()
+    assert jobs.read("c").attempt == begun  # type: ignore[union-attr]
 
 
 @pytest.mark.usefixtures("here")

@@ -123,6 +123,7 @@ def test_a_broken_model_beside_a_sound_one_is_said(tmp_path: Path) -> None:
         ({"distorted/sparse/0": "OPENCV"}, ["images", "input"], "input", False),
         ({"colmap/sparse/0": "OPENCV"}, ["images"], "images", False),
         ({".": "SIMPLE_PINHOLE"}, ["images"], "images", True),
+        ({"sparse": "PINHOLE"}, ["Images"], "Images", True),
         ({"sparse/1": "OPENCV"}, ["input"], "input", False),
     ],
 )

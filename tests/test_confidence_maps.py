@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import difix, refused, told
+from PIL import Image
 
 from difixcli.distillation import distill
+from difixcli.errors import InputError
 from difixcli.evidence import marks_of
 from difixcli.fixer import new_small_fixer
 from difixcli.fixer.confidence import SUBSTANCE
 from difixcli.frames.marks import read_marks, shares
+from difixcli.frames.pictures import listed_images
 from difixcli.reconstruction import Reconstruction, Render
 from difixcli.reference_views import References
 from difixcli.runs import CONFIDENCE, read_image, write_image
@@ -238,3 +241,12 @@ def test_priors_that_propose_no_fixes_have_no_maps(line: list[object], tmp_path:
         asked = ("distill", line[1], "--prior", prior, "--confidence", "-o", tmp_path / "run")
         refused(difix(*asked), "--confidence says nothing", prior)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_image_called_as_another_s_map_is_refused(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.confidence.jpg"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    with pytest.raises(InputError, match=r"a\.jpg and a\.confidence\.jpg, whose name is that of the other's"):
+        listed_images(tmp_path, tmp_path / "out")
+    (tmp_path / "a.jpg").rename(tmp_path / "b.jpg")
+    assert len(listed_images(tmp_path, tmp_path / "out")) == 2

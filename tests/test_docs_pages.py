@@ -31,6 +31,7 @@ def _script(name: str) -> ModuleType:
 
 build = _script("build")
 COMMANDS = build.commands()
+TOPICS = ("scenes", "priors", "clusters")
 
 
 def _options(name: str) -> set[str]:
@@ -38,10 +39,10 @@ def _options(name: str) -> set[str]:
     return {option for option in named if option.startswith("-")} | {"--help"}
 
 
-def test_every_command_has_a_page_and_every_page_a_command() -> None:
-    assert {path.stem for path in PAGES.glob("*.md")} - {"README"} == set(COMMANDS)
+def test_every_command_and_topic_has_a_page_and_every_page_is_listed() -> None:
+    assert {path.stem for path in PAGES.glob("*.md")} - {"README"} == {*COMMANDS, *TOPICS}
     index = (PAGES / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"\]\((\w+)\.md\)", index)) == set(COMMANDS)
+    assert set(re.findall(r"\]\((\w+)\.md\)", index)) == {*COMMANDS, *TOPICS}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -56,11 +57,16 @@ def test_a_page_is_as_the_program_is(name: str) -> None:
     with Image.open(PAGES / picture) as image:
         image.load()
         assert image.width >= 400
-    for target in re.findall(r"\]\(([a-z]+\.md)\)", page):
+
+
+@pytest.mark.parametrize("name", ["README", *COMMANDS, *TOPICS])
+def test_what_a_page_points_to_is_there(name: str) -> None:
+    page = (PAGES / f"{name}.md").read_text(encoding="utf-8")
+    for target in (one for one in re.findall(r"\]\(([^)#]+)\)", page) if "://" not in one):
         assert (PAGES / target).exists(), target
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, *TOPICS])
 def test_lines_of_a_page_are_understood(name: str) -> None:
     """Each is parsed as the program would, without being run."""
     page = (PAGES / f"{name}.md").read_text(encoding="utf-8")
@@ -68,7 +74,7 @@ def test_lines_of_a_page_are_understood(name: str) -> None:
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", by_hand, re.S)).splitlines()
     lines = [line for line in blocks if "difix" in line]
     lines += [" ".join(line.split()) for line in re.findall(r"`(difix [a-z]+ [^`]+)`", by_hand) if "…" not in line]
-    assert any(f"difix {name} " in line for line in lines)
+    assert name in TOPICS or any(f"difix {name} " in line for line in lines)
     for line in lines:
         words = shlex.split(line, comments=True)
         at = next(i for i, word in enumerate(words) if word in ("difix", "difixcli"))

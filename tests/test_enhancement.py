@@ -30,7 +30,7 @@ from commands import difix, done, refused
 from PIL import Image
 
 from difixcli.cli import app
-from difixcli.cli.enhance import _verdict
+from difixcli.cli.enhancing import _verdict
 from difixcli.enhancement import Film, check_images, enhance_images
 from difixcli.enhancement.sequence import _Steadiness
 from difixcli.enhancement.video import VideoWriter
@@ -43,6 +43,7 @@ from difixcli.frames.pictures import Picture
 from difixcli.frames.pipeline import FramePipeline
 from difixcli.frames.similar import SimilarPhotos
 from difixcli.frames.steadiness import steadied
+from difixcli.images import in_unit
 from difixcli.runs import read_image, write_image
 from difixcli.scenes.poses import look_at
 from difixcli.video import read_video
@@ -60,7 +61,7 @@ class Inverter:
 
     def __call__(self, images, references=None, opacity=None, visibility=None, fill_seed=None, correspondence=None):
         self.calls.append((images, references, visibility))
-        return 1 - images
+        return 1 - in_unit(images)
 
 
 @pytest.fixture

@@ -15,17 +15,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from difixcli.errors import InputError
-from difixcli.fixer import confidence, new_small_fixer
+from difixcli.fixer import confidence, new_small_fixer, tiling
 from difixcli.fixer.registered import register_photos
 from difixcli.fixer.tiling import Window
+from difixcli.frames import pictures, references
 from difixcli.frames.marks import marks
 from difixcli.frames.pictures import Picture
 from difixcli.frames.pipeline import FrameOptions, FramePipeline
 from difixcli.frames.stages import Behind, Pace, carried, read_ahead
 from difixcli.frames.writing import Clean, Shot, write_frames
-from difixcli.images import as_planes, averaged, fitted, flow, flows, resized_to
+from difixcli.images import as_bytes, as_floats, as_planes, averaged, fitted, flow, flows, resized_to
 from difixcli.runs import read_image
 
 PACES = [Pace(), Pace(batch=3, readers=2, writers=2)]
@@ -343,3 +345,96 @@ def test_signs_of_bad_fixes_are_the_same_band_by_band(band: int, monkeypatch: py
     spread, likeness = confidence._detail(images)
     torch.testing.assert_close(spread, power.sqrt())
     torch.testing.assert_close(likeness, alike / (2 * power))
+
+
+def saved(path: Path, mode: str, seed: int = 0, **options: object) -> Path:
+    pixels = (textured(48, 64, seed) * 255).round().astype(np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA", "LA", "I;16"])
+def test_bytes_that_are_read_are_the_floats_that_are_read(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in strips, and turned upright."""
+    monkeypatch.setattr(pictures, "_ROWS", 7)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    path = saved(tmp_path / ("x.jpg" if mode == "CMYK" else "x.png"), mode, exif=turned)
+    found = pictures.read_pixels(path)
+    assert found.shape == (64, 48, 3) and (found.dtype == np.uint8) == (mode not in ("RGBA", "LA", "I;16"))
+    np.testing.assert_array_equal(as_floats(found), read_image(path, upright=True))
+    np.testing.assert_array_equal(as_bytes(as_floats(found)), as_bytes(found))
+    small = pictures.read_picture(path, 20).color
+    np.testing.assert_array_equal(small, resized_to(read_image(path, upright=True), (20, 15)))
+
+
+def test_an_image_is_read_without_a_second_copy(tmp_path: Path) -> None:
+    Image.new("RGB", (900, 1200), (10, 20, 30)).save(tmp_path / "large.png")
+    assert peak(lambda: pictures.read_picture(tmp_path / "large.png")) < 1.6 * 900 * 1200 * 3
+
+
+def test_bytes_of_images_are_what_floats_of_them_are() -> None:
+    """Reduced, registered, fixed in windows and judged, to the bit."""
+    image, photo = ((textured(136, 200, seed) * 255).round().astype(np.uint8) for seed in (0, 1))
+    photo[40:] = np.roll(image, 2, axis=1)[40:]
+    whole, beside = (torch.from_numpy(pixels).permute(2, 0, 1)[None] for pixels in (image, photo))
+    floats = as_planes(image) / 255
+    for size in ((17, 25), (61, 150), (136, 200), (160, 300)):
+        assert torch.equal(averaged(whole, size), averaged(floats, size))
+        assert torch.equal(fitted(whole[0], size), fitted(floats[0], size))
+    matches = [register_photos(x, [photo, as_floats(photo)]) for x in (whole, floats)]
+    windows = [matched.cut(Window(8, 16, 64, 72)) for matched in matches]
+    for one, other in zip(*windows, strict=True):
+        assert torch.equal(one, other) and torch.equal(one[:, 0], one[:, 1])
+    fixer = new_small_fixer("tiny")
+    for tile in (None, 64):
+        fixer.tile = tile
+        fixed = fixer(whole, matches[0])
+        assert fixed.dtype == torch.float32 and torch.equal(fixed, fixer(floats, matches[1]))
+        assert torch.equal(fixer.second_opinion(whole, matches[0]), fixer.second_opinion(floats, matches[1]))
+    signs = [confidence.bad_fix_signs(*pair) for pair in ((whole, beside), (floats, beside / 255))]
+    assert all(torch.equal(signs[0][name], signs[1][name]) for name in signs[0])
+    trust = [confidence.fix_confidence(x, fixed) for x in (whole, floats)]
+    assert torch.equal(*trust)
+
+
+def test_windows_are_blended_as_if_all_their_weights_were_there() -> None:
+    fixer = new_small_fixer("tiny")
+    fixer.tile = 64
+    image = as_planes(textured(200, 168))
+    fixed = fixer._tiled(image, None, None, None, None, None, 64)
+    total, weights = torch.zeros_like(image), torch.zeros(200, 168)
+    parts = tiling.windows(200, 168, 64, fixer.config.multiple)
+    assert len({part.top for part in parts}) > 2
+    with torch.no_grad():
+        for part in parts:
+            weight = tiling.fade(part, 200, 168, weights)
+            whole = fixer._fixed(part, image, None, None, None, None, None)
+            total[..., part.top : part.top + part.height, part.left : part.left + part.width] += whole * weight
+            weights[part.top : part.top + part.height, part.left : part.left + part.width] += weight
+    assert torch.equal(fixed, total / weights)
+
+
+def test_confidence_is_the_same_band_by_band(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.cat([as_planes(textured(160, 64, seed)) for seed in (0, 1)])
+    fixed, second = images.flip(0), (images + images.flip(-1)) / 2
+    fixed[0, 0, 30, 7] = torch.nan
+    opacity = images[:, :1]
+    whole = confidence.fix_confidence(images, fixed, opacity, second)
+    monkeypatch.setattr(confidence, "_BAND", 64 * 37)
+    torch.testing.assert_close(confidence.fix_confidence(images, fixed, opacity, second), whole, atol=1e-6, rtol=0)
+
+
+def test_photos_in_use_are_there_once_however_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As frames follow each other, those of one are beside the next."""
+    monkeypatch.setattr(references, "_HELD_BYTES", 0)
+    photos = references.ReferencePhotos.by_likeness([saved(tmp_path / f"{i}.png", "RGB", i) for i in range(2)])
+    image = textured(48, 64)
+    first = list(photos.beside("a", image, as_they_are=True))
+    second = list(photos.beside("b", image, as_they_are=True))
+    assert all(one is other for one, other in zip(first, second, strict=True))
+    assert len(photos._in_use) == 2 and not photos._held
+    del first, second
+    assert not photos._in_use

@@ -1,4 +1,4 @@
-"""Photos are decoded once for all who need them, and never take more memory than they may."""
+"""Photos are decoded once for all who need them, and never take more memory or disk than they may."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from difixcli.scenes import load_mask, load_photo, load_scene, photo_store
 from difixcli.scenes.photo_store import PhotoStore, default_bound
 from difixcli.scenes.photos import decode_mask, decode_photo
 from difixcli.scenes.scene import Scene
+from difixcli.scenes.spill import Spill
 
 WIDTH, HEIGHT = 48, 36
 BYTES = WIDTH * HEIGHT * 3 * 4  # of a photo
@@ -63,7 +64,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, bound: int) -> PhotoStore:
-    store = PhotoStore(bound)
+    store = PhotoStore(bound, Spill(0))
     monkeypatch.setattr(photo_store, "STORE", store)
     return store
 
@@ -132,7 +133,7 @@ def test_what_is_held_is_what_is_decoded_and_nobody_changes_it(
 
 
 def test_the_least_recently_used_are_given_up(scene: Scene, decoded: Counter[str]) -> None:
-    store, frames = PhotoStore(3 * BYTES), scene.frames[2:]
+    store, frames = PhotoStore(3 * BYTES, Spill(0)), scene.frames[2:]
     for i in (0, 1, 2, 0, 3, 0, 2, 3):  # 1 makes room for 3
         store.photo(frames[i])
         assert store._bytes <= store.bound and sum(array.nbytes for array in store._held.values()) == store._bytes
@@ -142,7 +143,7 @@ def test_the_least_recently_used_are_given_up(scene: Scene, decoded: Counter[str
     store.clear()
     store.photo(frames[1])
     assert sum(decoded.values()) == 6
-    none = PhotoStore(BYTES - 1)
+    none = PhotoStore(BYTES - 1, Spill(0))
     for _ in range(2):
         none.photo(frames[0])
         assert none._bytes == 0
@@ -151,7 +152,7 @@ def test_the_least_recently_used_are_given_up(scene: Scene, decoded: Counter[str
 
 
 def test_threads_that_ask_at_once_share_one_decoding(scene: Scene, decoded: Counter[str]) -> None:
-    store, barrier = PhotoStore(2**20), threading.Barrier(8)
+    store, barrier = PhotoStore(2**20, Spill(0)), threading.Barrier(8)
 
     def ask(_: int) -> list[int]:
         barrier.wait()
@@ -161,3 +162,88 @@ def test_threads_that_ask_at_once_share_one_decoding(scene: Scene, decoded: Coun
         told = list(pool.map(ask, range(8)))
     assert all(one == told[0] for one in told)
     assert max(decoded.values()) == 1 and sum(decoded.values()) == len(scene.frames) + 1
+
+
+@pytest.mark.parametrize("most", [0, 1, 2], ids=["none fits", "one fits", "two fit"])
+def test_what_memory_gives_up_is_decoded_once_all_the_same(
+    scene: Scene, decoded: Counter[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setenv("DIFIX_CACHE", str(tmp_path / "cache"))
+    store = PhotoStore(max(most * BYTES, 1), Spill())
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(store.photo, [*scene.frames, *reversed(scene.frames), *scene.frames]))
+    for _ in range(2):
+        masks = [store.mask(frame) for frame in scene.frames]
+    assert max(decoded.values()) == 1 and sum(decoded.values()) == len(scene.frames) + 1
+    assert store._bytes <= store.bound and not list((tmp_path / "cache").iterdir()), "the file has no name"
+    for frame, mask in zip(scene.frames, masks, strict=True):
+        photo = store.photo(frame)
+        assert photo.tobytes() == decode_photo(frame).tobytes() and not photo.flags.writeable
+        wanted = decode_mask(frame)
+        assert (mask is None) == (wanted is None) and (mask is None or np.array_equal(mask, wanted))
+    Image.new("RGB", (WIDTH, HEIGHT), (0, 255, 0)).save(scene.frames[2].image_path)
+    os.utime(scene.frames[2].image_path, ns=(1, 1))
+    assert store.photo(scene.frames[2]).mean(axis=(0, 1)).tolist() == [0, 1, 0]
+    decoded.clear()
+    store.clear()
+    store.photo(scene.frames[5])
+    assert sum(decoded.values()) == 1
+
+
+def test_a_spill_keeps_the_newest_within_its_bound() -> None:
+    rng = np.random.default_rng(0)
+    spill, put = Spill(10_000), {}
+    for key in range(300):
+        shape = tuple(rng.integers(1, 25, int(rng.integers(1, 4))))
+        put[key] = rng.random(shape).astype(rng.choice(["f4", "u1"])) if key % 50 else np.zeros(3000)
+        spill.put(key, put[key])
+        held = [old for old in put if old in spill]
+        for old in held[-4:]:
+            array = spill.get(old)
+            assert array is not None and array.dtype == put[old].dtype
+            np.testing.assert_array_equal(array, put[old])
+        assert os.fstat(spill._file.fileno()).st_size <= 10_000
+        assert (key in spill) == (put[key].nbytes <= 10_000)
+        assert sum(put[old].nbytes for old in held) <= 10_000
+    assert max(held) == 299 and len(held) > 1
+    assert Spill(0).get(1) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_process_leaves_its_parents_spill_alone() -> None:
+    spill, mine, other = Spill(10_000), np.arange(100), -np.arange(100)
+    spill.put("mine", mine)
+    child = os.fork()
+    if not child:
+        empty = spill.get("mine") is None
+        spill.put("other", other)
+        held = spill.get("other")
+        os._exit(not (empty and held is not None and (held == other).all()))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    held = spill.get("mine")
+    assert held is not None and (held == mine).all()
+
+
+def test_without_a_disk_to_write_photos_are_decoded_again(
+    scene: Scene, decoded: Counter[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DIFIX_CACHE", str(tmp_path / "file"))
+    store = PhotoStore(BYTES, Spill())
+    for _ in range(2):
+        for frame in scene.frames:
+            store.photo(frame)
+    assert sum(decoded.values()) == 2 * len(scene.frames)
+    # a disk that is full in the middle of the third photo
+    monkeypatch.setenv("DIFIX_CACHE", str(tmp_path / "cache"))
+    store = PhotoStore(BYTES, Spill())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * BYTES + BYTES // 2, before[1]))
+    try:
+        photos = [store.photo(frame) for _ in range(2) for frame in scene.frames]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    for frame, photo in zip(scene.frames * 2, photos, strict=True):
+        np.testing.assert_array_equal(photo, decode_photo(frame))
+    assert len(store.spill._places) == 3, "two photos, and the mask that was made with the first"

@@ -24,7 +24,7 @@ from difixcli.errors import InputError
 from difixcli.posing import pose, pose_inputs
 from difixcli.posing.features import DEFAULT_FOCAL, pairs_to_match
 from difixcli.posing.mapping import Model, best, keep_largest_part, map_photos, parts, quiet
-from difixcli.posing.photos import lens_groups, prepare, read_photo
+from difixcli.posing.photos import lens_groups, prepare, read_photos
 from difixcli.posing.video import STEP, frames_apart
 from difixcli.runs import Run, read_image
 from difixcli.samples.sample import cached_sample
@@ -210,7 +210,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(unposed: Path, posed: Path, tmp
 
 
 def test_mapping_goes_on_with_the_mapper_that_was_stopped(posed: Path, unposed: Path, tmp_path: Path) -> None:
-    photos = [read_photo(path) for path in sorted(unposed.iterdir())]
+    photos = read_photos(sorted(unposed.iterdir()))
     photos = [replace(photo, name=photo.name.replace(" ", "_")) for photo in photos]
     prepare(photos, tmp_path / "photos", tmp_path / "masks", lambda done: None)
     placed: list[int] = []
@@ -261,6 +261,13 @@ def test_a_video_is_posed_once_where_a_scene_is_asked_for(tmp_path: Path, monkey
     assert "posed before" in said.export_text()
 
 
+def test_a_disk_without_room_is_told_before_pycolmap_ends_the_process(
+    unposed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("difixcli.posing.features._ROOM", 2**80)
+    refused(difix("pose", unposed, "--output", tmp_path / "scene"), "No space left on device", str(tmp_path / "scene"))
+
+
 def test_what_cannot_be_posed_is_refused(tmp_path: Path) -> None:
     refused(difix("pose", tmp_path / "nowhere"), "nowhere")
     (tmp_path / "empty").mkdir()
@@ -282,7 +289,7 @@ def test_what_cannot_be_posed_is_refused(tmp_path: Path) -> None:
     refused(difix("pose", flat, "--output", tmp_path / "out3"), "5.png")
 
 
-@pytest.mark.parametrize("inner", ["", *PHOTO_FOLDERS])
+@pytest.mark.parametrize("inner", ["", *PHOTO_FOLDERS, "IMAGES"])
 def test_photos_lie_in_their_folder_or_where_tools_keep_them(tmp_path: Path, inner: str) -> None:
     (tmp_path / inner).mkdir(exist_ok=True)
     Image.new("RGB", (120, 90)).save(tmp_path / inner / "0.jpg")
@@ -339,7 +346,7 @@ def test_heic_photos_are_read(tmp_path: Path) -> None:
     true = _true_frames()[0].image_path
     Image.open(true).save(tmp_path / "a.HEIC", quality=95)
     assert photos_in(tmp_path) == [tmp_path / "a.HEIC"]
-    photo = read_photo(tmp_path / "a.HEIC")
+    [photo] = read_photos([tmp_path / "a.HEIC"])
     prepare([photo], tmp_path / "upright", tmp_path / "masks", lambda done: None)
     assert photo.copied and photo.size == (320, 240)
     assert np.abs(read_image(tmp_path / "upright" / photo.name) - read_image(true)).mean() < 0.02
@@ -350,7 +357,7 @@ def test_masks_of_another_size_are_resized(tmp_path: Path) -> None:
     half = np.zeros((45, 60), np.uint8)
     half[:, 20:] = 255
     Image.fromarray(half).save(tmp_path / "a_mask.png")
-    photo = read_photo(tmp_path / "a.jpg")
+    [photo] = read_photos([tmp_path / "a.jpg"])
     prepare([photo], tmp_path / "upright", tmp_path / "masks", lambda done: None)
     mask = np.asarray(Image.open(tmp_path / "masks/a.jpg.png"))
     np.testing.assert_array_equal(mask, np.kron(half, np.ones((2, 2), np.uint8)))
@@ -372,7 +379,7 @@ def test_photos_of_one_lens_share_a_camera(tmp_path: Path) -> None:
     wide = photo("wide.jpg", (360, 240), 24)
     paths = [wide, photo("b.jpg", (360, 240), 24), photo("long.jpg", (360, 240), 48), photo("none.jpg", (360, 240))]
     paths.append(photo("turned.jpg", (240, 360), 24, orientation=6))
-    photos = [read_photo(path) for path in paths]
+    photos = read_photos(paths)
     assert [[p.path.stem for p in group] for group in lens_groups(photos)] == [
         ["wide", "b", "turned"],
         ["long"],
@@ -438,7 +445,7 @@ def test_parts_of_a_model_that_share_no_points_are_taken_apart(posed: Path) -> N
 
 
 def test_large_sets_are_matched_with_neighbours_and_what_looks_alike(posed: Path, unposed: Path) -> None:
-    photos = [read_photo(path) for path in sorted(unposed.iterdir(), key=lambda path: _photo_number(path.name[5:]))]
+    photos = read_photos(sorted(unposed.iterdir(), key=lambda path: _photo_number(path.name[5:])))
     renamed = [photo.__class__(**{**vars(photo), "name": photo.name.replace(" ", "_")}) for photo in photos]
     small = pairs_to_match(posed / "work" / "database.db", renamed, in_order=False)
     assert len(small) == COUNT * (COUNT - 1) // 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from commands import difix, done, refused, told
 from safetensors.torch import load_file
 from test_training import FAST, pairs  # noqa: F401 (a fixture)
 
+from difixcli.errors import InputError
 from difixcli.fixer import Fixer
 from difixcli.training import finetune
+from difixcli.training.trackers import TRACKERS, check_installed
 
 QUICK = {**FAST, "perceptual_weight": 0.0, "gram_weight": 0.0, "learning_rate": 1e-3, "warm_up": 1, "iterations": 2}
 
@@ -128,6 +131,19 @@ def test_pushing_and_tracking_without_a_network(
         difix(*line, "--push-to-hub", "someone/fixer"), "someone/fixer cannot be pushed"
     )  # nothing is trained again
     refused(difix(*line[:2], "--task", "super-resolution", "--track", "wandb"), "--track is for fixers")
+
+
+def test_trackers_that_are_known_without_accelerate_are_its_own() -> None:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    assert {str(name) for name in LOGGER_TYPE_TO_CLASS} == set(TRACKERS)
+    for name in TRACKERS:
+        (check_installed if find_spec(name) or name == "tensorboard" else _refused)([name])
+
+
+def _refused(names: list[str]) -> None:
+    with pytest.raises(InputError, match="needs its package"):
+        check_installed(names)
 
 
 def test_values_reach_the_trackers(pairs: Path, tmp_path: Path) -> None:  # noqa: F811

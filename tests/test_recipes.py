@@ -108,6 +108,63 @@ def test_published_experiments(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        *((name, arguments) for name, arguments, _, _ in EXPERIMENTS),
+        ("reconx", ["re10k", "SCENES"]),
+        ("sparse_views", ["mip360", "SCENES"]),
+        ("super_resolution", ["llff-sr", "SCENES"]),
+        ("video", []),
+        ("bundled_fixer", []),
+    ],
+)
+def test_every_line_over_scenes_bears_failures_and_is_told_where(
+    name: str, arguments: list[str], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for scene in scenes.iterdir():
+        (scene / "sparse").mkdir()
+    told = {"MAX_FAILED": "7", "CLUSTER": "--cluster slurm --time 20", "SCENES": "a b", "HELD_OUT": "c"}
+    for variable, value in {**told, "PHOTOS": "photos", "OUTPUT": str(tmp_path / "out")}.items():
+        monkeypatch.setenv(variable, value)
+    places = [str(scenes) if a == "SCENES" else a for a in arguments]
+    printed = _printed(RECIPES / name / "run.sh", *places, *([tmp_path / "out"] if arguments else []))
+    read = [_understood(line) for line in printed if line.startswith("difix ")]
+    over = [options for command, options in read if command == "distill" or options.get("strategy")]
+    over = [options for options in over if not options.get("merge")]
+    assert over and all(options["max_failed"] == 7 for options in over)
+    assert {(options["cluster"], options["wait"]) for options in over} == {("slurm", True)}
+    assert not (tmp_path / "out").exists()
+
+
+def test_captures_that_cannot_be_used_are_left_out(scenes: Path, tmp_path: Path) -> None:
+    """Before anything is run; more than MAX_FAILED of them end it."""
+    shutil.copytree(scenes / "a", scenes / "c")
+    for scene, photo in (("a", "frame_2_00000.png"), ("c", "frame_1_00000.png")):
+        (scenes / scene / "images" / photo).unlink()
+    (scenes / "b" / "sparse").mkdir()
+    for line in (["nerfbusters", scenes], ["sparse_views", "mip360", scenes]):
+        words = ["sh", str(RECIPES / str(line[0]) / "run.sh"), *map(str, line[1:]), str(tmp_path / "out")]
+        for most, code in (("2", 3), ("1", 2)):
+            environment = {**os.environ, "DRY_RUN": "1", "MAX_FAILED": most}
+            made = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+            assert made.returncode == code
+            assert [f"{scenes / name}/: failed: it has no" in made.stderr for name in "abc"] == [True, False, True]
+            distilled = [_understood(line)[1] for line in made.stdout.splitlines() if line.startswith("difix distill")]
+            assert bool(distilled) == (code == 3)
+            assert all([Path(scene).name for scene in options["scene"]] == ["b"] for options in distilled)
+
+
+def test_scenes_that_can_be_read(arc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readable = _recipe("", "readable")
+    line = [str(tmp_path / "none"), str(arc)]
+    assert readable.main(line) == 3
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [str(arc)] and f"{tmp_path / 'none'}: failed: " in shown.err
+    assert readable.main([*line, "--max-failed", "0"]) == readable.main(line[:1]) == 2
+    assert readable.main(line[1:]) == 0
+
+
 @pytest.mark.parametrize(("name", "arguments", "split", "commands"), EXPERIMENTS)
 def test_published_experiments_refuse_what_they_cannot_use(
     name: str, arguments: list[str], split: str, commands: list[str], tmp_path: Path
@@ -117,7 +174,7 @@ def test_published_experiments_refuse_what_they_cannot_use(
     places = [str(tmp_path / "nothing") if a == "SCENES" else a for a in arguments]
     wrong = [([], "write "), (places, "nothing holds no folders")]
     if name == "nerfbusters":
-        wrong.append(([str(tmp_path / "bare")], "no photos of two paths"))
+        wrong.append(([str(tmp_path / "bare")], "no capture with photos of two paths"))
     for given, said in wrong:
         line = ["sh", str(RECIPES / name / "run.sh"), *given]
         made = subprocess.run(line, env={**os.environ, "DRY_RUN": "1"}, capture_output=True, text=True, check=False)
@@ -256,7 +313,7 @@ def test_sparse_views_refuse_what_they_cannot_use(scenes: Path, tmp_path: Path) 
         (["co3d", str(scenes)], "no frame_annotations.jgz"),
         (["llff", str(scenes)], "neither co3d nor mip360"),
         (["mip360", str(tmp_path / "none")], "holds no folders"),
-        (["mip360", str(scenes)], "no COLMAP model"),
+        (["mip360", str(scenes)], "no folder in"),
         (["mip360"], "write "),
     ):
         line = ["sh", str(RECIPES / "sparse_views" / "run.sh"), *given]
@@ -386,6 +443,7 @@ def test_the_super_resolver_is_trained_again(arc: Path, photos: list[Path], tmp_
         shutil.copy(photo, tmp_path / "photos")
     places = {"PHOTOS": tmp_path / "photos", "SCENES": arc, "HELD_OUT": arc, "OUTPUT": tmp_path / "out"}
     environment = {**os.environ, **{name: str(place) for name, place in places.items()}}
+    environment["HELD_OUT"] += f" {tmp_path / 'none'}"  # told of, and the rest is finished
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     environment["PYTHONPATH"] = str(RECIPES.parent)
     line = ["sh", str(RECIPES / "super_resolution" / "bundled.sh")]
@@ -394,7 +452,7 @@ def test_the_super_resolver_is_trained_again(arc: Path, photos: list[Path], tmp_
     assert name == "finetune" and options["pairs"] == [str(arc)] and options["base"] == "scratch"
     assert options["task"].value == "super-resolution" and not (tmp_path / "out").exists()
     made = subprocess.run(line, env={**environment, "SMOKE": "1"}, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr[-2000:]
+    assert made.returncode == 3 and "none: failed: " in made.stderr, made.stderr[-2000:]
     rows = [row.split(" | ")[0] for row in made.stdout.splitlines() if row.startswith("| ")]
     assert rows == ["| PSNR / SSIM / st-LPIPS (VGG)", "| 1 photos", "| arc"]
     assert SuperResolutionNetwork.from_pretrained(tmp_path / "out" / "bundled").factor == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -254,6 +255,14 @@ def test_very_large_files_count_by_their_date(tmp_path: Path) -> None:
 def test_json_has_no_infinity(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"psnr": [math.inf, math.nan, 1.5], "n": (2,)})
     assert read_json(tmp_path / "a.json") == {"psnr": [None, None, 1.5], "n": [2]}
+
+
+def test_a_full_disk_is_told_with_the_file_that_was_written(tmp_path: Path) -> None:
+    """The system names none where a file is open already."""
+    with pytest.raises(OSError) as refused, atomic(tmp_path / "a.json") as temporary:
+        temporary.write_text("{")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert refused.value.filename == str(tmp_path / "a.json") and not list(tmp_path.iterdir())
 
 
 def test_file_names_drop_the_suffix_of_an_image_only() -> None:

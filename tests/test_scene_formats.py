@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from small_scenes import write_colmap
 
 from difixcli.errors import InputError
-from difixcli.posing.photos import read_photo
+from difixcli.posing.photos import read_photos
 from difixcli.reconstruction.dataset import write_dataset
 from difixcli.scenes import default_split_rule, load_mask, load_photo, load_scene, make_split, scene_fingerprint
 from difixcli.scenes.image_paths import find_masks, read_heif
@@ -468,6 +468,8 @@ def test_masks_in_mirrored_folders(tmp_path: Path) -> None:
         *("masks/{}_mask.png", "masks/{}.jpg.mask.png", "Masks/{}.png", "MASK/{}-mask.png"),
         "images/masks/{}.png",
         *("images/{}.jpg.mask.png", "images/{}.mask.png", "images/{}_mask.png"),
+        *("masks/{}.jpg", "masks/{}.jpg.tif", "Mask/{}.webp", "masks/mask_{}.bmp", "masks/{}_MASK.JPG"),
+        *("images/{}_mask.jpg", "images/mask_{}.jpg", "images/{}-mask.JPEG", "images/{}.jpg_mask.jpg"),
     ],
 )
 def test_masks_as_other_tools_call_them(tmp_path: Path, name: str) -> None:
@@ -489,9 +491,11 @@ def test_masks_as_other_tools_call_them(tmp_path: Path, name: str) -> None:
     draw(tmp_path / "images" / "1.CONFIDENCE.png", half)  # nor what difix writes beside a picture
     assert [path.name for path in photos_in(tmp_path / "images")] == ["0.jpg", "1.jpg", "2.jpg"]
     (tmp_path / "images" / "1.CONFIDENCE.png").unlink()
-    assert [photo.mask for photo in map(read_photo, photos_in(tmp_path / "images"))] == (
-        [None, tmp_path / name.format(1), None] if name[0] in "mi" else [None] * 3
-    )
+    assert [photo.mask for photo in read_photos(photos_in(tmp_path / "images"))] == [
+        None,
+        tmp_path / name.format(1),
+        None,
+    ]
 
 
 def test_masks_that_fit_nothing_and_masks_that_are_named(tmp_path: Path) -> None:
@@ -581,6 +585,24 @@ def test_avif(tmp_path: Path) -> None:
     write(tmp_path, ["images/0.avif", "images/1.jpg"], ["images/0.avif", "images/1.avif"])
     scene = load_scene(tmp_path)
     assert shows(scene, 0, 0) and shows(scene, 1, 1)
+
+
+@pytest.mark.skipif(not read_heif(), reason="pillow-heif is not installed")
+def test_heic(tmp_path: Path) -> None:
+    """By a JPEG's name, with transparency, and with an orientation, whose pixels come upright."""
+    write(tmp_path, [f"images/{i}.jpg" for i in range(3)], ["images/0.heic", "images/1.HEIF", "images/2.jpg"])
+    there = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    there[:10] = 0
+    exif = Image.Exif()
+    exif[_ORIENTATION] = 6
+    draw(tmp_path / "images/0.heic", np.dstack([noise(0), there]))
+    draw(tmp_path / "images/1.HEIF", noise(1), exif=exif)
+    scene = load_scene(tmp_path)
+    assert all(shows(scene, i, i) for i in range(3))
+    said(scene, "1 of 3 photos have an alpha channel")
+    mask = load_mask(scene.frames[0])
+    assert mask is not None and not mask[:9].any() and mask[12:].all()
+    assert photos_in(tmp_path / "images") == [tmp_path / "images" / name for name in ("0.heic", "1.HEIF", "2.jpg")]
 
 
 @pytest.mark.skipif(read_heif(), reason="pillow-heif reads it")

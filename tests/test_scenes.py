@@ -240,6 +240,19 @@ def test_file_names_are_one_for_each_frame(tmp_path: Path) -> None:
     assert all(name.casefold().startswith("images-a-") for frame, name in names.items() if frame != "images/b.png")
 
 
+def test_no_file_name_is_another_s_and_more_behind_a_dot(tmp_path: Path) -> None:
+    """`a.target` would be where files stand that belong to `a`, as a round's a.target.png and its confidence."""
+    written = ["a.png", "a.target.png", "a.target.confidence.png", "A.photo.png", "b.1.png", "b.10.png"]
+    write_scene(tmp_path, names=[f"images/{name}" for name in written])
+    names = load_scene(tmp_path).file_names
+    assert names[0] == "images-a" and names[4:] == ("images-b.1", "images-b.10")
+    belonging = {
+        f"{name}{kind}".casefold() for name in names for kind in (".target", ".confidence", ".target.confidence")
+    }
+    assert len(belonging) == 3 * len(names) and not belonging & {name.casefold() for name in names}
+    assert len({name.casefold() for name in names}) == len(names)
+
+
 def test_fingerprints_see_all_that_a_scene_is_read_from(arc: Path, tmp_path: Path) -> None:
     import pycolmap
 

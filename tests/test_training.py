@@ -34,7 +34,7 @@ from difixcli.torchvision_cure import cure
 from difixcli.training import TrainingOptions, finetune
 from difixcli.training.augmentation import improved, misled
 from difixcli.training.batches import Plan, TrainingBatches
-from difixcli.training.finetune import _Training
+from difixcli.training.fixer import _Training
 from difixcli.training.losses import GRAM_WEIGHTS, FixerLoss, gram_distance
 from difixcli.training.options import learning_rate, parsed_options, with_options
 from difixcli.training.pairs import PairStore, inspect_pairs, read_manifests
@@ -214,7 +214,7 @@ def test_what_fills_the_unseen_is_the_same_when_training_goes_on(pairs: Path, tm
     training.load_data([str(pairs)], None, False, str(base))
     training.run(None)
     training.journal.close()
-    assert training.best is not None and not training.fixer._held
+    assert training.best.found is not None and not training.fixer._held
 
 
 def test_a_pair_that_breaks_on_the_way_changes_nothing_else(pairs: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difixcli import console
-from difixcli.cli.inputs import open_scene, pick_device
+from difixcli.cli.inputs import open_scene, pick_device, tell_loading
 from difixcli.cli.lines import words
 from difixcli.cli.options import (
     ITERATIONS,
@@ -32,8 +32,9 @@ from difixcli.cli.options import (
 from difixcli.cli.outputs import announce
 from difixcli.cli.several import Cluster, with_cluster, work
 from difixcli.cluster.worker import JOB
-from difixcli.errors import InputError, unknown
-from difixcli.runs import Run, check_folder, file_name
+from difixcli.curation.strategies import DEFAULT_SHIFTS, DEFAULT_STOPS
+from difixcli.errors import InputError
+from difixcli.runs import Run, check_output, file_name
 from difixcli.wording import counted
 
 if TYPE_CHECKING:
@@ -59,11 +60,15 @@ def curate(
     ] = None,
     shift: Annotated[
         list[str] | None,
-        typer.Option(help="cycle: sideways shift, 2m or a share of the path (default 0.1); repeatable."),
+        typer.Option(
+            help=f"cycle: sideways shift, 2m or a share of the path (default {', '.join(DEFAULT_SHIFTS)}); repeatable."
+        ),
     ] = None,
     stop: Annotated[
         list[str] | None,
-        typer.Option(help="underfit: share of the schedule to stop at (default 25%, 50%, 75%); repeatable."),
+        typer.Option(
+            help=f"underfit: share of the schedule to stop at (default {', '.join(DEFAULT_STOPS)}); repeatable."
+        ),
     ] = None,
     references: Annotated[int, typer.Option(help="Reference photos beside each render.", min=0)] = 3,
     test_scene: Annotated[
@@ -114,8 +119,10 @@ def curate(
         return
     if partial:
         raise InputError("--partial belongs to --merge; name that, or leave it out.")
-    from difixcli.curation.scene_list import expand_scenes, parse_shard, shard_of
-    from difixcli.curation.strategies import STRATEGIES, parse_stop
+    from difixcli.curation.scene_list import check_test_scenes, expand_scenes, parse_shard, shard_of
+    from difixcli.curation.strategies import check_named, parse_stop
+    from difixcli.reconstruction.method_names import check_method_name
+    from difixcli.reconstruction.overrides import read_override, read_own_settings
     from difixcli.scenes import DEFAULT_RULE, check_rule, check_scene
     from difixcli.scenes.trajectories import check_trajectory
 
@@ -129,9 +136,8 @@ def curate(
         check_rule(rule)
     part = None if shard is None else parse_shard(shard)
     if output is not None:
-        check_folder(output)
-    if strategy not in STRATEGIES:
-        raise unknown("strategy", strategy, STRATEGIES)
+        check_output(output)
+    check_named(strategy, keep or [], image_format, pairs_format)
     for option, given, users in (
         ("--split", split, ("sparse", "underfit", "cross-camera", "clips")),
         ("--shift", shift, ("cycle",)),
@@ -143,11 +149,17 @@ def curate(
         check_trajectory(f"shift:{amount}")
     for share in stop or []:
         parse_stop(share)
+    check_test_scenes(test_scene or [], named)
+    check_method_name(method)
+    for setting in settings or []:
+        read_override(setting)
+    read_own_settings(settings or [], "cpu")
 
     on, sizes = pick_device(device, preset)
+    tell_loading("nerfstudio")
     from difixcli.cluster.jobs import Jobs
     from difixcli.curation.clips import DEFAULT_RULE as CLIPS_RULE
-    from difixcli.curation.curate import DEFAULT_SHIFTS, DEFAULT_STOPS, Recipe, check_test_scenes, gather, plan
+    from difixcli.curation.curate import Recipe, gather, plan
     from difixcli.curation.curate import curate as make_pairs
     from difixcli.reconstruction import default_iterations
     from difixcli.reconstruction.compilation import compile_ahead
@@ -171,7 +183,6 @@ def curate(
         depth=depth,
         format=pairs_format,
     )
-    check_test_scenes(test_scene or [], named)
     chosen = {name: named[name] for name in shard_of(list(named), part)}
     joined = "-".join(file_name(name) for name in list(named)[:3])
     folder = output or Path("outputs") / "pairs" / f"{joined}-{strategy}-{method}"

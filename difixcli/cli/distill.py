@@ -30,7 +30,7 @@ from difixcli.cli.options import (
 from difixcli.cli.requests import Request, filling, working
 from difixcli.cli.several import over_scenes
 from difixcli.errors import InputError
-from difixcli.runs import check_folder
+from difixcli.runs import check_output
 
 if TYPE_CHECKING:
     from difixcli.cli.distilling import Distilled
@@ -71,7 +71,9 @@ class DistillRequest(Request):
         Path | None, typer.Option(help="Go on from this: a nerfstudio run's folder, or a .ply of Gaussians.")
     ] = None
     fixer: FixerOption = "bundled"
-    iterations: Annotated[int | None, typer.Option(help=ITERATIONS, min=1)] = None
+    iterations: Annotated[
+        int | None, typer.Option(help=f"{ITERATIONS} View-diffusion: a tenth of those of the rounds.", min=1)
+    ] = None
     schedule: Annotated[
         str,
         typer.Option(
@@ -81,7 +83,8 @@ class DistillRequest(Request):
     further: Annotated[
         int | None,
         typer.Option(
-            help="Iterations of all rounds together; as many as on photos (super-resolution: a sixth a round).",
+            help="Iterations of all rounds together; as many as on photos (super-resolution: a sixth a round, on a "
+            "CPU 500 at most; view-diffusion and video: as many as photos have by default with other priors).",
             min=1,
             rich_help_panel=ROUNDS,
         ),
@@ -90,7 +93,7 @@ class DistillRequest(Request):
         int | None,
         typer.Option(
             help="How often views are proposed anew; 3 on a CPU, one per 2,000 iterations on a GPU "
-            "(super-resolution: 4).",
+            "(super-resolution: 4; view-diffusion: 6; video: 1).",
             rich_help_panel=ROUNDS,
         ),
     ] = None
@@ -112,7 +115,7 @@ class DistillRequest(Request):
         float | None,
         typer.Option(
             help="Share of what the rounds train on that is pseudo-views; 0.2 on a CPU, 0.4 on a GPU "
-            "(super-resolution: 0.8 of rays, all of images).",
+            "(super-resolution: 0.8 of rays, all of images; view-diffusion: 0.5; video: 0.2 on a CPU, 0.5 on a GPU).",
             rich_help_panel=ROUNDS,
         ),
     ] = None
@@ -149,7 +152,8 @@ class DistillRequest(Request):
         list[str] | None,
         typer.Option(
             help="A loss term of pseudo-views and its weight: method=1 (default), l2=1, perceptual=0.1, "
-            "low_resolution:4=1; repeatable. Super-resolution: method=0.25 and low_resolution:4=1.",
+            "low_resolution:4=1; repeatable. Super-resolution: method=0.25 and low_resolution:4=1; view-diffusion and "
+            "video: pixels and perceptual.",
             rich_help_panel=ROUNDS,
         ),
     ] = None
@@ -275,10 +279,7 @@ class DistillRequest(Request):
         """The rule of --split or --views, if either is given."""
         return self.split if self.views is None else f"views:{self.views}"
 
-    def validate(self) -> None:
-        """Raises InputError for what can be told to be wrong without torch and nerfstudio, which take long to import:
-        unknown names, values that make no sense, and options that contradict each other.
-        """
+    def _check(self) -> None:
         from difixcli.distillation.prior import check_prior
         from difixcli.distillation.schedule import check_schedule
         from difixcli.distillation.targets import check_targets
@@ -288,7 +289,7 @@ class DistillRequest(Request):
         if self.start is not None and not self.start.exists():
             raise InputError(f"There is no {self.start} to start from; check its name.")
         if self.output is not None:
-            check_folder(self.output)
+            check_output(self.output)
         if self.views is not None and self.split is not None:
             raise InputError(
                 f"--views {self.views} and --split {self.split} both say which photos train; leave one out."
@@ -298,8 +299,8 @@ class DistillRequest(Request):
         check_targets(self.targets or ["test"])
         check_schedule(self.schedule, self.rounds, self.step, self.share, self.further)
         check_prior(self.prior)
-        check_fixer(self.fixer)
         self._check_heeded()
+        check_fixer(self.fixer)
         if self.start is not None and self.iterations is not None and self.schedule != "none":
             raise InputError("With --start training on photos is done; say with --further how long the rounds are.")
         self._check_prior_s_own()

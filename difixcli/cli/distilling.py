@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from difixcli import console
 from difixcli.cli.inputs import scene_spec
 from difixcli.errors import InputError, short, unknown
-from difixcli.runs import Run, differing, file_name, find_run, run_record
+from difixcli.runs import Progress, Run, differing, file_name, find_run, run_record
 from difixcli.wording import counted
 
 if TYPE_CHECKING:
@@ -174,6 +174,42 @@ def held(
     run.save(state="running", results={}, rounds={})  # first: what a kill leaves of it is not done
     rounds_made.rewind(from_round)
     return folder, run
+
+
+def results_of(
+    run: Run,
+    split: Split,
+    method: str,
+    device: str,
+    work: Callable[[Run, Progress, Callable[[str], None]], dict[str, Any]] | None,
+) -> dict[str, Any]:
+    """What comes of `work`, which is given the run and whom to tell; None for a run that is done, whose results are
+    known.
+    """
+    from difixcli.reconstruction.compilation import compile_ahead
+
+    if not split.test:
+        console.say("No photo is held out, so nothing is measured; --split holds some out.")
+    if work is None:
+        held: dict[str, Any] = run.record["results"]
+        return held
+    compile_ahead(method, device, console.say)
+    results = work(run, console.progress, console.say)
+    run.finish(results)
+    return results
+
+
+def ended(run: Run, scene: Scene, split: Split, method: str, results: dict[str, Any], **more: Any) -> Distilled:
+    """Say where the pictures of views are, or of a path where nothing was measured; `more` as in `Distilled`."""
+    console.say(f"Pictures: {run.folder / ('renders' if results else 'path')}")
+    if results:
+        console.say(f"For a report: difix eval {run.folder}")
+    return Distilled(run.folder, results, measured(scene, split, method), more)
+
+
+def measured(scene: Scene, split: Split, method: str) -> str:
+    """What figures are of."""
+    return f"{scene.name}, {method}: {counted(len(split.test), 'test view')}"
 
 
 def _no_such_run(folder: Path, arguments: dict[str, Any]) -> str:

@@ -38,9 +38,12 @@ def download(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch what a line of difix needs, so that it runs with the network off afterwards."""
-    tell_loading()
-    from difixcli.downloads import fetch
+    from difixcli.downloads import check_download, fetch
 
+    command, options = _line(what)
+    for name in what if command is None else ():
+        check_download(name)
+    tell_loading()
     found: dict[str, str] = {}
 
     def get(name: str, kind: Kind = "fixer") -> Path:
@@ -50,7 +53,6 @@ def download(
         found[name] = str(path)
         return path
 
-    command, options = _line(what)
     if command is None:
         for name in what:
             get(name)
@@ -77,7 +79,7 @@ def _line(words: list[str]) -> tuple[str | None, Mapping[str, Any]]:
 
 def _fetch_for(command: str, options: Mapping[str, Any], get: Any) -> None:
     from difixcli.downloads import needs_of_training
-    from difixcli.fixer.weights import looks_like_hub_name
+    from difixcli.model_folders import looks_like_hub_name
 
     def is_hub_name(value: str | None) -> bool:
         return value is not None and not Path(value).expanduser().exists() and looks_like_hub_name(value)

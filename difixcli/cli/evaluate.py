@@ -17,9 +17,9 @@ from difixcli.cli.inputs import pick_device
 from difixcli.cli.lines import words
 from difixcli.cli.options import Device, DeviceOption, JsonOption, OutputOption
 from difixcli.cli.outputs import DISTILLED_OR_ENHANCED, folder_beside
-from difixcli.cli.several import Cluster, claimed, tell_failures, with_cluster, work
+from difixcli.cli.several import Cluster, claimed, finished_runs, none_finished, tell_failures, with_cluster, work
 from difixcli.errors import InputError, unknown
-from difixcli.runs import file_name, make_folder, read_json, write_json
+from difixcli.runs import check_folder, file_name, make_folder, read_json, write_json
 from difixcli.wording import counted
 
 _OWN = ("prediction", "output", "as_json", "cluster")
@@ -82,13 +82,13 @@ def evaluate(
     from difixcli.posing.known_lenses import found_poses
     from difixcli.scenes.unposed import is_video
 
-    prediction, missing = _runs_of(prediction)
+    prediction, missing = finished_runs(prediction)
     if not prediction:
-        raise InputError(f"None of the runs is finished ({', '.join(missing)}); see what became of them: difix status.")
-    geometry, lost = _runs_of(geometry or [])
+        raise none_finished(missing)
+    geometry, lost = finished_runs(geometry or [])
     if lost:  # which is refused where a scene that is measured needs it
         console.warn(f"The --geometry of {', '.join(lost)} is not finished.")
-    for path in [*prediction, *([masks] if masks else []), *geometry]:
+    for path in [*prediction, *([masks] if masks else []), *([inception] if inception else []), *geometry]:
         if not path.exists():
             raise InputError(f"There is no {path}; check its name.")
     if color_correct is not None and color_correct not in CORRECTIONS:
@@ -99,6 +99,8 @@ def evaluate(
     if geometry and "cross_view" not in (keys or ()) and protocol != "nerfbusters":
         raise InputError("--geometry is for --protocol nerfbusters and the figure cross-view alone; leave it out.")
     way = OWN if protocol is None else parse_protocol(protocol)
+    if output is not None:
+        check_folder(output)
     if films := [path for path in prediction if is_video(path)]:
         raise InputError(f"{films[0]} is a video; difix eval takes images: name the folder of its frames.")
     runs = [is_run(path) for path in prediction]
@@ -112,8 +114,11 @@ def evaluate(
         keys, left_out = suggested_metrics(prediction, way)
         if left_out:
             console.warn(left_out)
+    if cluster.name is None and cluster.max_failed is not None:
+        raise InputError("--max-failed counts the scenes that a cluster could not measure; name one with --cluster.")
     if cluster.name is not None and (not all(runs) or not cluster.wait):
         raise InputError("--cluster measures runs, and their one table is made at the end: add --wait.")
+    many = False
     plan = Plan(keys, color_correct, way, masks, inception, on, geometry, found_poses)  # type: ignore[arg-type]
     first = prediction[0].absolute()
     with claimed():  # a job is done when its figures are written
@@ -134,6 +139,7 @@ def evaluate(
                     )
                 evaluated, failed = _by_jobs(prediction, common, folder, cluster)
                 missing += failed
+                many = cluster.max_failed is not None and len(failed) > cluster.max_failed
             elif len(runs) == 1:
                 evaluated = evaluate_run(first, on, metrics is None, plan, folder, console.progress)
             else:
@@ -185,7 +191,7 @@ def evaluate(
     message = f"Missing in this: {', '.join(missing)}."
     console.finish({**found, "report": str(report), "missing": missing, "error": message}, as_json, *tables)
     console.fail(message)
-    raise typer.Exit(3)
+    raise typer.Exit(2 if many else 3)
 
 
 def _both(row: str, rows: Collection[str]) -> bool:
@@ -214,31 +220,6 @@ def _by_jobs(runs: list[Path], common: list[str], folder: Path, cluster: Cluster
     if not made:
         raise InputError("Not one of the scenes could be measured; see the lines above.")
     return {**over_scenes(made), "scenes": made}, [scenes[job.name] for job in bad]
-
-
-def _runs_of(named: list[Path]) -> tuple[list[Path], list[str]]:
-    """What was named, with finished runs in place of lines of difix distill over several scenes; names of the other
-    runs.
-    """
-    from difixcli.cluster.jobs import DONE, Jobs
-    from difixcli.curation.scene_list import listed
-    from difixcli.runs import JOBS
-
-    runs: list[Path] = []
-    missing: list[str] = []
-    for spec in named:
-        for one in [Path(path) for path in listed(str(spec), scenes=False)] if str(spec)[0] == "@" else [spec]:
-            # a run that was measured by jobs has those of difix eval in it
-            made = [job for job in Jobs(one) if job.line[:1] == ["distill"]] if (one / JOBS).is_dir() else []
-            if not made:
-                runs.append(one)
-            for job in made:
-                written = next((Path(word[9:]) for word in job.line if word.startswith("--output=")), None)
-                if job.state == DONE and written is not None:
-                    runs.append(written)
-                else:
-                    missing.append(job.name)
-    return runs, missing
 
 
 def _joined(folders: list[Path]) -> str:

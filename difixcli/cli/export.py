@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from difixcli import console
-from difixcli.cli.inputs import pick_device
+from difixcli.cli.inputs import pick_device, tell_loading
 from difixcli.cli.options import Device, JsonOption
 from difixcli.errors import InputError, unknown
 from difixcli.runs import make_folder
@@ -41,6 +41,7 @@ def export(
     if output.exists() and not force:
         raise InputError(f"{output} is already there; choose another --output, or replace it with --force.")
     on, _ = pick_device(Device.auto)
+    tell_loading("nerfstudio")
     from difixcli.reconstruction import Reconstruction
     from difixcli.reconstruction.gaussians import not_finite
 

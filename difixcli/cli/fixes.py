@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difixcli import console
-from difixcli.cli.distilling import Distilled, held, method_asked, recorded, settings_of, start_files, told
+from difixcli.cli.distilling import (
+    Distilled,
+    ended,
+    held,
+    method_asked,
+    recorded,
+    results_of,
+    settings_of,
+    start_files,
+    told,
+)
 from difixcli.cli.inputs import (
     files_read,
     fixer_input,
@@ -16,6 +27,7 @@ from difixcli.cli.inputs import (
     scene_inputs,
     size_of,
     split_input,
+    tell_loading,
 )
 from difixcli.cli.outputs import DISTILLED_OR_ENHANCED, announce
 from difixcli.errors import InputError
@@ -56,9 +68,9 @@ def distill_fixes(request: DistillRequest) -> Distilled:
         console.warn(f"The split {rule} leaves one photo to train on, which shows nothing of depth; hold out fewer.")
     inputs = {**scene_inputs(loaded), **split_input(loaded, chosen), **fixer_input(request.fixer)}
 
+    tell_loading("nerfstudio")
     from difixcli.distillation.distill import Distillation
     from difixcli.reconstruction import default_iterations, draws_images, method_config
-    from difixcli.reconstruction.compilation import compile_ahead
     from difixcli.reconstruction.objective import check_terms
 
     method = method_asked(request)
@@ -134,24 +146,15 @@ def distill_fixes(request: DistillRequest) -> Distilled:
         schedule=timetable,
         fixer=request.fixer,
     )
-    if not chosen.test:
-        console.say("No photo is held out, so nothing is measured; --split holds some out.")
-    if network is None:
-        results = run.record["results"]
-    else:
-        compile_ahead(method, on, console.say)
-        results = distillation.run(network, run, console.progress, console.say)
-        run.finish(results)
+    work = None if network is None else partial(distillation.run, network)
+    results = results_of(run, chosen, method, on, work)
     found = run.record.get("rounds", {})
     if found:
         console.say(_outcome(found, planned.rounds))
-    title = f"{loaded.name}, {method}: {counted(len(chosen.test), 'test view')}"
-    console.say(f"Pictures: {run.folder / ('renders' if results else 'path')}")
-    if results:
-        console.say(f"For a report: difix eval {run.folder}")
+    made = ended(run, loaded, chosen, method, results, rounds=found)
     if "distilled" in results:
         console.say(DISTILLED_OR_ENHANCED)
-    return Distilled(run.folder, results, title, {"rounds": found})
+    return made
 
 
 def _outcome(found: dict[str, Any], rounds: int) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from difixcli.cli.checking import options_end
 from difixcli.cli.options import Device, Precision, Preset
 from difixcli.errors import InputError, near
 from difixcli.memory import keep_freed_memory
-from difixcli.model_folders import Kind, beside, check_kind
+from difixcli.model_folders import Kind, beside, check_kind, looks_like_hub_name, no_model
 from difixcli.runs import fingerprint
 
 if TYPE_CHECKING:
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 _SLOW = 50 * 10**6  # pixels
 
 
-def tell_loading() -> None:
-    """Say, before anything imports torch, that it takes seconds, in which else there would be no sign of life."""
-    if "torch" not in sys.modules:
-        console.say("Loading torch …")
+def tell_loading(library: str = "torch") -> None:
+    """Say, before anything imports torch or nerfstudio, that it takes seconds, in which else there would be no sign of
+    life."""
+    if library not in sys.modules:
+        console.say(f"Loading {library} …")
 
 
 def pick_device(device: Device, preset: Preset | None = None) -> tuple[str, str]:
@@ -67,7 +68,7 @@ def precision(dtype: Precision) -> torch.dtype:
 
 
 def check_fixer(name: str) -> None:
-    """Raises InputError for a path that holds no fixer, as far as that can be told without importing torch."""
+    """Raises InputError for a name that means no fixer, as far as that can be told without importing torch."""
     check_model(name, "fixer")
     path = Path(name).expanduser()
     known = (path / "config.json").is_file() or all((path / x).is_dir() for x in ("unet", "vae"))
@@ -75,20 +76,25 @@ def check_fixer(name: str) -> None:
         raise InputError(
             f"{path} is not a fixer: it has neither config.json with model.safetensors nor the folders unet and vae."
         )
-    if not path.exists() and path.suffix == ".pkl":
-        raise InputError(f"There is no fixer {path}; check its name.")
+    if path.is_file() and path.suffix != ".pkl":
+        raise InputError(f"{path} is not a fixer; name a fixer's folder, or the .pkl of a release's trainer.")
 
 
 def check_model(name: str | None, kind: Kind) -> None:
-    """Raises InputError for a path where nothing is, and for a folder that holds a model of another kind."""
-    if name is None:
+    """Raises InputError for a name that means no model here and has not the form of one on the hub, and for a folder
+    that holds a model of another kind."""
+    if name is None or name == "bundled":
         return
     path = Path(name).expanduser()
     check_kind(path, kind)
-    if not path.exists() and name.startswith((".", "/", "~")):
+    if path.exists():
+        return
+    if name.startswith((".", "/", "~")) or path.suffix == ".pkl":
         near_by = near(path.name, beside(path, kind))
         hint = f"did you mean {' or '.join(near_by)}?" if near_by else "check its name."
         raise InputError(f"There is no {kind} {path}; {hint}")
+    if not looks_like_hub_name(name):
+        raise no_model(name, kind)
 
 
 def open_fixer(
@@ -99,6 +105,7 @@ def open_fixer(
 
     if device == "cpu":
         keep_freed_memory()
+    console.say(f"Loading the fixer {name} …")
     fixer = Fixer.from_pretrained(name, merge=True)
     # what starts from the render's pixels needs their eight bits, and more
     half = dtype is Precision.auto and device == "cuda" and not fixer.config.is_small
@@ -195,11 +202,17 @@ def files_read(fixer: str, *scenes: Scene) -> list[Path]:
     return [*local_files(fixer), *(frame.image_path for scene in scenes for frame in scene.frames)]
 
 
-def photos_of(path: Path) -> list[Path]:
-    """A reference photo, or all photos of a folder."""
+def check_source(source: Path) -> None:
+    """InputError where images are to be read from and nothing is."""
+    if not source.exists():
+        raise InputError(f"There is no image, folder or video {source}; check its name.")
+
+
+def photos_named(references: Iterable[Path] | None) -> list[Path]:
+    """The reference photos that are named, and all those of folders that are."""
     from difixcli.evaluation.pictures import image_files
 
-    return sorted(image_files(path)) if path.is_dir() else [path]
+    return [photo for path in references or () for photo in (sorted(image_files(path)) if path.is_dir() else [path])]
 
 
 def photo_count(references: int | None, fixer: Fixer) -> int:

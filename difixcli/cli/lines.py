@@ -21,7 +21,7 @@ def words(signature: inspect.Signature, values: Mapping[str, Any], leave_out: Co
         (info,) = (one for one in parameter.annotation.__metadata__ if isinstance(one, (ArgumentInfo, OptionInfo)))
         each = value if isinstance(value, (list, tuple)) else [value]
         if isinstance(info, ArgumentInfo):
-            arguments += map(_text, each)
+            arguments += [text if text[:1] != "-" else f"./{text}" for text in map(_text, each)]  # else an option
             continue
         flag = flag_of(name, info, value)
         options += [flag] if isinstance(value, bool) else [f"{flag}={_text(one)}" for one in each]
@@ -33,10 +33,19 @@ def flag_of(name: str, info: ArgumentInfo | OptionInfo, value: Any = None) -> st
     its name."""
     if isinstance(info, ArgumentInfo):
         return f"the {name.replace('_', ' ')}"
+    flags = [one for one in flags_of(name, info, isinstance(value, bool)) if one.startswith("--")]
+    negated = [one for one in flags if one.startswith("--no-")]
+    return negated[0] if value is False and negated else flags[0]
+
+
+def flags_of(name: str, info: OptionInfo, of_two: bool) -> list[str]:
+    """All that an option may be called, negations included, as --output and -o; `of_two` says that it is yes or no."""
     # in Annotated the first name stands where a default would
-    names = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str) and one[:2] == "--"]
-    yes, _, no = (names[0] if names else f"--{name.replace('_', '-')}").partition("/")
-    return no if value is False and no else yes
+    given = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str) and one[:1] == "-"]
+    if given:
+        return [flag for one in given for flag in one.split("/")]
+    flag = f"--{name.replace('_', '-')}"
+    return [flag, f"--no-{flag[2:]}"] if of_two else [flag]
 
 
 def _text(value: Any) -> str:

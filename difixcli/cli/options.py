@@ -71,7 +71,7 @@ OutputOption = Annotated[
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Replace an earlier run in the output folder.", rich_help_panel=RUNNING)
 ]
-ITERATIONS = "Training steps of a reconstruction; by default 1500 (splats) or 1000 on a CPU, 30000 on a GPU."
+ITERATIONS = "Training steps of a reconstruction; by default 3000 (splats) or 1000 on a CPU, 30000 on a GPU."
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.", rich_help_panel=RUNNING)
 ]

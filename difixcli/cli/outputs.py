@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,28 @@ DISTILLED_OR_ENHANCED = (
     "enhanced is the same renders, each fixed once more: cleaner one by one, for pictures and films."
 )
 """Which of the two rows to prefer, for tables that hold both."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of images: the folder that they were written to and what is told of them, and the folder that a fixer
+    was exported to; None for what was not asked for.
+    """
+
+    output: Path | None = None
+    results: dict[str, Any] = field(default_factory=dict)
+    exported: Path | None = None
+
+    def told(self) -> dict[str, Any]:
+        """What --json says."""
+        said = {} if self.output is None else {"results": self.results, "output": str(self.output)}
+        return said if self.exported is None else {**said, "exported": str(self.exported)}
+
+
+def tell_frames(what: str, folder: Path, results: Mapping[str, Any]) -> None:
+    """Say how many images were written, and how long each took of those that were not there."""
+    pace = results["seconds_per_frame"]
+    console.say(f"{what} in {folder}: {results['frames']}" + (f", {pace:.2f} s each" if pace else ""))
 
 
 def announce(run: Run, **facts: Any) -> None:

@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,7 +37,8 @@ R = TypeVar("R", bound="Request")
 
 @dataclass(frozen=True)
 class Request:
-    """Fields annotated as typer takes them, each with a default: None where nothing was asked for.
+    """Fields annotated as typer takes them, each with a default, None where nothing was asked for; one without it must
+    be given.
 
     Values may be given as they stand on the line: "cpu" for `Device.cpu`, "out" for `Path("out")`.
     """
@@ -46,6 +47,19 @@ class Request:
         """Raises InputError for a value that the line would not take: of another kind, or out of its bounds."""
         for name, (kind, info) in options_of(type(self)).items():
             object.__setattr__(self, name, _taken(name, kind, info, getattr(self, name)))
+
+    def validate(self) -> None:
+        """Raises InputError for what can be told to be wrong without torch and nerfstudio, which take long to import:
+        unknown names, values that make no sense, and options that contradict each other.
+        """
+        try:
+            self._check()
+        except OSError as error:  # of a name that is too long, or of what may not be read
+            named = "" if error.filename is None else f" ({short(str(error.filename))})"
+            raise InputError(f"{error.strerror}{named}; mend the name, or who may read it.") from error
+
+    def _check(self) -> None:
+        """What `validate` does; an OSError is told by it."""
 
     def given(self, *names: str) -> list[str]:
         """Those of the options called so that have not their default, as they are called on the line."""
@@ -66,7 +80,10 @@ def filling(request: type[R]) -> Callable[[Callable[..., None]], Callable[..., N
     hints = typing.get_type_hints(request, include_extras=True)
     own = [
         inspect.Parameter(
-            field.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=field.default, annotation=hints[field.name]
+            field.name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
         )
         for field in fields(request)
     ]

@@ -7,7 +7,7 @@ import glob
 import inspect
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from difixcli.cli.lines import words
 from difixcli.cluster.jobs import DONE, FAILED, RUNNING, WAITING, Job, Jobs, counted, eta, table_row
 from difixcli.cluster.worker import HELD, JOB, Worker
 from difixcli.errors import InputError, unknown
-from difixcli.runs import Run, file_name, read_json
+from difixcli.runs import JOBS, Run, file_name, read_json, run_record
 from difixcli.wording import counted as with_noun
 
 CLUSTER = "Several scenes and clusters"
@@ -59,7 +59,8 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
         Annotated[
             int | None,
             typer.Option(
-                help="Begin nothing more, and end with exit code 2 in place of 3, when more scenes have failed.",
+                help="Begin nothing more, and end with exit code 2 in place of 3, when more scenes have failed; a line "
+                "that says so, or --cluster, makes a folder also of one.",
                 min=0,
                 rich_help_panel=CLUSTER,
             ),
@@ -110,6 +111,11 @@ class Cluster:
     wait: bool
     wishes: dict[str, Any]
 
+    @property
+    def asked(self) -> bool:
+        """Whether the line says by them that it is one over scenes."""
+        return self.name is not None or self.max_failed is not None
+
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Cluster:
         """Raises InputError for options that say nothing."""
@@ -150,8 +156,9 @@ def over_scenes(argument: str, default: str | None, several_methods: bool = Fals
     """A command over one scene (or run, or video) made one over any number: its `argument` takes folders, globs and
     @LIST, and with `several_methods` its --method may be repeated.
 
-    With one, and no --cluster, it is what it was. Several are jobs, each in a process of its own, that write into
-    OUTPUT/NAME, or OUTPUT/NAME/METHOD.
+    Several are jobs, each in a process of its own, that write into OUTPUT/NAME, or OUTPUT/NAME/METHOD. So is one where
+    the line says that it is over scenes (a glob, @LIST, --cluster, --max-failed) or OUTPUT holds such a line already:
+    what a script names is laid out alike however many there are. Else one is what it was.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -176,13 +183,22 @@ def over_scenes(argument: str, default: str | None, several_methods: bool = Fals
             cluster = Cluster.of({key: values.pop(key) for key in _OPTIONS})
             specs = values[argument] or [default]
             methods = (values["method"] or [None]) if several_methods else [None]
-            plain = len(specs) == 1 and not _stands_for_several(specs[0]) and len(methods) == 1
-            if plain and cluster.name is None:
+            over = len(specs) > 1 or len(methods) > 1 or _stands_for_several(specs[0]) or cluster.asked
+            missing: list[str] = []
+            if not several_methods:
+                named = [Path(spec) for spec in specs]
+                runs, missing = finished_runs(named)
+                if not runs:
+                    raise none_finished(missing)
+                over = over or runs != named
+                specs = [str(run) for run in runs]
+            if not over and not _holds_several(values["output"], command.__name__):
                 values |= {argument: kind(specs[0])} | ({"method": methods[0]} if several_methods else {})
                 with claimed():
                     command(**values)
                 return
-            scenes = _scenes(specs) if several_methods else _sources(specs)
+            output = (values["output"] or Path("outputs") / command.__name__).expanduser()
+            scenes = _scenes(specs) if several_methods else _sources(specs, _known(output))
             made = {}
             for name, spec in scenes.items():
                 for method in methods:
@@ -195,7 +211,7 @@ def over_scenes(argument: str, default: str | None, several_methods: bool = Fals
                 )
             if several_methods:
                 _check_settings(methods, values["settings"] or [], started=values["start"] is not None)
-            _several(command.__name__, signature, values, argument, made, several_methods, cluster)
+            _several(command.__name__, signature, values, argument, output, made, several_methods, cluster, missing)
 
         return _signed(run, parameters)
 
@@ -207,14 +223,21 @@ def _several(
     signature: inspect.Signature,
     values: dict[str, Any],
     argument: str,
+    output: Path,
     made: Mapping[str, tuple[str, str | None, str]],
     several_methods: bool,
     cluster: Cluster,
+    missing: Sequence[str],
 ) -> None:
     """Run a command over one scene as jobs over several."""
-    output = values["output"] or Path("outputs") / command
+    held = None if values["force"] else run_record(output)
+    if held is not None and held["command"] == command:
+        raise InputError(
+            f"{output} is one run itself, where a line over several would make a folder each; choose another --output, "
+            "or replace it with --force."
+        )
     common = words(signature, values, (argument, "method", "output", "force", "as_json"))
-    run = Run.open(output, f"{command} over scenes", {"line": common}, {}, values["force"], shared=True)
+    run = Run.open(output, _several_of(command), {"line": common}, {}, values["force"], shared=True)
     lines = {}
     for key, (spec, method, name) in made.items():
         folder = run.folder / name / (method or "splatfacto") if several_methods else run.folder / name
@@ -226,12 +249,38 @@ def _several(
         return
     results = {}
     for job in outcome:
-        written = next(word.removeprefix("--output=") for word in job.line if word.startswith("--output="))
-        if job.state == DONE:
-            results[job.name] = read_json(Path(written) / "run.json")["results"]
+        if job.state == DONE and job.output is not None:
+            results[job.name] = read_json(job.output / "run.json")["results"]
     if all(job.state in (DONE, FAILED) for job in Jobs(run.folder)):
         run.finish({"failed": [job.name for job in Jobs(run.folder) if job.state == FAILED]})
-    end(run.folder, outcome, {"results": results}, cluster.max_failed, values["as_json"])
+    end(run.folder, outcome, {"results": results}, cluster.max_failed, values["as_json"], missing)
+
+
+def finished_runs(named: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """What was named, with finished runs in place of lines of difix distill over several scenes; names of the other
+    runs. `@LIST` stands for its lines.
+    """
+    from difixcli.curation.scene_list import listed
+
+    runs: list[Path] = []
+    missing: list[str] = []
+    for spec in named:
+        for one in [Path(path) for path in listed(str(spec), scenes=False)] if str(spec)[0] == "@" else [spec]:
+            # a run that was measured by jobs has those of difix eval in it
+            made = [job for job in Jobs(one) if job.line[:1] == ["distill"]] if (one / JOBS).is_dir() else []
+            if not made:
+                runs.append(one)
+            for job in made:
+                if job.state == DONE and job.output is not None:
+                    runs.append(job.output)
+                else:
+                    missing.append(job.name)
+    return runs, missing
+
+
+def none_finished(missing: Sequence[str]) -> InputError:
+    """The error where all that was named is `missing`."""
+    return InputError(f"None of the runs is finished ({', '.join(missing)}); see what became of them: difix status.")
 
 
 def _check_settings(methods: Sequence[str | None], settings: Sequence[str], started: bool) -> None:
@@ -275,16 +324,31 @@ def work(folder: Path, lines: Mapping[str, Sequence[str]], name: str, cluster: C
     return [job for job in jobs.seen() if job.name in lines]
 
 
-def end(folder: Path, outcome: Sequence[Job], found: Mapping[str, Any], max_failed: int | None, as_json: bool) -> None:
-    """Print what became of jobs; exit code 3 where some failed or were left, 2 where more than may have failed."""
+def end(
+    folder: Path,
+    outcome: Sequence[Job],
+    found: Mapping[str, Any],
+    max_failed: int | None,
+    as_json: bool,
+    missing: Sequence[str],
+) -> None:
+    """Print what became of jobs; exit code 3 where some failed or were left, or what they should be made of is
+    `missing`; 2 where more than may have failed.
+    """
     jobs = Jobs(folder)
     bad = [job for job in outcome if job.state != DONE]
     failed = [job for job in bad if job.state == FAILED]
     told: dict[str, Any] = {**found, "output": str(folder), "jobs": {job.name: table_row(job) for job in outcome}}
-    if not bad:
+    if not bad and not missing:
         console.finish(told, as_json, jobs_table(outcome))
         return
-    message = f"{len(bad)} of {len(outcome)} jobs did not end well; the same line again tries only them."
+    said = []
+    if bad:
+        said.append(f"{len(bad)} of {len(outcome)} jobs did not end well; the same line again tries only them.")
+    if missing:
+        said.append(f"Missing in this: {', '.join(missing)}.")
+        told["missing"] = list(missing)
+    message = " ".join(said)
     console.finish({**told, "error": message}, as_json, jobs_table(outcome))
     tell_failures(jobs, bad)
     console.fail(message)
@@ -413,20 +477,43 @@ def _stands_for_several(spec: str) -> bool:
     return spec.startswith("@") or (glob.has_magic(spec) and not Path(spec).exists())
 
 
+def _several_of(command: str) -> str:
+    """What the run of a line over several calls its command."""
+    return f"{command} over scenes"
+
+
+def _holds_several(output: Path | None, command: str) -> bool:
+    """Whether an output holds a line over several, to which one more is added."""
+    held = None if output is None else run_record(output.expanduser())
+    return held is not None and held["command"] == _several_of(command)
+
+
 def _scenes(specs: Sequence[str]) -> dict[str, str]:
     from difixcli.curation.scene_list import expand_scenes
 
     return expand_scenes(specs)
 
 
-def _sources(specs: Sequence[str]) -> dict[str, str]:
-    """Runs, folders and films by names that tell them apart: the last parts of their paths."""
+def _known(output: Path) -> dict[Path, str]:
+    """The names of an output's jobs, by what each is of."""
+    return {_whole(job.line[1], job.directory): job.name for job in Jobs(output) if len(job.line) > 1}
+
+
+def _whole(path: str, directory: str = "") -> Path:
+    return Path(os.path.abspath(Path(directory) / Path(path).expanduser()))
+
+
+def _sources(specs: Sequence[str], known: Mapping[Path, str]) -> dict[str, str]:
+    """Runs, folders and films by names that tell them apart: the last parts of their paths. What has a name already
+    keeps it.
+    """
     from difixcli.curation.scene_list import listed
 
-    paths = list(dict.fromkeys(path for spec in specs for path in listed(spec, scenes=False)))
-    parts = {path: Path(path).expanduser().absolute().parts for path in paths}
-    for count in range(1, max(map(len, parts.values())) + 1):
-        names = {file_name("-".join(part[-count:])): path for path, part in parts.items()}
-        if len(names) == len(paths):
-            return names
-    raise InputError(f"{paths[0]} and another cannot be told apart; name each once.")
+    paths = {_whole(path): path for spec in specs for path in listed(spec, scenes=False)}
+    fresh = [path for path in paths if path not in known]
+    for count in range(1, max((len(path.parts) for path in fresh), default=1) + 1):
+        names = {file_name("-".join(path.parts[-count:])): path for path in fresh}
+        if len(names) == len(fresh) and not names.keys() & set(known.values()):
+            named = dict(known) | {path: name for name, path in names.items()}
+            return {named[path]: spec for path, spec in paths.items()}
+    raise InputError(f"{paths[fresh[0]]} and another cannot be told apart; name each once.")

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difixcli import console
-from difixcli.cli.distilling import Distilled, absolute, held, method_asked, recorded, settings_of, start_files, told
+from difixcli.cli.distilling import (
+    Distilled,
+    absolute,
+    held,
+    measured,
+    method_asked,
+    recorded,
+    results_of,
+    settings_of,
+    start_files,
+    told,
+)
 from difixcli.cli.inputs import (
     files_read,
     open_scene,
@@ -15,16 +27,17 @@ from difixcli.cli.inputs import (
     scene_inputs,
     size_of,
     split_input,
+    tell_loading,
     tell_slow,
 )
-from difixcli.cli.options import Device
-from difixcli.cli.outputs import announce, beside_others, folder_beside
+from difixcli.cli.outputs import Made, announce, beside_others, folder_beside, tell_frames
 from difixcli.errors import InputError, unknown
 from difixcli.runs import Run, fingerprint
 from difixcli.wording import counted
 
 if TYPE_CHECKING:
     from difixcli.cli.distill import DistillRequest
+    from difixcli.cli.fix import FixRequest
     from difixcli.enhancement.runs import Cleaner
     from difixcli.images import Operator
     from difixcli.priors.super_resolution.enlargement import Enlargement, Update
@@ -82,11 +95,11 @@ def distill_larger(request: DistillRequest) -> Distilled:
     if request.compare and not split.test:
         raise InputError(f"The split {rule!r} holds out no photo to compare by; leave --compare out.")
 
+    tell_loading("nerfstudio")
     from difixcli.distillation.settings import read_terms
     from difixcli.distillation.super_resolution import SuperResolution, further_iterations
     from difixcli.priors.super_resolution.enlargement import small_and_large
     from difixcli.reconstruction import default_iterations, draws_images, method_config
-    from difixcli.reconstruction.compilation import compile_ahead
     from difixcli.reconstruction.objective import check_terms
 
     small, large = small_and_large(loaded, enlargement)
@@ -135,17 +148,11 @@ def distill_larger(request: DistillRequest) -> Distilled:
         "larger ones",
         resolver=f"{enlargement.resolver}, {enlargement.upscale} times larger",
     )  # fmt: skip
-    if not split.test:
-        console.say("No photo is held out, so nothing is measured; --split holds some out.")
-    elif enlargement.reduce == 1:
+    if split.test and enlargement.reduce == 1:
         console.say("No photo is as large as the result: figures are of renders made as small as the photos.")
-    if resolver is None:
-        results = run.record["results"]
-    else:
-        compile_ahead(method, on, console.say)
-        results = made.resolve(resolver, run, console.progress, console.say)
-        run.finish(results)
-    return _told(run, enlargement, f"{loaded.name}, {method}: {counted(len(split.test), 'test view')}", results)
+    work = None if resolver is None else partial(made.resolve, resolver)
+    results = results_of(run, split, method, on, work)
+    return _told(run, enlargement, measured(loaded, split, method), results)
 
 
 def own_terms(enlargement: Enlargement) -> dict[str, float]:
@@ -205,43 +212,28 @@ def _opened(name: str, factor: int, operator: Operator, device: str, update: Upd
     return resolver
 
 
-def enlarge(
-    source: Path,
-    upscale: int | None,
-    name: str | None,
-    size: int | None,
-    seed: int,
-    device: Device,
-    output: Path | None,
-    force: bool,
-    as_json: bool,
-) -> None:
+def larger_images(request: FixRequest, source: Path) -> Made:
     """Make images larger, each by itself."""
     from difixcli.enhancement.enlarge import enlarge_images
     from difixcli.frames.pictures import listed_images
-    from difixcli.priors.super_resolution.files import check_resolver, resolver_files
-    from difixcli.scenes.unposed import is_video
+    from difixcli.priors.super_resolution.files import resolver_files
 
-    if is_video(source):
-        raise InputError(f"{source} is a video; make its frames images first.")
-    folder = output or folder_beside(source, "large")
-    sizes = listed_images(source, folder, size)
+    folder = request.output or folder_beside(source, "large")
+    sizes = listed_images(source, folder, request.size)
     files = list(sizes)
-    name = name or "bundled"
-    check_resolver(name)
-    factor = upscale or UPSCALE
+    name, factor = request.sr or "bundled", request.upscale or UPSCALE
     tell_slow(sizes, factor)
-    on, _ = pick_device(device)
+    on, _ = pick_device(request.device)
     resolver = _opened(name, factor, "area", on)
     weights = resolver_files(name)
-    arguments = {"source": source.absolute(), "upscale": factor, "sr": name, "size": size, "seed": seed}
+    arguments = {"source": source.absolute(), "upscale": factor, "sr": name, "size": request.size}
+    arguments["seed"] = request.seed
     inputs = {"source": fingerprint(files), "super-resolver": fingerprint(weights)}
-    if output is None:
+    if request.output is None:
         folder = beside_others(folder, "fix", arguments)
-    run = Run.open(folder, "fix", arguments, inputs, force, reads=[source, *weights])
+    run = Run.open(folder, "fix", arguments, inputs, request.force, reads=[source, *weights])
     announce(run, resolver=f"{name}, {factor} times larger", device=on)
-    results = enlarge_images(files, run.folder, resolver, seed, size, console.progress)
+    results = enlarge_images(files, run.folder, resolver, request.seed, request.size, console.progress)
     run.finish(results)
-    pace = results["seconds_per_frame"]
-    console.say(f"Images in {run.folder}: {results['frames']}" + (f", {pace:.2f} s each" if pace else ""))
-    console.finish({"results": results, "output": str(run.folder)}, as_json)
+    tell_frames("Images", run.folder, results)
+    return Made(run.folder, results)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from difixcli import console
-from difixcli.cli.distilling import Distilled, absolute, held, method_asked, recorded, settings_of, told
+from difixcli.cli.distilling import (
+    Distilled,
+    absolute,
+    ended,
+    held,
+    method_asked,
+    recorded,
+    results_of,
+    settings_of,
+    told,
+)
 from difixcli.cli.inputs import (
     check_model,
     files_read,
@@ -15,10 +26,12 @@ from difixcli.cli.inputs import (
     scene_inputs,
     size_of,
     split_input,
+    tell_loading,
 )
 from difixcli.cli.outputs import announce
 from difixcli.cli.view_diffusion import MOST, few_photos_rule
 from difixcli.errors import InputError
+from difixcli.model_folders import no_video_model
 from difixcli.runs import Run, fingerprint
 from difixcli.wording import counted
 
@@ -36,6 +49,9 @@ def check_filmed(request: DistillRequest) -> None:
 
     check_frames(request.frames)
     check_model(request.video, "video")
+    path = Path(request.video or "bundled").expanduser()
+    if path.exists() and not any((path / name).is_file() for name in ("config.json", "model_index.json")):
+        raise no_video_model(path)
     if request.points not in (None, NO_CLOUD):
         from difixcli.point_maps.files import check_points
 
@@ -69,12 +85,12 @@ def distill_filmed(request: DistillRequest) -> Distilled:
     cloud = absolute(points) if points not in (None, NO_CLOUD, AUTO) else points
     filming = make_filming(sizes, cloud, video and absolute(video), request.frames)
 
+    tell_loading("nerfstudio")
     from difixcli.distillation.settings import read_terms
     from difixcli.distillation.video import Filmed, own_terms, planned
     from difixcli.priors.video.files import film_files
     from difixcli.priors.video.opening import open_video_model
     from difixcli.reconstruction import default_iterations, draws_images, method_config
-    from difixcli.reconstruction.compilation import compile_ahead
     from difixcli.reconstruction.objective import check_terms
 
     method = method_asked(request)
@@ -117,16 +133,5 @@ def distill_filmed(request: DistillRequest) -> Distilled:
         f"{schedule.share:.0%} of what is drawn",
         schedule=planned(schedule),
     )
-    if not split.test:
-        console.say("No photo is held out, so nothing is measured; --split holds some out.")
-    if model is None:
-        results = run.record["results"]
-    else:
-        compile_ahead(method, on, console.say)
-        results = made.film(model, run, console.progress, console.say)
-        run.finish(results)
-    console.say(f"Pictures: {run.folder / ('renders' if results else 'path')}")
-    if results:
-        console.say(f"For a report: difix eval {run.folder}")
-    title = f"{loaded.name}, {method}: {counted(len(split.test), 'test view')}"
-    return Distilled(run.folder, results, title)
+    work = None if model is None else partial(made.film, model)
+    return ended(run, loaded, split, method, results_of(run, split, method, on, work))

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difixcli import console
-from difixcli.cli.distilling import Distilled, absolute, held, method_asked, recorded, settings_of, start_files, told
+from difixcli.cli.distilling import (
+    Distilled,
+    absolute,
+    ended,
+    held,
+    method_asked,
+    recorded,
+    results_of,
+    settings_of,
+    start_files,
+    told,
+)
 from difixcli.cli.inputs import (
     files_read,
     open_scene,
@@ -15,17 +29,20 @@ from difixcli.cli.inputs import (
     scene_spec,
     size_of,
     split_input,
+    tell_loading,
 )
-from difixcli.cli.options import Device
-from difixcli.cli.outputs import announce, beside_others, folder_beside
+from difixcli.cli.outputs import Made, announce, beside_others, folder_beside, tell_frames
 from difixcli.errors import InputError
 from difixcli.runs import Run, fingerprint
 from difixcli.wording import counted
 
 if TYPE_CHECKING:
     from difixcli.cli.distill import DistillRequest
+    from difixcli.cli.fix import FixRequest
     from difixcli.priors.view_diffusion.model import ViewDiffusion
+    from difixcli.scenes import Camera
     from difixcli.scenes.scene import Scene
+    from difixcli.scenes.splits import Split
 
 MOST = 9
 """Photos beyond which nothing is gained by looking at all of them, and everything takes longer."""
@@ -75,12 +92,12 @@ def distill_few(request: DistillRequest) -> Distilled:
     network = request.view_diffusion and absolute(request.view_diffusion)
     seeking = make_seeking(sizes, network, request.seek, request.denoise_steps, request.reuse, request.anneal)
 
+    tell_loading("nerfstudio")
     from difixcli.distillation.settings import read_terms
     from difixcli.distillation.view_diffusion import ModeSeeking, own_terms, photo_iterations, planned
     from difixcli.novel_views import NovelViews
     from difixcli.priors.view_diffusion.files import view_diffusion_files
     from difixcli.reconstruction import default_iterations, draws_images, method_config
-    from difixcli.reconstruction.compilation import compile_ahead
     from difixcli.reconstruction.objective import check_terms
 
     method = method_asked(request)
@@ -117,111 +134,108 @@ def distill_few(request: DistillRequest) -> Distilled:
         f"x̂₀ for {seeking.reuse} draws",
         points=f"{len(made.scene.points):,} of {len(loaded.points):,} seed points are known from these photos",
     )  # fmt: skip
-    if not split.test:
-        console.say("No photo is held out, so nothing is measured; --split holds some out.")
-    if networks is None:
-        results = run.record["results"]
-    else:
-        compile_ahead(method, on, console.say)
-        results = made.seek(NovelViews(networks, made.scene, split.train), run, console.progress, console.say)
-        run.finish(results)
-    console.say(f"Pictures: {run.folder / ('renders' if results else 'path')}")
-    if results:
-        console.say(f"For a report: difix eval {run.folder}")
-    title = f"{loaded.name}, {method}: {counted(len(split.test), 'test view')}"
-    return Distilled(run.folder, results, title)
+    work = None if networks is None else partial(made.seek, NovelViews(networks, made.scene, split.train))
+    return ended(run, loaded, split, method, results_of(run, split, method, on, work))
 
 
-def novel_views(
-    source: str,
-    network: str | None,
-    split: str | None,
-    trajectory: str | None,
-    camera: Path | None,
-    steps: int | None,
-    size: int | None,
-    seed: int,
-    device: Device,
-    output: Path | None,
-    force: bool,
-    as_json: bool,
-) -> None:
-    """Render views from the networks alone: the split's test views, a path's, or a file's."""
+def check_views(request: FixRequest) -> None:
+    """InputError for views that there cannot be."""
     from difixcli.priors.view_diffusion.files import check_view_diffusion
-    from difixcli.scenes import check_rule, check_scene, make_split, make_trajectory
-    from difixcli.scenes.camera_files import read_cameras
-    from difixcli.scenes.sparse_views import check_sparse_views
-    from difixcli.scenes.trajectories import check_trajectory, path_world_note
+    from difixcli.scenes import check_rule, check_scene
+    from difixcli.scenes.trajectories import check_trajectory
 
-    check_scene(source)
-    check_view_diffusion(network or "bundled")
-    if split is not None:
-        check_rule(split)
-    if trajectory is not None and camera is not None:
+    check_scene(_scene_of(request))
+    check_view_diffusion(request.view_diffusion or "bundled")
+    if request.split is not None:
+        check_rule(request.split)
+    if request.trajectory is not None and request.camera is not None:
         raise InputError("--trajectory and --camera both say where to look from; leave one of them out.")
-    if trajectory is not None:
-        check_trajectory(trajectory)
-        if (note := path_world_note(trajectory)) is not None:
-            console.say(note)
-    loaded = open_scene(source, size, "gpu")
-    rule = split or few_photos_rule(loaded)
-    chosen = make_split(loaded, rule, need_test=trajectory is None and camera is None)
+    if request.trajectory is not None:
+        check_trajectory(request.trajectory)
+
+
+def novel_views(request: FixRequest) -> Made:
+    """Render views from the networks alone: the split's test views, a path's, or a file's."""
+    from difixcli.scenes import make_split
+    from difixcli.scenes.sparse_views import check_sparse_views
+    from difixcli.scenes.trajectories import path_world_note
+
+    source, trajectory = _scene_of(request), request.trajectory
+    if trajectory is not None and (note := path_world_note(trajectory)) is not None:
+        console.say(note)
+    loaded = open_scene(source, request.size, "gpu")
+    rule = request.split or few_photos_rule(loaded)
+    chosen = make_split(loaded, rule, need_test=trajectory is None and request.camera is None)
     check_sparse_views(loaded, chosen.train)
-    views = [(loaded.file_names[i], loaded.frames[i].camera) for i in chosen.test]
-    where, fps, files = f"the {counted(len(views), 'test view')}", None, []
-    if camera is not None:
-        views = read_cameras(camera.expanduser(), loaded, loaded.frames[chosen.train[0]].camera)
-        where, files = f"{len(views)} of {camera}", [camera.expanduser()]
-    elif trajectory is not None:
-        path = make_trajectory(loaded, chosen.train, trajectory)
-        views = [(f"frame_{number:05d}", one) for number, one in enumerate(path.cameras, start=1)]
-        where, fps = f"{trajectory}, {counted(len(views), 'frame')}", path.fps
-        files = _paths([trajectory])
+    shown = _shown(request, loaded, chosen)
 
     from difixcli.enhancement.novel_views import render_novel_views
     from difixcli.enhancement.runs import path_fingerprint
     from difixcli.novel_views import NovelViews
     from difixcli.priors.view_diffusion.files import view_diffusion_files
 
-    on, _ = pick_device(device)
-    name = absolute(network or "bundled")
+    on, _ = pick_device(request.device)
+    name = absolute(request.view_diffusion or "bundled")
     weights = view_diffusion_files(name)
-    steps = steps or _SAMPLE_STEPS
-    arguments: dict[str, Any] = {
-        "task": "novel-view",
-        "scene": scene_spec(source),
-        "size": size,
-        "split": rule,
-        "seed": seed,
-    }
-    arguments |= {"view-diffusion": name, "trajectory": trajectory, "camera": camera and camera.absolute()}
-    arguments |= {"steps": steps}
-    inputs = {
-        **scene_inputs(loaded),
-        **split_input(loaded, chosen),
-        "view-diffusion": fingerprint(weights),
-    }
-    inputs["views"] = path_fingerprint([one for _, one in views])
+    steps = request.denoise_steps or _SAMPLE_STEPS
+    arguments: dict[str, Any] = {"task": "novel-view", "scene": scene_spec(source), "size": request.size, "split": rule}
+    arguments |= {"seed": request.seed, "view-diffusion": name, "trajectory": trajectory}
+    arguments |= {"camera": request.camera and request.camera.absolute(), "steps": steps}
+    inputs = {**scene_inputs(loaded), **split_input(loaded, chosen), "view-diffusion": fingerprint(weights)}
+    inputs["views"] = path_fingerprint([one for _, one in shown.views])
+    output = request.output
     if output is None:
         folder = f"{loaded.name}_views" if source.startswith("sample:") else folder_beside(Path(source), "views")
         output = beside_others(Path(folder), "fix", arguments)
     networks = open_networks(name, on)
-    reads = [*files_read("bundled", loaded), *weights, *files]
-    run = Run.open(output, "fix", arguments, inputs, force, reads=reads)
+    reads = [*files_read("bundled", loaded), *weights, *shown.files]
+    run = Run.open(output, "fix", arguments, inputs, request.force, reads=reads)
     announce(
         run,
         scene=f"{loaded.name}, {counted(len(chosen.train), 'photo is', 'photos are')} looked at ({rule})",
-        views=f"{where}, drawn in {steps} steps, seed {seed}; the networks' size is {networks.size} pixels",
+        views=f"{shown.where}, drawn in {steps} steps, seed {request.seed}; the networks' size is {networks.size} "
+        "pixels",
         device=on,
     )
-    results = render_novel_views(
-        views, run.folder, NovelViews(networks, loaded, chosen.train), seed, steps, fps, console.progress
-    )
+    views = NovelViews(networks, loaded, chosen.train)
+    results = render_novel_views(shown.views, run.folder, views, request.seed, steps, shown.fps, console.progress)
     run.finish(results)
-    pace = results["seconds_per_frame"]
-    console.say(f"Views in {run.folder}: {results['frames']}" + (f", {pace:.2f} s each" if pace else ""))
+    tell_frames("Views", run.folder, results)
     console.say(f"EFT's own: {run.folder / 'eft'}")
-    console.finish({"results": results, "output": str(run.folder)}, as_json)
+    return Made(run.folder, results)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """The views that are asked for: their names and cameras, what they are called, the frames a second of a path, and
+    the files that say so."""
+
+    views: list[tuple[str, Camera]]
+    where: str
+    fps: float | None = None
+    files: Sequence[Path] = ()
+
+
+def _shown(request: FixRequest, scene: Scene, split: Split) -> _Shown:
+    from difixcli.scenes import make_trajectory
+    from difixcli.scenes.camera_files import read_cameras
+
+    if request.camera is not None:
+        file = request.camera.expanduser()
+        views = read_cameras(file, scene, scene.frames[split.train[0]].camera)
+        return _Shown(views, f"{len(views)} of {request.camera}", files=[file])
+    if request.trajectory is not None:
+        path = make_trajectory(scene, split.train, request.trajectory)
+        views = [(f"frame_{number:05d}", one) for number, one in enumerate(path.cameras, start=1)]
+        where = f"{request.trajectory}, {counted(len(views), 'frame')}"
+        return _Shown(views, where, path.fps, _paths([request.trajectory]))
+    views = [(scene.file_names[i], scene.frames[i].camera) for i in split.test]
+    return _Shown(views, f"the {counted(len(views), 'test view')}")
+
+
+def _scene_of(request: FixRequest) -> str:
+    """The scene whose views are asked for: the folder that one stands in, where none is named."""
+    return "." if request.source is None else str(request.source)
 
 
 def few_photos_rule(scene: Scene) -> str:

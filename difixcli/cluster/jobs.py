@@ -58,6 +58,11 @@ class Job:
     message: str = ""
     fault: str = ""  # a traceback where the input is not to blame
 
+    @property
+    def output(self) -> Path | None:
+        """The --output of its line, if that has one."""
+        return next((Path(word[9:]) for word in self.line if word.startswith("--output=")), None)
+
 
 @dataclass
 class Report:

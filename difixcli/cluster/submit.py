@@ -57,7 +57,10 @@ def submit(folder: Path, attempts: Mapping[str, int], wishes: Wishes, max_failed
     else:
         size = wishes.scenes_per_job
         parts = [names[i : i + size] for i in range(0, len(names), size)]
-        workers = [Worker(folder, {one: attempts[one] for one in part}, max_failed) for part in parts]
+        together = None if max_failed is None else attempts
+        workers = [
+            Worker(folder, {one: attempts[one] for one in part}, max_failed, together=together) for part in parts
+        ]
         number = _slurm(folder, workers, wishes, name)
     told = {"cluster": wishes.cluster, "number": number, "node": platform.node()}
     write_json(Jobs(folder).folder / "submitit" / f"{_SUBMITTED}.json", told)

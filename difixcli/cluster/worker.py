@@ -33,14 +33,16 @@ class Worker:
     """Works on the jobs of a run's folder.
 
     `attempts` are the jobs it is for, and how often each had been begun when they were handed out: one that has failed
-    since is not tried again. With `max_failed` it begins nothing more once more of them than that have failed. `gpus`
-    are the CUDA devices it may use (None: all that it sees).
+    since is not tried again. With `max_failed` it begins nothing more once more than that have failed of those that
+    were handed out with them (`together`; only they by default). `gpus` are the CUDA devices it may use (None: all that
+    it sees).
     """
 
     folder: Path
     attempts: Mapping[str, int]
     max_failed: int | None = None
     gpus: str | None = None
+    together: Mapping[str, int] | None = None
     _child: subprocess.Popen | None = field(default=None, repr=False)
     _stopped: int = 0  # the signal that asked for the end
 
@@ -69,7 +71,7 @@ class Worker:
         """What submitit runs when the job is back: the same, as all that counts is on disk."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(Worker(self.folder, self.attempts, self.max_failed, self.gpus))
+        return DelayedSubmission(Worker(self.folder, self.attempts, self.max_failed, self.gpus, self.together))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_child": None, "_stopped": 0}
@@ -88,7 +90,7 @@ class Worker:
                 if self._stopped or self._too_many_failed(jobs):
                     return
                 job = jobs.read(name)
-                if job is None or job.state == DONE or self._failed(job):
+                if job is None or job.state == DONE or _failed(job, self.attempts):
                     left.remove(name)
                 elif jobs.claims.free(name):
                     taken = self._run(jobs, job, tell) or taken
@@ -96,13 +98,11 @@ class Worker:
             if left and not taken:
                 time.sleep(_POLL)
 
-    def _failed(self, job: Job) -> bool:
-        return job.state == FAILED and job.attempt > self.attempts[job.name]
-
     def _too_many_failed(self, jobs: Jobs) -> bool:
         if self.max_failed is None:
             return False
-        return sum(job.name in self.attempts and self._failed(job) for job in jobs) > self.max_failed
+        together = self.attempts if self.together is None else self.together
+        return sum(job.name in together and _failed(job, together) for job in jobs) > self.max_failed
 
     def _run(self, jobs: Jobs, job: Job, tell: Callable[[Job], None]) -> bool:
         """Run a job in a process of its own; False where another worker was faster."""
@@ -137,6 +137,11 @@ class Worker:
         if (now := jobs.read(job.name)) is not None:
             tell(now)
         return True
+
+
+def _failed(job: Job, attempts: Mapping[str, int]) -> bool:
+    """Whether it has failed since it was handed out."""
+    return job.state == FAILED and job.attempt > attempts[job.name]
 
 
 def _how_it_ended(code: int, tail: Sequence[str]) -> str:

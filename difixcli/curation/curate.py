@@ -7,7 +7,7 @@ import shutil
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -22,7 +22,7 @@ from difixcli.curation.clips import DEFAULT_RULE as CLIPS_RULE
 from difixcli.curation.clips import clips, clips_of
 from difixcli.curation.cross_camera import cross_camera, default_camera_rule
 from difixcli.curation.cycle import SHIFTED, cycle
-from difixcli.curation.filters import FILTERS, Filters
+from difixcli.curation.filters import Filters
 from difixcli.curation.manifest import (
     MODELS,
     SCENE_FILE,
@@ -36,22 +36,19 @@ from difixcli.curation.manifest import (
     write_manifest,
     write_stage,
 )
-from difixcli.curation.pairs import IMAGE_FORMATS, KINDS, Pair, PairFiles, pair_id, write_pair
+from difixcli.curation.pairs import KINDS, Pair, PairFiles, pair_id, write_pair
 from difixcli.curation.sheets import write_index, write_sheet
 from difixcli.curation.sparse import sparse
-from difixcli.curation.strategies import STRATEGIES, parse_stop
+from difixcli.curation.strategies import FILTERS, IMAGE_FORMATS, check_named, parse_stop
 from difixcli.curation.tars import tar_name, write_tar
 from difixcli.curation.underfit import underfit
-from difixcli.errors import LESS_MEMORY, InputError, out_of_memory, unknown
+from difixcli.errors import LESS_MEMORY, InputError, out_of_memory
 from difixcli.reconstruction import default_iterations
 from difixcli.runs import Progress, Run, file_name, write_json
 from difixcli.scenes import default_split_rule, make_split, scene_fingerprint
 from difixcli.scenes.scene import Scene
 from difixcli.scenes.trajectories import shift_distance
 
-FORMATS = ("folder", "webdataset")
-DEFAULT_SHIFTS = ("0.1",)
-DEFAULT_STOPS = ("25%", "50%", "75%")
 _POLL = 2.0  # seconds between two looks at what other processes do
 _NO_SCENE_WOULD_FARE_BETTER = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -83,19 +80,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raises InputError for a name that is not known and for a stop that is no share."""
-        for what, names, known in (
-            ("strategy", [self.strategy], STRATEGIES),
-            ("filter", self.keep, FILTERS),
-            ("image format", [self.image_format], IMAGE_FORMATS),
-            ("format of pairs", [self.format], FORMATS),
-        ):
-            for name in names:
-                if name not in known:
-                    raise unknown(what, name, known)
+        check_named(self.strategy, self.keep, self.image_format, self.format)
         for stop in self.stops:
             parse_stop(stop)
-        if self.strategy == "clips" and self.format != "folder":
-            raise InputError("Clips are read from folders of pairs; leave --format out.")
 
 
 @dataclass(frozen=True)
@@ -249,13 +236,6 @@ def finish(folder: Path, failed: Mapping[str, Failure]) -> Curated:
         write_manifest(folder)
     write_index(folder, stages, {name: failure.message for name, failure in failed.items()})
     return Curated(stages, failed)
-
-
-def check_test_scenes(test_scenes: Sequence[str], names: Collection[str]) -> None:
-    """InputError for a name or pattern of test scenes that is none of the scenes."""
-    for pattern in test_scenes:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise InputError(f"--test-scene {pattern} is none of the scenes {', '.join(names)}.")
 
 
 def plan(scene: Scene, recipe: Recipe, home: Path) -> list[Stage]:

@@ -10,11 +10,6 @@ from difixcli.curation.pairs import Pair
 from difixcli.scenes import load_photo
 from difixcli.scenes.scene import Scene
 
-FILTERS = {
-    "failed": "the render shows less than half of the view, or lies under 10 dB",
-    "perfect": "the render lies above 35 dB: there is nothing to learn",
-    "blurred": "the photo is much less sharp than the scene's others",
-}
 FAILED_OPACITY = 0.5
 """Mean accumulation below which a render shows too little of the scene."""
 FAILED_PSNR = 10.0

@@ -19,7 +19,6 @@ from difixcli.scenes.scene import Camera, Scene
 PROMPT = "remove degradation"  # the only prompt the published weights know
 KINDS = ("render", "target", "opacity", "aligned", "depth", "correspondence")
 """Folders of a stage's images."""
-IMAGE_FORMATS = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 FILE_KEYS = ("image", "target_image", "ref_image", "ref_images", "aligned_refs", "opacity", "depth", "correspondence")
 """The keys of a manifest's entry whose values are paths, or lists of paths."""
 

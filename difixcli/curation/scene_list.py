@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
@@ -89,3 +90,10 @@ def listed(spec: str, scenes: bool = True) -> list[str]:
             raise InputError(f"No folder matches {spec}; check the pattern.")
         return folders
     return [spec]
+
+
+def check_test_scenes(test_scenes: Sequence[str], names: Collection[str]) -> None:
+    """InputError for a name or pattern of test scenes that is none of the scenes."""
+    for pattern in test_scenes:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise InputError(f"--test-scene {pattern} is none of the scenes {', '.join(names)}.")

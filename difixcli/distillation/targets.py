@@ -51,5 +51,7 @@ def make_targets(scene: Scene, split: Split, specs: Sequence[str]) -> list[Targe
             continue
         path = make_trajectory(scene, split.train, spec)
         name = path.name if len(paths) == 1 else f"{paths.index(spec) + 1}-{path.name}"
+        while any(one.casefold().startswith(f"{name}-".casefold()) for one in scene.file_names):
+            name = f"{name}-path"
         targets += [Target(f"{name}-{i:04d}", camera, None) for i, camera in enumerate(path.cameras)]
     return targets

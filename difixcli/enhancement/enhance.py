@@ -167,7 +167,7 @@ def _video_frames(source: Path, size: int | None) -> Iterator[_Frame]:
 
 def _as_picture(pixels: np.ndarray, size: int | None) -> Picture:
     """A video's frame (H, W, 3) uint8, which is kept as it is until its turn comes."""
-    return Picture(shrunk(pixels.astype(np.float32) / 255, size))
+    return Picture(shrunk(pixels, size))
 
 
 def _counts(names: Sequence[str]) -> bool:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from difixcli.errors import InputError
 from difixcli.frames.pictures import read_picture
-from difixcli.images import as_pixels, as_planes
-from difixcli.runs import Progress, make_folder, write_image
+from difixcli.frames.writing import Clean, Shot, write_frames
+from difixcli.images import as_bytes, as_floats, as_pixels, as_planes
+from difixcli.runs import Progress
 
 if TYPE_CHECKING:
     from difixcli.priors.super_resolution.resolver import SuperResolver
@@ -36,30 +38,35 @@ def enlarge_images(
 
     from difixcli.priors.super_resolution.resolver import by_itself
 
-    make_folder(output)
-    for stale in output.glob(".*.part"):  # of a process that was killed while it wrote
-        stale.unlink()
-    todo = [path for path in files if not (output / f"{path.stem}.png").exists()]
-    unreadable: list[InputError] = []
-    begun = time.monotonic()
-    with progress("enlarge", max(len(todo), 1)) as update:
-        for done, path in enumerate(todo, start=1):
-            try:
-                photo = as_planes(read_picture(path, size).color, resolver.device)
-            except InputError as error:
-                unreadable.append(error)
-            else:
-                with torch.no_grad():
-                    image = by_itself(resolver, photo, STEPS, seed ^ zlib.crc32(os.fsencode(path.stem)))
-                write_image(output / f"{path.stem}.png", as_pixels(image))
-            update(done)
-    made = len(todo) - len(unreadable)
+    def shot(path: Path) -> Shot:
+        def read() -> np.ndarray:
+            return read_picture(path, size).color
+
+        return Shot(path.stem, read, lambda: (path.stem, read()))
+
+    def larger(name: str, photo: np.ndarray) -> Clean:
+        own = seed ^ zlib.crc32(os.fsencode(name))
+        with torch.no_grad():
+            image = by_itself(resolver, as_planes(as_floats(photo), resolver.device), STEPS, own)
+        return Clean(as_bytes(as_pixels(image)))
+
+    unreadable: dict[str, InputError] = {}
+    done = write_frames(
+        map(shot, files),
+        len(files),
+        output,
+        lambda named: [larger(*one) for one in named],
+        unreadable=unreadable,
+        progress=lambda _, total: progress("enlarge", total),
+    )
     if unreadable:
-        more = f" {len(unreadable) - 1} more cannot be read either." if len(unreadable) > 1 else ""
-        raise InputError(f"{unreadable[0]}{more} All others are made ({made} of {len(files)}), in {output}.")
+        first, *others = unreadable.values()
+        more = f" {len(others)} more cannot be read either." if others else ""
+        made = len(files) - len(unreadable)
+        raise InputError(f"{first}{more} All others are made ({made} of {len(files)}), in {output}.")
     return {
-        "frames": len(files),
-        "kept": len(files) - len(todo),
-        "seconds_per_frame": round((time.monotonic() - begun) / made, 4) if made else None,
+        "frames": done.frames,
+        "kept": done.kept,
+        "seconds_per_frame": done.seconds_per_frame,
         "output": str(output),
     }

@@ -11,7 +11,8 @@ from difixcli.errors import InputError
 from difixcli.frames.pictures import read_picture
 from difixcli.frames.pipeline import FrameOptions, FramePipeline, is_bad
 from difixcli.frames.references import ReferencePhotos
-from difixcli.frames.writing import as_bytes, write_frames
+from difixcli.frames.writing import write_frames
+from difixcli.images import as_bytes
 from difixcli.runs import Progress, read_image
 
 if TYPE_CHECKING:

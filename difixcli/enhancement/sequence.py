@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from difixcli.enhancement.video import VideoWriter, side_by_side, sound_of, split_screen
-from difixcli.frames.pictures import SMALLEST, shrunk
+from difixcli.frames.pictures import SMALLEST, read_pixels, shrunk
 from difixcli.frames.stages import read_ahead
 from difixcli.frames.writing import Shot
-from difixcli.runs import Progress, read_image, read_json, write_json
+from difixcli.images import as_bytes, as_floats
+from difixcli.runs import Progress, read_json, write_json
 
 VIDEO, SIDE_BY_SIDE, SPLIT_SCREEN = "video", "side_by_side", "split_screen"
 FILM_FILE = "film.json"
@@ -95,7 +96,7 @@ def make_film(
         compared = len(videos) > 1 or steadiness is not None
 
         def read(shot: Shot) -> tuple[np.ndarray, np.ndarray | None]:
-            return read_image(output / f"{shot.name}.png"), shot.before() if compared else None
+            return read_pixels(output / f"{shot.name}.png"), shot.before() if compared else None
 
         for number, (shot, (after, before)) in enumerate(read_ahead(shots(), read)):
             moment = shot.moment if timed else None
@@ -103,9 +104,9 @@ def make_film(
             videos[VIDEO].add(after, moment)
             if before is not None:
                 if SIDE_BY_SIDE in videos:
-                    videos[SIDE_BY_SIDE].add(side_by_side(before, after), moment)
+                    videos[SIDE_BY_SIDE].add(side_by_side(as_bytes(before), after), moment)
                 if SPLIT_SCREEN in videos:
-                    videos[SPLIT_SCREEN].add(split_screen(before, after, seconds), moment)
+                    videos[SPLIT_SCREEN].add(split_screen(as_bytes(before), after, seconds), moment)
                 if steadiness is not None:
                     steadiness.add(before, after)
             update(number + 1)
@@ -134,7 +135,7 @@ class _Steadiness:
 
         height, width = before.shape[:2]
         side = max(_MEASURED, -(-SMALLEST * max(height, width) // min(height, width)))  # of a panorama more
-        before, after = shrunk(before, side), shrunk(after, side)
+        before, after = (as_floats(shrunk(image, side)) for image in (before, after))
         if self._last is not None:
             motion = frame_motion(self._last[0], before)
             pairs = zip(self._last, (before, after), strict=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from difixcli.errors import InputError
+from difixcli.images import as_bytes
 from difixcli.runs import atomic
 from difixcli.video import BT709, SCALING, Moment, first_moment
 
@@ -28,11 +29,11 @@ _ENCODING = {"crf": "17", "preset": "medium", "rc-lookahead": "12"}
 class VideoWriter:
     """`with VideoWriter(path, fps) as video: video.add(image)`: an H.264 MP4, written whole or not at all.
 
-    Images are (H, W, 3) in [0, 1]; they are converted by BT.709's matrix to limited range, and the file says so. H.264
-    in its common form wants even sides: an odd one is continued by its last row or column of pixels. Frames follow each
-    other at `fps`, or are shown when their moments say, in units of `time_base` seconds. `sound` is a file whose first
-    track of sound is copied; where an MP4 cannot hold it there is none. `notes` are what to say of the file, a sentence
-    each.
+    Images are (H, W, 3), uint8 or in [0, 1]; they are converted by BT.709's matrix to limited range, and the file says
+    so. H.264 in its common form wants even sides: an odd one is continued by its last row or column of pixels. Frames
+    follow each other at `fps`, or are shown when their moments say, in units of `time_base` seconds. `sound` is a file
+    whose first track of sound is copied; where an MP4 cannot hold it there is none. `notes` are what to say of the
+    file, a sentence each.
 
     Raises InputError for an image of another size than the first, for no image at all, and when the file cannot be
     written, as on a full disk.
@@ -81,7 +82,9 @@ class VideoWriter:
                 f"{self.path.name} is {width + width % 2}×{height + height % 2} pixels, as H.264 wants even sides: the "
                 f"last row or column of {width}×{height} is doubled."
             )
-        pixels = (np.clip(np.pad(image, odd, mode="edge"), 0, 1) * 255 + 0.5).astype(np.uint8)
+        pixels = as_bytes(image)
+        if any(map(any, odd)):
+            pixels = np.pad(pixels, odd, mode="edge")
         moment = moment or Moment(self._count / self._rate, 1 / self._rate)
         try:
             if self._container is None:
@@ -203,10 +206,10 @@ def side_by_side(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def split_screen(before: np.ndarray, after: np.ndarray, seconds: float) -> np.ndarray:
-    """(H, W, 3) twice → (H, W, 3): before left of a white line, after right of it; the line moves to and fro."""
+    """(H, W, 3) twice, uint8 → (H, W, 3): before left of a white line, after right of it; the line moves to and fro."""
     width = after.shape[1]
     at = width * (0.5 + 0.4 * np.sin(2 * np.pi * seconds / _SWEEP))
     x = np.arange(width) + 0.5
     picture = np.where((x < at)[None, :, None], before, after)
-    picture[:, np.abs(x - at) <= max(0.5, width * _LINE)] = 1
+    picture[:, np.abs(x - at) <= max(0.5, width * _LINE)] = 255
     return picture

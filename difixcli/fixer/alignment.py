@@ -200,16 +200,17 @@ class Match:
 
 @torch.no_grad()
 def match(image: Tensor, ref: Tensor, mask: Tensor | None = None) -> Match:
-    """Find an image (3, H, W) in a photo (3, h, w) by optical flow, there and back; `mask` (1, h, w) is 1 where the
-    photo's pixels count.
+    """Find an image (3, H, W) in a photo (3, h, w), each uint8 or in [0, 1], by optical flow, there and back; `mask`
+    (1, h, w) is 1 where the photo's pixels count.
     """
     size = (image.shape[-2], image.shape[-1])
     height, width = flow_size(*size)
     scale = max(size) / max(height, width)
-    kind = image.dtype
-    image, ref = image.float(), ref.float()
-    image, ref_size = fitted(image.nan_to_num(0, 0, 0), (height, width)), ref.shape[-2:]
-    ref = fitted(ref, (height, width))
+    kind, ref_size = image.dtype if image.is_floating_point() else torch.float32, ref.shape[-2:]
+    if image.is_floating_point():
+        image = image.float().nan_to_num(0, 0, 0)
+    image = fitted(image, (height, width))
+    ref = fitted(ref.float() if ref.is_floating_point() else ref, (height, width))
     target, source = _gray(image), _gray(ref)
     there, back = (torch.from_numpy(found).to(image) for found in flows(target, source))
     grid = _shifted(_pixel_grid(height, width, image), there)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from difixcli.images import averaged, in_unit
+
 # Accumulation from which on a render has something to show.
 SUBSTANCE = 0.3
 # Change of tone, of the worst channel, at which confidence falls to 1/e.
@@ -43,8 +45,8 @@ def fix_confidence(
     is 0.
 
     Args:
-        images: (B, 3, H, W) the renders, in [0, 1].
-        fixed: (B, 3, H, W) their fixes, in [0, 1].
+        images: (B, 3, H, W) the renders, in [0, 1] or uint8.
+        fixed: (B, 3, H, W) their fixes, likewise.
         opacity: (B, 1, H, W) the renders' accumulation in [0, 1], or None for full.
         second: (B, 3, H, W) another fix of the same renders, made from the mirrored render and mirrored back (see
             `Fixer.second_opinion`), or None.
@@ -52,10 +54,26 @@ def fix_confidence(
     Raises ValueError when the shapes do not belong together.
     """
     _check_shapes(images, fixed, opacity, second)
-    images, fixed = images.float(), fixed.to(images.device).float()
+    height, width = images.shape[-2:]
+    sigma = max(2.0, max(height, width) * TONE_SIGMA)
+    reach = _radius(sigma)
+    rows = max(_BAND // width, 4 * reach)
+    bands = []
+    for top in range(0, height, rows):  # band by band: a large image is not needed whole
+        first, last = max(top - reach, 0), min(top + rows + reach, height)
+        others = (None if x is None else x[..., first:last, :] for x in (opacity, second))
+        found = _confidence(images[..., first:last, :], fixed[..., first:last, :], *others, sigma=sigma)
+        bands.append(found[..., top - first : top - first + rows, :])
+    return bands[0] if len(bands) == 1 else torch.cat(bands, dim=-2)
+
+
+def _confidence(
+    images: Tensor, fixed: Tensor, opacity: Tensor | None, second: Tensor | None, *, sigma: float
+) -> Tensor:
+    """`fix_confidence` of some rows."""
+    images, fixed = in_unit(images).float(), in_unit(fixed.to(images.device)).float()
     whole = torch.isfinite(fixed).all(1, keepdim=True)
     fixed = fixed.nan_to_num(0, 0, 0)
-    sigma = max(2.0, max(images.shape[-2:]) * TONE_SIGMA)
     confidence = _closeness(smooth(fixed, sigma) - smooth(images, sigma), TONE_CHANGE) * whole
     if opacity is not None:
         confidence = confidence * (opacity.to(confidence) / SUBSTANCE).clamp(0, 1)
@@ -94,17 +112,20 @@ def bad_fix_signs(images: Tensor, fixed: Tensor, opacity: Tensor | None = None) 
     nothing to do with each other. `structure`: another picture. `moved`: the same picture elsewhere.
     """
     _check_shapes(images, fixed, opacity, None)
-    images, fixed = images.float(), fixed.to(images.device).float()
-    broken = ~torch.isfinite(fixed).flatten(1).all(1)
-    fixed = fixed.nan_to_num(0, 0, 0)
+    # bytes stay bytes: of a large image float numbers need not be there whole
+    images, fixed = (x.float() if x.is_floating_point() else x for x in (images, fixed.to(images.device)))
+    broken = torch.zeros(len(fixed), dtype=torch.bool, device=fixed.device)
+    if fixed.is_floating_point():
+        broken = ~torch.isfinite(fixed).flatten(1).all(1)
+        fixed = fixed.nan_to_num(0, 0, 0)
     detail, likeness = _detail(fixed)
     blurred = _LEAST_DETAIL * _detail(images)[0] / detail.clamp(min=1e-4)
 
     height, width = images.shape[-2:]
     scale = min(1.0, _WORKING_SIZE / max(height, width))
     size = (max(round(height * scale), 1), max(round(width * scale), 1))
-    weight = images.new_ones((images.shape[0], 1, height, width)) if opacity is None else opacity.to(images)
-    weight, images, fixed = (F.interpolate(x, size, mode="area") for x in (weight, images, fixed))
+    images, fixed = averaged(images, size), averaged(fixed, size)
+    weight = images.new_ones((images.shape[0], 1, *size)) if opacity is None else averaged(opacity.to(images), size)
     # where the render shows nothing it has no say, unless it shows nothing anywhere
     weight = (weight / SUBSTANCE).clamp(0, 1) + 1e-3
     weight = weight / weight.mean((2, 3), keepdim=True)
@@ -141,7 +162,7 @@ def _detail(images: Tensor) -> tuple[Tensor, Tensor]:
     """
     height, width = images.shape[-2:]
     rows = max(1, _BAND // width)
-    power, across, down = (images.new_zeros(images.shape[0]) for _ in range(3))
+    power, across, down = (torch.zeros(images.shape[0], device=images.device) for _ in range(3))
     above = None
     for top in range(0, height, rows):  # band by band: a large image is not needed whole
         detail = _fine(images, top, min(rows, height - top))
@@ -162,7 +183,7 @@ def _fine(images: Tensor, top: int, rows: int) -> Tensor:
     first, last = max(top - _REACH, 0), min(top + rows + _REACH, height)
     if height - first <= 2 * _REACH:  # its end mirrors more than is left
         first = max(height - 2 * _REACH - 1, 0)
-    gray = images[..., first:last, :].mean(1, keepdim=True)
+    gray = in_unit(images[..., first:last, :]).mean(1, keepdim=True)
     return (gray - smooth(gray, 2.0))[..., top - first : top - first + rows, :]
 
 
@@ -195,9 +216,14 @@ def _closeness(difference: Tensor, scale: float) -> Tensor:
     return torch.exp(-(difference.abs().amax(1, keepdim=True) / scale).square())
 
 
+def _radius(sigma: float) -> int:
+    """Pixels by which smoothing reaches."""
+    return int(3 * sigma + 0.5)
+
+
 def smooth(images: Tensor, sigma: float) -> Tensor:
     """Gaussian smoothing of (B, C, H, W), borders mirrored (repeated where the image is smaller than the kernel)."""
-    radius = int(3 * sigma + 0.5)
+    radius = _radius(sigma)
     offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
     kernel = torch.exp(-0.5 * (offsets / sigma).square())
     kernel = kernel / kernel.sum()

@@ -19,8 +19,9 @@ from difixcli.fixer.registered import RegisteredPhotos
 from difixcli.fixer.tiling import Window, fade, windows
 from difixcli.fixer.tone import keep_unseen_tone
 from difixcli.fixer.weights import load_network, merge_adapters, save_network
+from difixcli.images import in_unit
+from difixcli.model_folders import SMALL_SIZES
 
-SMALL_SIZES = ("tiny", "small", "medium")
 # Images of more pixels than such a square are fixed in windows. 1536² is more than 1080p, which GPUs hold whole.
 TILE = {"cpu": 1024, "cuda": 1536}
 SMALLEST_TILE = 256
@@ -138,13 +139,13 @@ class Fixer:
         fill_seed: int | None = None,
         correspondence: Tensor | None = None,
     ) -> Tensor:
-        """The clean views of degraded renders, of the same shape, device and dtype, in [0, 1].
+        """The clean views of degraded renders, of the same shape, device and dtype (of uint8 float32), in [0, 1].
 
         Raw references are encoded once for all calls in which the same pixels come again, as long as they are among
         those seen last.
 
         Args:
-            images: (B, 3, H, W) in [0, 1], any size.
+            images: (B, 3, H, W) in [0, 1], or uint8, any size.
             references: (B, V, 3, H, W) in [0, 1], aligned or as the photos are as `config.references` says, any number
                 of them; or encoded ones, which then stand beside every image; or aligned ones as registered photos,
                 which bring their own visibility and are sampled window by window; or None.
@@ -262,17 +263,25 @@ class Fixer:
     ) -> Tensor:
         height, width = images.shape[-2:]
         parts = windows(height, width, side, self.config.multiple)
+        kind = images.dtype if images.is_floating_point() else torch.float32
         if len(parts) == 1:
-            return self._fixed(parts[0], images, references, opacity, visibility, noise, correspondence).to(images)
+            whole = self._fixed(parts[0], images, references, opacity, visibility, noise, correspondence)
+            return whole.to(images.device, kind)
         total = torch.zeros_like(images, dtype=torch.float32)
-        weights = total.new_zeros((height, width))
-        for done, window in enumerate(parts, start=1):
+        # of the rows from the windows' top on: those above are done
+        weights = total.new_zeros((parts[0].height, width))
+        for done, (window, after) in enumerate(zip(parts, [*parts[1:], None], strict=True), start=1):
             fixed = self._fixed(window, images, references, opacity, visibility, noise, correspondence)
             weight = fade(window, height, width, weights)
-            window.of(total).add_(fixed.to(total) * weight)  # type: ignore[union-attr]
-            window.of(weights).add_(weight)  # type: ignore[union-attr]
+            window.of(total).add_(fixed.to(total).mul_(weight))  # type: ignore[union-attr]
+            window._replace(top=0).of(weights).add_(weight)  # type: ignore[union-attr]
+            del fixed  # or it would be there beside the next
+            rows = (height if after is None else after.top) - window.top
+            if rows:
+                total[..., window.top : window.top + rows, :].div_(weights[:rows])
+                weights = torch.cat([weights[rows:], torch.zeros_like(weights[:rows])])
             self.tile_done(done, len(parts))
-        return total.div_(weights).to(images)
+        return total.to(kind)
 
     def _toned(
         self,
@@ -367,7 +376,8 @@ class Fixer:
 
     def _padded(self, values: Tensor) -> Tensor:
         """On the network's device, padded below and to the right to what the network takes."""
-        values = values.to(device=self.device, dtype=self.dtype)
+        kind = self.dtype if values.is_floating_point() else values.dtype
+        values = in_unit(values.to(device=self.device, dtype=kind)).to(self.dtype)
         height, width = values.shape[-2:]
         multiple = self.config.multiple
         padding = (0, -width % multiple, 0, -height % multiple)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from difixcli.errors import InputError
 from difixcli.fixer.network import FixerConfig, FixerNetwork
-from difixcli.fixer.weights import PROMPT, SD_TURBO, download, looks_like_hub_name, prompt_embedding
+from difixcli.fixer.weights import PROMPT, download, prompt_embedding
+from difixcli.model_folders import SD_TURBO, looks_like_hub_name
 from difixcli.runs import atomic, run_record
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json")

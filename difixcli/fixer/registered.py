@@ -65,13 +65,14 @@ class RegisteredPhotos:
 
 
 def register_photos(image: Tensor, photos: Iterable[np.ndarray]) -> RegisteredPhotos:
-    """Register photos (h, w, 3), uint8 or in [0, 1], at least one, to one image (1, 3, H, W) in [0, 1] of unknown pose
-    (see `alignment.match`).
+    """Register photos (h, w, 3), uint8 or in [0, 1], at least one, to one image (1, 3, H, W), uint8 or in [0, 1], of
+    unknown pose (see `alignment.match`).
     """
     kept, matches = [], []
     for photo in photos:
         kept.append(photo)
-        matches.append(match(image[0], _planes(photo, image.device)))
+        planes = torch.from_numpy(np.ascontiguousarray(photo.transpose(2, 0, 1))).to(image.device)
+        matches.append(match(image[0], planes))
     return RegisteredPhotos([kept], [matches])
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difixcli.fixer.confidence import SUBSTANCE, smooth
+from difixcli.images import averaged
 
 # Tone is what remains after smoothing by this share of the long side (confidence, after finer patches, takes less).
 _TONE = 1 / 30
@@ -26,7 +27,7 @@ def keep_unseen_tone(images: Tensor, fixed: Tensor, visibility: Tensor | None, o
     """Fixes with the render's own tone where no reference is visible around.
 
     Args:
-        images: (B, 3, H, W) the renders, in [0, 1].
+        images: (B, 3, H, W) the renders, in [0, 1] or uint8.
         fixed: (B, 3, H, W) their fixes, in [0, 1].
         visibility: (B, V, 1, H, W) of the references in [0, 1]; None, or V = 0, where there were none.
         opacity: (B, 1, H, W) the renders' accumulation in [0, 1], or None for full; holes take the change of tone
@@ -59,4 +60,4 @@ def _sigma(share: float, size: tuple[int, int]) -> float:
 
 
 def _reduced(images: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(images.float(), size, mode="area")
+    return averaged(images.float() if images.is_floating_point() else images, size)

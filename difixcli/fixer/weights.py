@@ -24,9 +24,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difixcli.errors import InputError, near, out_of_memory, short, unknown
+from difixcli.errors import InputError, near, out_of_memory, short
 from difixcli.fixer.network import ADAPTER, LORA_ALPHA, SKIP_INIT, FixerConfig, FixerNetwork
-from difixcli.model_folders import FORMATS, beside, check_kind
+from difixcli.model_folders import (
+    FORMATS,
+    GEOQUERY,
+    HUB_NAMES,
+    SD_TURBO,
+    check_kind,
+    looks_like_hub_name,
+    no_model,
+)
 from difixcli.runs import read_json, unreadable
 from difixcli.shapes import built
 from difixcli.tensor_files import read_pickled, read_safetensors, write_network
@@ -34,10 +42,7 @@ from difixcli.torchvision_cure import cure
 
 BUNDLED = Path(__file__).parent / "bundled"
 PROMPT = "remove degradation"
-SD_TURBO = "stabilityai/sd-turbo"
-# the hub's names worth suggesting, and how many references each was trained with
-GEOQUERY = "DIG-UESTC/GeoQuery"
-HUB_NAMES = {"nvidia/difix": 0, "nvidia/difix_ref": 1, SD_TURBO: 1, GEOQUERY: 1}
+_WITHOUT_REFERENCES = "nvidia/difix"  # of the published ones all others were trained with one
 FORMAT = FORMATS["fixer"]
 NVIDIA_LICENCE = (
     "NVIDIA's licence for Difix weights allows non-commercial research and evaluation only "
@@ -102,19 +107,15 @@ def load_network(
         return _load_own(BUNDLED)
     if path.is_dir():
         # a local copy of a hub's repository mostly has its name
-        known_views = {name.rpartition("/")[2]: views for name, views in HUB_NAMES.items()}
-        return _load_folder(path, known_views.get(path.resolve().name, 1))
+        return _load_folder(path, 0 if path.resolve().name == _WITHOUT_REFERENCES.rpartition("/")[2] else 1)
     if path.suffix == ".pkl":
         return _load_trainer_file(path)
     if looks_like_hub_name(str(name_or_path)):
         name = str(name_or_path)
-        return _load_folder(download(name, revision, token, cache_dir), HUB_NAMES.get(name, 1), token, cache_dir)
-    raise unknown(
-        "fixer",
-        str(name_or_path),
-        ["bundled", *HUB_NAMES, *beside(path, "fixer")],
-        "Give bundled, the folder of a fixer, a .pkl of a release's trainer or a name on the Hugging Face hub.",
-    )
+        return _load_folder(
+            download(name, revision, token, cache_dir), 0 if name == _WITHOUT_REFERENCES else 1, token, cache_dir
+        )
+    raise no_model(str(name_or_path), "fixer")
 
 
 def local_files(name_or_path: str | Path) -> list[Path]:
@@ -157,12 +158,6 @@ def merge_adapters(network: FixerNetwork) -> FixerNetwork:
         merged = FixerNetwork(dataclasses.replace(config, lora_rank=0, lora_targets=[]))
     merged.load_state_dict(tensors, assign=True)
     return merged
-
-
-def looks_like_hub_name(name: str) -> bool:
-    """Whether a name that is no path here has the form OWNER/NAME."""
-    parts = name.split("/")
-    return len(parts) == 2 and all(parts) and not name.startswith((".", "~", "/")) and not Path(parts[0]).exists()
 
 
 def _load_folder(
@@ -426,7 +421,7 @@ def download(
         found = snapshot_download(name, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=files)
         return Path(found)
     except Exception as error:  # the hub's client raises errors of several libraries for a missing network
-        close = [] if name in HUB_NAMES else near(name, HUB_NAMES)
+        close = [] if name in HUB_NAMES["fixer"] else near(name, HUB_NAMES["fixer"])
         suggestion = f" (did you mean {' or '.join(close)}?)" if close else ""
         name = name if revision is None else f"{name}' of revision '{revision}"
         raise InputError(

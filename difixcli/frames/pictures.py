@@ -1,6 +1,6 @@
 """Images on disk before the fixer sees them: which there are, whether they are whole, and the size to work at.
 
-Images are (H, W, 3) float32 RGB in [0, 1].
+Images are (H, W, 3) RGB, uint8 or float32 in [0, 1].
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ import numpy as np
 
 from difixcli.errors import InputError
 from difixcli.evaluation.pictures import image_files
-from difixcli.images import resized_to
-from difixcli.runs import IMAGE_SUFFIXES, open_image, read_image
+from difixcli.images import as_floats, resized_to
+from difixcli.runs import CONFIDENCE, IMAGE_SUFFIXES, open_image, read_image
 from difixcli.scenes.loading import natural_order
 
 SMALLEST = 16
 """Pixels of an image's shorter side: optical flow and the networks' lowest level need something to look at."""
 
+_ROWS = 256  # of an image that are copied at once
+_MARKED = CONFIDENCE.removesuffix(".png")
 _ORIENTATION = 0x0112  # EXIF's tag; from 5 on the image lies on its side
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An image to fix: its `color` (H, W, 3) before black, as renders are, and its `opacity` (H, W), or None where
-    nothing of it is transparent.
+    """An image to fix: its `color` (H, W, 3) before black, as renders are, uint8 where that says it all and float32
+    in [0, 1] where not, and its `opacity` (H, W) in [0, 1], or None where nothing of it is transparent.
     """
 
     color: np.ndarray
@@ -37,14 +39,36 @@ def read_picture(path: Path, size: int | None = None) -> Picture:
 
     InputError when it is missing or broken.
     """
-    if not has_alpha(path):  # of a large image a fourth channel is a quarter more, and its colours would be there twice
-        return Picture(shrunk(read_image(path, upright=True), size))
+    if not has_alpha(path):
+        return Picture(shrunk(read_pixels(path), size))
     pixels = read_image(path, alpha=True, upright=True)
     if bool((pixels[..., 3] == 1).all()):
         return Picture(shrunk(np.ascontiguousarray(pixels[..., :3]), size))
     pixels[..., :3] *= pixels[..., 3:]  # before it shrinks: what a transparent pixel hides must not come out beside it
     pixels = shrunk(pixels, size)
     return Picture(np.ascontiguousarray(pixels[..., :3]), np.ascontiguousarray(pixels[..., 3]))
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    """An image (H, W, 3), upright, transparent pixels before black: uint8 where its file has no more, else float32 in
+    [0, 1].
+
+    InputError when it is missing or broken.
+    """
+    from PIL import ImageOps
+
+    if not has_alpha(path):
+        with open_image(path) as image:
+            image.load()
+            if image.mode != "F" and not image.mode.startswith("I") and "transparency" not in image.info:
+                ImageOps.exif_transpose(image, in_place=True)
+                shown = image if image.mode == "RGB" else image.convert("RGB")
+                pixels = np.empty((shown.height, shown.width, 3), np.uint8)
+                for top in range(0, shown.height, _ROWS):  # of a large image Pillow's copies need not be there whole
+                    part = shown.crop((0, top, shown.width, min(top + _ROWS, shown.height)))
+                    pixels[top : top + _ROWS] = np.asarray(part)
+                return pixels
+    return read_image(path, upright=True)
 
 
 def listed_images(source: Path, output: Path, size: int | None = None) -> dict[Path, tuple[int, int]]:
@@ -72,6 +96,13 @@ def listed_images(source: Path, output: Path, size: int | None = None) -> dict[P
         if path.stem in stems:
             raise InputError(f"{source} holds {stems[path.stem].name} and {path.name}; keep one image of that name.")
         stems[path.stem] = path
+    for stem, path in stems.items():
+        of = stem.removesuffix(_MARKED)
+        if of != stem and of in stems:
+            raise InputError(
+                f"{source} holds {stems[of].name} and {path.name}, whose name is that of the other's confidence map; "
+                "rename it."
+            )
     return sizes
 
 
@@ -99,11 +130,11 @@ def has_alpha(path: Path) -> bool:
 
 
 def shrunk(image: np.ndarray, size: int | None) -> np.ndarray:
-    """The image (H, W, C) with a long side of at most `size` pixels."""
+    """The image (H, W, C) with a long side of at most `size` pixels: as it is, or smaller and float32 in [0, 1]."""
     height, width = image.shape[:2]
     if size is None or max(height, width) <= size:
         return image
-    return resized_to(image, shrunk_size((width, height), size)[::-1])
+    return resized_to(as_floats(image), shrunk_size((width, height), size)[::-1])
 
 
 def shrunk_size(size: tuple[int, int], limit: int | None) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from difixcli.frames.pictures import Picture, check_large_enough
 from difixcli.frames.references import Photos, ReferencePhotos
 from difixcli.frames.stages import Pace
 from difixcli.frames.writing import Shot
-from difixcli.images import as_planes, resized_to
+from difixcli.images import as_floats, as_planes, resized_to
 from difixcli.video import Moment
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ class FrameOptions:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """An image and what stands beside it, as the fixer takes them: `image` (1, 3, H, W) in [0, 1], `opacity`
-    (1, 1, H, W) or None, and `references`, raw (1, V, 3, H, W) or registered, or None. `size` is the image's own
-    (height, width), `names` are the photos'. `correspondence` (1, V, 3, H, W) says which of the references' places the
-    image shows, or None where that is not known or asked for.
+    """An image and what stands beside it, as the fixer takes them: `image` (1, 3, H, W), uint8 or float32 in [0, 1],
+    `opacity` (1, 1, H, W) or None, and `references`, raw (1, V, 3, H, W) or registered, or None. `size` is the image's
+    own (height, width), `names` are the photos'. `correspondence` (1, V, 3, H, W) says which of the references' places
+    the image shows, or None where that is not known or asked for.
     """
 
     image: Tensor
@@ -72,7 +72,7 @@ class Fix:
     @property
     def confidence(self) -> np.ndarray | None:
         self._wait()
-        return None if self._confidence is None else resized_to(_as_floats(self._confidence.numpy()), self._size)
+        return None if self._confidence is None else resized_to(as_floats(self._confidence.numpy()), self._size)
 
     def _wait(self) -> None:
         if self._arrived is not None:
@@ -116,14 +116,14 @@ class FramePipeline:
         return replace(prepared, correspondence=correspondence.pin_memory() if self._pinned else correspondence)
 
     def beside(self, picture: Picture, photos: Photos | Sequence[np.ndarray], names: Sequence[str] = ()) -> Prepared:
-        """An image with these photos (h, w, 3), of any size, beside it."""
+        """An image with these photos (h, w, 3), of any size, uint8 or in [0, 1], beside it."""
         import torch
 
         from difixcli.fixer.registered import register_photos
 
         whole = (picture.color.shape[0], picture.color.shape[1])
         size = RELEASE_SIZE if self.options.release_resize else whole
-        image = as_planes(_lanczos(picture.color, size))
+        image = _planes(_lanczos(picture.color, size))
         opacity = None
         if picture.opacity is not None:
             opacity = torch.from_numpy(np.array(resized_to(picture.opacity, size), np.float32))[None, None]
@@ -132,9 +132,9 @@ class FramePipeline:
             references = register_photos(image, photos)
         elif len(photos):
             # one after another: of a large image not all can be there twice
-            references = image.new_zeros((1, len(photos), *image.shape[1:]))
+            references = torch.zeros((1, len(photos), *image.shape[1:]))
             for v, photo in enumerate(photos):
-                references[0, v] = as_planes(_lanczos(resized_to(_as_floats(photo), whole), size))[0]
+                references[0, v] = as_planes(_lanczos(resized_to(as_floats(photo), whole), size))[0]
         if self._pinned:
             image = image.pin_memory()
             opacity = None if opacity is None else opacity.pin_memory()
@@ -147,6 +147,7 @@ class FramePipeline:
         counts = [0 if x.references is None else x.references.shape[1] for x in (one, other)]
         return (
             one.image.shape == other.image.shape
+            and one.image.dtype == other.image.dtype
             and (one.opacity is None) == (other.opacity is None)
             and (one.correspondence is None) == (other.correspondence is None)
             and counts[0] == counts[1]
@@ -189,7 +190,16 @@ def is_bad(prepared: Prepared, fixed: np.ndarray) -> bool:
     from difixcli.fixer.confidence import bad_fixes
 
     size = (prepared.image.shape[-2], prepared.image.shape[-1])
-    return bool(bad_fixes(prepared.image, as_planes(_lanczos(fixed, size)).div_(255), prepared.opacity)[0])
+    return bool(bad_fixes(prepared.image, _planes(_lanczos(fixed, size)), prepared.opacity)[0])
+
+
+def _planes(pixels: np.ndarray) -> Tensor:
+    """(H, W, 3), uint8 or in [0, 1], as a batch of one image (1, 3, H, W), uint8 or float32."""
+    import torch
+
+    if pixels.dtype != np.uint8:
+        return as_planes(pixels)
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
 
 
 def _together(tensors: Sequence[Tensor], device: Any) -> Tensor | None:
@@ -233,11 +243,6 @@ def _sent(values: Tensor) -> Tensor:
 
     there = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     return there.copy_(values, non_blocking=True)
-
-
-def _as_floats(pixels: np.ndarray) -> np.ndarray:
-    """uint8 as float32 in [0, 1]; what is float32 stays."""
-    return pixels.astype(np.float32) / 255 if pixels.dtype == np.uint8 else pixels
 
 
 def _lanczos(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
@@ -11,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from difixcli.errors import InputError, near
-from difixcli.frames.pictures import checked_size
+from difixcli.frames.pictures import checked_size, read_pixels
 from difixcli.frames.similar import SimilarPhotos
-from difixcli.images import resized_to
+from difixcli.images import as_floats, resized_to
 from difixcli.reference_views import places_by_points
-from difixcli.runs import open_image, read_image
+from difixcli.runs import open_image
 from difixcli.scenes import load_photo, nearest_cameras
 from difixcli.scenes.scene import Scene
 
@@ -28,10 +29,10 @@ _LOOK = 128  # pixels that are enough of a photo to see what it shows
 class ReferencePhotos:
     """Clean photos of a scene, and which of them stand beside an image.
 
-    `names` are the photos'. `read` gives one of them by its index, (h, w, 3) in [0, 1]; `choose` gives the indices of
-    those for an image, by its name without suffix and its pixels (H, W, 3). `places` says, where geometry is known,
-    which of their places an image shows, by its name, their indices and the size (height, width) that all are brought
-    to: (V, 3, H, W) as `fixer.correspondence.correspond` gives it, or None.
+    `names` are the photos'. `read` gives one of them by its index, (h, w, 3), uint8 or in [0, 1]; `choose` gives the
+    indices of those for an image, by its name without suffix and its pixels (H, W, 3), likewise. `places` says, where
+    geometry is known, which of their places an image shows, by its name, their indices and the size (height, width)
+    that all are brought to: (V, 3, H, W) as `fixer.correspondence.correspond` gives it, or None.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class ReferencePhotos:
         self.names, self.places = list(names), places
         self._read, self._choose = read, choose
         self._held: OrderedDict[tuple[int, tuple[int, int], bool], np.ndarray] = OrderedDict()
+        # those that others hold, however large
+        self._in_use: weakref.WeakValueDictionary[tuple, np.ndarray] = weakref.WeakValueDictionary()
         self._lock = threading.RLock()
 
     @classmethod
@@ -61,7 +64,7 @@ class ReferencePhotos:
                 return range(len(paths))
             return similar().nearest(image, count)
 
-        return cls([path.name for path in paths], lambda i: read_image(paths[i], upright=True), choose)
+        return cls([path.name for path in paths], lambda i: read_pixels(paths[i]), choose)
 
     @classmethod
     def by_pose(cls, scene: Scene, images: Sequence[Path], count: int) -> ReferencePhotos:
@@ -121,9 +124,10 @@ class ReferencePhotos:
     def _photo(self, i: int, size: tuple[int, int], as_they_are: bool) -> np.ndarray:
         key = (i, size, as_they_are)
         with self._lock:
-            if key not in self._held:
-                self._held[key] = self._made(i, size, as_they_are)
-            photo = self._held[key]
+            photo = self._in_use.get(key)
+            if photo is None:
+                photo = self._in_use[key] = self._made(i, size, as_they_are)
+            self._held[key] = photo
             self._held.move_to_end(key)
             while self._held and sum(held.nbytes for held in self._held.values()) > _HELD_BYTES:
                 self._held.popitem(last=False)
@@ -132,9 +136,11 @@ class ReferencePhotos:
     def _made(self, i: int, size: tuple[int, int], as_they_are: bool) -> np.ndarray:
         photo = self._read(i)
         if not as_they_are:
-            return resized_to(photo, size)
+            return resized_to(as_floats(photo), size)
         if photo.shape[0] * photo.shape[1] > size[0] * size[1]:
-            photo = resized_to(photo, size)
+            photo = resized_to(as_floats(photo), size)
+        if photo.dtype == np.uint8:
+            return photo
         pixels = np.empty(photo.shape, np.uint8)
         for row, values in zip(pixels, photo, strict=True):  # of a large photo no second copy need be there
             row[:] = values * 255 + 0.5

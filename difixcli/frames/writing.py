@@ -17,16 +17,18 @@ import numpy as np
 
 from difixcli.errors import InputError
 from difixcli.evaluation.pictures import image_size
+from difixcli.frames.pictures import read_pixels
 from difixcli.frames.stages import Pace, carried
-from difixcli.runs import CONFIDENCE, Progress, make_folder, read_image, write_image
+from difixcli.images import as_bytes, as_floats
+from difixcli.runs import CONFIDENCE, Progress, make_folder, write_image
 from difixcli.video import Moment
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One frame to do: its file name without suffix, how to get the image as it is before the fix, (H, W, 3) in [0, 1],
-    the same whenever that is called, and how to prepare it for the work, in a thread. `moment` is when a video shows
-    it, None for frames that follow each other evenly.
+    """One frame to do: its file name without suffix, how to get the image as it is before the fix, (H, W, 3), uint8 or
+    in [0, 1], the same whenever that is called, and how to prepare it for the work, in a thread. `moment` is when a
+    video shows it, None for frames that follow each other evenly.
     """
 
     name: str
@@ -152,11 +154,6 @@ def write_frames(
     return Fixed(frames, kept, frozenset(sizes), seconds, said)
 
 
-def as_bytes(color: np.ndarray) -> np.ndarray:
-    """(H, W, 3) in [0, 1] as `write_image` writes it: uint8, which stays what it is."""
-    return color if color.dtype == np.uint8 else (np.clip(color, 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
 def _targets(output: Path, name: str, confidence: bool) -> list[Path]:
     """What is written for a frame, the fix last."""
     fixed = output / f"{name}.png"
@@ -174,14 +171,13 @@ class _Steadier:
         from difixcli.evaluation.consistency import frame_motion
         from difixcli.frames.steadiness import steadied
 
-        image, color = shot.before(), made.color
-        if color.dtype == np.uint8:
-            color = color.astype(np.float32) / 255
+        before, color = shot.before(), made.color
         if previous is not None:
             if self._last is None or self._last[0] != previous.name:  # it was kept
-                self._last = previous.name, previous.before(), read_image(self._output / f"{previous.name}.png")
-            _, before, fixed = self._last
-            color = steadied(image, color, before, fixed, frame_motion(before, image))
+                self._last = previous.name, previous.before(), read_pixels(self._output / f"{previous.name}.png")
+            last, fixed = (as_floats(pixels) for pixels in self._last[1:])
+            image = as_floats(before)
+            color = steadied(image, as_floats(color), last, fixed, frame_motion(last, image))
         pixels = as_bytes(color)
-        self._last = shot.name, image, pixels.astype(np.float32) / 255
+        self._last = shot.name, before, pixels
         return Clean(pixels, made.confidence)

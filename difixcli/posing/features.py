@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -27,7 +30,15 @@ SIMILAR = 20
 """Photos of a large set matched with the most similar ones, wherever these stand."""
 
 _COARSE = 192  # features compared to tell how similar two photos are
+_ROOM = 32 * 2**20  # bytes: eight photos' features, or fifty pairs' matches, twice, as SQLite writes them
 _FEATURES_AT_ONCE, _PAIRS_AT_ONCE, _PHOTOS_AT_ONCE = 8, 50, 64
+
+
+def check_room(database: Path) -> None:
+    """Raises OSError, naming the folder, where the disk has no room for what is found at once: pycolmap ends the
+    process where it is full."""
+    if shutil.disk_usage(database.parent).free < _ROOM:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(database.parent))
 
 
 def register(database: Path, folder: Path, photos: Sequence[Photo]) -> dict[str, int]:
@@ -39,6 +50,7 @@ def register(database: Path, folder: Path, photos: Sequence[Photo]) -> dict[str,
         if set(ids) == {photo.name for photo in photos}:
             return ids
         database.unlink()  # killed before all were in
+    check_room(database)
     with _opened(database):
         pass  # makes the file
     for group in lens_groups(photos):
@@ -69,6 +81,7 @@ def find_features(database: Path, folder: Path, masks: Path, done: Callable[[int
     options.sift.max_num_features = FEATURES
     done(len(counts) - len(missing))
     for start in range(0, len(missing), _FEATURES_AT_ONCE):
+        check_room(database)
         part = missing[start : start + _FEATURES_AT_ONCE]
         # with a folder of masks, a photo that has none there counts as broken
         having = [name for name in part if (masks / f"{name}.png").is_file()]
@@ -134,6 +147,7 @@ def match(database: Path, pairs: Sequence[tuple[str, str]], seed: int, done: Cal
         pairing = pycolmap.ImportedPairingOptions()
         pairing.match_list_path = listed = Path(temporary) / "pairs.txt"
         for start in range(0, len(left), _PAIRS_AT_ONCE):
+            check_room(database)
             part = left[start : start + _PAIRS_AT_ONCE]
             listed.write_text("".join(f"{a} {b}\n" for a, b in part), encoding="utf-8")
             pycolmap.match_image_pairs(database, options, pairing, verification, device=pycolmap.Device.cpu)

@@ -64,7 +64,8 @@ def map_photos(
     First the incremental mapper. If that leaves photos out, the global one, too; if the best of both is not sensible
     (see `Model`), or has less than half of the photos, the incremental one again with the focal length as it was given
     (EXIF's, else 1.2 × the long side). One thread and a fixed seed: the same photos give the same model. What a mapper
-    has found is kept in `work`, and it is not asked again.
+    has found is kept in `work`, and it is not asked again. One that is stopped begins anew: pycolmap goes on from a
+    snapshot, but to poses whose last digits are others.
     """
     tried = [
         _kept(

@@ -40,8 +40,13 @@ class Photo:
     lens: tuple[object, ...]
 
 
-def read_photo(path: Path) -> Photo:
-    """What the header of a photo says; InputError when it cannot be read."""
+def read_photos(paths: Sequence[Path]) -> list[Photo]:
+    """What the headers of photos say, and which masks they have; InputError when one cannot be read."""
+    listed: dict[Path, dict[str, Path]] = {}
+    return [_read_photo(path, listed) for path in paths]
+
+
+def _read_photo(path: Path, listed: dict[Path, dict[str, Path]]) -> Photo:
     read_heif()
     try:
         with open_image(path) as image:
@@ -61,7 +66,7 @@ def read_photo(path: Path) -> Photo:
     copied = turned or not plain
     suffix = path.suffix.lower() in (".jpg", ".jpeg", ".png")
     name = path.name if suffix and (plain or path.suffix.lower() == ".png") else f"{path.name}.png"
-    return Photo(name, path, _mask_of(path), (width, height), turned, copied, focal, lens)
+    return Photo(name, path, _mask_of(path, listed), (width, height), turned, copied, focal, lens)
 
 
 def prepare(photos: Sequence[Photo], folder: Path, masks: Path, done: Callable[[int], None]) -> None:
@@ -100,15 +105,22 @@ def _number(value: object) -> float:
     return number if np.isfinite(number) else 0.0
 
 
-def _mask_of(path: Path) -> Path | None:
-    """The mask of a photo, called as `mask_names` says: in `masks/` or `mask/` in the photo's folder or beside that, or
-    beside the photo."""
-    parents = (path.parent, path.absolute().parent.parent)
-    candidates = [
-        parent / folder / name for parent in parents for folder in MASK_FOLDERS for name in mask_names(path.name)
-    ]
-    candidates += [path.parent / name for name in mask_names(path.name, beside=True)]
-    return next((candidate for candidate in candidates if candidate != path and candidate.is_file()), None)
+def _mask_of(path: Path, listed: dict[Path, dict[str, Path]]) -> Path | None:
+    """The mask of a photo, called as `mask_names` says, whatever the case: in `masks/` or `mask/` in the photo's folder
+    or beside that, or beside the photo. `listed` holds the folders that have been looked into."""
+
+    def there(folder: Path, name: str) -> Path | None:
+        if folder not in listed:
+            try:
+                listed[folder] = {one.name.casefold(): one for one in sorted(folder.iterdir())}
+            except OSError:  # no folder, or one that may not be read
+                listed[folder] = {}
+        return listed[folder].get(name.casefold())
+
+    folders = [there(parent, name) for parent in (path.parent, path.absolute().parent.parent) for name in MASK_FOLDERS]
+    masks = [there(folder, name) for folder in folders if folder is not None for name in mask_names(path.name)]
+    masks += [there(path.parent, name) for name in mask_names(path.name, beside=True)]
+    return next((mask for mask in masks if mask is not None and mask != path and mask.is_file()), None)
 
 
 def _read_mask(photo: Photo) -> np.ndarray | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from difixcli.errors import InputError
 from difixcli.posing import features, mapping
-from difixcli.posing.photos import Photo, lens_groups, prepare, read_photo
+from difixcli.posing.photos import Photo, lens_groups, prepare, read_photos
 from difixcli.posing.video import choose_frames, write_frames
 from difixcli.posing.writing import write_scene
 from difixcli.runs import Progress, Run, fingerprint, read_json, write_json
@@ -52,7 +52,7 @@ def pose_inputs(source: Path) -> dict[str, str]:
             f"{folder} holds {counted(len(photos), 'photo')}, which is too few to tell where they stood. {ADVICE}"
         )
     found = {"photos": fingerprint(photos)}
-    if masks := [photo.mask for photo in map(read_photo, photos) if photo.mask is not None]:
+    if masks := [photo.mask for photo in read_photos(photos) if photo.mask is not None]:
         found["masks"] = fingerprint(masks)
     return found
 
@@ -70,7 +70,7 @@ def pose(
     database, pictures, masks = work / "database.db", work / "photos", work / "masks"
     with mapping.quiet():
         files = _files(source, work, frames, progress, say)
-        photos = _named([read_photo(path) for path in files])
+        photos = _named(read_photos(files))
         with _timed(run, "photos"), progress("Reading photos", len(photos)) as done:
             prepare(photos, pictures, masks, done)
         with _timed(run, "features"), progress("Finding features", len(photos)) as done:

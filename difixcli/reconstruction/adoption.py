@@ -34,8 +34,13 @@ class Origin:
 
 def moved(scene: Scene, world: np.ndarray) -> Scene:
     """The scene after a (4, 4) similarity of its world."""
+    scale = float(np.cbrt(np.linalg.det(world[:3, :3])))
     frames = [
-        replace(frame, camera=frame.camera.moved(apply_similarity(world, frame.camera.camera_to_world)))
+        replace(
+            frame,
+            camera=frame.camera.moved(apply_similarity(world, frame.camera.camera_to_world)),
+            depths=frame.depths and (frame.depths[0] * scale, frame.depths[1] * scale),
+        )
         for frame in scene.frames
     ]
     return replace(scene, frames=frames, points=transform_points(world, scene.points))

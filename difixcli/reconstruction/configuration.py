@@ -16,7 +16,7 @@ from difixcli.reconstruction.methods import has_gaussians, method_config
 from difixcli.reconstruction.overrides import OWN_SETTINGS, apply_overrides, read_own_settings
 from difixcli.reconstruction.patches import quiet, read_in_process
 from difixcli.reconstruction.presets import PRESETS, Extent, apply_preset, has_bounded_field, most_gaussians
-from difixcli.scenes.scene import Camera
+from difixcli.scenes.scene import Frame
 from difixcli.torchvision_cure import cure
 
 DEVICES = ("cpu", "cuda")
@@ -175,17 +175,19 @@ def heeds_seed_depth(config: Any, recipe: Recipe) -> bool:
     return learns and own_settings(recipe)["seed_depth_mult"] > 0
 
 
-def measure_extent(cameras: Sequence[Camera], points: np.ndarray) -> Extent | None:
-    """How near and far the seed points (N, 3) are that the cameras see, with some room; None where they see none."""
+def measure_extent(frames: Sequence[Frame], points: np.ndarray) -> Extent | None:
+    """How near and far the seed points (N, 3) are that the frames' cameras see, with some room. Where they see none,
+    what the scene's file says of the frames; None where that is nothing."""
     depths = []
-    for camera in cameras:
+    for camera in (frame.camera for frame in frames):
         x, y, depth = camera.project(points)
         across = np.abs(x - camera.cx) < max(camera.cx, camera.width - camera.cx)
         upright = np.abs(y - camera.cy) < max(camera.cy, camera.height - camera.cy)
         depths.append(depth[(depth > 0) & across & upright])
     seen = np.concatenate(depths)
     if not len(seen):
-        return None
+        told = [frame.depths for frame in frames if frame.depths is not None]
+        return Extent(0.9 * min(near for near, _ in told), max(far for _, far in told)) if told else None
     return Extent(float(np.percentile(seen, 1) / 2), float(np.percentile(seen, 99) * 1.5))
 
 

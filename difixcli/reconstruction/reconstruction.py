@@ -133,7 +133,7 @@ class Reconstruction:
         every, scene = len(scene.points), scene.known_to(train)
         if scene.tracks is not None:
             recipe = replace(recipe, seed_points=[len(scene.points), every])
-        extent = measure_extent([scene.frames[i].camera for i in train], scene.points)
+        extent = measure_extent([scene.frames[i] for i in train], scene.points)
         if extent is not None:
             recipe = replace(recipe, near=extent.near, far=extent.far)
         run = RunFolder(folder)

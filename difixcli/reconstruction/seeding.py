@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from difixcli.scenes import load_mask, load_photo
-from difixcli.scenes.scene import Camera, Scene
+from difixcli.scenes.scene import Camera, Frame, Scene
 
 _NEIGHBOURS = 3
 _UNKNOWN_DEPTHS = (0.3, 3.0)  # of a world whose cameras span [-1, 1], where no seed point says better
@@ -18,7 +18,8 @@ def seed_gaussians(scene: Scene, train: Sequence[int], count: int, seed: int) ->
 
     More seed points than `count` are thinned out at random. Fewer are filled up: random pixels of the training photos
     are placed along their rays at the depth of seed points that project near them (with their spread as jitter),
-    which densifies surfaces instead of filling space. Without seed points depths are drawn log-uniformly. Pixels that
+    which densifies surfaces instead of filling space. Without seed points depths are drawn log-uniformly
+    from what the scene's file says of the photo, or from much. Pixels that
     a photo's mask leaves out seed nothing; a photo of which nothing is left makes them fewer.
     """
     seeding = Seeding(scene, train, count, seed)
@@ -48,7 +49,7 @@ class Seeding:
             return
         frame, rng = self._scene.frames[index], self._rng
         x, y = _pixels(frame.camera, load_mask(frame), self._shares[index], rng)
-        depth = _depth_at(frame.camera, self._seen, x, y, rng)
+        depth = _depth_at(frame, self._seen, x, y, rng)
         photo = load_photo(frame)
         self._points.append(frame.camera.unproject(x, y, depth))
         self._colors.append((photo[y.astype(int), x.astype(int)] * 255 + 0.5).astype(np.uint8))
@@ -69,10 +70,11 @@ def _pixels(
     return column[chosen] + rng.uniform(0, 1, len(chosen)), row[chosen] + rng.uniform(0, 1, len(chosen))
 
 
-def _depth_at(camera: Camera, points: np.ndarray, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _depth_at(frame: Frame, points: np.ndarray, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(N,) z-depths guessed for pixels (x, y) from the points the camera sees."""
     from scipy.spatial import cKDTree
 
+    camera = frame.camera
     *place, z = camera.project(points)
     pixels = np.stack(place, axis=1)
     margin = 0.1 * max(camera.width, camera.height)
@@ -83,7 +85,7 @@ def _depth_at(camera: Camera, points: np.ndarray, x: np.ndarray, y: np.ndarray, 
         & (pixels[:, 1] < camera.height + margin)
     )
     if seen.sum() < _NEIGHBOURS:
-        low, high = np.log(_UNKNOWN_DEPTHS)
+        low, high = np.log(frame.depths or _UNKNOWN_DEPTHS)
         return np.exp(rng.uniform(low, high, len(x)))
     _, nearest = cKDTree(pixels[seen]).query(np.stack([x, y], axis=1), k=_NEIGHBOURS)
     logs = np.log(z[seen][nearest])

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from difixcli.cache import cache_folder
 from difixcli.errors import InputError, unknown
 from difixcli.samples.interior import interior
 from difixcli.samples.raycast import World
@@ -132,8 +133,7 @@ def sample_folder(name: str) -> Path:
     A version of the program that would write another scene keeps it elsewhere.
     """
     check_sample(name)
-    cache = Path(os.environ.get("DIFIX_CACHE") or Path.home() / ".cache" / "difix") / "samples"
-    return cache / f"{name}-{writers_digest(Path(__file__).parents[1])}"
+    return cache_folder() / "samples" / f"{name}-{writers_digest(Path(__file__).parents[1])}"
 
 
 def writers_digest(folder: Path) -> str:

@@ -21,7 +21,7 @@ from difixcli.scenes.colmap_files import (
     read_images,
     read_model_points,
 )
-from difixcli.scenes.image_paths import PHOTO_FOLDERS, find_images, plain_path, renamed_images
+from difixcli.scenes.image_paths import PHOTO_FOLDERS, find_images, folder_on_disk, plain_path, renamed_images
 from difixcli.scenes.lenses import Lens, colmap_lens
 from difixcli.scenes.nerfstudio_format import frame_name
 from difixcli.scenes.poses import OPENCV_TO_OPENGL, rigid_pose
@@ -268,7 +268,7 @@ def _photos(place: _Place, names: Sequence[str]) -> tuple[Path, list[Path]]:
     Names that exist nowhere as they are written were written on another machine, or for other copies of the photos:
     then they are looked for as `find_images` says.
     """
-    folders = [place.base / name for name in place.image_folders]
+    folders = [folder_on_disk(place.base, [name]) or place.base / name for name in place.image_folders]
     counts = [sum((folder / name).is_file() for name in names) for folder in folders]
     if any(counts):
         folder = folders[int(np.argmax(counts))]

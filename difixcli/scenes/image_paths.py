@@ -27,6 +27,7 @@ PHOTO_FOLDERS = ("images", "images_raw", "rgb", "input")
 """Where a scene's photos lie that no file names, or names without a folder, or with one of another machine."""
 MASK_FOLDERS = ("masks", "mask")
 """Where masks lie beside the photos' folder, whatever the case of the name."""
+_MASK_SUFFIXES = (".png", *sorted(IMAGE_SUFFIXES - {".png"}))
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4096  # bytes, of Linux's file systems
 _ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -213,7 +214,13 @@ def find_masks(root: Path, names: Sequence[str]) -> tuple[list[Path | None], str
     tops = dict.fromkeys(name.partition("/")[0] for name in names if "/" in name and name[0] != ".")
     bases = [[], *([top] for top in tops)]
     folder = next(
-        (path for base in bases for masks in MASK_FOLDERS if (path := _on_disk(root, [*base, masks])) is not None), None
+        (
+            path
+            for base in bases
+            for masks in MASK_FOLDERS
+            if (path := folder_on_disk(root, [*base, masks])) is not None
+        ),
+        None,
     )
     folders: dict[Path, _Folder] = {}
 
@@ -247,16 +254,16 @@ def find_masks(root: Path, names: Sequence[str]) -> tuple[list[Path | None], str
 def mask_names(photo: str, alone: bool = True, beside: bool = False) -> list[str]:
     """What the mask of a photo may be called, the likeliest first; by its stem only where it is `alone` with that.
 
-    `a.jpg.png` is COLMAP's way, `a.mask.png` and `a.jpg.mask.png` RealityScan's, `a_mask.png` Metashape's. `beside` its
-    photo a mask is one only by the word.
+    `a.jpg.png` is COLMAP's way, `a.mask.png` and `a.jpg.mask.png` RealityScan's, `a_mask.png` Metashape's; any image
+    format will do, PNG first. `beside` its photo a mask is one only by the word.
     """
     stem = posixpath.basename(_stem(photo))
-    names = [] if beside else [f"{photo}.png", photo]
-    names += [f"{photo}.mask.png", f"{photo}_mask.png"]
+    stems = [f"{photo}.mask", f"{photo}_mask"]
     if alone:
-        names += [] if beside else [f"{stem}.png"]
-        names += [f"{stem}.mask.png", f"{stem}_mask.png", f"{stem}-mask.png", f"mask_{stem}.png"]
-    return names
+        stems += [] if beside else [stem]
+        stems += [f"{stem}.mask", f"{stem}_mask", f"{stem}-mask", f"mask_{stem}"]
+    names = [name + suffix for name in stems for suffix in _MASK_SUFFIXES]
+    return names if beside else [*(photo + suffix for suffix in _MASK_SUFFIXES), photo, *names]
 
 
 class _Folder:
@@ -299,11 +306,11 @@ def _places(root: Path, parent: str, usual: Sequence[str]) -> list[Path]:
     tails = [parts[i:] for i in range(len(parts) + 1)]
     if not parts or parent.startswith("/"):
         tails += [[folder] for folder in usual]
-    found = (_on_disk(root, tail) for tail in tails)
+    found = (folder_on_disk(root, tail) for tail in tails)
     return list(dict.fromkeys(folder for folder in found if folder is not None))
 
 
-def _on_disk(root: Path, parts: Sequence[str]) -> Path | None:
+def folder_on_disk(root: Path, parts: Sequence[str]) -> Path | None:
     """The folder below `root`, whatever the case of its name; None where there is none, or several."""
     for part in parts:
         if (root / part).is_dir():

@@ -17,6 +17,7 @@ from difixcli.scenes.co3d import ANNOTATIONS, annotations_of, read_co3d
 from difixcli.scenes.colmap import MODEL_FOLDERS, borrow_tracks, find_model, read_colmap
 from difixcli.scenes.image_paths import find_copies, find_masks, image_header, lies_on_its_side, same_shape
 from difixcli.scenes.lenses import pinhole
+from difixcli.scenes.llff import poses_bounds, read_llff
 from difixcli.scenes.nerfstudio_format import HALVES, read_split_transforms, read_transforms
 from difixcli.scenes.other_tools import poses_of_another_tool
 from difixcli.scenes.poses import apply_similarity, normalisation, transform_points
@@ -44,7 +45,8 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
     `default_split_rule`), and DL3DV (`transforms.json` at the top or in `nerfstudio/`). Where `images/` was not
     downloaded but `images_2/`, `images_4/` or `images_8/` was, photos are taken from there.
     A sequence's folder of CO3D is read with the annotations in its category's folder (see `read_co3d`), a clip of
-    RealEstate10K with its text of cameras (see `read_real_estate`).
+    RealEstate10K with its text of cameras (see `read_real_estate`), LLFF's array of poses where there is neither of the
+    two above (see `read_llff`).
     Photos of any lens that `lenses.MODELS` names are read, and undistorted to its `pinhole`. Those of another size than
     declared, but of its shape, have their lens scaled; those that are declared upright are turned as their EXIF
     orientation says. An alpha channel is a photo's mask, and where no frame names a mask those in `masks/` or `mask/`
@@ -89,16 +91,18 @@ def check_scene(spec: str | Path) -> None:
     root = Path(spec)
     if not root.exists():
         raise InputError(f"The scene folder {root} does not exist; give a folder with posed photos or sample:room.")
+    if not os.access(root, os.R_OK | (os.X_OK if root.is_dir() else 0)):
+        raise InputError(f"{root} cannot be read (Permission denied); allow it to be read and run the same line again.")
     if root.is_file() and root.name != TRANSFORMS and not is_video(root):
         raise InputError(f"{root} is a file; name the folder that holds transforms.json or a COLMAP model.")
 
 
 def is_posed(root: Path) -> bool:
     """Whether a folder holds what `load_scene` reads poses from: a transforms.json, Blender's files, a COLMAP model, or
-    the annotations of CO3D beside it."""
+    the annotations of CO3D beside it, RealEstate10K's or LLFF's file."""
     names = (TRANSFORMS, *(f"transforms_{half}.json" for half in HALVES))
     listed = any((root / folder / name).is_file() for folder in TRANSFORMS_FOLDERS for name in names)
-    return listed or any(find(root) is not None for find in (find_model, annotations_of, clip_text))
+    return listed or any(find(root) is not None for find in (find_model, annotations_of, clip_text, poses_bounds))
 
 
 def scene_name(spec: str | Path) -> str:
@@ -126,6 +130,8 @@ def scene_fingerprint(scene: Scene) -> str:
             digest.update(np.round(values, 6).astype("<f8").tobytes())
         if lens.kind != "perspective":
             digest.update(f"{lens.kind} {lens.circle}".encode())
+        if frame.depths is not None:
+            digest.update(np.round(frame.depths, 6).astype("<f8").tobytes())
         digest.update(os.fsencode(frame.name))
     digest.update(np.ascontiguousarray(scene.points, dtype="<f4").tobytes())
     digest.update(np.ascontiguousarray(scene.colors).tobytes())
@@ -162,6 +168,8 @@ def _read_source(root: Path) -> Source:
         return read_co3d(root)
     if clip_text(root) is not None:
         return read_real_estate(root)
+    if poses_bounds(root) is not None:
+        return read_llff(root)
     if (root / ANNOTATIONS).is_file():
         raise InputError(f"{root} is a category of CO3D with many sequences; name the folder of one of them.")
     if (record := run_record(root)) is not None:
@@ -207,7 +215,8 @@ def _build_scene(name: str, root: Path, size: int | None) -> Scene:
     ]
     warnings += repairs.lines(len(frames))
     if not len(source.points):
-        warnings.append("there are no seed points: splats will start from random ones")
+        where = f", as near and far as {source.path.name} says" if any(frame.depths for frame in frames) else ""
+        warnings.append(f"there are no seed points: splats will start from random ones{where}")
     return Scene(
         name=name,
         root=root,
@@ -374,7 +383,13 @@ def _frame(source: SourceFrame, camera_id: str, transform: np.ndarray, size: int
         lens=lens,
         mask_path=source.mask_path,
         turned=turned,
+        depths=source.depths and _scaled(source.depths, transform),
     )
+
+
+def _scaled(depths: tuple[float, float], transform: np.ndarray) -> tuple[float, float]:
+    scale = float(np.cbrt(np.linalg.det(transform[:3, :3])))
+    return depths[0] * scale, depths[1] * scale
 
 
 def _check_mask(source: SourceFrame, camera: Camera, turned: bool, repairs: _Repairs) -> None:

@@ -25,7 +25,6 @@ _TOOLS = (
     _Files("*.csv", b"#name,x,y", "RealityScan", f"{_AS_COLMAP}, or run `ns-process-data realitycapture`"),
     _Files("metadata.json", b'"poses"', "Record3D", "run `ns-process-data record3d` on it"),
     _Files("opensfm/reconstruction.json", b"", "OpenDroneMap", "run `ns-process-data odm` on it"),
-    _Files("poses_bounds.npy", b"NUMPY", "LLFF", "copy its COLMAP model, the folder sparse/0, beside the photos"),
     _Files("*.sfm", b"", "Meshroom", _AS_COLMAP),
     _Files("sfm_data.json", b"", "OpenMVG", "run `openMVG_main_openMVG2Colmap`"),
     _Files("*.nvm", b"NVM_V3", "VisualSFM", _AS_COLMAP),

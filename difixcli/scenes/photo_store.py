@@ -1,4 +1,4 @@
-"""Decoded photos and masks, held for all who need them in this process, within a bound of memory."""
+"""Decoded photos and masks, held for all who need them in this process, within bounds of memory and disk."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 from difixcli.scenes.image_paths import image_header
 from difixcli.scenes.photos import decode_mask, decode_photo, let_go
 from difixcli.scenes.scene import Camera, Frame
+from difixcli.scenes.spill import Spill
 
 _MOST = 2**30  # bytes
 _SHARE = 8  # never more than so small a part of the machine's memory
@@ -23,16 +24,19 @@ Pixels = np.ndarray | None
 
 
 class PhotoStore:
-    """What frames' files decode to, the least recently used given up beyond `bound` bytes (0: nothing is held).
+    """What frames' files decode to: `bound` bytes of it in memory (0: nothing is held), the least recently used beyond
+    them on disk, in `spill`.
 
     What is given out is shared, and therefore read-only. Safe to use from several threads: of those that ask for the
     same at once, one decodes and the others wait for it. A file that has changed since is decoded again.
     """
 
-    def __init__(self, bound: int) -> None:
+    def __init__(self, bound: int, spill: Spill) -> None:
         self.bound = bound
-        self._held: OrderedDict[Hashable, Pixels] = OrderedDict()
+        self.spill = spill
+        self._held: OrderedDict[Hashable, np.ndarray] = OrderedDict()
         self._bytes = 0
+        self._unmasked: set[Hashable] = set()  # of which the mask is None
         self._underway: dict[Hashable, Future[dict[str, Pixels]]] = {}
         self._lock = threading.Lock()
 
@@ -51,19 +55,22 @@ class PhotoStore:
         with self._lock:
             self._held.clear()
             self._bytes = 0
+            self._unmasked.clear()
+            self.spill.clear()
 
     def _get(self, frame: Frame, kind: str) -> Pixels:
         source = _identity(frame)
         with self._lock:
-            if (source, kind) in self._held:
-                self._held.move_to_end((source, kind))
-                return self._held[source, kind]
+            found, pixels = self._look_up((source, kind))
+        if found:
+            return pixels
         # transparency is a part of the mask that only decoding the photo tells: then both are made at once
         kinds = ("photo", "mask") if image_header(frame.image_path).transparent else (kind,)
         work = (source, kinds)
         with self._lock:
-            if (source, kind) in self._held:
-                return self._held[source, kind]
+            found, pixels = self._look_up((source, kind))
+            if found:
+                return pixels
             underway = self._underway.get(work)
             if underway is None:
                 mine = self._underway[work] = Future()
@@ -83,14 +90,34 @@ class PhotoStore:
         mine.set_result(made)
         return made[kind]
 
+    def _look_up(self, key: Hashable) -> tuple[bool, Pixels]:
+        """Whether something is held, and what."""
+        if key in self._unmasked:
+            return True, None
+        pixels = self._held.get(key)
+        if pixels is not None:
+            self._held.move_to_end(key)
+            return True, pixels
+        pixels = self.spill.get(key)
+        if pixels is not None:
+            self._hold(key, pixels)
+        return pixels is not None, pixels
+
     def _hold(self, key: Hashable, pixels: Pixels) -> None:
-        if key in self._held or _size(pixels) > self.bound or not self.bound:
+        if not self.bound or key in self._held:
+            return
+        if pixels is None:
+            self._unmasked.add(key)
+            return
+        if pixels.nbytes > self.bound:
+            self.spill.put(key, pixels)
             return
         self._held[key] = pixels
-        self._bytes += _size(pixels)
+        self._bytes += pixels.nbytes
         while self._bytes > self.bound:
-            _, oldest = self._held.popitem(last=False)
-            self._bytes -= _size(oldest)
+            oldest, given_up = self._held.popitem(last=False)
+            self._bytes -= given_up.nbytes
+            self.spill.put(oldest, given_up)
 
 
 def default_bound() -> int:
@@ -102,7 +129,7 @@ def default_bound() -> int:
     return min(_MOST, memory // _SHARE)
 
 
-STORE = PhotoStore(default_bound())
+STORE = PhotoStore(default_bound(), Spill())
 """The process's own."""
 
 
@@ -134,10 +161,6 @@ def _decoded(frame: Frame, kinds: tuple[str, ...]) -> dict[str, Pixels]:
         if pixels is not None:
             pixels.flags.writeable = False
     return made
-
-
-def _size(pixels: Pixels) -> int:
-    return 0 if pixels is None else pixels.nbytes
 
 
 def _identity(frame: Frame) -> Hashable:

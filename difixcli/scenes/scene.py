@@ -102,7 +102,8 @@ class Frame:
     `name` is unique in its scene (the image's path relative to the scene's folder, POSIX style).
     `camera` is the pinhole camera of the undistorted photo at the scene's working size; `lens` is what the file on
     disk was taken with, at that file's own size: where `turned`, as its EXIF orientation turns it, else as its pixels
-    are stored. `operator` is how the photo is made smaller (see `images.reduced`).
+    are stored. `operator` is how the photo is made smaller (see `images.reduced`). `depths` are the nearest and the
+    farthest z-depth of what it shows, in units of the camera's world, where the scene's file says so.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Frame:
     mask_path: Path | None = None
     turned: bool = False
     operator: Operator = "area"
+    depths: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,14 +161,17 @@ class Scene:
     def file_names(self) -> tuple[str, ...]:
         """A file name without suffix for each frame, unique in the scene also where case does not count.
 
-        It is the frame's own name made safe, with the frame's number where several would be one (`a.jpg`, `a.png`).
+        It is the frame's own name made safe, with the frame's number where several would be one (`a.jpg`, `a.png`), and
+        where one is another's and more behind a dot (`a`, `a.target`), as files that belong to that other are called.
         """
         names = [file_name(frame.name) for frame in self.frames]
         count = Counter(name.casefold() for name in names)
         unique = []
         for number, name in enumerate(names):
             chosen = name
-            if count[name.casefold()] > 1:
+            parts = name.casefold().split(".")
+            of_another = any(".".join(parts[:end]) in count for end in range(1, len(parts)))
+            if count[name.casefold()] > 1 or of_another:
                 chosen = f"{name}-{number:05d}"
                 while chosen.casefold() in count:
                     chosen += "-"

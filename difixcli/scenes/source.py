@@ -16,7 +16,8 @@ from difixcli.scenes.tracks import Tracks
 class SourceFrame:
     """One frame as the file has it. `pose` (4, 4) is camera-to-world with OpenGL axes in the file's original world.
 
-    `camera_id` is the name the file gives to the camera, or None.
+    `camera_id` is the name the file gives to the camera, or None. `depths` are the nearest and the farthest z-depth of
+    what it shows, in the same world's units, where the file says so.
     """
 
     name: str
@@ -25,6 +26,7 @@ class SourceFrame:
     lens: Lens
     camera_id: str | None = None
     mask_path: Path | None = None
+    depths: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)

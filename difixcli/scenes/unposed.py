@@ -7,7 +7,14 @@ from pathlib import Path
 
 from difixcli.errors import InputError
 from difixcli.runs import CONFIDENCE, VIDEO_SUFFIXES, read_json
-from difixcli.scenes.image_paths import PHOTO_FOLDERS, PHOTO_SUFFIXES, format_cure, mask_names, undecoded_format
+from difixcli.scenes.image_paths import (
+    PHOTO_FOLDERS,
+    PHOTO_SUFFIXES,
+    folder_on_disk,
+    format_cure,
+    mask_names,
+    undecoded_format,
+)
 from difixcli.wording import counted
 
 
@@ -85,7 +92,7 @@ def posed_already(root: Path) -> Path | None:
 
 
 def _places(root: Path) -> list[Path]:
-    return [folder for name in (".", *PHOTO_FOLDERS) if (folder := root / name).is_dir()]
+    return [folder for name in (".", *PHOTO_FOLDERS) if (folder := folder_on_disk(root, [name])) is not None]
 
 
 def _is_photo(path: Path) -> bool:

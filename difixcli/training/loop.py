@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,13 @@ from difixcli.runs import make_folder
 from difixcli.training.averaging import follow
 from difixcli.training.checkpoints import Pace, check_identity, read_checkpoint, write_checkpoint
 from difixcli.training.journal import Journal
-from difixcli.training.options import CommonOptions, StagedOptions
+from difixcli.training.options import (
+    CommonOptions,
+    StagedOptions,
+    SuperResolutionOptions,
+    TrainingOptions,
+    learning_rate,
+)
 
 Report = Callable[[Mapping[str, Any]], None]
 Progress = Callable[[int], None]
@@ -46,6 +53,8 @@ class Training(ABC):
     """What every checkpoint of its kind holds, beside others."""
     TOLD: ClassVar[Collection[str]] = ("validation",)
     """Events whose records count a step that is done, rather than one that begins."""
+    MAPPED: ClassVar[bool] = False
+    """Whether a checkpoint's tensors are read from the disk only where they are used."""
 
     weights: Sequence[Tensor]
     optimiser: torch.optim.Optimizer
@@ -133,18 +142,24 @@ class Training(ABC):
 
     # The loop
 
-    def take_up(self, identity: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Go on from the checkpoint, or begin where there is none with a record that says what it is `about`.
+    def checkpointed(self) -> dict[str, Any] | None:
+        """What the last checkpoint holds, if there is one."""
+        if not self.checkpoint.is_file():
+            return None
+        device = "cpu" if self.MAPPED else self.device
+        return read_checkpoint(self.checkpoint, self.output, ("identity", *self.ENTRIES), device, self.MAPPED)
+
+    def take_up(self, state: Mapping[str, Any] | None, identity: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint's state, or begin where there is none with a record that says what it is `about`.
 
         InputError for a checkpoint of another `identity`.
         """
         self.sweep()
         self.identity = json.dumps(identity, sort_keys=True)
-        if not self.checkpoint.is_file():
+        if state is None:
             self.journal.begin()
             self.journal({"event": "start", **about, "options": asdict(self.common)})
             return
-        state = read_checkpoint(self.checkpoint, self.output, ("identity", *self.ENTRIES), self.device)
         check_identity(state, self.identity, self.output, self.DATA)
         self.step = state["step"]
         self.restore(state)
@@ -152,8 +167,13 @@ class Training(ABC):
         if self.stage < len(self.STAGES):
             self.optimiser.load_state_dict(state["optimiser"])
             if self.average is not None:
-                torch._foreach_copy_(self.average, state["average"])
+                self.restore_average(state["average"])
         self.journal.go_on(self.total, self.TOLD)
+
+    def restore_average(self, held: Any) -> None:
+        """The average as a checkpoint holds it."""
+        assert self.average is not None
+        torch._foreach_copy_(self.average, held)
 
     def sweep(self) -> None:
         """Remove what a process was writing that was killed."""
@@ -240,6 +260,109 @@ class Training(ABC):
         if not self.saved_step:
             return "no checkpoint was written yet"
         return f"the checkpoint of step {self.saved_step} is kept in {self.checkpoint}"
+
+
+class Best:
+    """The weights that were best by validation so far.
+
+    `found` is their step, score and figures (None before the first), `waited` how many validations in a row have found
+    none that were better.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] | None = None
+        self.waited = 0
+
+    def offer(self, step: int, score: float, figures: Mapping[str, Any]) -> bool:
+        """Whether the weights of a step are better than all before them."""
+        better = self.found is None or score > self.found["score"]
+        self.waited = 0 if better else self.waited + 1
+        if better:
+            self.found = {"step": step, "score": score, "figures": figures}
+        return better
+
+
+class ValidatedTraining(Training):
+    """A training of one stage that keeps the weights which are best by validation."""
+
+    options: TrainingOptions | SuperResolutionOptions
+
+    def __init__(
+        self, options: TrainingOptions | SuperResolutionOptions, output: Path, device: str, journal: Journal
+    ) -> None:
+        super().__init__(options, output, device, journal)
+        self.options = options
+        self.losses: list[float] = []  # of the last steps
+        self.baselines: dict[str, dict[str, float]] | None = None
+        self.best = Best()
+
+    @abstractmethod
+    def save_weights(self) -> None:
+        """Write the weights as they are now, whole or not at all; InputError where that cannot be done."""
+
+    def keep_weights(self) -> None:
+        """Write the weights as they are now; InputError says how far the training is where that cannot be done."""
+        try:
+            self.save_weights()
+        except InputError as error:
+            raise InputError(f"Training stopped at step {self.step} ({self.kept()}): {error}") from error
+
+    def iterations(self, stage: str) -> int:
+        return self.options.iterations
+
+    def rates(self) -> list[float]:
+        return [learning_rate(self.step, self.options)]
+
+    def check(self, parts: Parts) -> None:
+        for name in ("loss",) if self.overflows() else ("loss", "gradient"):
+            if not math.isfinite(float(parts[name])):
+                raise InputError(
+                    f"The {name} at step {self.step} is not a number ({self.kept()}); lower the learning rate "
+                    f"({self.options.learning_rate:g}) and start in another output folder."
+                )
+
+    def overflows(self) -> bool:
+        """Whether a gradient that is no number may be: half precision's scaler heeds it."""
+        return False
+
+    def told(self, parts: Parts, over: bool) -> None:
+        told = {name: float(value) for name, value in parts.items()}
+        self.losses = [*self.losses[-99:], told["loss"]]
+        if (self.step - 1) % self.common.log_every == 0:
+            told |= {"mean_loss": self.loss_of_late(), "rate": self.optimiser.param_groups[0]["lr"]}
+            self.journal({"event": "step", "step": self.step - 1, **told})
+
+    def loss_of_late(self) -> float:
+        """The mean loss of the last steps."""
+        return float(np.mean(self.losses)) if self.losses else math.nan
+
+    def stopped_early(self) -> bool:
+        return bool(self.options.patience) and self.best.waited >= self.options.patience
+
+    def results(self) -> dict[str, Any]:
+        """What every such training has to tell at its end."""
+        return {
+            "steps": self.step,
+            "best_step": self.step if self.best.found is None else self.best.found["step"],
+            "stopped_early": self.step < self.options.iterations,
+            "seconds": round(self.seconds["step"], 1),
+            "loss": self.loss_of_late(),
+            "perceptual": self.options.perceptual if self.options.perceptual_weight else "none",
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "seconds": self.seconds["step"],
+            "losses": self.losses,
+            "waited": self.best.waited,
+            "baselines": self.baselines,
+            "best": self.best.found,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.seconds = {"step": state["seconds"]}
+        self.losses, self.baselines = state["losses"], state["baselines"]
+        self.best.found, self.best.waited = state["best"], state["waited"]
 
 
 class StagedTraining(Training):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from difixcli.errors import InputError
 from difixcli.evaluation.perceptual import Lpips, StLpips, shared_network
+from difixcli.training.options import Perceptual, gram_network
 
-Perceptual = Literal["lpips-vgg", "st-lpips-alex", "st-lpips-vgg"]
 PerceptualNetwork = Lpips | StLpips
 
 # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
@@ -134,11 +134,6 @@ def charbonnier(made: Tensor, truths: Tensor, counts: Tensor) -> Tensor:
     """Mean of √(difference² + 0.01²) of pictures (B, 3, H, W) where pixels count: `counts` (B, 1, H, W) in [0, 1]."""
     distance = ((made.float() - truths).square() + 1e-4).sqrt()
     return (distance * counts).sum() / (3 * counts.sum()).clamp_min(1)
-
-
-def gram_network(perceptual: Perceptual) -> Perceptual:
-    """The VGG-16 that the Gram term looks through beside a perceptual network."""
-    return perceptual if perceptual.endswith("vgg") else "st-lpips-vgg"
 
 
 def perceptual_network(name: str, device: str) -> PerceptualNetwork:

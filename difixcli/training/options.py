@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from difixcli.errors import InputError, unknown
-from difixcli.training.losses import Perceptual, gram_network
 
+Perceptual = Literal["lpips-vgg", "st-lpips-alex", "st-lpips-vgg"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Parts = Literal["all", "unet", "decoder", "skips"]
 
@@ -28,6 +28,16 @@ VIEW_DIFFUSION_FREE = ("seconds", "checkpoint_every")
 """The same of view-conditioned diffusion's."""
 VIDEO_FREE = ("seconds", "checkpoint_every", "cache_mib")
 """The same of a video model's."""
+
+VIEW_DIFFUSION_NETWORKS = ("epipolar_iterations", "vae_iterations", "diffusion_iterations")
+"""How long each of view-conditioned diffusion's networks trains; 0 of one leaves it as it is."""
+
+SCRATCH = "scratch"
+"""The base of networks with random weights, where it is not a fixer that trains."""
+OF_NEW_RESOLVERS = ("factor", "channels", "blocks")
+OF_NEW_VIEW_DIFFUSION = ("size", "width", "depths", "latent_channels", "unet_width")
+OF_NEW_AROUND_PUBLISHED = ("latent_channels", "unet_width")
+"""Options that other networks than new ones have decided: of these a published text-to-image model has two."""
 
 _SHARES = (
     "photo_share", "drop_references", "fewer_references", "ema", "improved_share", "misled_share", "render_share",
@@ -243,7 +253,6 @@ class ViewDiffusionOptions(StagedOptions):
     epipolar_iterations: int = 6000
     vae_iterations: int = 3000
     diffusion_iterations: int = 6000
-    """0 of one of these leaves that network as it is."""
     epipolar_share: float = 0.5
     """Of the seconds; the autoencoder's and the U-Net's follow from it."""
     batch: int = 16
@@ -361,6 +370,18 @@ def judge_of(options: Options) -> str:
     raise InputError(
         "st-LPIPS on VGG-16 judges this training, so it cannot train too; use --perceptual st-lpips-alex or lpips-vgg."
     )
+
+
+def check_of_new(base: str, names: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Raises InputError for an option among `names`, which are for new networks alone, beside the weights of a base."""
+    for name in names if base != SCRATCH else ():
+        if given.get(name) is not None:
+            raise InputError(f"The training option {name} is the base's own; it is for --base {SCRATCH} alone.")
+
+
+def gram_network(perceptual: Perceptual) -> Perceptual:
+    """The VGG-16 that the Gram term looks through beside a perceptual network."""
+    return perceptual if perceptual.endswith("vgg") else "st-lpips-vgg"
 
 
 def parsed_options(settings: list[str], of: type = TrainingOptions) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from difixcli.images import as_planes
 from difixcli.runs import Openable, open_image, read_image, read_json, unreadable
 from difixcli.shapes import Each, fault_of, parsed
 from difixcli.training.pair_lists import Entries, Joined
+from difixcli.training.sources import pair_files
 from difixcli.training.tars import members_by_key
 
 SMALLEST = 16  # pixels of a render's shorter side
@@ -82,26 +83,6 @@ class PairSet:
         """Let entries count for the fingerprint, by their digests."""
         for digest in digests:
             self._hash.update(digest)
-
-
-def pair_files(source: Path) -> list[Path]:
-    """What holds the pairs of a folder: its `data.json`, else the tars in its `train` and `test`; a file is itself.
-
-    Raises InputError for a folder that has neither, and for what is not there.
-    """
-    if not source.exists():
-        raise InputError(f"There are no pairs {source}; name a folder that difix curate made, its data.json or a tar.")
-    if not source.is_dir():
-        return [source]
-    if (source / "data.json").is_file():
-        return [source / "data.json"]
-    tars = [tar for split in ("train", "test") for tar in sorted((source / split).glob("*.tar"))]
-    if not tars:
-        raise InputError(
-            f"{source} holds neither a data.json nor tars in train/; name a folder that difix curate has finished "
-            "(difix curate --merge --partial makes one of a part)."
-        )
-    return tars
 
 
 def read_manifests(sources: Sequence[Path]) -> PairSet:

@@ -14,14 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import IterableDataset
 
 from difixcli.errors import InputError
 from difixcli.training.batches import MOST_UNREADABLE, Draw, Plan, stacked
-from difixcli.training.pairs import Held, Loaded, References, decode, pair_files, pair_of_members
+from difixcli.training.pairs import Held, Loaded, References, decode, pair_of_members
 from difixcli.training.synthetic import PhotoPairs
 
 _BUFFER = 64  # samples shuffled together, in all lanes
@@ -30,40 +29,6 @@ _TAR_ORDER = 5
 
 Place = tuple[int, int]
 """How far a lane was read: the epoch, and how many samples of it."""
-
-
-def split_sources(sources: Sequence[str], stream: bool) -> tuple[list[Path], list[str]]:
-    """What of the sources is looked up, and the tars that are streamed.
-
-    Addresses that webdataset opens (`https://…`, `pipe:…`; braces are expanded: `shard-{000..099}.tar`) are always
-    streamed. With `stream` so are tar files and a folder's `train/*.tar`, while its `test/*.tar` are looked up, as
-    manifests are. Raises InputError for a missing tar.
-    """
-    import braceexpand
-
-    looked_up: list[Path] = []
-    streamed: list[str] = []
-    for source in sources:
-        path = Path(source)
-        if is_remote(source) or (stream and source.endswith(".tar")):
-            streamed += braceexpand.braceexpand(source)
-        elif stream and path.is_dir() and not (path / "data.json").is_file():
-            files = pair_files(path)
-            streamed += [str(file) for file in files if file.parent.name == "train"]
-            looked_up += [file for file in files if file.parent.name == "test"]
-        else:
-            looked_up.append(path)
-    for tar in streamed:
-        if not is_remote(tar) and not Path(tar).is_file():
-            raise InputError(f"There is no tar {tar}; check its name.")
-    if stream and not streamed:
-        raise InputError("There are no tars to stream; curate with --format webdataset, or leave --stream out.")
-    return looked_up, streamed
-
-
-def is_remote(source: str) -> bool:
-    """Whether a text names tars that webdataset fetches, not a file or folder."""
-    return "://" in source or source.startswith("pipe:")
 
 
 @dataclass

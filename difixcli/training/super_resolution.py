@@ -6,7 +6,6 @@ at any moment goes on from its last checkpoint as if nothing had happened.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,11 +23,18 @@ from difixcli.runs import make_folder, write_json
 from difixcli.scenes import Scene
 from difixcli.training.averaging import averaged
 from difixcli.training.batches import Batch
-from difixcli.training.finetune import gain
+from difixcli.training.fixer import gain
 from difixcli.training.journal import Journal, picture
-from difixcli.training.loop import Parts, Report, Training
+from difixcli.training.loop import Report, ValidatedTraining
 from difixcli.training.losses import FixerLoss
-from difixcli.training.options import SUPER_RESOLUTION_FREE, SuperResolutionOptions, learning_rate, with_options
+from difixcli.training.options import (
+    OF_NEW_RESOLVERS,
+    SCRATCH,
+    SUPER_RESOLUTION_FREE,
+    SuperResolutionOptions,
+    check_of_new,
+    with_options,
+)
 from difixcli.training.super_resolution_runs import scene_views
 from difixcli.training.super_resolution_samples import (
     LargePhotos,
@@ -37,9 +43,6 @@ from difixcli.training.super_resolution_samples import (
     validation_batches,
     view_batches,
 )
-
-SCRATCH = "scratch"
-_SHAPE = ("factor", "channels", "blocks")  # options of new networks
 
 
 def train_super_resolver(
@@ -94,11 +97,13 @@ def train_super_resolver(
         training.journal.close()
 
 
-class _Training(Training):
+class _Training(ValidatedTraining):
     """The state of one training run."""
 
     DATA = "photos"
     ENTRIES = ("weights", "best")
+
+    options: SuperResolutionOptions
 
     def __init__(
         self,
@@ -109,7 +114,7 @@ class _Training(Training):
         report: Report | None,
     ) -> None:
         super().__init__(options, output, device, Journal(make_folder(output), report))
-        self.network, self.options = network.to(device), options
+        self.network = network.to(device)
         self.weights = list(self.network.parameters())
         self.optimiser = torch.optim.AdamW(
             self.weights, lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=options.weight_decay
@@ -119,16 +124,6 @@ class _Training(Training):
             "l1", options.perceptual, options.perceptual_weight, 0.0, window=options.window, device=device
         )
         self.validate_every = options.validate_every
-        self.losses: list[float] = []
-        self.waited = 0  # validations in a row without a better one
-        self.baselines: dict[str, dict[str, float]] | None = None
-        self.best: dict[str, Any] | None = None
-
-    def iterations(self, stage: str) -> int:
-        return self.options.iterations
-
-    def rates(self) -> list[float]:
-        return [learning_rate(self.step, self.options)]
 
     def load_data(self, scenes: Sequence[Scene], photos: Path | None, runs: Sequence[Path], base: str) -> None:
         """Find the photos, and take up a checkpoint."""
@@ -161,7 +156,7 @@ class _Training(Training):
             "runs": [run.name for run in runs],
         }
         about = {"photos": self.counts, "dropped": self.photos.dropped}
-        self.take_up(identity, {"factor": factor, **about})
+        self.take_up(self.checkpointed(), identity, {"factor": factor, **about})
         self.batches = SuperResolutionBatches(self.photos, options, factor, drawn)
 
     def run(self, progress: Callable[[int], None] | None) -> dict[str, Any]:
@@ -170,18 +165,12 @@ class _Training(Training):
             self.baselines = baselines(self.validation, self.network.factor, self.device)
             self.journal({"event": "baselines", **self.baselines})
         self.train(progress)
-        assert self.best is not None
-        results = {
-            "steps": self.step,
-            "best_step": self.best["step"],
-            "stopped_early": self.step < options.iterations,
-            "seconds": round(self.seconds["step"], 1),
-            "loss": float(np.mean(self.losses)) if self.losses else math.nan,
-            "perceptual": options.perceptual if options.perceptual_weight else "none",
+        assert self.best.found is not None
+        results = self.results() | {
             "parameters": sum(weight.numel() for weight in self.weights),
             "photos": self.counts,
             "dropped": self.photos.dropped,
-            "validation": {**self.baselines, **self.best["figures"]},
+            "validation": {**self.baselines, **self.best.found["figures"]},
         }
         write_json(self.output / "training.json", {"options": asdict(options), "results": results})
         return results
@@ -194,21 +183,6 @@ class _Training(Training):
         renders = self._with_own(photos, renders, own, drawn)
         output = self._agreeing(self.network(photos, renders, shown), photos, drawn)
         yield self.loss(output, targets, self.step)
-
-    def check(self, parts: Parts) -> None:
-        if math.isfinite(float(parts["loss"])) and math.isfinite(float(parts["gradient"])):
-            return
-        raise InputError(
-            f"The loss or gradient at step {self.step} is not a number ({self.kept()}); lower the learning rate "
-            f"({self.options.learning_rate:g}) and start in another output folder."
-        )
-
-    def told(self, parts: Parts, over: bool) -> None:
-        told = {name: float(value) for name, value in parts.items()}
-        self.losses = [*self.losses[-99:], told["loss"]]
-        if (self.step - 1) % self.options.log_every == 0:
-            told |= {"mean_loss": float(np.mean(self.losses)), "rate": self.optimiser.param_groups[0]["lr"]}
-            self.journal({"event": "step", "step": self.step - 1, **told})
 
     @torch.no_grad()
     def _with_own(self, photos: Tensor, renders: Tensor, own: Tensor, drawn: SuperResolutionBatch) -> Tensor:
@@ -238,11 +212,9 @@ class _Training(Training):
                 rows = [image_metrics(pair[i], picture(b.targets), None, self.device) for pair, b in pairs]
                 figures[name] = summary(rows)[0]
             score = float(np.mean([gain(one, self.baselines["bicubic"]) for one in figures.values()]))
-            better = self.best is None or score > self.best["score"]
-            self.waited = 0 if better else self.waited + 1
+            better = self.best.offer(self.step, score, figures)
             if better:
-                self.best = {"step": self.step, "score": score, "figures": figures}
-                self._write_weights()
+                self.keep_weights()
         told = {f"{name}_{key}": value for name, row in figures.items() for key, value in row.items()}
         self.journal({"event": "validation", "step": self.step, **told, "gain": score, "best": better})
         shown = [self._pictured(batch, pair) for batch, pair in zip(self.validation, answers, strict=True)]
@@ -255,38 +227,22 @@ class _Training(Training):
         bicubic = enlarged(batch.photos, self.network.factor).clamp(0, 1)
         return Batch(bicubic, batch.targets, columns, None, torch.ones_like(bicubic[:, :1]))
 
-    def stopped_early(self) -> bool:
-        return bool(self.options.patience) and self.waited >= self.options.patience
-
     def state(self) -> dict[str, Any]:
-        return {
-            "seconds": self.seconds["step"],
-            "weights": [w.detach() for w in self.weights],
-            "losses": self.losses,
-            "waited": self.waited,
-            "baselines": self.baselines,
-            "best": self.best,
-        }
+        return super().state() | {"weights": [w.detach() for w in self.weights]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.seconds = {"step": state["seconds"]}
-        self.losses, self.waited = state["losses"], state["waited"]
-        self.baselines, self.best = state["baselines"], state["best"]
+        super().restore(state)
         with torch.no_grad():
             torch._foreach_copy_([w.detach() for w in self.weights], state["weights"])
 
-    def _write_weights(self) -> None:
-        try:
-            self.network.save_pretrained(self.output)
-        except InputError as error:
-            raise InputError(f"Training stopped at step {self.step} ({self.kept()}): {error}") from error
+    def save_weights(self) -> None:
+        self.network.save_pretrained(self.output)
 
 
 def _network(base: str | Path, options: SuperResolutionOptions, given: Mapping[str, Any]) -> SuperResolutionNetwork:
     """A network with random weights, or with those the name stands for, on the CPU."""
     if str(base) != SCRATCH:
-        if shape := [name for name in _SHAPE if given.get(name) is not None]:
-            raise InputError(f"The training option {shape[0]} is the base's own; it is for --base {SCRATCH} alone.")
+        check_of_new(str(base), OF_NEW_RESOLVERS, given)
         return SuperResolutionNetwork.from_pretrained(base)
     config = SuperResolutionConfig(options.factor, options.channels, options.blocks)
     with torch.random.fork_rng(devices=[]):

@@ -16,7 +16,7 @@ import numpy as np
 
 from difixcli.errors import InputError, short
 from difixcli.priors.super_resolution.enlargement import SHAPE, Enlargement, small_and_large
-from difixcli.runs import read_image, read_json, run_record
+from difixcli.runs import read_image, read_json
 from difixcli.scenes import load_photo, load_scene
 
 _VIEW = {"frame": str, "files": {"photo": str, "render": str}}
@@ -29,12 +29,6 @@ class SceneView:
     photo: np.ndarray
     render: np.ndarray
     truth: np.ndarray
-
-
-def is_super_resolution_run(folder: Path) -> bool:
-    """Whether a folder is a run of `difix distill --prior super-resolution`."""
-    held = run_record(folder)
-    return held is not None and held["command"] == "distill" and bool(held["arguments"].get("enlargement"))
 
 
 def run_files(folder: Path) -> list[Path]:

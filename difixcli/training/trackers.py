@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,17 @@ from difixcli.torchvision_cure import cure
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
+TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+"""Those that accelerate knows, whose packages have the same names."""
 _PROJECT = "difix"
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Raises InputError for a tracker whose package is not here, as far as is told without accelerate, which takes
+    seconds to import."""
+    for name in names:
+        if name != "tensorboard" and not (name.isidentifier() and find_spec(name)):
+            raise _not_installed(name) if name in TRACKERS else unknown("tracker", name, TRACKERS)
 
 
 def check_trackers(names: Sequence[str]) -> list[str]:
@@ -27,8 +38,12 @@ def check_trackers(names: Sequence[str]) -> list[str]:
         if name not in known:
             raise unknown("tracker", name, known)
         if name not in available and name != "tensorboard":
-            raise InputError(f"--track {name} needs its package: pip install {name.replace('_', '-')}.")
+            raise _not_installed(name)
     return sorted({name for name in names if name != "tensorboard"})
+
+
+def _not_installed(name: str) -> InputError:
+    return InputError(f"--track {name} needs its package: pip install {name.replace('_', '-')}.")
 
 
 def open_trackers(names: Sequence[str], output: Path, options: Mapping[str, Any]) -> list[GeneralTracker]:

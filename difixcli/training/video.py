@@ -31,9 +31,9 @@ from difixcli.priors.video.film import FixerFilm, tokens_of
 from difixcli.priors.video.network import FilmNetwork
 from difixcli.runs import make_folder, write_image, write_json
 from difixcli.training.averaging import averaged
-from difixcli.training.finetune import gain
+from difixcli.training.fixer import gain
 from difixcli.training.journal import Journal
-from difixcli.training.loop import Report, StagedTraining
+from difixcli.training.loop import Best, Report, StagedTraining
 from difixcli.training.losses import charbonnier, perceptual_network
 from difixcli.training.options import VIDEO_FREE, VideoOptions, with_options
 from difixcli.training.video_clips import Clip, ClipFiles, ClipSet, read_clips
@@ -118,7 +118,7 @@ class _Training(StagedTraining):
         if options.perceptual_weight:
             self.perceptual = perceptual_network(options.perceptual, device)
         self.baselines: dict[str, Any] | None = None
-        self.best: dict[str, Any] | None = None
+        self.best = Best()
         self._held: OrderedDict[tuple[int, bool], Clip] = OrderedDict()
         self.begin_stage()
 
@@ -158,7 +158,7 @@ class _Training(StagedTraining):
             "clips": self.clips.fingerprint,
         }
         self.validate_every = self.options.validate_every if self.validation else 0
-        self.take_up(identity, {"clips": self.counts, "dropped": self.clips.dropped})
+        self.take_up(self.checkpointed(), identity, {"clips": self.counts, "dropped": self.clips.dropped})
 
     def run(self, progress: Callable[[int], None] | None) -> dict[str, Any]:
         if self.validation and self.baselines is None:
@@ -166,20 +166,21 @@ class _Training(StagedTraining):
             flat = {f"{name}_{key}": value for name, row in self.baselines.items() for key, value in row.items()}
             self.journal({"event": "baselines", **flat})
         self.train(progress)
-        if self.best is None:
+        best = self.best.found
+        if best is None:
             save_film(self.network, self.output)
         parameters = {"new": sum(value.numel() for _, value in self.network.new_layers())}
         if self.options.spatial_learning_rate:
             parameters["spatial"] = sum(value.numel() for value in self.network.fixer.unet.parameters())
         results = {
             "steps": self.steps,
-            "best_step": sum(self.steps.values()) if self.best is None else self.best["step"],
+            "best_step": sum(self.steps.values()) if best is None else best["step"],
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
             "loss": self.losses[STAGES[-1]],
             "parameters": parameters,
             "clips": self.counts,
             "dropped": self.clips.dropped,
-            "validation": {**(self.baselines or {}), **({"film": self.best["figures"]} if self.best else {})},
+            "validation": {**(self.baselines or {}), **({"film": best["figures"]} if best else {})},
         }
         write_json(self.output / "training.json", {"options": asdict(self.options), "results": results})
         return results
@@ -288,9 +289,8 @@ class _Training(StagedTraining):
             made = [film.film(clip.span, 0) for clip in self.validation]
             figures = figures_of(made, self.validation, self.device)
             score = gain(figures, self.baselines["frame_by_frame"])
-            better = self.best is None or score > self.best["score"]
+            better = self.best.offer(step, score, figures)
             if better:
-                self.best = {"step": step, "score": score, "figures": figures}
                 save_film(self.network, self.output)
         self.journal({"event": "validation", "stage": name, "step": step, **figures, "gain": score, "best": better})
         rows = []
@@ -303,12 +303,12 @@ class _Training(StagedTraining):
 
     def state(self) -> dict[str, Any]:
         loss = self.losses[STAGES[min(self.stage, len(STAGES) - 1)]]
-        return super().state() | {"loss": loss, "baselines": self.baselines, "best": self.best}
+        return super().state() | {"loss": loss, "baselines": self.baselines, "best": self.best.found}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         super().restore(state)
         self.losses = dict.fromkeys(STAGES, state["loss"])
-        self.baselines, self.best = state["baselines"], state["best"]
+        self.baselines, self.best.found = state["baselines"], state["best"]
 
 
 def unsteadiness(made: Tensor, truth: Tensor, places: Tensor, visible: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from difixcli.priors.video.film import Seen, planar
 from difixcli.priors.video.span import Span
 from difixcli.scenes.scene import Camera
 from difixcli.shapes import fault_of
-from difixcli.training.pairs import decode, manifest_entries, pair_files, pair_of_entry, unit
+from difixcli.training.pairs import decode, manifest_entries, pair_of_entry, unit
+from difixcli.training.sources import pair_files
 
 POINTS = 2048  # of a clip's cloud: as many as a structure encoder looks at
 _ENTRY = {

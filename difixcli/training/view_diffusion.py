@@ -17,22 +17,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difixcli.errors import InputError
 from difixcli.evaluation.metrics import evaluate_images
 from difixcli.priors.view_diffusion.epipolar import EpipolarConfig, EpipolarRender
+from difixcli.priors.view_diffusion.files import is_published
 from difixcli.priors.view_diffusion.model import ViewDiffusion, small_config
-from difixcli.priors.view_diffusion.published import from_published, is_published
+from difixcli.priors.view_diffusion.published import from_published
 from difixcli.runs import make_folder, write_image, write_json
 from difixcli.scenes import Scene
 from difixcli.training.journal import Journal
 from difixcli.training.loop import Report, StagedTraining
 from difixcli.training.losses import charbonnier, perceptual_network
-from difixcli.training.options import VIEW_DIFFUSION_FREE, ViewDiffusionOptions, with_options
+from difixcli.training.options import (
+    OF_NEW_AROUND_PUBLISHED,
+    OF_NEW_VIEW_DIFFUSION,
+    SCRATCH,
+    VIEW_DIFFUSION_FREE,
+    ViewDiffusionOptions,
+    check_of_new,
+    with_options,
+)
 from difixcli.training.view_diffusion_samples import HeldView, ViewBatch, ViewPhotos
 
-SCRATCH = "scratch"
 STAGES = ("epipolar", "vae", "diffusion")
-_SHAPE = ("size", "width", "depths", "latent_channels", "unet_width")  # options of new networks
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _FRESH = 1 << 40  # seeds of noise, apart from those of samples
 
@@ -138,7 +144,7 @@ class _Training(StagedTraining):
             "options": {name: value for name, value in asdict(options).items() if name not in VIEW_DIFFUSION_FREE},
             "photos": self.photos.names,
         }
-        self.take_up(identity, {"photos": self.counts})
+        self.take_up(self.checkpointed(), identity, {"photos": self.counts})
 
     def run(self, progress: Callable[[int], None] | None) -> dict[str, Any]:
         self.train(progress)
@@ -366,13 +372,10 @@ def _model(base: str | Path, options: ViewDiffusionOptions, given: Mapping[str, 
     """Networks with random weights, or with those the name stands for, on the CPU."""
     epipolar = EpipolarConfig(width=options.width, depths=options.depths)
     if is_published(base):
-        for name in ("latent_channels", "unet_width"):
-            if given.get(name) is not None:
-                raise InputError(f"The training option {name} is the base's own; it is for --base {SCRATCH} alone.")
+        check_of_new(str(base), OF_NEW_AROUND_PUBLISHED, given)
         return from_published(base, options.size, epipolar, options.seed)
     if str(base) != SCRATCH:
-        if shape := [name for name in _SHAPE if given.get(name) is not None]:
-            raise InputError(f"The training option {shape[0]} is the base's own; it is for --base {SCRATCH} alone.")
+        check_of_new(str(base), OF_NEW_VIEW_DIFFUSION, given)
         return ViewDiffusion.from_pretrained(base)
     width = options.unet_width
     config = small_config(

@@ -1,7 +1,8 @@
 """What each part of Difix3D+ gives (the paper's ablation, its table 4), on any scenes: one command, one table.
 
     python recipes/ablation/ablation.py SCENE… [--method splatfacto nerfacto] [--split every:4 groups] [--seed 0 1 2]
-                                        [--output outputs/ablation] [--dry-run] [-- OPTIONS OF difix distill]
+                                        [--output outputs/ablation] [--max-failed N] [--dry-run]
+                                        [-- OPTIONS OF difix distill]
 
 For every scene, method, split and seed two runs are made, with the same number of iterations each:
 
@@ -11,8 +12,9 @@ For every scene, method, split and seed two runs are made, with the same number 
     (c) progressive     the targets approached in rounds       --schedule progressive --compare
     (d) + enhance       (c) and the fixer on its renders       the same run
 
-Run it again and it goes on where it stopped. `ablation.md`, `ablation.json` and `ablation.csv` in the output hold the
-figures of the test views: a mean over views, and mean ± standard deviation over the seeds.
+Run it again and it goes on where it stopped. A scene that fails stops no other, and exit code 3 says so; once more than
+--max-failed (1000) have, nothing more begins and it is 2. `ablation.md`, `ablation.json` and `ablation.csv` in the
+output hold the figures of the test views: a mean over views, and mean ± standard deviation over the seeds.
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", nargs="+", default=["every:4"])
     parser.add_argument("--seed", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("outputs/ablation"))
+    parser.add_argument("--max-failed", type=int, default=1000, help="how many scenes may fail")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
     asked = parser.parse_args(given[:cut])
     more = given[cut + 1 :]
@@ -64,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"there is no scene folder {scene}; check its name")
     names = _names(asked.scenes)
     cells = [(s, m, p, n) for s in asked.scenes for m in asked.method for p in asked.split for n in asked.seed]
-    failed = []
+    failed: dict[str, list[str]] = {}  # lines, by scene
     for number, cell in enumerate(cells, start=1):
         for schedule in SCHEDULES:
             line = _line(cell, schedule, _folder(asked.output, names, cell, schedule), more)
@@ -73,16 +76,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if asked.dry_run:
                 continue
             if subprocess.run([*DIFIX, *line], check=False, stdout=subprocess.DEVNULL).returncode:
-                failed.append(shown)
+                failed.setdefault(cell[0], []).append(shown)
         if not asked.dry_run:
             figures = _collect(asked.output, names, cells)
             if figures:
                 _write(asked.output, names, figures)
-    for line in failed:
+        if len(failed) > asked.max_failed:
+            break
+    for line in (line for lines in failed.values() for line in lines):
         print(f"failed: {line}", file=sys.stderr)
     if not asked.dry_run and (asked.output / "ablation.md").is_file():
         print((asked.output / "ablation.md").read_text(encoding="utf-8"))
-    return 1 if failed else 0
+    if len(failed) > asked.max_failed:
+        return 2
+    return 3 if failed else 0
 
 
 def _names(scenes: Iterable[str]) -> dict[str, str]:

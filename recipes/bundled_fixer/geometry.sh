@@ -4,11 +4,11 @@
 #
 #   SCENES="scene-a scene-b" HELD_OUT="scene-c scene-d" OUTPUT=outputs/geometry sh recipes/bundled_fixer/geometry.sh
 #
-# ALIGNED and GEOMETRY are their steps: at 9 to 5 they take the same time. SMOKE=1 runs to the end at the size of a toy; DRY_RUN=1
-# prints the commands.
+# ALIGNED and GEOMETRY are their steps: at 9 to 5 they take the same time. SMOKE=1 runs to the end at the size of a toy.
+# DRY_RUN, CLUSTER, MAX_FAILED and what happens to scenes that fail: recipes/scenes.sh.
 set -eu
 : "${SCENES:?}" "${HELD_OUT:?}" "${OUTPUT:?}"
-run() { if [ -n "${DRY_RUN:-}" ]; then echo "$@"; else "$@"; fi; }
+. "$(dirname "$0")/../scenes.sh"
 
 RECONSTRUCT="--method splatfacto --iterations 450 --size 160 --depth"
 TRAIN="--batch 2 --crop 64 --learning-rate 1e-3 --warm-up 10 --set schedule=constant --ema 0.97
@@ -23,9 +23,9 @@ fi
 held=""
 for scene in $HELD_OUT; do held="$held --test-scene $(basename "$scene")"; done
 # shellcheck disable=SC2086
-run difix curate $SCENES --strategy underfit --split every:3 --stop 45% --stop 99.9% $RECONSTRUCT -o "$OUTPUT/pairs"
+over_scenes difix curate $SCENES --strategy underfit --split every:3 --stop 45% --stop 99.9% $RECONSTRUCT -o "$OUTPUT/pairs"
 # shellcheck disable=SC2086
-run difix curate $HELD_OUT $held --split every:4 --seed 3 --keep perfect --keep failed --keep blurred $RECONSTRUCT \
+over_scenes difix curate $HELD_OUT $held --split every:4 --seed 3 --keep perfect --keep failed --keep blurred $RECONSTRUCT \
   -o "$OUTPUT/pairs-held-out"
 # shellcheck disable=SC2086
 run difix finetune "$OUTPUT/pairs" "$OUTPUT/pairs-held-out" --base tiny $TRAIN --iterations "${ALIGNED:-900}" \
@@ -36,3 +36,4 @@ run difix finetune "$OUTPUT/pairs" "$OUTPUT/pairs-held-out" --base tiny --set re
 for fixer in bundled "$OUTPUT/aligned" "$OUTPUT/geometry"; do
   run python "$(dirname "$0")/card.py" "$OUTPUT/pairs-held-out" --fixer "$fixer" --views 5
 done
+exit "$SOME_FAILED"

@@ -4,7 +4,8 @@
 #
 #   sh recipes/dl3dv/run.sh TRAIN TEST [OUTPUT]      folders that hold a folder for each scene (112 and 28 in the paper)
 #
-# TRAIN may be "-": then FIXER is used as it is and nothing is trained.
+# TRAIN may be "-": then FIXER is used as it is and nothing is trained. METHODS, SEEDS, METRICS, CLUSTER, MAX_FAILED and
+# others: recipes/published.sh.
 set -eu
 . "$(dirname "$0")/../published.sh"
 if [ $# -lt 2 ]; then refuse "write $0 TRAIN TEST [OUTPUT]; TRAIN and TEST hold a folder for each scene, or TRAIN is -."; fi

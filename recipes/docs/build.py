@@ -17,6 +17,7 @@ import typer.main
 from typer.models import ArgumentInfo, ParameterInfo
 
 from difixcli.cli import app
+from difixcli.cli.lines import flags_of
 from difixcli.cli.options import RUNNING
 
 PAGES = Path(__file__).parent
@@ -55,7 +56,7 @@ def _row(parameter: inspect.Parameter, info: ParameterInfo) -> str:
         inner = list(typing.get_args(annotation))
     several = bool(inner)
     kind = inner[0] if several else annotation
-    names = _names(parameter, info)
+    names = [parameter.name.upper()] if isinstance(info, ArgumentInfo) else flags_of(parameter.name, info, kind is bool)
     default = parameter.default
     if default is parameter.empty or default is ...:
         shown = "required"
@@ -68,17 +69,6 @@ def _row(parameter: inspect.Parameter, info: ParameterInfo) -> str:
     takes = info.metavar or _takes(kind, info)
     said = ", ".join(f"`{one}`" for one in names)
     return _cells(said, f"{takes}, repeatable" if several else takes, info.help or "", shown)
-
-
-def _names(parameter: inspect.Parameter, info: ParameterInfo) -> list[str]:
-    if isinstance(info, ArgumentInfo):
-        return [parameter.name.upper()]
-    # in Annotated the first name stands where a default would
-    given = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str) and one[:1] == "-"]
-    if given:
-        return [name for one in given for name in one.split("/")]
-    flag = f"--{parameter.name.replace('_', '-')}"
-    return [flag, f"--no-{flag[2:]}"] if parameter.annotation.__origin__ is bool else [flag]
 
 
 def _takes(kind: Any, info: ParameterInfo) -> str:

@@ -2,6 +2,8 @@
 # Nerfbusters' captures, as in Difix3D+: train on the first path, test on the second.
 #
 #   sh recipes/nerfbusters/run.sh DATA [OUTPUT]      DATA holds a folder for each capture, as they are published
+#
+# METHODS, SEEDS, FIXER, METRICS, CLUSTER, MAX_FAILED and others: recipes/published.sh.
 set -eu
 . "$(dirname "$0")/../published.sh"
 if [ $# -lt 1 ]; then refuse "write $0 DATA [OUTPUT]; DATA holds a folder for each capture."; fi
@@ -31,16 +33,18 @@ folder_of() {
   esac
 }
 
+NAMES="images/ with frame_train_* and frame_eval_*, or frame_1_* and frame_2_*"
+any=
+for scene in "$DATA"/*/; do any=$any$(paths "$scene" 2>/dev/null); done
+if [ -z "$any" ]; then refuse "$DATA has no capture with photos of two paths: $NAMES."; fi
 for scene in "$DATA"/*/; do # before hours of training
-  if [ -z "$(paths "$scene" 2>/dev/null)" ]; then
-    refuse "$scene has no photos of two paths: images/ with frame_train_* and frame_eval_*, or frame_1_* and frame_2_*."
-  fi
+  if [ -z "$(paths "$scene" 2>/dev/null)" ]; then leave_out "$scene" "it has no photos of two paths: $NAMES."; fi
 done
 folders=
 for split in $PATHS; do # captures whose paths are told apart alike are one line
   set --
   for scene in "$DATA"/*/; do
-    if [ "$(paths "$scene")" = "$split" ]; then set -- "$@" "$scene"; fi
+    if [ "$(paths "$scene" 2>/dev/null)" = "$split" ]; then set -- "$@" "$scene"; fi
   done
   if [ $# -gt 0 ]; then
     folder=$(folder_of "$split")
@@ -48,7 +52,11 @@ for split in $PATHS; do # captures whose paths are told apart alike are one line
     distill_published "$split" "$OUTPUT/$folder" "$@"
   fi
 done
-geometry_published "$OUTPUT/geometry" "$DATA"/*/
+set --
+for scene in "$DATA"/*/; do
+  if [ -n "$(paths "$scene" 2>/dev/null)" ]; then set -- "$@" "$scene"; fi
+done
+geometry_published "$OUTPUT/geometry" "$@"
 # shellcheck disable=SC2086
 evaluate_published nerfbusters "$OUTPUT" $folders
 exit "$SOME_FAILED"

@@ -4,7 +4,8 @@
 #   sh recipes/rds/run.sh TRAIN TEST CENTRE [OUTPUT]      CENTRE is the centre camera's name in the scenes
 #
 # TRAIN may be "-": then FIXER is used as it is and nothing is trained. Else pairs come from the centre camera's model
-# at the side cameras, from paths shifted sideways and back, and from trainings stopped early.
+# at the side cameras, from paths shifted sideways and back, and from trainings stopped early. METHODS, SEEDS, METRICS,
+# CLUSTER, MAX_FAILED and others: recipes/published.sh.
 set -eu
 . "$(dirname "$0")/../published.sh"
 if [ $# -lt 3 ]; then

@@ -8,8 +8,8 @@
 #
 #   VIDEO   the video model (bundled)      VIEWS   how many photos train of dl3dv and the ablation (2 3 6 9; 2)
 #   ANGLE   large: the hard set of re10k, whose two frames are 200 apart; small, by default
-#   METHODS (splatfacto), SEEDS, METRICS, CLUSTER, DRY_RUN and SMOKE are as in recipes/published.sh, and so is what
-#   happens to scenes that fail. Run it again and it goes on where it stopped.
+#   METHODS (splatfacto), SEEDS, METRICS, CLUSTER, MAX_FAILED, DRY_RUN and SMOKE are as in recipes/published.sh, and so
+#   is what happens to scenes that fail. Run it again and it goes on where it stopped.
 set -eu
 METHODS=${METHODS:-splatfacto}
 . "$(dirname "$0")/../published.sh"

@@ -5,8 +5,8 @@
 #   sh recipes/sparse_views/run.sh mip360 SCENES [OUTPUT]       SCENES holds a folder for each scene, with COLMAP's model
 #
 #   PRIOR   what proposes views (fixer)     VIEWS   how many photos train, of 2, 3, 6 and 9 (mip360: 3 6 9)
-#   METHODS, SEEDS, FIXER, METRICS, CLUSTER, DRY_RUN and SMOKE are as in recipes/published.sh. Run it again and it goes on
-#   where it stopped.
+#   METHODS, SEEDS, FIXER, METRICS, CLUSTER, MAX_FAILED, DRY_RUN and SMOKE are as in recipes/published.sh, and so is what
+#   happens to scenes that fail. Run it again and it goes on where it stopped.
 set -eu
 . "$(dirname "$0")/../published.sh"
 if [ $# -lt 2 ]; then refuse "write $0 co3d CATEGORY [OUTPUT], or $0 mip360 SCENES [OUTPUT]."; fi
@@ -17,7 +17,8 @@ check_scenes "$DATA"
 case $1 in
   co3d)
     # SparseFusion: 3,000 iterations at 256 pixels, the first 1,000 before the network's own views
-    SIZE=256 FULL="--iterations 1000 --further 2000" RULES=co3d:2
+    SIZE=256 FULL="--iterations 1000 --further 2000" RULES=co3d:2 MODEL=
+    is_scene() { [ -d "$1/images" ]; } # the lists lie beside the sequences
     if [ ! -f "$DATA/frame_annotations.jgz" ]; then
       refuse "$DATA holds no frame_annotations.jgz; name the folder of one category, as apple."
     fi
@@ -25,11 +26,9 @@ case $1 in
   mip360)
     # ReconX: 1,000 iterations at 512 pixels on photos and proposed views, here after as many on photos
     SIZE=512 FULL="--iterations 1000 --further 1000" RULES=
-    for scene in "$DATA"/*/; do # before hours of training
-      if [ ! -d "$scene/sparse" ] && [ ! -d "$scene/colmap/sparse" ]; then
-        refuse "$scene has no COLMAP model in sparse/ or colmap/sparse/, which says what photos saw the seed points."
-      fi
-    done
+    # which says what photos saw the seed points
+    MODEL="COLMAP model in sparse/ or colmap/sparse/"
+    is_scene() { [ -d "$1/sparse" ] || [ -d "$1/colmap/sparse" ]; }
     for views in ${VIEWS:-3 6 9}; do RULES="$RULES sparse:$views"; done
     ;;
   *) refuse "$1 is neither co3d nor mip360." ;;
@@ -43,9 +42,14 @@ if [ "$PRIOR" = fixer ]; then OWN="$OWN --fixer $FIXER"; fi
 
 set --
 for scene in "$DATA"/*/; do
-  if [ -d "$scene/images" ]; then set -- "$@" "${scene%/}"; fi # CO3D's lists lie beside its sequences
+  if is_scene "$scene"; then set -- "$@" "${scene%/}"; fi
 done
-if [ $# = 0 ]; then refuse "$DATA has no scene with a folder images."; fi
+if [ $# = 0 ]; then refuse "no folder in $DATA has ${MODEL:+a }${MODEL:-images/}."; fi
+if [ -n "$MODEL" ]; then
+  for scene in "$DATA"/*/; do # before hours of training
+    if ! is_scene "$scene"; then leave_out "$scene" "it has no $MODEL."; fi
+  done
+fi
 for rule in $RULES; do
   protocol=$rule
   if [ "$rule" = co3d:2 ]; then protocol=co3d-2view; fi

@@ -4,10 +4,10 @@
 #   PHOTOS=photos SCENES="scene-a scene-b" HELD_OUT="scene-c" OUTPUT=outputs/super_resolver sh recipes/super_resolution/bundled.sh
 #
 # SCENES train at full size beside the folder PHOTOS; HELD_OUT are other scenes, for the model card's figures. SMOKE=1
-# runs to the end at the size of a toy; DRY_RUN=1 prints the commands.
+# runs to the end at the size of a toy. DRY_RUN, MAX_FAILED and what happens to scenes that fail: recipes/scenes.sh.
 set -eu
 : "${PHOTOS:?}" "${SCENES:?}" "${HELD_OUT:?}" "${OUTPUT:?}"
-run() { if [ -n "${DRY_RUN:-}" ]; then echo "$@"; else "$@"; fi; }
+. "$(dirname "$0")/../scenes.sh"
 
 STEPS=3000
 MORE=1100
@@ -21,6 +21,12 @@ if [ -n "${SMOKE:-}" ]; then
   TOY="--crop 32 --batch 1 --device cpu"
   SHAPE="--set channels=8 --set blocks=1"
 fi
+# shellcheck disable=SC2086
+readable $SCENES
+SCENES=$READABLE
+# shellcheck disable=SC2086
+readable $HELD_OUT
+HELD_OUT=$READABLE
 # four 128-pixel crops a step, L1 + 0.04 st-LPIPS (AlexNet): the defaults
 # shellcheck disable=SC2086
 run difix finetune $SCENES --task super-resolution --photos "$PHOTOS" --base scratch --iterations "$STEPS" $TOY $SHAPE \
@@ -31,3 +37,4 @@ run difix finetune $SCENES --task super-resolution --photos "$PHOTOS" --base "$O
   --learning-rate 2.5e-4 --warm-up 20 --perceptual-weight 0.02 $TOY --output "$OUTPUT/second"
 # shellcheck disable=SC2086
 run python "$(dirname "$0")/card.py" "$OUTPUT/second" "$OUTPUT/bundled" --photos "$PHOTOS" --scenes $HELD_OUT --side "$SIDE"
+exit "$SOME_FAILED"

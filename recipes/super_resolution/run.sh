@@ -4,8 +4,8 @@
 #   sh recipes/super_resolution/run.sh llff-sr SCENES [OUTPUT]      or mip360-sr; SCENES holds a folder for each scene
 #
 #   SR=stabilityai/stable-diffusion-x4-upscaler   the super-resolver     UPDATE=posterior   or paper
-#   SEEDS, METRICS, CLUSTER, DRY_RUN and SMOKE are as in recipes/published.sh. Run it again and it goes on where it
-#   stopped.
+#   SEEDS, METRICS, CLUSTER, MAX_FAILED, DRY_RUN and SMOKE are as in recipes/published.sh, and so is what happens to
+#   scenes that fail. Run it again and it goes on where it stopped.
 set -eu
 . "$(dirname "$0")/../published.sh"
 if [ $# -lt 2 ]; then

@@ -4,10 +4,10 @@
 #   SCENES="scene-a scene-b" HELD_OUT="scene-c" OUTPUT=outputs/video sh recipes/video/run.sh
 #
 # HELD_OUT are other scenes, by which the best weights are chosen. TIME is the seconds of training. SMOKE=1 runs to the
-# end at the size of a toy; DRY_RUN=1 prints the commands.
+# end at the size of a toy. DRY_RUN, CLUSTER, MAX_FAILED and what happens to scenes that fail: recipes/scenes.sh.
 set -eu
 : "${SCENES:?}" "${HELD_OUT:?}" "${OUTPUT:?}"
-run() { if [ -n "${DRY_RUN:-}" ]; then echo "$@"; else "$@"; fi; }
+. "$(dirname "$0")/../scenes.sh"
 
 CLIPS="--size 128 --iterations 250 --split every:5"
 TRAIN="--batch 1 --perceptual-weight 0.5 --set spatial_learning_rate=0 --set seconds=${TIME:-1800}"
@@ -16,8 +16,9 @@ if [ -n "${SMOKE:-}" ]; then
   TRAIN="--batch 1 --perceptual-weight 0 --iterations 1 --set structure_iterations=1 --set validation_clips=1"
 fi
 # shellcheck disable=SC2086
-run difix curate $SCENES --strategy clips $CLIPS --output "$OUTPUT/clips"
+over_scenes difix curate $SCENES --strategy clips $CLIPS --output "$OUTPUT/clips"
 # shellcheck disable=SC2086
-run difix curate $HELD_OUT --strategy clips $CLIPS --test-scene '*' --output "$OUTPUT/held-out"
+over_scenes difix curate $HELD_OUT --strategy clips $CLIPS --test-scene '*' --output "$OUTPUT/held-out"
 # shellcheck disable=SC2086
 run difix finetune "$OUTPUT/clips" "$OUTPUT/held-out" --task video $TRAIN --output "$OUTPUT/trained"
+exit "$SOME_FAILED"

@@ -5,10 +5,10 @@
 #
 # SCENES train at a long side of 128 pixels, the folder PHOTOS beside them for the autoencoder; HELD_OUT are other scenes,
 # for the model card's figures. TIME is the seconds that the three networks train together, on a GPU. SMOKE=1 runs to the
-# end at the size of a toy; DRY_RUN=1 prints the commands.
+# end at the size of a toy. DRY_RUN, MAX_FAILED and what happens to scenes that fail: recipes/scenes.sh.
 set -eu
 : "${PHOTOS:?}" "${SCENES:?}" "${HELD_OUT:?}" "${OUTPUT:?}"
-run() { if [ -n "${DRY_RUN:-}" ]; then echo "$@"; else "$@"; fi; }
+. "$(dirname "$0")/../scenes.sh"
 
 SIZE="--set seconds=${TIME:-300} --iterations 40000 --dtype bf16"
 CARD=
@@ -19,6 +19,13 @@ if [ -n "${SMOKE:-}" ]; then
   CARD="--size 32 --count 2 --views 2"
 fi
 # shellcheck disable=SC2086
+readable $SCENES
+SCENES=$READABLE
+# shellcheck disable=SC2086
+readable $HELD_OUT
+HELD_OUT=$READABLE
+# shellcheck disable=SC2086
 run difix finetune $SCENES --task view-diffusion --photos "$PHOTOS" --base scratch $SIZE --output "$OUTPUT/trained"
 # shellcheck disable=SC2086
 run python "$(dirname "$0")/card.py" "$OUTPUT/trained" "$OUTPUT/bundled" --scenes $HELD_OUT $CARD
+exit "$SOME_FAILED"

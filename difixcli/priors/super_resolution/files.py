@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from difixcli.errors import InputError, unknown
-from difixcli.model_folders import beside, check_kind
+from difixcli.errors import InputError
+from difixcli.model_folders import check_kind, looks_like_hub_name, no_model
 
-X4_UPSCALER = "stabilityai/stable-diffusion-x4-upscaler"
 # What spandrel's library reads without running what a file says; .pt may be a program.
 SUFFIXES = (".pth", ".ckpt", ".safetensors")
 BUNDLED = Path(__file__).parent / "bundled"
@@ -40,18 +39,26 @@ def check_resolver(name: str) -> None:
                 f"{path} is not a super-resolver: it has neither config.json with model.safetensors nor the folders "
                 "unet and vae of a latent upscaler."
             )
-    elif path.suffix.lower() in (*SUFFIXES, ".pt") or len(name.split("/")) != 2 or name.startswith((".", "~", "/")):
+    elif path.suffix.lower() in (*SUFFIXES, ".pt") or not looks_like_hub_name(name):
         raise no_resolver(name)
+
+
+def check_own(name: str | Path) -> None:
+    """Raises InputError for what is neither `bundled` nor a folder that has a network of ours."""
+    folder = BUNDLED if str(name) == "bundled" else Path(name).expanduser()
+    check_kind(folder, "super-resolver")
+    if (folder / "model.safetensors").is_file() and (folder / "config.json").is_file():
+        return
+    if folder == BUNDLED:
+        raise InputError("This installation has no bundled super-resolver; reinstall difixcli or name a folder.")
+    raise InputError(
+        f"{folder} holds no super-resolver (config.json and model.safetensors); name bundled, or a folder that difix "
+        "finetune --task super-resolution wrote."
+    )
 
 
 def no_resolver(name: str) -> InputError:
     """The error for a name that means no super-resolver."""
     path = Path(name).expanduser()
     files = [p.name for p in path.parent.iterdir() if p.suffix in SUFFIXES] if path.parent.is_dir() else []
-    return unknown(
-        "super-resolver",
-        name,
-        ["bundled", X4_UPSCALER, *files, *beside(path, "super-resolver")],
-        "Give bundled, a file that spandrel reads (.pth, .safetensors), the folder of a super-resolver or a name on "
-        "the Hugging Face hub.",
-    )
+    return no_model(name, "super-resolver", files)

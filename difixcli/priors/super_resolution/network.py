@@ -24,7 +24,7 @@ from torch.nn import functional
 from difixcli.errors import InputError
 from difixcli.images import enlarged
 from difixcli.model_folders import FORMATS, check_kind
-from difixcli.priors.super_resolution.files import BUNDLED
+from difixcli.priors.super_resolution.files import BUNDLED, check_own
 from difixcli.runs import read_json
 from difixcli.shapes import built
 from difixcli.tensor_files import read_weights, write_network
@@ -129,17 +129,9 @@ class SuperResolutionNetwork(nn.Module):
 
         Raises InputError for a folder that holds none, or a damaged one.
         """
+        check_own(name_or_path)
         folder = BUNDLED if str(name_or_path) == "bundled" else Path(name_or_path).expanduser()
         source = folder / "model.safetensors"
-        if not source.is_file() or not (folder / "config.json").is_file():
-            if folder == BUNDLED:
-                raise InputError(
-                    "This installation has no bundled super-resolver; reinstall difixcli or name a folder."
-                )
-            raise InputError(
-                f"{folder} holds no super-resolver (config.json and model.safetensors); name bundled, or a folder that "
-                "difix finetune --task super-resolution wrote."
-            )
         network = cls._configured(folder / "config.json")
         tensors = read_weights(source)
         try:

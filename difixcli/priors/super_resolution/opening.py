@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from difixcli.errors import InputError, near, out_of_memory, unknown
-from difixcli.fixer.weights import looks_like_hub_name
 from difixcli.images import Operator
+from difixcli.model_folders import X4_UPSCALER, looks_like_hub_name
 from difixcli.priors.super_resolution.enlargement import UPDATES, Update
-from difixcli.priors.super_resolution.files import X4_UPSCALER, check_resolver, no_resolver
+from difixcli.priors.super_resolution.files import check_resolver, no_resolver
 from difixcli.priors.super_resolution.latent_diffusion import LatentDiffusion, load_upscaler
 from difixcli.priors.super_resolution.resolver import SuperResolver
 from difixcli.priors.super_resolution.single_step import SingleStep

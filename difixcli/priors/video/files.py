@@ -16,8 +16,8 @@ from torch import Tensor
 
 from difixcli.errors import InputError, out_of_memory
 from difixcli.fixer.network import FixerConfig, FixerNetwork
-from difixcli.fixer.weights import load_network, local_files, looks_like_hub_name
-from difixcli.model_folders import FORMATS
+from difixcli.fixer.weights import load_network, local_files
+from difixcli.model_folders import FORMATS, looks_like_hub_name
 from difixcli.priors.video.network import FilmConfig, FilmNetwork, film_state
 from difixcli.priors.video.structure import StructureConfig
 from difixcli.runs import read_json, write_json

@@ -6,14 +6,9 @@ from pathlib import Path
 
 import torch
 
-from difixcli.errors import InputError, unknown
-from difixcli.fixer.weights import looks_like_hub_name
-from difixcli.model_folders import beside, check_kind
+from difixcli.model_folders import check_kind, looks_like_hub_name, no_model, no_video_model
 from difixcli.priors.video.files import is_ours
 from difixcli.priors.video.span import VideoModel
-
-WAN = "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers"
-SVD = "stabilityai/stable-video-diffusion-img2vid-xt"
 
 
 def open_video_model(name: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> VideoModel:
@@ -32,21 +27,11 @@ def open_video_model(name: str | Path, *, device: str = "cpu", dtype: torch.dtyp
     path = Path(name).expanduser()
     if str(name) == "bundled" or (path.is_dir() and is_ours(path)):
         return FixerFilm.from_pretrained(name, device, dtype or torch.float32)
-    if path.is_dir():
-        if (path / "model_index.json").is_file():
-            check_kind(path, "video")
-            return open_published(path, str(name), device, dtype)
+    if path.exists():
         check_kind(path, "video")
-        raise InputError(
-            f"{path} is not a video model: it has neither the config.json that difix finetune --task video writes nor "
-            "the model_index.json of a published one."
-        )
+        if (path / "model_index.json").is_file():
+            return open_published(path, str(name), device, dtype)
+        raise no_video_model(path)
     if looks_like_hub_name(str(name)):
         return open_published(None, str(name), device, dtype)
-    raise unknown(
-        "video model",
-        str(name),
-        ["bundled", WAN, SVD, *beside(path, "video")],
-        "Give bundled, a folder that difix finetune --task video wrote, or a published model's folder or name on the "
-        "Hugging Face hub.",
-    )
+    raise no_model(str(name), "video")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from difixcli.errors import InputError, unknown
-from difixcli.model_folders import beside, check_kind
+from difixcli.errors import InputError
+from difixcli.model_folders import check_kind, looks_like_hub_name, no_model
 
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -14,6 +14,12 @@ def view_diffusion_files(name: str | Path) -> list[Path]:
     """The files that decide what the model `name` makes, sorted; none of a name that means none here."""
     folder = BUNDLED if str(name) == "bundled" else Path(name).expanduser()
     return [file for file in (folder / "config.json", folder / "model.safetensors") if file.is_file()]
+
+
+def is_published(name: str | Path) -> bool:
+    """Whether a name means a text-to-image model in diffusers' layout: a folder with a U-Net, or one on the hub."""
+    folder = Path(name).expanduser()
+    return (folder / "unet").is_dir() or (not folder.exists() and looks_like_hub_name(str(name)))
 
 
 def check_view_diffusion(name: str | Path) -> None:
@@ -28,12 +34,7 @@ def check_view_diffusion(name: str | Path) -> None:
         )
     folder = Path(name).expanduser()
     if not folder.exists():
-        raise unknown(
-            "view-conditioned diffusion model",
-            str(name),
-            beside(folder, "view-diffusion"),
-            "Name a folder that difix finetune --task view-diffusion wrote.",
-        )
+        raise no_model(str(name), "view-diffusion")
     check_kind(folder, "view-diffusion")
     raise InputError(
         f"{folder} holds no view-conditioned diffusion model (config.json and model.safetensors); "

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from difixcli.errors import InputError, out_of_memory
-from difixcli.fixer.weights import looks_like_hub_name, prompt_embedding
+from difixcli.fixer.weights import prompt_embedding
 from difixcli.priors.view_diffusion.denoising import NoiseSchedule
 from difixcli.priors.view_diffusion.epipolar import EpipolarConfig
 from difixcli.priors.view_diffusion.model import ViewDiffusion, ViewDiffusionConfig
@@ -25,12 +25,6 @@ _HUB_FILES = [
     "scheduler/scheduler_config.json",
 ]
 _SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
-
-
-def is_published(name: str | Path) -> bool:
-    """Whether a name means a text-to-image model in diffusers' layout: a folder with a U-Net, or one on the hub."""
-    folder = Path(name).expanduser()
-    return (folder / "unet").is_dir() or (not folder.exists() and looks_like_hub_name(str(name)))
 
 
 def from_published(name: str | Path, size: int, epipolar: EpipolarConfig, seed: int = 0) -> ViewDiffusion:

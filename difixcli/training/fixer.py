@@ -7,8 +7,6 @@ share of a step's samples; the first one alone writes.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields
@@ -21,22 +19,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from difixcli import interrupts
-from difixcli.errors import InputError, near, unknown
+from difixcli.errors import InputError
 from difixcli.evaluation.metrics import best_unsharp, image_metrics, summary
 from difixcli.evaluation.perceptual import lpips_available
-from difixcli.fixer import SMALL_SIZES, Fixer, new_small_fixer
+from difixcli.fixer import Fixer, new_small_fixer
 from difixcli.fixer.diagnostics import CollapseSigns, collapse_signs
 from difixcli.fixer.weights import merge_adapters
+from difixcli.model_folders import SMALL_SIZES
 from difixcli.runs import make_folder, write_json
 from difixcli.training import processes
 from difixcli.training.averaging import averaged
 from difixcli.training.batches import Batch, Draw, Plan, TrainingBatches, whole
 from difixcli.training.card import write_card
-from difixcli.training.checkpoints import check_identity, read_checkpoint
 from difixcli.training.journal import Journal, picture
-from difixcli.training.loop import Parts, Report, Training
+from difixcli.training.loop import Parts, Report, ValidatedTraining
 from difixcli.training.losses import FixerLoss
-from difixcli.training.options import FREE, TrainingOptions, judge_of, learning_rate, with_options
+from difixcli.training.options import FREE, TrainingOptions, judge_of, with_options
 from difixcli.training.pairs import Inspection, PairFiles, PairStore, decode, inspect_pairs, read_manifests
 from difixcli.training.parts import (
     AllViews,
@@ -46,7 +44,8 @@ from difixcli.training.parts import (
     with_geometry,
     with_rank,
 )
-from difixcli.training.streaming import StreamedBatches, split_sources
+from difixcli.training.sources import check_small, split_sources
+from difixcli.training.streaming import StreamedBatches
 from difixcli.training.synthetic import PhotoPairs
 from difixcli.training.trackers import check_trackers, open_trackers
 
@@ -159,13 +158,15 @@ def _check_perceptual(options: TrainingOptions, asked: Mapping[str, Any]) -> Non
     )
 
 
-class _Training(Training):
+class _Training(ValidatedTraining):
     """The state of one fine-tuning run in one process."""
 
     DATA = "pairs"
     ENTRIES = ("inspected", "places")
+    MAPPED = True  # at full width it is 10 GiB, and every process on a machine reads it
 
     weights: list[torch.nn.Parameter]
+    options: TrainingOptions
 
     def __init__(
         self,
@@ -182,7 +183,7 @@ class _Training(Training):
         self.main = self.accelerator.is_main_process
         self.ranks = self.accelerator.num_processes
         super().__init__(options, output, device, Journal(make_folder(output), report, writes=self.main))
-        self.fixer, self.options, self.network = fixer, options, fixer.network
+        self.fixer, self.network = fixer, fixer.network
         self.names = choose_parts(self.network, options.train)
         self.network.to(self.accelerator.device)
         parameters = dict(self.network.named_parameters())
@@ -212,20 +213,14 @@ class _Training(Training):
             clamp_output=options.clamp_output,
         )
         self.judge = judge_of(options)
-        self.losses: list[float] = []
         self.first_unet_std = 0.0
         self.deaf_checks = 0  # looks in a row at which references changed nothing
-        self.waited = 0  # validations in a row without a better one
-        self.baselines: dict[str, dict[str, float]] | None = None
-        self.best: dict[str, Any] | None = None
         self.skipped: dict[str, str] = {}
         self.places: dict[int, tuple[int, int]] = {}
 
     def load_data(self, sources: list[str], photos: Path | None, stream: bool, base: str) -> None:
         """Read manifests and folders, decide what is trained and what validated on, and take up a checkpoint."""
         options, config = self.options, self.fixer.config
-        if self.main:
-            self.sweep()
         looked_up, tars = split_sources(sources, stream)
         manifest = read_manifests(looked_up)
         if tars and manifest.train:
@@ -233,7 +228,7 @@ class _Training(Training):
         pictures = None
         if photos is not None:
             pictures = PhotoPairs(photos, cache_mib=options.cache_mib / max(options.workers, 1))
-        state = self._checkpointed()
+        state = self.checkpointed()
         if state is not None:
             inspected = Inspection(*state["inspected"])
         else:
@@ -303,16 +298,9 @@ class _Training(Training):
             "samples": self.plan.samples,
             "pairs": [len(manifest.train), tests, manifest.fingerprint, self.counts["photos"], len(tars)],
         }
-        self.identity = json.dumps(identity, sort_keys=True)
         self.validate_every = options.validate_every if self.validation else 0
-        if state is not None:
-            self._resume(state)
-        else:
-            self.journal.begin()
-            about = {"pairs": self.counts, "dropped": self.dropped, "crop": crop, "processes": self.ranks}
-            about |= {"side": inspected.side}
-            about |= {"judge": self.judge}
-            self.journal({"event": "start", **about, "options": asdict(options)})
+        about = {"pairs": self.counts, "dropped": self.dropped, "crop": crop, "processes": self.ranks}
+        self.take_up(state, identity, about | {"side": inspected.side, "judge": self.judge})
         self.loader = self._loader(used, tars, pictures, self.plan)
 
     def run(self, progress: Callable[[int], None] | None) -> dict[str, Any]:
@@ -323,17 +311,12 @@ class _Training(Training):
             self.journal({"event": "baselines", **self.baselines})
         self._rounds = iter(self.loader)
         self.train(progress)
-        if self.best is None and self.main:
+        best = self.best.found
+        if best is None and self.main:
             with averaged(self.weights, self.average):
-                self._write_weights()
-        fixed = self.best["figures"] if self.best else None
-        results = {
-            "steps": self.step,
-            "best_step": self.best["step"] if self.best else self.step,
-            "stopped_early": self.step < options.iterations,
-            "seconds": round(self.seconds["step"], 1),
-            "loss": float(np.mean(self.losses)) if self.losses else math.nan,
-            "perceptual": options.perceptual if options.perceptual_weight else "none",
+                self.keep_weights()
+        fixed = None if best is None else best["figures"]
+        results = self.results() | {
             "judge": self.judge,
             "pairs": self.counts,
             "dropped": self.dropped,
@@ -360,12 +343,6 @@ class _Training(Training):
         store = PairStore(used, kind, plan.views, self.options.cache_mib / max(workers, 1), plan.frame)
         batches = TrainingBatches(store, pictures, plan)
         return DataLoader(batches, sampler=range(start, len(batches)), num_workers=workers, **common)
-
-    def iterations(self, stage: str) -> int:
-        return self.options.iterations
-
-    def rates(self) -> list[float]:
-        return [learning_rate(self.step, self.options)]
 
     def rounds(self) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
         """Forward and loss of every round; what all processes have computed comes together in the last one."""
@@ -417,12 +394,6 @@ class _Training(Training):
         if self.ema is not None:
             self.ema.step(self.weights)
 
-    def told(self, parts: Parts, over: bool) -> None:
-        self.losses = [*self.losses[-99:], parts["loss"]]
-        if (self.step - 1) % self.options.log_every == 0:
-            mean = {"mean_loss": float(np.mean(self.losses)), "rate": self.optimiser.param_groups[0]["lr"]}
-            self.journal({"event": "step", "step": self.step - 1, **parts, **mean})
-
     def _changed_again(self, output: Tensor, beside: Sequence[Tensor | None]) -> Tensor:
         """How much a second pass beside the same changes of the first one's output: (), the mean distance."""
         first = output.detach().clamp(0, 1)
@@ -463,17 +434,8 @@ class _Training(Training):
         for lane, (epoch, count) in places.items():
             self.places[lane] = max((epoch, count), self.places.get(lane, (0, 0)))
 
-    def check(self, parts: Parts) -> None:
-        """InputError for a loss or gradient that is no number; the weights are still those before the step."""
-        loss, norm = parts["loss"], parts["gradient"]
-        scaled = self.accelerator.scaler is not None  # half precision overflows now and then, and the scaler heeds it
-        if math.isfinite(loss) and (scaled or math.isfinite(norm)):
-            return
-        what = "loss" if not math.isfinite(loss) else "gradient"
-        raise InputError(
-            f"The {what} at step {self.step} is not a number ({self.kept()}); lower the learning rate "
-            f"({self.options.learning_rate:g}) and start in another output folder."
-        )
+    def overflows(self) -> bool:
+        return self.accelerator.scaler is not None
 
     def _look_for_collapse(self, batch: Batch, noise: Tensor | None) -> None:
         """Log the signs of collapse; InputError when there is no point in going on."""
@@ -528,18 +490,16 @@ class _Training(Training):
             every = sorted(gather_object(own), key=lambda one: one[0])
             figures = summary([one[1] for one in every])[0]
             score = gain(figures, self.baselines["identity"], self.judge)
-            better = self.best is None or score > self.best["score"]
-            self.waited = 0 if better else self.waited + 1
-            if better:
-                self.best = {"step": self.step, "score": score, "figures": figures}
-                if self.main:
-                    self._write_weights()
+            better = self.best.offer(self.step, score, figures)
+            if better and self.main:
+                self.keep_weights()
         over = {f"{name}_gain": value - self.baselines["identity"][name] for name, value in figures.items()}
         self.journal({"event": "validation", "step": self.step, **figures, **over, "gain": score, "best": better})
         self.journal.images(self.step, self.validation, [one[2] for one in every])
 
-    def stopped_early(self) -> bool:
-        return bool(self.options.patience) and self.waited >= self.options.patience
+    def sweep(self) -> None:
+        if self.main:
+            super().sweep()
 
     def save(self) -> None:
         """All processes tell the first what they have read, and it writes the checkpoint."""
@@ -553,58 +513,36 @@ class _Training(Training):
         self.saved_step = self.step
 
     def state(self) -> dict[str, Any]:
-        return {
+        return super().state() | {
             "inspected": tuple(self.inspected),
-            "seconds": self.seconds["step"],
             "weights": dict(zip(self.names, (w.detach() for w in self.weights), strict=True)),
             "average": None if self.average is None else dict(zip(self.names, self.average, strict=True)),
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
-            "losses": self.losses,
             "first_unet_std": self.first_unet_std,
             "deaf_checks": self.deaf_checks,
-            "waited": self.waited,
-            "baselines": self.baselines,
-            "best": self.best,
             "skipped": self.skipped,
             "places": self.places,
         }
 
-    def _write_weights(self) -> None:
-        """Write the fixer as it is now, whole or not at all."""
-        try:
-            self.fixer.save_pretrained(self.output)
-        except InputError as error:
-            raise InputError(f"Training stopped at step {self.step} ({self.kept()}): {error}") from error
-
-    def _checkpointed(self) -> dict[str, Any] | None:
-        """The last checkpoint, if there is one."""
-        if not self.checkpoint.is_file():
-            return None
-        # mapped: at full width it is 10 GiB, and every process on a machine reads it
-        return read_checkpoint(self.checkpoint, self.output, ("identity", *self.ENTRIES), mapped=True)
-
-    def _resume(self, state: Mapping[str, Any]) -> None:
-        check_identity(state, self.identity, self.output, self.DATA)
-        self.step = self.saved_step = state["step"]
-        self.restore(state)
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.journal.go_on(self.step, self.TOLD)
+    def save_weights(self) -> None:
+        self.fixer.save_pretrained(self.output)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.seconds = {"step": state["seconds"]}
-        self.losses, self.waited = state["losses"], state["waited"]
+        super().restore(state)
         self.first_unet_std, self.deaf_checks = state["first_unet_std"], state["deaf_checks"]
-        self.baselines, self.best = state["baselines"], state["best"]
         self.skipped, self.places = state["skipped"], state["places"]
         with torch.no_grad():
             for name, weight in zip(self.names, self.weights, strict=True):
                 weight.copy_(state["weights"][name])
-            if self.ema is not None:
-                for name, shadow in zip(self.names, self.ema.shadow_params, strict=True):
-                    shadow.copy_(state["average"][name])
-                self.ema.optimization_step = self.step
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    @torch.no_grad()
+    def restore_average(self, held: Mapping[str, Tensor]) -> None:
+        assert self.ema is not None
+        for name, shadow in zip(self.names, self.ema.shadow_params, strict=True):
+            shadow.copy_(held[name])
+        self.ema.optimization_step = self.step
 
 
 def gain(figures: Mapping[str, float], identity: Mapping[str, float], judge: str = "st_lpips") -> float:
@@ -618,8 +556,7 @@ def _base(base: str | Path, seed: int, geometry: bool) -> Fixer:
     """
     if str(base) in SMALL_SIZES:
         return new_small_fixer(str(base), seed, "geometry" if geometry else "aligned")
-    if not Path(base).exists() and near(str(base), SMALL_SIZES):
-        raise unknown("base", str(base), SMALL_SIZES, "Or name a fixer to go on from.")
+    check_small(str(base))
     return Fixer.from_pretrained(base)
 
 

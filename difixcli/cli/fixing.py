@@ -1,0 +1,160 @@
+"""`difix fix` of images: each with its photos through the fixer; and fixers written to folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from difixcli import console
+from difixcli.cli.fix import Layout
+from difixcli.cli.inputs import (
+    files_read,
+    fixer_input,
+    open_fixer,
+    open_scene,
+    photo_count,
+    photos_named,
+    photos_told,
+    pick_device,
+    precision,
+    scene_inputs,
+    scene_spec,
+    tell_loading,
+    tell_slow,
+)
+from difixcli.cli.options import Resize
+from difixcli.cli.outputs import Made, announce, beside_others, folder_beside, tell_frames
+from difixcli.errors import InputError
+from difixcli.runs import Run, fingerprint
+from difixcli.wording import counted
+
+if TYPE_CHECKING:
+    from difixcli.cli.fix import FixRequest
+    from difixcli.fixer import Fixer
+    from difixcli.frames.pipeline import FrameOptions
+
+
+def fixed_images(request: FixRequest, source: Path) -> Made:
+    """Fix an image, or the images of a folder."""
+    from difixcli.enhancement.fix import fix_images
+    from difixcli.frames.pictures import listed_images
+    from difixcli.frames.pipeline import FrameOptions
+    from difixcli.frames.references import ReferencePhotos, check_references
+
+    folder = request.output or folder_beside(source, "fixed")
+    sizes = listed_images(source, folder, request.size)
+    files = list(sizes)
+    tell_slow(sizes)
+    photos = photos_named(request.reference)
+    for warning in check_references(files, photos):
+        console.warn(warning)
+    on, _ = pick_device(request.device)
+    posed = None if request.scene is None else open_scene(request.scene, None, "gpu")
+    network = open_fixer(request.fixer, on, request.dtype, request.compiled, request.tile)
+    _check_fitting(request, network, files, photos)
+    count = photo_count(request.references, network)
+    if posed is None:
+        choice = ReferencePhotos.by_likeness(photos, count)
+    else:
+        count = min(count, len(posed.frames) - 1)  # an image's own frame is none of them
+        choice = ReferencePhotos.by_pose(posed, files, count)
+    fill_seed = request.seed if request.fill_unseen or network.config.fill_unseen else None
+    options = FrameOptions(request.resize is Resize.release, request.confidence, fill_seed, request.batch)
+    arguments = _recorded(request, source, photos, options, count, network)
+    # by content: renders made anew often have the names and sizes of those before
+    inputs = {"source": fingerprint(files), "references": fingerprint(photos)}
+    inputs |= fixer_input(request.fixer) | ({} if posed is None else scene_inputs(posed))
+    reads = [source, *photos, *files_read(request.fixer, *([] if posed is None else [posed]))]
+    if request.output is None:
+        folder = beside_others(folder, "fix", arguments)
+    run = Run.open(folder, "fix", arguments, inputs, request.force, reads=reads)
+    announce(
+        run, references=photos_told(photos, count), scene=posed and f"{posed.name}, nearest {counted(count, 'photo')}"
+    )
+    written = None if request.export is None else exported(request, told=True)
+    results = fix_images(files, run.folder, network, choice, options, request.size, console.progress)
+    run.finish(results)
+    _tell(results, run.folder, chosen=posed is not None or len(photos) > count)
+    return Made(run.folder, results, written)
+
+
+def _check_fitting(request: FixRequest, network: Fixer, files: Sequence[Path], photos: Sequence[Path]) -> None:
+    """InputError for --fill-unseen where there is nothing to fill, or to fill it from; a word where photos lack."""
+    from difixcli.frames.pictures import has_alpha
+
+    if request.fill_unseen and network.config.is_small:
+        raise InputError(
+            f"The fixer {request.fixer} has no noise to invent from; leave out --fill-unseen or name another."
+        )
+    if request.fill_unseen and not any(has_alpha(path) for path in files):
+        raise InputError(
+            f"No image of {request.source} has an alpha channel to say what was not seen; drop --fill-unseen."
+        )
+    if network.config.takes_photos and network.config.views and not photos and request.scene is None:
+        console.warn(
+            f"The fixer {request.fixer} was trained with a reference photo; give --reference, or expect less of it."
+        )
+
+
+def _recorded(
+    request: FixRequest, source: Path, photos: list[Path], options: FrameOptions, count: int, network: Fixer
+) -> dict[str, Any]:
+    """The arguments that a run is known by."""
+    arguments = {"source": source.absolute(), "references": photos, "fixer": request.fixer, "size": request.size}
+    arguments |= vars(options)
+    del arguments["batch"]  # of no account for what comes out
+    arguments["scene"] = None if request.scene is None else scene_spec(request.scene)
+    arguments["count"] = None if request.scene is None and not photos else count
+    return {**arguments, "tile": request.tile, "dtype": str(network.dtype), "compiled": request.compiled}
+
+
+def _tell(results: dict[str, Any], folder: Path, chosen: bool) -> None:
+    """Say what was fixed; with `chosen` which photos stood beside each image."""
+    tell_frames("Images", folder, results)
+    if chosen:
+        for name, beside in list(results["references"].items())[:5]:
+            console.say(f"References of {name}: {', '.join(beside)}")
+        if results["frames"] > 5:
+            console.say(f"Those of the other images: {folder / 'run.json'}")
+    if bad := results["bad"]:
+        console.warn(
+            f"{len(bad)} of {results['frames']} fixes look broken (false colours, collapsed, noise or moved): "
+            f"{', '.join(bad[:5])}{', …' if len(bad) > 5 else ''}. Look at them before you use them."
+        )
+
+
+def exported(request: FixRequest, told: bool = False) -> Path:
+    """Write the fixer to the folder of --export, in our layout or the published one; `told` when its licence has been.
+
+    Returns the folder.
+    """
+    tell_loading()
+    from difixcli.fixer import Fixer, local_files
+    from difixcli.fixer.publishing import PARTS, check_publishable, save_published, text_encoder_of
+
+    assert request.export is not None
+    folder, published = request.export.expanduser().absolute(), request.layout is Layout.diffusers
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; name a folder to export to.")
+    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if any(folder.resolve() in path.resolve().parents for path in local_files(request.fixer)):
+        raise InputError(f"{folder} holds the fixer that is exported; choose another folder.")
+    in_the_way = InputError(f"{folder} is not empty; choose another folder, or replace an export with --force.")
+    parts, last = (PARTS, "model_index.json") if published else (("config.json", "model.safetensors"), "config.json")
+    if not {name.removesuffix(".part") for name in held} <= set(parts):
+        raise in_the_way
+    finished = last in held  # which is written last
+    loaded = Fixer.from_pretrained(request.fixer, merge=request.merge_lora, dtype=precision(request.dtype))
+    if published:
+        check_publishable(loaded.config)
+    if not told:
+        console.say(f"Fixer {request.fixer}: licence {loaded.licence}")
+    if finished and not request.force and not loaded.is_saved_in(folder):
+        raise in_the_way
+    if published:
+        save_published(loaded.network, folder, text_encoder_of(request.fixer))
+    else:
+        loaded.save_pretrained(folder)
+    console.say(f"Use it with --fixer {folder}")
+    return folder
