@@ -458,34 +458,6 @@ def test_the_super_resolver_is_trained_again(arc: Path, photos: list[Path], tmp_
     assert SuperResolutionNetwork.from_pretrained(tmp_path / "out" / "bundled").factor == 4
 
 
-def test_a_small_geometry_fixer_is_trained_beside_an_aligned_one(arc: Path, tmp_path: Path) -> None:
-    """The recipe's commands are understood, and at toy size it ends in both and the card's tables of them."""
-    from difixcli.fixer import Fixer
-
-    for name in ("other", "third"):
-        shutil.copytree(arc, tmp_path / name)
-    places = {"SCENES": arc, "HELD_OUT": f"{tmp_path / 'other'} {tmp_path / 'third'}", "OUTPUT": tmp_path / "out"}
-    environment = {**os.environ, **{name: str(place) for name, place in places.items()}}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
-    environment["PYTHONPATH"] = str(RECIPES.parent)
-    line = ["sh", str(RECIPES / "bundled_fixer" / "geometry.sh")]
-    shown = subprocess.run(line, env={**environment, "DRY_RUN": "1"}, capture_output=True, text=True, check=True)
-    read = [_understood(row) for row in shown.stdout.splitlines() if row.startswith("difix")]
-    assert [name for name, _ in read] == ["curate", "curate", "finetune", "finetune"]
-    assert all(options["depth"] for _, options in read[:2]) and read[1][1]["test_scene"] == ["other", "third"]
-    aligned, geometry = (options for _, options in read[2:])
-    changed = {name for name, value in aligned.items() if value != geometry[name]}
-    assert changed == {"settings", "output"} and aligned["pairs"] == [str(o["output"]) for _, o in read[:2]]
-    assert not (tmp_path / "out").exists()
-    made = subprocess.run(line, env={**environment, "SMOKE": "1"}, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr[-2000:]
-    kinds = [Fixer.from_pretrained(tmp_path / "out" / name).config.references for name in ("aligned", "geometry")]
-    assert kinds == ["aligned", "geometry"]
-    rows = [row for row in made.stdout.splitlines() if row.startswith(("| other", "| third"))]
-    assert len(rows) == 3 * 2 * 2 and "nan" not in " ".join(rows)
-    assert made.stdout.count("CPU seconds of a fix: 0.") == 3
-
-
 def test_the_video_models_recipe_reads_as_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SCENES": "a b", "HELD_OUT": "c", "OUTPUT": str(tmp_path / "out"), "SMOKE": ""}.items():
         monkeypatch.setenv(name, value)

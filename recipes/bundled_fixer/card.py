@@ -1,14 +1,12 @@
-"""The tables of a small fixer's model card, from pairs it was never trained on.
+"""The tables of the bundled fixer's model card, from pairs it was never trained on.
 
     python recipes/bundled_fixer/card.py outputs/bundled_fixer/pairs-held-out* [--fixer bundled] [--views 5]
 
 For every scene and way of making pairs, PSNR / st-LPIPS (VGG) of the renders as they are, sharpened, and fixed beside
-the right photos: with their geometry (aligned, or looked up by it, as the fixer wants them), and raw (registered by
-optical flow alone, or as they are). Then the CPU seconds of a fix, and what a fixer must not do, in dB of PSNR: the
+the right photos: aligned, and raw (registered by optical flow alone). Then what a fixer must not do, in dB of PSNR: the
 least gain of a view; the fix of the photo itself as if it were a render; what fixing twice adds to fixing once; what
 the render gains beside another scene's photos, raw, and beside another scene's aligned ones, whose visibility says
-that they fit, or whose places are said to be these; and without any. Last, how far confidence is right: see
-`print_calibration`.
+that they fit; and without any. Last, how far confidence is right: see `print_calibration`.
 """
 
 from __future__ import annotations
@@ -16,9 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,7 +29,6 @@ from difixcli.evaluation.metrics import metrics_against, psnr, unsharp_mask
 from difixcli.evidence import confidence
 from difixcli.fixer import Fixer
 from difixcli.fixer.alignment import register_references
-from difixcli.fixer.correspondence import resized
 from difixcli.reconstruction.views import Render
 from difixcli.reference_views import References
 
@@ -44,9 +40,8 @@ BINS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A held-out pair: render, truth (1, 3, H, W), opacity (1, 1, H, W), photos raw and aligned (1, V, 3, H, W), the
-    aligned ones' visibility (1, V, 1, H, W), and which of the raw ones' places the render shows (1, V, 3, H, W), where
-    the pairs say it. `row` says of what and how it was made.
+    """A held-out pair: render, truth (1, 3, H, W), opacity (1, 1, H, W), photos raw and aligned (1, V, 3, H, W) and
+    the aligned ones' visibility (1, V, 1, H, W). `row` says of what and how it was made.
     """
 
     scene: str
@@ -57,19 +52,16 @@ class Pair:
     photos: Tensor
     aligned: Tensor
     visibility: Tensor
-    places: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
 class Looked:
-    """What a fixer does to one pair: `figures` (PSNR, st-LPIPS) of every one of `IMAGES`; the CPU `seconds` of the fix
-    beside its references, once these are there; `checks` in dB by name, without the worst view, which is the least gain
-    of several; and of every pixel (N,) float32 how far the fix is trusted and the squared errors, means of the
-    channels, of the fix and of the render.
+    """What a fixer does to one pair: `figures` (PSNR, st-LPIPS) of every one of `IMAGES`; `checks` in dB by name,
+    without the worst view, which is the least gain of several; and of every pixel (N,) float32 how far the fix is
+    trusted and the squared errors, means of the channels, of the fix and of the render.
     """
 
     figures: Mapping[str, tuple[float, float]]
-    seconds: float
     checks: Mapping[str, float]
     trusted: np.ndarray
     error: np.ndarray
@@ -106,25 +98,15 @@ def held_out(folder: Path, most: int = 0) -> Iterator[Pair]:
                 torch.stack([pixels(folder / name, size)[:3] for name in entry["ref_images"]])[None],
                 aligned[:, :, :3],
                 aligned[:, :, 3:],
-                places_of(folder, entry, size),
             )
-
-
-def places_of(folder: Path, entry: Mapping[str, Any], size: tuple[int, int]) -> Tensor | None:
-    """(1, V, 3, H, W) which of the photos' places the render shows, where the pair's curation had --depth."""
-    if "correspondence" not in entry:
-        return None
-    held = np.load(folder / entry["correspondence"])["correspondence"]
-    return resized(torch.from_numpy(held), size)[None]
 
 
 def look(fixer: Fixer, pair: Pair, other: Pair) -> Looked:
     """What the fixer does to a pair, and to it beside the references of another scene's pair."""
     size = (pair.render.shape[-2], pair.render.shape[-1])
     truth = array(pair.truth)
-    began = time.process_time()
-    fixed = beside_known(fixer, pair, pair.render)
-    seconds = time.process_time() - began
+    beside = (pair.aligned, pair.opacity, pair.visibility)
+    fixed = fixer(pair.render, *beside)
     images = (
         array(pair.render),
         unsharp_mask(array(pair.render), 1.0, 0.5),
@@ -133,22 +115,16 @@ def look(fixer: Fixer, pair: Pair, other: Pair) -> Looked:
     )
     found = metrics_against(truth, images, metrics=("psnr", "st_lpips"))
     before, after = found[0]["psnr"], found[2]["psnr"]
-    misleading = replace(
-        pair,
-        photos=brought_to(other.photos, size),
-        aligned=brought_to(other.aligned, size),
-        visibility=brought_to(other.visibility, size),
-    )
+    misleading, claimed = brought_to(other.aligned, size), brought_to(other.visibility, size)
     checks = {
-        "photo as render": psnr(array(beside_known(fixer, pair, pair.truth)), truth),
-        "fixed twice": psnr(array(beside_known(fixer, pair, fixed)), truth) - after,
+        "photo as render": psnr(array(fixer(pair.truth, *beside)), truth),
+        "fixed twice": psnr(array(fixer(fixed, *beside)), truth) - after,
         "other scene's photos": psnr(array(beside_raw(fixer, pair, other.photos)), truth) - before,
-        "the same, aligned": psnr(array(beside_known(fixer, misleading, pair.render)), truth) - before,
+        "the same, aligned": psnr(array(fixer(pair.render, misleading, pair.opacity, claimed)), truth) - before,
         "no reference": psnr(array(fixer(pair.render, None, pair.opacity)), truth) - before,
     }
     return Looked(
         {name: (one["psnr"], one["st_lpips"]) for name, one in zip(IMAGES, found, strict=True)},
-        seconds,
         checks,
         trust(pair, images[2]).ravel(),
         ((images[2] - truth) ** 2).mean(-1).ravel(),
@@ -156,20 +132,8 @@ def look(fixer: Fixer, pair: Pair, other: Pair) -> Looked:
     )
 
 
-def beside_known(fixer: Fixer, pair: Pair, image: Tensor) -> Tensor:
-    """An image in the place of the pair's render, fixed beside its references, as distillation does it."""
-    if fixer.config.references == "aligned":
-        return fixer(image, pair.aligned, pair.opacity, pair.visibility)
-    if pair.places is None:
-        raise SystemExit("The pairs do not say where their photos show what they show: curate them with --depth.")
-    count = min(pair.photos.shape[1], pair.places.shape[1])
-    return fixer(image, pair.photos[:, :count], pair.opacity, correspondence=pair.places[:, :count])
-
-
 def beside_raw(fixer: Fixer, pair: Pair, photos: Tensor) -> Tensor:
     """Fixed beside photos of unknown poses, as `difix fix` does it."""
-    if fixer.config.takes_photos:
-        return fixer(pair.render, brought_to(photos, pair.render.shape[-2:]), pair.opacity)
     aligned, visibility = register_references(pair.render, brought_to(photos, pair.render.shape[-2:]))
     return fixer(pair.render, aligned, pair.opacity, visibility)
 
@@ -199,8 +163,6 @@ def print_card(rows: Mapping[str, Sequence[Looked]]) -> None:
     for name, looked in rows.items():
         means = [np.mean([one.figures[image] for one in looked], axis=0) for image in IMAGES]
         print(f"| {name} | {len(looked)} | " + " | ".join(f"{p:.2f} / {l:.4f}" for p, l in means) + " |")
-    seconds = [one.seconds for every in rows.values() for one in every]
-    print(f"\nCPU seconds of a fix: {float(np.median(seconds)):.3f} (median).")
     print("\n| dB | " + " | ".join(CHECKS) + " |")
     print("|---|" + "---|" * len(CHECKS))
     for name, looked in rows.items():
