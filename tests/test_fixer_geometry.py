@@ -21,7 +21,7 @@ from test_fixer_inference import noisy, raw_config
 from difixcli.cli.inputs import check_fixer
 from difixcli.downloads import fetch
 from difixcli.errors import InputError
-from difixcli.fixer import Fixer, FixerNetwork
+from difixcli.fixer import Fixer, FixerNetwork, new_small_fixer
 from difixcli.fixer.alignment import unproject
 from difixcli.fixer.correspondence import correspond, cropped, mirrored
 from difixcli.fixer.geometry import GeometryAttention, Places, places_by_count
@@ -32,10 +32,11 @@ from difixcli.reconstruction import Reconstruction
 from difixcli.reference_views import ReferenceViews, fix_render, opaque_depth, places_by_points
 from difixcli.runs import write_image
 from difixcli.scenes import load_scene, make_split
+from difixcli.training import finetune
 from difixcli.training.augmentation import augmented
 from difixcli.training.augmentation import cropped as cropped_sample
 from difixcli.training.pairs import Loaded, decode, inspect_pairs, read_manifests
-from difixcli.training.parts import with_geometry
+from difixcli.training.parts import AllViews, with_geometry
 
 
 @pytest.fixture(scope="module")
@@ -599,9 +600,78 @@ def test_training_begins_as_the_paper_does_and_goes_on(pairs: Path, tmp_path: Pa
     assert (loaded.correspondence[0, 2] > 0).mean() > 0.7
 
 
+class Killed(Exception):
+    pass
+
+
+@torch.no_grad()
+def test_small_ones_begin_at_their_render_and_look_references_up() -> None:
+    fixer = new_small_fixer("tiny", seed=1, references="geometry")
+    image, photos, places = noisy(2, 3, 40, 56), noisy(2, 2, 3, 40, 56, seed=1), shifted(40, 56, 6, -3)
+    places = places.expand(2, 2, -1, -1, -1)
+    fixed = fixer(image, photos, correspondence=places)
+    assert fixed.shape == image.shape and 0 < (fixed - image).abs().mean() < 0.1
+    assert (fixer(image, photos) - fixed).abs().max() > 1e-5  # where they are counts
+    # a token stands for 8 pixels, and a photo is encoded once for all renders
+    network = fixer.network
+    assert network.encode_references(photos).latents.shape[-2:] == (5, 7)
+    encoded = fixer(image[:1], fixer.encode_references(photos[0]), correspondence=places[:1])
+    assert torch.allclose(encoded, fixed[:1], atol=1e-5)
+    assert torch.allclose(fixed[1:], fixer(image[1:], photos[1:], correspondence=places[1:]), atol=1e-5)
+    whole = network(image, photos, correspondence=places)
+    assert torch.allclose(AllViews(network)(image, photos, correspondence=places)[:, 0], whole, atol=1e-5)
+    assert new_small_fixer("tiny").config.references == "aligned" and not hasattr(network, "head")
+    # the eight bits of bfloat16 are too few for what starts from the render
+    assert network.config.is_small and new_small_fixer("tiny").config.is_small and not raw_config().is_small
+
+
+def test_a_small_one_trains_from_scratch_and_goes_on(pairs: Path, tmp_path: Path) -> None:
+    trained, cut_off = tmp_path / "trained", tmp_path / "cut-off"
+    line = ("finetune", pairs, "--base", "tiny", "--set", "references=geometry", *PLAIN, "--json", "--iterations", "6")
+    line = (*line, "--batch", "2", "--set", "validate_every=3", "--set", "checkpoint_every=2", "--output")
+    results = done(difix(*line, trained))
+    assert results["steps"] == 6 and results["dropped"] == {} and results["pairs"]["test"] == 1
+    fixer = Fixer.from_pretrained(trained)
+    assert fixer.config == new_small_fixer("tiny", references="geometry").config
+    card = (trained / "README.md").read_text()
+    assert "| references | geometry |" in card and "Apache-2.0" in card
+    refused(difix(*line, tmp_path / "photos", "--photos", pairs), "have aligned references")
+
+    def cut(step: int) -> None:
+        if step == 5:
+            raise Killed
+
+    options = {"references": "geometry", "iterations": 6, "batch": 2, "crop": 32, "perceptual_weight": 0.0}
+    options |= {"gram_weight": 0.0, "validate_every": 3, "checkpoint_every": 2}
+    with pytest.raises(Killed):
+        finetune([pairs], "tiny", cut_off, progress=cut, **options)
+    finetune([pairs], "tiny", cut_off, **options)
+    assert '"event": "resume", "step": 4' in (cut_off / "log.jsonl").read_text()
+    same = Fixer.from_pretrained(cut_off).network.state_dict()
+    assert all(torch.equal(value, same[name]) for name, value in fixer.network.state_dict().items())
+
+
+def test_a_small_one_serves_as_others_do(arc: Path, tmp_path: Path) -> None:
+    """With the geometry that fix, distill and enhance know."""
+    fixer = new_small_fixer("tiny", references="geometry").save_pretrained(tmp_path / "tiny")
+    line = ("--fixer", fixer, "--json", "--output")
+    toy = ("--split", "every:4", "--method", "splatfacto", "--rounds", "1", "--iterations", "20", "--size", "48")
+    distilled = difix("distill", arc, *toy, "--set", "max_gaussians=300", *line, tmp_path / "distilled")
+    done(distilled)
+    enhanced = difix("enhance", tmp_path / "distilled", *line, tmp_path / "enhanced")
+    assert done(enhanced)["frames"] > 0
+    (tmp_path / "renders").mkdir()
+    shutil.copy(arc / "images" / "train_001.png", tmp_path / "renders")
+    posed = difix("fix", tmp_path / "renders", "--scene", arc, *line, tmp_path / "fixed")
+    assert done(posed)["frames"] == 1
+    assert "goes on without" not in distilled.stderr + enhanced.stderr + posed.stderr
+    refused(difix("fix", tmp_path / "renders", *line, tmp_path / "filled", "--fill-unseen"), "no noise")
+
+
 def test_pairs_and_bases_without_geometry_are_refused(pairs: Path, tmp_path: Path) -> None:
     line = ("--set", "references=geometry", "--iterations", "1", *PLAIN, "--output", tmp_path / "out")
-    refused(difix("finetune", pairs, "--base", "tiny", *line), "aligned already", "stabilityai/sd-turbo")
+    said = ("aligned already", "stabilityai/sd-turbo", "--base tiny")
+    refused(difix("finetune", pairs, "--base", "bundled", *line), *said)
     base = Fixer(FixerNetwork(raw_config(lora_rank=0, lora_targets=[]))).save_pretrained(tmp_path / "base")
     bare = tmp_path / "bare"
     shutil.copytree(pairs, bare)

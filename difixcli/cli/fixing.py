@@ -83,7 +83,7 @@ def _check_fitting(request: FixRequest, network: Fixer, files: Sequence[Path], p
     """InputError for --fill-unseen where there is nothing to fill, or to fill it from; a word where photos lack."""
     from difixcli.frames.pictures import has_alpha
 
-    if request.fill_unseen and network.config.references == "aligned":
+    if request.fill_unseen and network.config.is_small:
         raise InputError(
             f"The fixer {request.fixer} has no noise to invent from; leave out --fill-unseen or name another."
         )

@@ -109,8 +109,8 @@ def open_fixer(
         keep_freed_memory()
     console.say(f"Loading the fixer {name} …")
     fixer = Fixer.from_pretrained(name, merge=True)
-    # a blend of pixels needs their eight bits, and more
-    half = dtype is Precision.auto and device == "cuda" and fixer.config.takes_photos
+    # what starts from the render's pixels needs their eight bits, and more
+    half = dtype is Precision.auto and device == "cuda" and not fixer.config.is_small
     fixer.to(device, precision(Precision.bf16 if half else dtype))
     fixer.notice = console.warn
     fixer.tile = tile

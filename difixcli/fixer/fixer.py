@@ -6,6 +6,7 @@ import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -390,13 +391,17 @@ class Fixer:
         return F.pad(flat, padding, mode=mode).reshape(*values.shape[:-2], height + padding[3], width + padding[1])
 
 
-def new_small_fixer(size: str = "small", seed: int = 0) -> Fixer:
-    """A small fixer for aligned references with random weights, `tiny` or `small`, to be trained from scratch."""
+def new_small_fixer(
+    size: str = "small", seed: int = 0, references: Literal["aligned", "geometry"] = "aligned"
+) -> Fixer:
+    """A small fixer with random weights, of one of `SMALL_SIZES`, to be trained from scratch, that takes references
+    aligned with the render or looks them up by depth and cameras.
+    """
     if size not in SMALL_SIZES:
         raise unknown("small fixer", size, SMALL_SIZES)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Fixer(FixerNetwork(small_config(size)))
+        return Fixer(FixerNetwork(small_config(size, references)))
 
 
 def _weights_state(network: FixerNetwork) -> tuple:

@@ -8,7 +8,8 @@ z = s·E(x), noise level ᾱ of the step and the constant prompt's embedding c
 
 The same class with `references: aligned` is our small fixer: references lie pixel on pixel with the render, gates
 choose between the views at every skip, and the output is a blend of the views plus a small residual (see blending).
-With `references: geometry` references are raw, and attended to where geometry says they are (see geometry).
+With `references: geometry` references are raw, and attended to where geometry says they are (see geometry); a small
+one of that kind adds to its render (`adds_to_render`), which so little of a decoder could not paint anew.
 """
 
 from __future__ import annotations
@@ -69,13 +70,15 @@ class FixerConfig:
     lora_targets: list[str] = field(default_factory=list)
     """Modules of the VAE that have adapters."""
     pixel_unshuffle: int = 1
-    """Space to depth by this factor before the encoder (aligned references only)."""
+    """Space to depth by this factor before the encoder, and back behind the decoder (small networks only)."""
     feature_channels: int = 0
     """Channels of the decoder's full-resolution feature map for the blending head (aligned references only)."""
     hidden_channels: int = 16
     """Width of the gates and of the blending head (aligned references only)."""
     residual_limit: float = 0.25
-    """Largest change of a pixel beyond the blend (aligned references only)."""
+    """Largest change of a pixel beyond the blend, or of the render's that is added to (small networks only)."""
+    adds_to_render: bool = False
+    """Whether the decoder gives what is added to the render in place of the image (not with aligned references)."""
     licence: str = "Apache-2.0"
     """Terms of the weights, to be shown when they are loaded."""
 
@@ -83,6 +86,11 @@ class FixerConfig:
     def takes_photos(self) -> bool:
         """Whether references are wanted as the photos are, so that they are encoded once for all renders."""
         return self.references != "aligned"
+
+    @property
+    def is_small(self) -> bool:
+        """Whether this is one of our small networks, which start from their render and train from scratch."""
+        return self.references == "aligned" or self.adds_to_render
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -231,12 +239,13 @@ class FixerNetwork(nn.Module):
         taken = [widths[-1], *widths[:0:-1]]
         for name, incoming, outgoing in zip(self._skips, reversed(sent), taken, strict=True):
             skip = nn.Conv2d(incoming, outgoing, 1, bias=False)
-            if config.takes_photos:
+            if not config.is_small:
                 nn.init.constant_(skip.weight, SKIP_INIT)  # a pretrained decoder must not notice them at first
             setattr(vae.decoder, name, skip)
         if config.references == "aligned":
             self.gates = nn.ModuleList(ReferenceGate(c, config.hidden_channels) for c in sent)
             self.head = BlendHead(len(sent), config.feature_channels, config.hidden_channels, config.pixel_unshuffle)
+        if config.is_small:
             with torch.no_grad():
                 vae.decoder.conv_out.weight[: 3 * config.pixel_unshuffle**2].mul_(0.1)
         if config.lora_rank:
@@ -290,7 +299,7 @@ class FixerNetwork(nn.Module):
         """
         if self.config.takes_photos:
             # 1. encode every view, the references' latents alone
-            latents, skips = self.encode(images * 2 - 1, None if latent_noise is None else latent_noise[:, 0])
+            latents, skips = self.encode_images(images, None if latent_noise is None else latent_noise[:, 0])
             if references is not None and not isinstance(references, EncodedReferences):
                 beside = None if latent_noise is None else latent_noise[:, 1:]
                 references = self.encode_references(references, beside) if references.shape[1] else None
@@ -300,7 +309,7 @@ class FixerNetwork(nn.Module):
                 latents = seen * latents + (1 - seen) * (torch.randn_like(latents) if noise is None else noise)
             # 3. one denoising step over all views  4. decode the render's alone
             places = self.places(latents, correspondence if references is not None else None)
-            return (self.decode(self._denoised_render(latents, references, places), skips) + 1) / 2
+            return self.decode_images(self._denoised_render(latents, references, places), skips, images)
         if isinstance(references, EncodedReferences):
             raise ValueError("a network with aligned references needs their pixels, not their encoding")
         # 1. views: the render first, then its references
@@ -323,9 +332,24 @@ class FixerNetwork(nn.Module):
         decoded = self.decode(latents.unflatten(0, (batch, count))[:, 0], chosen)
         # 5. blend the views' pixels by weights, and add a little
         colors = 3 * self.config.pixel_unshuffle**2
-        residual = self.config.residual_limit * torch.tanh(decoded[:, :colors])
         blended = self.head(views, seen, F.silu(decoded[:, colors:]), scores)
-        return blended + F.pixel_shuffle(residual, self.config.pixel_unshuffle)
+        return blended + self._residual(decoded[:, :colors])
+
+    def encode_images(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """`encode` of images as they are, (N, 3, H, W) in [0, 1] (not with aligned references)."""
+        return self.encode(F.pixel_unshuffle(images * 2 - 1, self.config.pixel_unshuffle), noise)
+
+    def decode_images(self, latents: Tensor, skips: list[Tensor], images: Tensor) -> Tensor:
+        """(N, 3, H, W) about [0, 1] from denoised latents and skips of `images` (not with aligned references)."""
+        decoded = self.decode(latents, skips)
+        if self.config.adds_to_render:
+            return images + self._residual(decoded)
+        return (F.pixel_shuffle(decoded, self.config.pixel_unshuffle) + 1) / 2
+
+    def _residual(self, decoded: Tensor) -> Tensor:
+        """What is added to pixels, (N, 3, H, W), from the decoder's channels for them."""
+        limited = self.config.residual_limit * torch.tanh(decoded)
+        return F.pixel_shuffle(limited, self.config.pixel_unshuffle)
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """(N, C, H, W), RGB in [-1, 1], → scaled latents (N, c, h, w), the mode of the encoder's Gaussian, and the
@@ -361,7 +385,7 @@ class FixerNetwork(nn.Module):
         otherwise the latents do, so it serves every frame beside which the same photos stand.
         """
         drawn = None if noise is None else noise.flatten(0, 1)
-        latents = self.encode(references.flatten(0, 1) * 2 - 1, drawn)[0].unflatten(0, references.shape[:2])
+        latents = self.encode_images(references.flatten(0, 1), drawn)[0].unflatten(0, references.shape[:2])
         if self.config.reference_attention == "mutual":
             return EncodedReferences(latents)
         record: list[Memory] = []
@@ -450,10 +474,14 @@ _SIZES: dict[str, tuple[list[int], list[int], int, int]] = {
 }
 
 
-def small_config(size: str) -> FixerConfig:
+def small_config(size: str, references: Literal["aligned", "geometry"] = "aligned") -> FixerConfig:
     """The configuration of our own small fixers; KeyError for an unknown size."""
     unet_widths, vae_widths, latent, hidden = _SIZES[size]
     unshuffle, features, tokens = 2, 8, 4
+    channels, made = IMAGE_CHANNELS, 3 + features
+    if references == "geometry":
+        # tokens of 8 pixels, as SD-Turbo's are: what is fetched of the photos is fetched as tokens
+        vae_widths, channels, made = [*vae_widths[:2], vae_widths[-1]], 3, 3
     return FixerConfig(
         unet={
             "in_channels": latent,
@@ -469,8 +497,8 @@ def small_config(size: str) -> FixerConfig:
             "use_linear_projection": True,
         },
         vae={
-            "in_channels": IMAGE_CHANNELS * unshuffle**2,
-            "out_channels": (3 + features) * unshuffle**2,
+            "in_channels": channels * unshuffle**2,
+            "out_channels": made * unshuffle**2,
             "latent_channels": latent,
             "block_out_channels": vae_widths,
             "down_block_types": ["DownEncoderBlock2D"] * len(vae_widths),
@@ -480,10 +508,13 @@ def small_config(size: str) -> FixerConfig:
             "scaling_factor": 1.0,
             "mid_block_add_attention": False,
         },
-        references="aligned",
+        references=references,
         views=3,
         prompt_tokens=tokens,
         pixel_unshuffle=unshuffle,
-        feature_channels=features,
+        feature_channels=features if references == "aligned" else 0,
         hidden_channels=hidden,
+        # a blend with photos may change a pixel beyond its own limit, which there is none of here
+        residual_limit=0.25 if references == "aligned" else 1.0,
+        adds_to_render=references == "geometry",
     )

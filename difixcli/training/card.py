@@ -16,8 +16,8 @@ PUSHED = ("config.json", "model.safetensors", CARD)
 """What of a training's folder is uploaded."""
 _SHOWN = (
     "iterations", "batch", "accumulate", "learning_rate", "schedule", "dtype", "crop", "frame_height", "frame_width",
-    "supervise", "pixel", "signed_pixels", "perceptual", "perceptual_weight", "window", "gram_weight", "gram_start",
-    "gram_window", "flips", "latents", "drop_references", "ema", "train", "seed",
+    "supervise", "references", "pixel", "signed_pixels", "perceptual", "perceptual_weight", "window", "gram_weight",
+    "gram_start", "gram_window", "flips", "latents", "drop_references", "ema", "train", "seed",
 )  # fmt: skip
 
 

@@ -104,17 +104,18 @@ def finetune(
     """
     seed = options.get("seed") or 0
     processes.join(device)
-    fixer = processes.first_goes_first(lambda: _base(base, seed))
-    small = fixer.config.references == "aligned"
+    geometry = options.get("references") == "geometry"
+    fixer = processes.first_goes_first(lambda: _base(base, seed, geometry))
+    small = fixer.config.is_small
     defaults = TrainingOptions.for_small(device) if small else TrainingOptions.for_published(device)
     chosen = processes.from_first(lambda: with_options(defaults, options, device))  # decided once, for all of them
-    if photos is not None and not small:
+    if photos is not None and fixer.config.takes_photos:
         raise InputError("Synthetic pairs from --photos have aligned references, which this fixer's layout cannot use.")
     _check_options(chosen, fixer, photos)
     _check_perceptual(chosen, options)
     if photos is None and options.get("photo_share") is not None:
         raise InputError("The training option photo_share is the share of --photos; name a folder of them.")
-    if chosen.references == "geometry":
+    if geometry:
         fixer = with_geometry(fixer, seed)
     check_trackers(track)
     training = _Training(with_rank(fixer, chosen.lora_rank, seed), chosen, output, device, report)
@@ -136,7 +137,7 @@ def _check_options(options: TrainingOptions, fixer: Fixer, photos: Path | None) 
     config = fixer.config
     if options.supervise == "all" and config.references == "aligned":
         raise InputError("Aligned references have no clean views of their own to learn; use --set supervise=render.")
-    if options.latents == "sample" and not config.takes_photos:
+    if options.latents == "sample" and config.is_small:
         raise InputError("Small fixers' encoders have no variance to draw with; use --set latents=mode.")
     if not options.crop and photos is not None:
         raise InputError("Synthetic pairs from --photos are cut to --crop pixels; name a --crop.")
@@ -549,10 +550,12 @@ def gain(figures: Mapping[str, float], identity: Mapping[str, float], judge: str
     return (figures["psnr"] - identity["psnr"]) + (1 - figures[judge] / identity[judge]) / _LPIPS_PER_DB
 
 
-def _base(base: str | Path, seed: int) -> Fixer:
-    """A fixer with random weights, or with those the name stands for, on the CPU."""
+def _base(base: str | Path, seed: int, geometry: bool) -> Fixer:
+    """A fixer with random weights, or with those the name stands for, on the CPU; `geometry` says which references
+    random ones are for.
+    """
     if str(base) in SMALL_SIZES:
-        return new_small_fixer(str(base), seed)
+        return new_small_fixer(str(base), seed, "geometry" if geometry else "aligned")
     check_small(str(base))
     return Fixer.from_pretrained(base)
 

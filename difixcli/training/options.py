@@ -94,8 +94,8 @@ class TrainingOptions(CommonOptions):
     """Of networks that take photos as they are: the encoder's mode, or draws from its Gaussian, the same at the same
     step."""
     references: Literal["base", "geometry"] = "base"
-    """How references are wanted: as the base wants them, or, of a base that takes photos as they are, looked up by
-    depth and cameras."""
+    """How references are wanted: as the base wants them, or, of a base that takes photos as they are or has random
+    weights, looked up by depth and cameras."""
     lora_rank: int = 0
     """Rank of the adapters; 0 for what the base has."""
     gradient_checkpointing: bool = False

@@ -39,15 +39,15 @@ class AllViews(nn.Module):
         """
         views = all_views(images, references)
         drawn = None if latent_noise is None else latent_noise.flatten(0, 1)
-        latents, skips = self.network.encode(views.flatten(0, 1) * 2 - 1, drawn)
+        latents, skips = self.network.encode_images(views.flatten(0, 1), drawn)
         if opacity is not None and noise is not None:  # where the render shows nothing
             seen = F.adaptive_max_pool2d(opacity, latents.shape[-2:])
             per_view = latents.unflatten(0, views.shape[:2])
             render = seen * per_view[:, 0] + (1 - seen) * noise
             latents = torch.cat([render[:, None], per_view[:, 1:]], dim=1).flatten(0, 1)
         places = self.network.places(latents, correspondence if references is not None else None)
-        decoded = self.network.decode(self.network.denoise(latents, views.shape[1], places), skips)
-        return ((decoded + 1) / 2).unflatten(0, views.shape[:2])
+        clean = self.network.denoise(latents, views.shape[1], places)
+        return self.network.decode_images(clean, skips, views.flatten(0, 1)).unflatten(0, views.shape[:2])
 
 
 def all_views(images: Tensor, references: Tensor | None) -> Tensor:
@@ -118,8 +118,8 @@ def with_geometry(fixer: Fixer, seed: int) -> Fixer:
         return fixer
     if not fixer.config.takes_photos:
         raise InputError(
-            "--set references=geometry is for networks that take photos as they are (--base stabilityai/sd-turbo); the "
-            "references of this one are aligned already."
+            "--set references=geometry is for networks that take photos as they are (--base stabilityai/sd-turbo) or "
+            "train from scratch (--base tiny); the references of this one are aligned already."
         )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
