@@ -489,12 +489,17 @@ def test_a_request_comes_back_from_its_line(name: str, request_of: type[Request]
     (command,) = (one.callback for one in app.registered_commands if one.name == name)
     assert command is not None
     signature = inspect.signature(command, eval_str=True)
-    usual = {option: _plain(signature.parameters[option].default) for option in options_of(request_of)}
+    needed = {
+        one.name: ["in"] if "list" in str(one.annotation) else "in"  # of a command over several scenes
+        for one in signature.parameters.values()
+        if one.default is inspect.Parameter.empty
+    }
+    usual = {one: _plain(needed.get(one, signature.parameters[one].default)) for one in options_of(request_of)}
     for option, (kind, info) in options_of(request_of).items():
         value = _other(kind, info, signature.parameters[option].default)
         if "list" in str(signature.parameters[option].annotation) and not isinstance(value, list):
             value = [value]  # of a command over several scenes
-        read = group.commands[name].make_context(name, words(signature, {option: value})).params
+        read = group.commands[name].make_context(name, words(signature, {**needed, option: value})).params
         assert {one: _plain(read[one]) for one in usual} == {**usual, option: _plain(value)}, option
 
 

@@ -264,7 +264,7 @@ def test_a_full_disk_is_told_with_the_file_that_was_written(tmp_path: Path) -> N
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert refused.value.filename == str(tmp_path / "a.json") and not list(tmp_path.iterdir())
     # what an error says that is none of the system's stays
-    with pytest.raises(OSError, match="image file is truncated$"), atomic(tmp_path / "a.json"):
+    with pytest.raises(OSError, match=r"image file is truncated$"), atomic(tmp_path / "a.json"):
         raise OSError("image file is truncated")
 
 
