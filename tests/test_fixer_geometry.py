@@ -385,7 +385,7 @@ def test_geometry_takes_little_memory() -> None:
         references = EncodedReferences(noisy(1, views, 4, *size, seed=1).bfloat16())
         plain = most_memory(lambda x=latents, r=references: network._denoised_render(x, r, None))
         whole = most_memory(lambda x=latents, r=references, p=found: network._denoised_render(x, r, p))
-        assert plain < whole < most * plain
+        assert plain <= whole < most * plain  # the most may lie where geometry has no part
     layer, states = GeometryAttention(64, 1), noisy(1, 1, 18 * 32, 64)
     finest = found[18 * 32]
     one = Places(finest.x[:, :1], finest.y[:, :1], finest.valid[:, :1], *size)

@@ -46,7 +46,7 @@ from difixcli.scenes.trajectories import make_trajectory
 from difixcli.training.pairs import inspect_pairs, read_manifests
 
 MEMORY = 2**30  # bytes beyond what the process has when a reader begins
-SECONDS = 1.0  # of the processor, so that a busy machine does not count
+SECONDS = 3.0  # of the processor: a slow one, beside other work, needs most of one for what is whole
 
 
 @contextmanager
