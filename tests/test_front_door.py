@@ -86,7 +86,17 @@ def test_imports_run_one_way() -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("difixcli."):
                 needs.setdefault(room, set()).add(str(node.module).split(".")[1])
     commands = {"cli", "posing", "curation", "training", "distillation", "enhancement"}
-    low = {"errors", "images", "model_folders", "runs", "shapes", "tensor_files", "torchvision_cure", "wording"}
+    low = {
+        "cache",
+        "errors",
+        "images",
+        "model_folders",
+        "runs",
+        "shapes",
+        "tensor_files",
+        "torchvision_cure",
+        "wording",
+    }
     # samples are scenes that are made where they are asked for
     assert needs["scenes"] <= low | {"scenes", "samples"} and needs["samples"] <= low | {"scenes", "samples"}
     assert needs["fixer"] <= low | {"fixer"}

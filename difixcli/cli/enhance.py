@@ -97,20 +97,21 @@ class EnhanceRequest(Request):
         return (self.source / "reconstruction.json").is_file()
 
     def _check(self) -> None:
+        if self._of_a_run:  # first: what is larger than its photos takes no fixer at all
+            self._check_run()
         check_fixer(self.fixer)
         if self.output is not None:
             check_folder(self.output)
         if self._of_a_run:
-            self._check_run()
-        elif self.trajectory is not None:
+            return
+        if self.trajectory is not None:
             raise InputError(
                 f"{self.source} is no run of difix distill, so there is nothing to render along a path; name a run, or "
                 "leave out --trajectory."
             )
-        elif self.references is not None and not self.reference:
+        if self.references is not None and not self.reference:
             raise InputError("--references says how many photos count; name them with --reference.")
-        else:
-            check_source(self.source)
+        check_source(self.source)
 
     def _check_run(self) -> None:
         """InputError for options that a run has decided, for a path that is none, and for a run that is not whole."""
