@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,25 @@ from difixcli.scenes.image_paths import image_header, read_heif, same_shape
 from difixcli.scenes.lenses import sampling_maps
 from difixcli.scenes.scene import Frame
 
-# a photo that is its own mask is decoded once for both; whoever decodes lets go of it afterwards
-read_image = lru_cache(maxsize=2)(runs.read_image)
-let_go = read_image.cache_clear
+
+class _Decoded(threading.local):
+    """What a thread has just decoded, each its own: others that decode meanwhile do not push it out."""
+
+    def __init__(self) -> None:
+        self.read = lru_cache(maxsize=2)(runs.read_image)
+
+
+_decoded = _Decoded()
+
+
+def read_image(path: Path, alpha: bool, upright: bool) -> np.ndarray:
+    """`runs.read_image`, where a photo that is its own mask is decoded once for both; see `let_go`."""
+    return _decoded.read(path, alpha=alpha, upright=upright)
+
+
+def let_go() -> None:
+    """Forget what this thread has decoded; whoever decodes does so afterwards."""
+    _decoded.read.cache_clear()
 
 
 def decode_photo(frame: Frame) -> np.ndarray:
