@@ -211,7 +211,7 @@ class FinetuneRequest(Request):
 
     def _check_fixer(self, chosen: dict[str, Any]) -> None:
         from difixcli.model_folders import SMALL_SIZES, looks_like_hub_name
-        from difixcli.training.options import TrainingOptions, with_options
+        from difixcli.training.options import TrainingOptions, check_photo_share, with_options
         from difixcli.training.sources import check_pairs, check_small, is_remote, split_sources
         from difixcli.training.trackers import check_installed
 
@@ -232,8 +232,7 @@ class FinetuneRequest(Request):
                 refused.append(error)
         if len(refused) == len(kinds):
             raise refused[0]
-        if self.photos is None and "photo_share" in chosen:
-            raise InputError("The training option photo_share is the share of --photos; name a folder of them.")
+        check_photo_share(chosen, self.photos is not None)
         sources = [one if is_remote(one) else str(Path(one).expanduser()) for one in self.pairs or []]
         for source in split_sources(sources, self.stream)[0]:
             check_pairs(source)
@@ -246,6 +245,7 @@ class FinetuneRequest(Request):
             SCRATCH,
             SuperResolutionOptions,
             check_of_new,
+            check_photo_share,
             with_options,
         )
         from difixcli.training.sources import is_super_resolution_run
@@ -257,8 +257,7 @@ class FinetuneRequest(Request):
             check_own(self.base)
             check_of_new(self.base, OF_NEW_RESOLVERS, chosen)
         with_options(SuperResolutionOptions(), chosen, self._trained_on())
-        if "photo_share" in chosen and (self.photos is None or not self.pairs):
-            raise InputError("The training option photo_share is the share of --photos beside scenes; name both.")
+        check_photo_share(chosen, self.photos is not None, bool(self.pairs))
 
     def _check_view_diffusion(self, chosen: dict[str, Any]) -> None:
         from difixcli.priors.view_diffusion.files import check_view_diffusion, is_published

@@ -34,7 +34,7 @@ from difixcli.training.card import write_card
 from difixcli.training.journal import Journal, picture
 from difixcli.training.loop import Parts, Report, ValidatedTraining
 from difixcli.training.losses import FixerLoss
-from difixcli.training.options import FREE, TrainingOptions, judge_of, with_options
+from difixcli.training.options import FREE, TrainingOptions, check_photo_share, judge_of, with_options
 from difixcli.training.pairs import Inspection, PairFiles, PairStore, decode, inspect_pairs, read_manifests
 from difixcli.training.parts import (
     AllViews,
@@ -113,8 +113,7 @@ def finetune(
         raise InputError("Synthetic pairs from --photos have aligned references, which this fixer's layout cannot use.")
     _check_options(chosen, fixer, photos)
     _check_perceptual(chosen, options)
-    if photos is None and options.get("photo_share") is not None:
-        raise InputError("The training option photo_share is the share of --photos; name a folder of them.")
+    check_photo_share(options, photos is not None)
     if geometry:
         fixer = with_geometry(fixer, seed)
     check_trackers(track)

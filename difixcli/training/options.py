@@ -379,6 +379,16 @@ def check_of_new(base: str, names: Sequence[str], given: Mapping[str, Any]) -> N
             raise InputError(f"The training option {name} is the base's own; it is for --base {SCRATCH} alone.")
 
 
+def check_photo_share(given: Mapping[str, Any], photos: bool, beside: bool | None = None) -> None:
+    """Raises InputError for a share of photos where there are no photos; with `beside`, where there is nothing else
+    that they are a share beside.
+    """
+    if given.get("photo_share") is None or (photos and beside is not False):
+        return
+    lacks = "; name a folder of them" if beside is None else " beside scenes; name both"
+    raise InputError(f"The training option photo_share is the share of --photos{lacks}.")
+
+
 def gram_network(perceptual: Perceptual) -> Perceptual:
     """The VGG-16 that the Gram term looks through beside a perceptual network."""
     return perceptual if perceptual.endswith("vgg") else "st-lpips-vgg"

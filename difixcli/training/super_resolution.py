@@ -33,6 +33,7 @@ from difixcli.training.options import (
     SUPER_RESOLUTION_FREE,
     SuperResolutionOptions,
     check_of_new,
+    check_photo_share,
     with_options,
 )
 from difixcli.training.super_resolution_runs import scene_views
@@ -84,8 +85,7 @@ def train_super_resolver(
     that cannot be read or written; the last one is kept.
     """
     chosen = with_options(SuperResolutionOptions(), options, device)
-    if options.get("photo_share") is not None and (photos is None or not scenes):
-        raise InputError("The training option photo_share is the share of --photos beside scenes; name both.")
+    check_photo_share(options, photos is not None, bool(scenes))
     network = _network(base, chosen, options)
     if chosen.crop % network.factor:
         raise InputError(f"Crops of {chosen.crop} pixels do not divide by the factor {network.factor}; change --crop.")
