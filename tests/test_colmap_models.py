@@ -302,6 +302,10 @@ def test_models_under_a_name_of_ones_own_are_read_beside_photos(tmp_path: Path) 
         load_scene(tmp_path)
     photographed(tmp_path / "images", names(3))
     assert len(load_scene(tmp_path).frames) == 3
+    below = [f"dslr/{name}" for name in names(3)]  # ETH3D's: the folder of photos holds none itself
+    written(mapped(below), tmp_path / "eth3d/calibration", text=True)
+    photographed(tmp_path / "eth3d/images", below)
+    assert len(load_scene(tmp_path / "eth3d").frames) == 3
     (tmp_path / "my model/images.txt").unlink()
     with pytest.raises(InputError, match="have no poses yet"):
         load_scene(tmp_path)

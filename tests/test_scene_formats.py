@@ -105,6 +105,11 @@ def test_nerfstudios_lists_are_the_split(tmp_path: Path) -> None:
     del data["test_filenames"]
     save(tmp_path, data)
     assert make_split(load_scene(tmp_path), "own").test == (3,)
+    apart = {"frames": data["frames"][:5], "test_frames": data["frames"][5:]}
+    save(tmp_path, {key: value for key, value in data.items() if not key.endswith("_filenames")} | apart)
+    split = make_split(load_scene(tmp_path), "own")  # as ScanNet++ has it
+    assert (split.train, split.test) == ((0, 1, 2, 3, 4), (5, 6))
+    save(tmp_path, data)
     (tmp_path / names[0]).unlink()  # indices follow the photos that are there
     assert make_split(load_scene(tmp_path), "own").train == (0, 3)
     (tmp_path / "split.json").write_text(json.dumps({"train": ["1"], "test": ["2"]}))
@@ -204,6 +209,10 @@ def test_instant_ngp(tmp_path: Path) -> None:
     assert quiet(scene)
     camera = scene.frames[1].camera
     np.testing.assert_allclose([camera.fx, camera.fy], [32 / np.tan(0.35), 24 / np.tan(0.3)])
+    in_degrees = {"x_fov": np.degrees(0.7), "y_fov": np.degrees(0.6)}
+    save(tmp_path, {"frames": data["frames"], **in_degrees})
+    lens = load_scene(tmp_path).frames[1].lens
+    np.testing.assert_allclose([lens.fx, lens.fy], [camera.fx, camera.fy])
     (tmp_path / "images/0.png").unlink()
     assert load_scene(tmp_path).frames[0].camera.fx == camera.fx
     shutil.rmtree(tmp_path / "images")
@@ -544,6 +553,12 @@ def test_masks_of_another_size(tmp_path: Path) -> None:
         ("opensfm/reconstruction.json", "[]", ("OpenDroneMap", "odm")),
         ("scene.nvm", "NVM_V3 \n", ("VisualSFM", "COLMAP")),
         ("sfm_data.json", "{}", ("OpenMVG", "openMVG_main_openMVG2Colmap")),
+        ("metadata", json.dumps({"K": [1.0] * 4000, "poses": []}), ("Record3D", "record3d")),
+        ("images/0.xmp", '<x:xmpmeta xmlns:x="adobe:ns:meta/">\n<xcr:Rotation>1 0 0', ("RealityScan", "COLMAP")),
+        ("cameras.json", '[{"id": 0, "img_name": "0", "position": [0, 0, 0]}]', ("trained splat", "cfg_args")),
+        ("cams/00000000_cam.txt", "extrinsic\n1 0 0 0\n", ("MVSNet", "transforms.json")),
+        ("groundtruth.txt", "# timestamp tx ty tz qx qy qz qw\n", ("TUM", "transforms.json")),
+        ("pose/0.txt", "1 0 0 0\n", ("ScanNet", "transforms.json")),
     ],
 )
 def test_poses_of_other_tools_are_named(tmp_path: Path, file: str, text: str, words: tuple[str, str]) -> None:
@@ -553,7 +568,8 @@ def test_poses_of_other_tools_are_named(tmp_path: Path, file: str, text: str, wo
     with refused("holds no scene", Path(file).name, *words, "difix pose"):
         load_scene(tmp_path)
     (tmp_path / file).write_bytes(b"")  # only what it holds makes it a tool's, where the name alone does not
-    assert (poses_of_another_tool(tmp_path) is None) == (file not in ("opensfm/reconstruction.json", "sfm_data.json"))
+    by_name = ("opensfm/reconstruction.json", "sfm_data.json", "pose/0.txt")
+    assert (poses_of_another_tool(tmp_path) is None) == (file not in by_name)
 
 
 def test_a_raw_export_of_polycam_is_named(tmp_path: Path) -> None:
@@ -562,6 +578,9 @@ def test_a_raw_export_of_polycam_is_named(tmp_path: Path) -> None:
     (tmp_path / "keyframes/cameras/1.json").write_text("{}")
     with refused("holds no scene", "Polycam", "ns-process-data polycam"):
         load_scene(tmp_path)
+    (tmp_path / "keyframes/cameras/1.json").write_text('{"t_00": 1.0}')
+    with refused("holds no scene", "Polycam", "ns-process-data polycam", "folder above"):
+        load_scene(tmp_path / "keyframes")
 
 
 @pytest.mark.parametrize("model", ["equirectangular", "SPHERICAL", "VR180_L", "ORTHOPHOTO"])
@@ -569,6 +588,18 @@ def test_models_that_are_no_lens_are_named(tmp_path: Path, model: str) -> None:
     plain(tmp_path, camera_model=model)
     with refused(model.upper(), "perspective"):
         load_scene(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("lens", "model"),
+    [({"ftheta_p0": 0.0}, "FTHETA"), ({"latlong": True}, "EQUIRECTANGULAR"), ({"orthographic": True}, "ORTHOGRAPHIC")],
+)
+def test_lenses_that_instant_ngp_names_by_a_key(tmp_path: Path, lens: dict[str, Any], model: str) -> None:
+    data = plain(tmp_path, **lens)
+    with refused(model, "images/0.png", "perspective"):
+        load_scene(tmp_path)
+    save(tmp_path, {**data, **dict.fromkeys(lens, None)})
+    assert quiet(load_scene(tmp_path))
 
 
 def test_a_scene_a_folder_below_is_named(tmp_path: Path) -> None:

@@ -457,7 +457,7 @@ def test_bad_poses_and_frames(tmp_path: Path) -> None:
     with refused("4×4"):
         load_scene(tmp_path)
     with_pose(None)
-    with refused("pose"):
+    with refused("Frame 2", "no transform_matrix"):
         load_scene(tmp_path)
     other = {**data["frames"][0], "transform_matrix": data["frames"][1]["transform_matrix"]}
     save(tmp_path, {**data, "frames": [*data["frames"], other]})

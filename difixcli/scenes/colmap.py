@@ -227,7 +227,8 @@ def _places(root: Path) -> list[_Place]:
                 if holds_model(model):
                     folders = _DISTORTED_IMAGES if pattern.startswith("distorted") else IMAGE_FOLDERS
                     found.append(_Place(model, parent.parent if base == ".." else root, folders))
-    if not found and photo_folder(root) is not None:  # saved by hand, under a name of one's own
+    photos = photo_folder(root) is not None or any(folder_on_disk(root, [name]) for name in PHOTO_FOLDERS)
+    if not found and photos:  # saved by hand, under a name of one's own
         own = [path for path in sorted(root.glob("*")) if holds_model(path) and holds_images(path)]
         found = [_Place(model, root, IMAGE_FOLDERS) for model in own]
     return found

@@ -30,6 +30,13 @@ from difixcli.wording import counted
 
 _LARGEST = 1e30  # far beyond any length, in any unit; NaN is not below it
 HALVES = ("train", "val", "test")
+_NGP_LENSES = {
+    "ftheta_p0": "FTHETA",
+    "latlong": "EQUIRECTANGULAR",
+    "equirectangular": "EQUIRECTANGULAR",
+    "orthographic": "ORTHOGRAPHIC",
+}
+"""Keys by which instant-ngp tells lenses that are neither perspective nor a fisheye."""
 LISTED_DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 """What nerfstudio's `distortion_params` lists, in its order; for FISHEYE624 it lists that model's twelve numbers."""
 
@@ -123,13 +130,21 @@ def _meta(path: Path) -> dict[str, Any]:
     meta: Any = read_json(path, cure="export the scene again")
     if not isinstance(meta, dict) or not isinstance(meta.get("frames"), list) or not meta["frames"]:
         raise InputError(f"{path} has no frames; export the scene again or name another folder.")
+    targets = meta.get("test_frames") or []  # ScanNet++ lists what is held out apart
+    if not isinstance(targets, list):
+        raise InputError(f"test_frames in {path} is no list of frames; correct or remove it.")
+    meta["frames"] += targets
     for number, entry in enumerate(meta["frames"]):
         if not isinstance(entry, dict) or not is_path(entry.get("file_path")):
             raise InputError(f"Frame {number} of {path} has no file_path; add it or remove the frame.")
+        if entry.get("transform_matrix") is None:
+            raise InputError(f"Frame {number} of {path} has no transform_matrix; add its pose or remove the frame.")
         if not is_path(entry.get("mask_path") or ""):
             raise InputError(f"The mask_path of frame {number} of {path} is no path; correct or remove it.")
     if not is_path(meta.get("ply_file_path") or ""):
         raise InputError(f"The ply_file_path of {path} is no path; correct or remove it.")
+    if targets and not any(f"{half}_filenames" in meta for half in HALVES):
+        meta["test_filenames"] = [entry["file_path"] for entry in targets]
     return meta
 
 
@@ -253,6 +268,10 @@ def _lens(entry: Mapping[str, Any], where: str) -> Lens:
     width, height = _number(entry, "w", where), _number(entry, "h", where)
     fx = _number(entry, "fl_x", where)
     angle_x, angle_y = _number(entry, "camera_angle_x", where), _number(entry, "camera_angle_y", where)
+    if angle_x is None and (degrees := _number(entry, "x_fov", where)) is not None:
+        angle_x = math.radians(degrees)
+    if angle_y is None and (degrees := _number(entry, "y_fov", where)) is not None:
+        angle_y = math.radians(degrees)
     if fx is None and angle_x is not None and width is not None:
         fx = 0.5 * width / math.tan(0.5 * angle_x)
     fy = _number(entry, "fl_y", where)
@@ -279,7 +298,9 @@ def _lens(entry: Mapping[str, Any], where: str) -> Lens:
 
 def _distortion(entry: Mapping[str, Any], where: str) -> tuple[str, tuple[float, ...]]:
     """The kind of one frame's lens and its numbers: `distortion_params` where given, as in nerfstudio, or by name."""
-    model = short(str(entry.get("camera_model") or "OPENCV").upper())
+    # a p0 of an f-theta lens may be 0, which says that there is one all the same
+    by_key = (model for key, model in _NGP_LENSES.items() if entry.get(key) is not None and entry[key] is not False)
+    model = short(str(next(by_key, None) or entry.get("camera_model") or "OPENCV").upper())
     kind = model_kind(model, where)
     if entry.get("is_fisheye") and kind == "perspective":
         model, kind = "OPENCV_FISHEYE", "fisheye"
