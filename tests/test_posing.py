@@ -25,6 +25,7 @@ from difixcli.posing import pose, pose_inputs
 from difixcli.posing.features import DEFAULT_FOCAL, pairs_to_match
 from difixcli.posing.mapping import Model, best, keep_largest_part, map_photos, parts, quiet
 from difixcli.posing.photos import lens_groups, prepare, read_photos
+from difixcli.posing.pose import _missing
 from difixcli.posing.video import STEP, frames_apart
 from difixcli.runs import Run, read_image
 from difixcli.samples.sample import cached_sample
@@ -439,9 +440,22 @@ def test_parts_of_a_model_that_share_no_points_are_taken_apart(posed: Path) -> N
     assert sorted(i for members in found for i in members) == ids
     assert all(set(members) <= set(ids[:4]) or set(members) <= set(ids[4:]) for members in found)
     assert len(found[0]) >= 6
-    assert keep_largest_part(model) == [len(members) for members in found[1:] if len(members) >= 3]
+    names = [sorted(model.images[i].name for i in members) for members in found[1:] if len(members) >= 3]
+    assert [list(part) for part in keep_largest_part(model)] == names
     assert sorted(image.image_id for image in model.images.values() if image.has_pose) == found[0]
     assert parts(model) == found[:1]
+
+
+def test_photos_that_are_not_placed_say_why(unposed: Path) -> None:
+    photos = read_photos(photos_in(unposed))
+    names = [photo.name for photo in photos]
+    found, matched = dict.fromkeys(names, 900), dict.fromkeys(names, 4)
+    found[names[-1]], matched[names[-2]] = 7, 0
+    why = _missing(photos, names[:5], [names[3:6], names[5:9]], found, matched)
+    assert list(why) == [photo.path.name for photo in photos[5:]]
+    words = ["one of 3 photos", *["one of 4 photos"] * 3, *["not certain"] * (COUNT - 11)]
+    words += ["no other photo", "7 features"]
+    assert all(word in line for word, line in zip(words, why.values(), strict=True)), why
 
 
 def test_large_sets_are_matched_with_neighbours_and_what_looks_alike(posed: Path, unposed: Path) -> None:

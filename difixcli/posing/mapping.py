@@ -37,7 +37,7 @@ class Model:
 
     `error` is the mean reprojection error in pixels, `focal` the focal length as a share of the long side (of the
     camera with most photos), `in_front` the share of observations in front of their camera, `parallax` in degrees.
-    `others` are the sizes of the separate models that the same mapper made beside it.
+    `others` are the names of the photos of each separate model that the same mapper made beside it.
     """
 
     reconstruction: Any
@@ -48,7 +48,7 @@ class Model:
     distortion: float
     in_front: float
     parallax: float
-    others: tuple[int, ...] = ()
+    others: tuple[tuple[str, ...], ...] = ()
 
     @property
     def sensible(self) -> bool:
@@ -101,8 +101,9 @@ def _kept(output: Path, find: Callable[[Path], Model | None]) -> Model | None:
             kept.mkdir()
             model.reconstruction.write(str(kept))
         write_json(listed, {"how": model.how if model else "", "others": list(model.others) if model else []})
-    facts: dict[str, Any] = read_json(listed, {"how": str, "others": [int]})
-    return judge(pycolmap.Reconstruction(str(kept)), facts["how"], tuple(facts["others"])) if facts["how"] else None
+    facts: dict[str, Any] = read_json(listed, {"how": str, "others": [[str]]})
+    others = tuple(map(tuple, facts["others"]))
+    return judge(pycolmap.Reconstruction(str(kept)), facts["how"], others) if facts["how"] else None
 
 
 def best(models: list[Model]) -> Model | None:
@@ -121,7 +122,7 @@ def best(models: list[Model]) -> Model | None:
     return first
 
 
-def judge(reconstruction: Any, how: str, others: tuple[int, ...] = ()) -> Model:
+def judge(reconstruction: Any, how: str, others: tuple[tuple[str, ...], ...] = ()) -> Model:
     """What there is to say of a reconstruction."""
     images = [image for image in reconstruction.images.values() if image.has_pose]
     owners = [image.camera_id for image in images]
@@ -167,24 +168,35 @@ def parts(reconstruction: Any) -> list[list[int]]:
     return sorted(found.values(), key=lambda members: (-len(members), members))
 
 
-def keep_largest_part(reconstruction: Any) -> list[int]:
-    """Take the images outside the largest part out of a reconstruction; how many each part that goes had."""
+def keep_largest_part(reconstruction: Any) -> list[tuple[str, ...]]:
+    """Take the images outside the largest part out of a reconstruction; the names of those of each part that goes and
+    is a model of its own."""
     _, *others = parts(reconstruction) or [[]]
     for members in others:
         for image_id in members:
             reconstruction.deregister_frame(reconstruction.images[image_id].frame_id)
-    return [len(members) for members in others if len(members) >= SMALLEST]
+    return [
+        tuple(sorted(reconstruction.images[image_id].name for image_id in members))
+        for members in others
+        if len(members) >= SMALLEST
+    ]
+
+
+def placed_names(reconstruction: Any) -> tuple[str, ...]:
+    """The names of a reconstruction's placed images, sorted."""
+    return tuple(sorted(image.name for image in reconstruction.images.values() if image.has_pose))
 
 
 def _largest(models: dict[int, Any], how: str) -> Model | None:
     # a mapper may have put parts into one model that hardly share a point: where one stands to the other is chance
-    apart = [size for _, model in sorted(models.items()) for size in keep_largest_part(model)]
+    apart = [names for _, model in sorted(models.items()) for names in keep_largest_part(model)]
     judged = [judge(model, how) for _, model in sorted(models.items()) if model.num_reg_images() >= SMALLEST]
     judged = [model for model in judged if np.isfinite(model.error) and model.reconstruction.num_points3D()]
     if not judged:
         return None
     judged.sort(key=lambda model: (-model.placed, model.error))
-    return judge(judged[0].reconstruction, how, (*(model.placed for model in judged[1:]), *apart))
+    others = (*(placed_names(model.reconstruction) for model in judged[1:]), *apart)
+    return judge(judged[0].reconstruction, how, others)
 
 
 def incremental(database: Path, folder: Path, output: Path, seed: int, fixed: bool, done: Callable) -> Model | None:

@@ -82,7 +82,8 @@ def pose(
                 features.match(database, pairs, seed, done)
         with _timed(run, "mapping"):
             facts = _model(work, database, pictures, len(photos), seed, say, progress)
-        missing = _missing(photos, facts["names"], found, features.matched_photos(database, mapping.LEAST_MATCHES))
+        matches = features.matched_photos(database, mapping.LEAST_MATCHES)
+        missing = _missing(photos, facts["names"], facts["other_models"], found, matches)
         placed = len(facts["names"])
         if placed < LEAST_PHOTOS or placed < LEAST_SHARE * len(photos):
             raise InputError(_too_few(source, placed, len(photos), missing))
@@ -152,12 +153,12 @@ def _model(
     """Map, unless that is done, and write the model to `work/model`; what there is to say of it."""
     listed = work / "model.json"
     if listed.is_file():
-        facts: dict[str, Any] = read_json(listed, {"names": [str]})
+        facts: dict[str, Any] = read_json(listed, {"names": [str], "other_models": [[str]]})
         return facts
     with progress("Placing photos", count) as done:
         model = mapping.map_photos(database, pictures, work, count, seed, say, lambda placed: done(min(placed, count)))
     if model is None:
-        return {"names": []}
+        return {"names": [], "other_models": []}
     folder = work / "model"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -165,16 +166,17 @@ def _model(
     if model.others:
         say(
             f"The photos fall into {1 + len(model.others)} separate models ({model.placed}, "
-            f"{', '.join(map(str, model.others))} photos); the largest is kept."
+            f"{', '.join(str(len(names)) for names in model.others)} photos); the largest is kept. Photograph the way "
+            "from one to the next to join them."
         )
     facts = {
-        "names": sorted(image.name for image in model.reconstruction.images.values() if image.has_pose),
+        "names": list(mapping.placed_names(model.reconstruction)),
         "mapper": model.how,
         "reprojection_error": round(model.error, 4),
         "parallax": round(model.parallax, 2),
         "points": model.reconstruction.num_points3D(),
         "sensible": model.sensible,
-        "other_models": list(model.others),
+        "other_models": [list(names) for names in model.others],
     }
     write_json(listed, facts)
     for name in ("incremental", "global", "fixed"):  # last: until then a kill needs what they have found
@@ -183,10 +185,15 @@ def _model(
 
 
 def _missing(
-    photos: list[Photo], placed: list[str], features_of: dict[str, int], matches_of: dict[str, int]
+    photos: list[Photo],
+    placed: list[str],
+    others: list[list[str]],
+    features_of: dict[str, int],
+    matches_of: dict[str, int],
 ) -> dict[str, str]:
-    """Why photos were not placed, by their file's name."""
+    """Why photos were not placed, by their file's name. `others` are the names in models beside the one of `placed`."""
     there = set(placed)
+    apart = {name: len(names) for names in reversed(others) for name in names}
     why = {}
     for photo in photos:
         if photo.name in there:
@@ -196,6 +203,10 @@ def _missing(
             why[photo.path.name] = f"only {count} features: blurred, dark or without texture"
         elif not matches_of.get(photo.name, 0):
             why[photo.path.name] = "it matches no other photo: they do not overlap enough"
+        elif photo.name in apart:
+            why[photo.path.name] = (
+                f"it is one of {apart[photo.name]} photos that fit each other, but hardly overlap with those placed"
+            )
         else:
             why[photo.path.name] = "it matches others, but its place among them is not certain"
     return why

@@ -61,7 +61,12 @@ MODELS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
     "EUCM": ("eucm", False, ("alpha", "beta")),
 }
 _PANORAMAS = {"EQUIRECTANGULAR", "SPHERICAL", "PANORAMA"}
-_NO_PHOTOS = {"ORTHOPHOTO", "ORTHOGRAPHIC", "FTHETA", *(f"{kind}_{eye}" for kind in ("OMNIDIRECTIONALSTEREO", "VR180") for eye in "LR")}
+_NO_PHOTOS = {
+    "ORTHOPHOTO",
+    "ORTHOGRAPHIC",
+    "FTHETA",
+    *(f"{kind}_{eye}" for kind in ("OMNIDIRECTIONALSTEREO", "VR180") for eye in "LR"),
+}
 _OTHER_NAMES = {"FISHEYE624": "RAD_TAN_THIN_PRISM_FISHEYE"}
 
 

@@ -38,7 +38,7 @@ _TOOLS = (
     _Files("sfm_data.json", b"", "OpenMVG", "run `openMVG_main_openMVG2Colmap`"),
     _Files("*.nvm", b"NVM_V3", "VisualSFM", _AS_COLMAP),
     _Files("*.out", b"# Bundle file", "Bundler", _AS_COLMAP),
-    _Files("cameras.json", b'"img_name"', "a trained splat", "name the scene it was trained on (`cfg_args` says which)"),
+    _Files("cameras.json", b'"img_name"', "a trained splat", "name the scene it was trained on (see `cfg_args`)"),
     _Files("meta_data.json", b'"camtoworld"', "SDFStudio", _WRITTEN),
     _Files("cameras*.npz", b"", "NeuS and IDR", _WRITTEN),
     _Files("[cC]am*/*_cam.txt", b"extrinsic", "MVSNet", _WRITTEN),

@@ -6,7 +6,8 @@ SCENE is a posed scene's folder. Its photos, as they are or resized to a long si
 --video into an MP4 in their order, ten frames a second) and `difix pose` is run on it. Its camera positions are laid
 over the scene's by the similarity that fits best; their error is a share of the scene's extent, twice the largest
 distance of a camera from the mean of all. A photo that was not placed has no error and counts against "placed". Focal
-lengths are compared after undistortion.
+lengths are compared after undistortion. Where the scene's own model falls into parts that hardly share a point, which
+its poses say nothing between, the row on stderr has their sizes.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pycolmap
 from PIL import Image
 
 from difixcli.enhancement.video import VideoWriter
+from difixcli.posing.mapping import parts
 from difixcli.runs import read_image
 from difixcli.scenes import load_scene
 from difixcli.scenes.nerfstudio_format import read_transforms
@@ -68,6 +71,9 @@ def measure(folder: Path, output: Path, size: int | None, video: bool, seed: int
     seconds = time.monotonic() - begun
     row: dict[str, object] = {"scene": scene.name, "photos": len(frames), "seconds": round(seconds)}
     row["cpu_seconds"] = round(_cpu_seconds() - cpu)
+    if (folder / "sparse/0").is_dir():
+        apart = parts(pycolmap.Reconstruction(folder / "sparse/0"))
+        row |= {"reference_parts": [len(members) for members in apart]} if len(apart) > 1 else {}
     said = json.loads(done.stdout.splitlines()[-1])
     if done.returncode:
         return row | {"placed": 0, "says": said["error"]}
