@@ -190,11 +190,11 @@ class FinetuneRequest(Request):
         return own | other | {"seed": self.seed}
 
     def _check(self) -> None:
+        from difixcli.training.sources import check_photos
+
         if not self.pairs and self.photos is None:
             what = "folders made by difix curate" if self.task in (Task.fixer, Task.video) else "scenes"
             raise InputError(f"Nothing to train on; name {what}, or --photos.")
-        if self.photos is not None and not self.photos.is_dir():
-            raise InputError(f"There is no folder {self.photos}; --photos wants a folder of JPEG or PNG photos.")
         if self.output is not None:
             check_output(self.output)
         for name in _STRANGE.get(self.task.value, ()):
@@ -208,6 +208,8 @@ class FinetuneRequest(Request):
             Task.video: self._check_video,
         }
         check[self.task](self.chosen())
+        if self.photos is not None:
+            check_photos(self.photos)
 
     def _check_fixer(self, chosen: dict[str, Any]) -> None:
         from difixcli.model_folders import SMALL_SIZES, looks_like_hub_name
