@@ -248,7 +248,7 @@ def _line(*words: object) -> list[str]:
     return [str(word) for word in words]
 
 
-@pytest.mark.usefixtures("at_once")
+@pytest.mark.usefixtures("here")
 def test_distilling_several_scenes(scenes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = shutil.copytree(scenes[1], tmp_path / "scenes" / "bad")
     (bad / "transforms.json").write_text('{"frames": [')
