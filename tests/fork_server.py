@@ -84,6 +84,7 @@ def _serve(path: str, executable: str) -> None:
             return
         connection.close()
         _wait(os.WNOHANG)
+    listener.close()  # whoever asks now is refused, rather than kept waiting
     _wait(0)
 
 
