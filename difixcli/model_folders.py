@@ -32,6 +32,10 @@ OPTIONS: dict[Kind, str] = {
     "view-diffusion": "--view-diffusion",
     "video": "--video",
 }
+FIXER_PARTS = ("config.json", "model.safetensors")
+"""What is in the folder of a fixer of ours."""
+PUBLISHED_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json")
+"""What is in the folder of a fixer in the published layout; the last is written when all is whole."""
 SMALL_SIZES = ("tiny", "small", "medium")
 """Fixers with random weights, to be trained from scratch."""
 SD_TURBO = "stabilityai/sd-turbo"

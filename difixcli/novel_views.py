@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -94,7 +95,7 @@ def shown(picture: np.ndarray, camera: Camera) -> np.ndarray:
 
 def view_seed(seed: int, name: str) -> int:
     """The seed of what is random about the view called `name`."""
-    return seed ^ zlib.crc32(name.encode())
+    return seed ^ zlib.crc32(os.fsencode(name))
 
 
 def _at_size(picture: torch.Tensor, camera: Camera) -> np.ndarray:

@@ -6,8 +6,8 @@
 # Scenes that fail are told of and left out, and the recipe ends with exit code 3; run again, it goes on where it stopped
 # and tries them again. Once more than MAX_FAILED scenes of a line have failed, nothing more begins, and it ends there
 # with exit code 2. Each scene has a folder of its own, be there one or many, so that others may be added later.
-# A training on what scenes have made is not begun again by itself: where scenes have come that were missing, remove its
-# folder (OUTPUT/fixer and the like) before the recipe is run again, or give it another OUTPUT.
+# A training is not begun again by itself where scenes have come that were missing from it: it is expensive, and all that
+# was made with it would have to be made again. The recipe ends there, and says what to remove.
 MAX_FAILED=${MAX_FAILED:-1000}
 SOME_FAILED=0
 
@@ -35,7 +35,23 @@ leave_out() {
   if [ "$LEFT_OUT" -gt "$MAX_FAILED" ]; then refuse "more than $MAX_FAILED scenes failed (MAX_FAILED)."; fi
 }
 
-# readable SCENE…: sets READABLE to those of them that can be read, for a training that takes all or none
+# trained FOLDER MADE COMMAND…: several, for a training into FOLDER, with which MADE was made
+trained() {
+  folder=$1 made=$2
+  shift 2
+  ended=0
+  run "$@" --output "$folder" || ended=$?
+  if [ "$ended" = 3 ]; then
+    SOME_FAILED=3
+  elif [ "$ended" != 0 ]; then
+    if [ -f "$folder/run.json" ]; then
+      echo "To train again, with scenes that were missing before, say, remove $folder${made:+ and $made}." >&2
+    fi
+    exit "$ended"
+  fi
+}
+
+# readable SCENE…: sets READABLE to those of them that can be read, for what takes all or none
 readable() {
   READABLE="$*"
   if [ -n "${DRY_RUN:-}" ]; then return; fi

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything of the program is imported. Workers and programs that tests start are given the environment, so all of
@@ -16,6 +18,7 @@ if not Path(os.environ.get("DIFIX_CACHE", "")).name.startswith(_PREFIX):
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from fork_server import ForkServer  # noqa: E402
 from small_scenes import small_sample  # noqa: E402
 
 from difixcli.samples.sample import cached_sample  # noqa: E402
@@ -64,3 +67,17 @@ def arc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A posed scene: eleven of the sample room's photos, 96×72 pixels, along half a circle, and its seed points."""
     names = {f"images/train_{i:03d}.png" for i in range(11)}
     return small_sample("room", tmp_path_factory.mktemp("scenes") / "arc", 96, names)
+
+
+@pytest.fixture(scope="session")
+def _fork_server() -> Iterator[Path]:
+    # short: the names of sockets may have 108 characters
+    with tempfile.TemporaryDirectory(prefix="difix-") as folder, ForkServer(folder) as place:
+        yield Path(place)
+
+
+@pytest.fixture
+def at_once(_fork_server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`difix` and `python`, also those of jobs, begin without importing anything anew."""
+    monkeypatch.setattr(sys, "executable", str(_fork_server / "python"))
+    monkeypatch.setenv("PATH", os.pathsep.join([str(_fork_server), os.environ["PATH"]]))

@@ -552,8 +552,10 @@ def test_options_are_checked_before_the_heavy_imports(room: Path) -> None:
 
 def test_something_is_said_before_the_heavy_imports(room: Path, tmp_path: Path) -> None:
     """The first line on the terminal comes within a second or two, whatever follows."""
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "reconstruction.json").write_text("{}")
+    (tmp_path / "run" / "nerfstudio_models").mkdir(parents=True)
+    (tmp_path / "run" / "reconstruction.json").write_text('{"method": "splatfacto"}')
+    for name in ("config.yml", "nerfstudio_models/step-000000001.ckpt"):
+        (tmp_path / "run" / name).write_text("")
     (tmp_path / "pairs").mkdir()
     (tmp_path / "pairs" / "data.json").write_text("{}")
     (tmp_path / "networks").mkdir()

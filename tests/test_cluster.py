@@ -307,18 +307,16 @@ def test_distilling_several_scenes(scenes: list[Path], tmp_path: Path, monkeypat
     assert next(iter(table["results"])).startswith("splatfacto")
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("at_once")
 def test_a_scene_that_is_added_is_one_more_folder(scenes: list[Path], tmp_path: Path) -> None:
     """A recipe's line over one scene, then over two, of which only the second is made; then the second by itself."""
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(scenes[0], data / "a")
     script = f'. "$0"; over_scenes difix distill "$1"/*/ {" ".join(TOY)} --output "$2"'
     line = ["sh", "-euc", script, str(ROOT / "recipes" / "scenes.sh"), str(data), str(out)]
-    environment = _environment()
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
 
     def made() -> set[str]:
-        subprocess.run(line, env=environment, check=True, cwd=tmp_path)
+        subprocess.run(line, check=True, cwd=tmp_path)
         return {path.parent.relative_to(out).as_posix() for path in out.glob("*/*/run.json")}
 
     assert made() == {"a/splatfacto"}

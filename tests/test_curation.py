@@ -27,7 +27,7 @@ from small_scenes import small_sample
 
 from difixcli.cli import app
 from difixcli.cli.curate import finish_pairs
-from difixcli.curation.curate import Curated
+from difixcli.curation.curated import Curated
 from difixcli.curation.filters import Filters, blurred_photos
 from difixcli.curation.manifest import StageSummary, sparkline
 from difixcli.curation.pairs import Pair

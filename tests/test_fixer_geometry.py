@@ -165,6 +165,15 @@ def test_checkpoints_that_are_not_whole_or_would_run_code_are_refused(shared: Pa
     (folder / "later.pkl").write_bytes(path.read_bytes()[:-3000])
     with pytest.raises(InputError, match="damaged or not whole"):
         Fixer.from_pretrained(folder / "later.pkl")
+    # what is damaged is told so by its folder, too: alone in it, whatever is left of it, or in place of GeoQuery's
+    (tmp_path / "alone").mkdir()
+    for left in (path.read_bytes()[:-3000], path.read_bytes()[2:], b""):
+        (tmp_path / "alone" / "model.pkl").write_bytes(left)
+        with pytest.raises(InputError, match=r"alone/model\.pkl is damaged or not whole"):
+            Fixer.from_pretrained(tmp_path / "alone")
+    path.unlink()
+    with pytest.raises(InputError, match=r"later\.pkl is damaged or not whole"):
+        Fixer.from_pretrained(folder)
 
 
 def test_geoquery_is_fetched_by_its_name(

@@ -34,15 +34,16 @@ for arguments in json.loads(sys.argv[1]):
         except SystemExit as end:
             assert not end.code, (arguments, end.code)
         continue
-    threading.Thread(target=runpy.run_path, args=(script,), kwargs={"run_name": "__main__"}, daemon=True).start()
-    for _ in range(300):
+    viewer = threading.Thread(target=runpy.run_path, args=(script,), kwargs={"run_name": "__main__"}, daemon=True)
+    viewer.start()
+    page, until = b"", time.monotonic() + 600  # a busy machine takes minutes
+    while not page and viewer.is_alive() and time.monotonic() < until:
         time.sleep(0.1)
         try:
-            page = urllib.request.urlopen(f"http://127.0.0.1:{arguments[-1]}", timeout=5).read()
-            break
+            page = urllib.request.urlopen(f"http://127.0.0.1:{arguments[-1]}", timeout=60).read()
         except OSError:
             pass
-    assert b"<html" in page.lower()
+    assert b"<html" in page.lower(), "the viewer does not answer"
 print("ALL DONE")
 sys.stdout.flush()
 os._exit(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,14 @@ from typing import Any
 
 import pytest
 
-from difixcli.reconstruction.patches import PATCHES, Patch, no_perceptual_download, on_device, quiet
+from difixcli.reconstruction.patches import (
+    PATCHES,
+    Patch,
+    no_perceptual_download,
+    on_device,
+    quiet,
+    stacks_without_source,
+)
 
 
 def found(name: str) -> Any:
@@ -41,14 +49,28 @@ def test_what_is_patched_for_a_while_is_put_back() -> None:
     names = [
         patch.what
         for patch in PATCHES
-        if patch.by.rpartition(".")[2] in {"quiet", "no_perceptual_download", "on_device", "encode", "rasterization"}
+        if patch.by.rpartition(".")[2]
+        in {"quiet", "stacks_without_source", "no_perceptual_download", "on_device", "encode", "rasterization"}
     ]
-    assert len(names) >= 7
+    assert len(names) >= 8
     before = [found(name) for name in names]
-    with quiet(), no_perceptual_download(splatfacto.SplatfactoModel), on_device("cpu", splatfacto.SplatfactoModel):
+    with (
+        quiet(),
+        stacks_without_source(),
+        no_perceptual_download(splatfacto.SplatfactoModel),
+        on_device("cpu", splatfacto.SplatfactoModel),
+    ):
         inside = [found(name) for name in names]
     assert [name for name, one, other in zip(names, before, inside, strict=True) if one is other] == []
     assert all(one is other for one, other in zip(before, [found(name) for name in names], strict=True))
+
+
+def test_a_stack_without_source_names_the_same_frames() -> None:
+    whole = inspect.stack(0)
+    with stacks_without_source():
+        short = inspect.stack()
+    assert [frame.function for frame in short] == [frame.function for frame in whole]
+    assert short[0].frame is whole[0].frame and short[1].lineno == whole[1].lineno
 
 
 def test_the_table_is_read_without_nerfstudio() -> None:

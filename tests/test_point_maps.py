@@ -9,10 +9,11 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from difixcli.errors import InputError
-from difixcli.point_maps import PointMap, TwoViewGeometry, map_of_depth
 from difixcli.point_maps.alignment import Edge, align
 from difixcli.point_maps.cloud import cloud_of, seeded
 from difixcli.point_maps.files import point_mapper, write_maps
+from difixcli.point_maps.maps import PointMap, map_of_depth
+from difixcli.point_maps.two_view import TwoViewGeometry
 from difixcli.samples.sample import SAMPLES
 from difixcli.scenes import Camera, Scene, load_photo, load_scene
 from difixcli.scenes.ply import write_points

@@ -212,6 +212,7 @@ def _toy_scene(folder: Path, frames: int, name: Callable[[int], str], size: int 
     return folder
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(
     ("recipe", "arguments", "name"),
     [
@@ -231,9 +232,8 @@ def test_published_experiments_run_to_their_end(
     # one scene is broken: it is told of, and the rest is finished
     bad = shutil.copytree(places["TEST"] / "a", places["TEST"] / "bad")
     (bad / "transforms.json").write_text('{"frames": [')
-    environment = {**os.environ, "SMOKE": "1", "PYTHONPATH": str(RECIPES.parent), "METRICS": "psnr"}
+    environment = {**os.environ, "SMOKE": "1", "METRICS": "psnr"}
     environment["METHODS"] = "splatfacto nerfacto" if recipe == "nerfbusters" else "splatfacto"
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     line = ["sh", RECIPES / recipe / "run.sh", *(places.get(word, word) for word in arguments), tmp_path / "out"]
     made = subprocess.run(list(map(str, line)), env=environment, capture_output=True, text=True, check=False)
     assert made.returncode == 3, made.stderr[-2000:]
@@ -264,13 +264,13 @@ def test_the_super_resolution_experiment(scenes: Path, tmp_path: Path) -> None:
     assert made.returncode == 2 and "none holds no folders" in made.stderr
 
 
+@pytest.mark.usefixtures("at_once")
 def test_the_super_resolution_experiment_runs_to_its_end(tmp_path: Path) -> None:
     """Its own lines, at toy size, from photos to the table of its protocol, past a broken scene."""
     _toy_scene(tmp_path / "scenes" / "a", 9, lambda i: f"images/{i:05d}.png", 256)
     (tmp_path / "scenes" / "bad" / "images").mkdir(parents=True)
     (tmp_path / "scenes" / "bad" / "transforms.json").write_text('{"frames": [')
-    environment = {**os.environ, "SMOKE": "1", "PYTHONPATH": str(RECIPES.parent), "METRICS": "psnr"}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    environment = {**os.environ, "SMOKE": "1", "METRICS": "psnr"}
     line = ["sh", RECIPES / "super_resolution" / "run.sh", "llff-sr", tmp_path / "scenes", tmp_path / "out"]
     made = subprocess.run(list(map(str, line)), env=environment, capture_output=True, text=True, check=False)
     assert made.returncode == 3, made.stderr[-2000:]
@@ -323,6 +323,7 @@ def test_sparse_views_refuse_what_they_cannot_use(scenes: Path, tmp_path: Path) 
         assert made.stderr.startswith("Error: ") and said in made.stderr and made.stderr.count("\n") == 1
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("kind", ["co3d", "mip360"])
 def test_sparse_views_end_at_toy_size(kind: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
@@ -336,9 +337,8 @@ def test_sparse_views_end_at_toy_size(kind: str, tmp_path: Path) -> None:
     bad = shutil.copytree(data / scene, data / "bad")  # told of, and the rest is finished
     for photo in (bad / "images").iterdir():
         photo.write_bytes(b"no image")
-    environment = {**os.environ, "SMOKE": "1", "PYTHONPATH": str(RECIPES.parent), "METRICS": "psnr"}
+    environment = {**os.environ, "SMOKE": "1", "METRICS": "psnr"}
     environment |= {"METHODS": "splatfacto", "VIEWS": "3"}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     line = ["sh", str(RECIPES / "sparse_views" / "run.sh"), kind, str(data), str(tmp_path / "out")]
     made = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert made.returncode == 3, made.stderr[-2000:]
@@ -379,13 +379,13 @@ def test_ablation_prints_its_commands(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("at_once")
 def test_ablation_table_is_of_real_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from difixcli.samples.sample import cached_sample
 
     module = _ablation()
-    monkeypatch.setenv("PYTHONPATH", str(RECIPES.parent))
     fixer = new_small_fixer("tiny", seed=0).save_pretrained(tmp_path / "fixer")
     scene = tmp_path / "room"
     shutil.copytree(cached_sample("room"), scene)
@@ -435,6 +435,7 @@ def test_the_bench_for_gpus_runs_on_any_device(
         assert float(row[7]) < 0.02
 
 
+@pytest.mark.usefixtures("at_once")
 def test_the_super_resolver_is_trained_again(arc: Path, photos: list[Path], tmp_path: Path) -> None:
     """The recipe's commands are understood, and at toy size it ends in weights that load and the card's table."""
     from difixcli.priors.super_resolution.network import SuperResolutionNetwork
@@ -444,19 +445,27 @@ def test_the_super_resolver_is_trained_again(arc: Path, photos: list[Path], tmp_
         shutil.copy(photo, tmp_path / "photos")
     places = {"PHOTOS": tmp_path / "photos", "SCENES": arc, "HELD_OUT": arc, "OUTPUT": tmp_path / "out"}
     environment = {**os.environ, **{name: str(place) for name, place in places.items()}}
-    environment["HELD_OUT"] += f" {tmp_path / 'none'}"  # told of, and the rest is finished
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
-    environment["PYTHONPATH"] = str(RECIPES.parent)
+    none = tmp_path / "none"  # told of, and the rest is finished
+    environment |= {name: f"{arc} {none}" for name in ("SCENES", "HELD_OUT")}
     line = ["sh", str(RECIPES / "super_resolution" / "bundled.sh")]
     shown = subprocess.run(line, env={**environment, "DRY_RUN": "1"}, capture_output=True, text=True, check=True)
     name, options = _understood(shown.stdout.splitlines()[0])
-    assert name == "finetune" and options["pairs"] == [str(arc)] and options["base"] == "scratch"
+    assert name == "finetune" and options["pairs"] == [str(arc), str(none)] and options["base"] == "scratch"
     assert options["task"].value == "super-resolution" and not (tmp_path / "out").exists()
     made = subprocess.run(line, env={**environment, "SMOKE": "1"}, capture_output=True, text=True, check=False)
-    assert made.returncode == 3 and "none: failed: " in made.stderr, made.stderr[-2000:]
+    # twice of those that train, once of those held out
+    assert made.returncode == 3 and made.stderr.count("none: failed: ") == 3, made.stderr[-2000:]
     rows = [row.split(" | ")[0] for row in made.stdout.splitlines() if row.startswith("| ")]
     assert rows == ["| PSNR / SSIM / st-LPIPS (VGG)", "| 1 photos", "| arc"]
     assert SuperResolutionNetwork.from_pretrained(tmp_path / "out" / "bundled").factor == 4
+    training = json.loads((tmp_path / "out" / "second" / "training.json").read_text())
+    assert training["results"]["scenes"] == ["arc"]
+    # where the data are others now, it is said what has to go for that
+    shutil.copy(photos[3], tmp_path / "photos")
+    made = subprocess.run(line, env={**environment, "SMOKE": "1"}, capture_output=True, text=True, check=False)
+    shown = " ".join(made.stderr.split())
+    assert made.returncode == 2 and "this changed: photos" in shown
+    assert f"remove {tmp_path / 'out' / 'first'} and {tmp_path / 'out' / 'second'}." in shown
 
 
 def test_the_video_models_recipe_reads_as_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,6 +482,7 @@ def test_the_video_models_recipe_reads_as_it_should(tmp_path: Path, monkeypatch:
         assert with_options(VideoOptions(), given, "cpu")
 
 
+@pytest.mark.usefixtures("at_once")
 def test_the_view_diffusion_model_is_trained_again(arc: Path, photos: list[Path], tmp_path: Path) -> None:
     """Scenes are packed small, and at toy size the recipe ends in weights that load and a model card."""
     from difixcli.priors.view_diffusion.model import ViewDiffusion
@@ -482,8 +492,7 @@ def test_the_view_diffusion_model_is_trained_again(arc: Path, photos: list[Path]
     for photo in photos[:2]:
         shutil.copy(photo, tmp_path / "photos")
     recipes, small = RECIPES / "view_diffusion", tmp_path / "small"
-    environment = {**os.environ, "PYTHONPATH": str(RECIPES.parent)}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    environment = {**os.environ}
     line = [sys.executable, str(recipes / "pack.py"), str(arc), "--size", "32", "--output", str(small)]
     line += ["--photos", str(tmp_path / "photos")]
     subprocess.run(line, env=environment, capture_output=True, check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import inspect
 import json
 import os
@@ -90,6 +91,20 @@ def _wrong(folder: Path) -> list[tuple[str, str]]:
         (f"{begun} {larger} --iterations 9", "With --start training on photos is done"),
         (f"{begun} {larger} --reduce 2", "--start has seen the photos"),
         (f"{begun} {film}", "--start says nothing to the prior video"),
+        *(
+            (f"{option}{path}", said)
+            for path, said in (
+                ("none.json", "exists neither here nor in"),
+                (folder / "empty", "exists neither here nor in"),
+                (folder / "model.txt", "is not valid JSON"),
+                (folder / "run" / "reconstruction.json", "has another form than expected"),
+            )
+            for option in ("--split file:", f"{few} --view-diffusion a/b --split file:")
+        ),
+        ("--targets none.json", "none.json is missing"),
+        (f"--targets {folder / 'run' / 'reconstruction.json'}", "is no camera path of nerfstudio's viewer"),
+        (f"{film} --points none.npz", "There is no point file"),
+        *([("--device cuda", "there is no CUDA device here")] if ctypes.util.find_library("cuda") is None else []),
         ("--schedule oneshot", "did you mean one-shot"),
         ("--schedule one-shot --rounds 2", "--rounds says nothing to the schedule one-shot"),
         ("--share 1", "above 0 and below 1"),
@@ -272,6 +287,7 @@ def _wrong_others(folder: Path, scene: Path) -> list[tuple[str, str]]:
         (f"{scene} {few} --base scratch --iterations 4 --set vae_iterations=3", "leave it out beside --set"),
         (f"{scene} {few} --base a/b --set unet_width=32", "unet_width is the base's own"),
         (f"{few} --photos {folder / 'photos'} --base scratch", "name scenes beside --photos"),
+        (f"--photos {folder / 'photos'}", "No photo lies under"),
         (f"{pairs} {film} --photos {folder / 'photos'}", "--photos says nothing to video models"),
         (f"{folder / 'none'} {film}", "There are no pairs"),
         (f"{pairs} {film} --base nowhere", "no fixer called nowhere"),
@@ -293,9 +309,18 @@ def _wrong_others(folder: Path, scene: Path) -> list[tuple[str, str]]:
         *((f"curate {scene} {line}", said) for line, said in curate),
         ("download lpips-vgc", "did you mean lpips-vgg"),
         (f"eval {scene} --metrics psnrr", "metric called psnrr"),
+        (f"eval {scene / 'images'} {folder / 'photos'}", "holds no image"),
+        (f"eval {scene / 'images'} {scene / 'images'} --masks {folder / 'full'}", "holds no mask NAME.png"),
+        (f"eval {scene / 'images'} {scene / 'images'} --metrics fid --inception {folder / 'full'}", "is a folder"),
+        (f"curate --merge {folder / 'none'}", "holds no pairs of difix curate"),
+        (f"curate {scene} --split file:none.json", "exists neither here nor in"),
+        (f"fix --export {folder / 'model.txt'}", "is a file"),
+        (f"fix {scene / 'images'} --export {folder / 'full'}", "is not empty"),
         (f"eval {scene} --protocol other", "protocol called other"),
         (f"eval {folder / 'none'}", "check its name"),
         (f"export {folder / 'empty'} -o {folder / 'a.ply'}", "holds no reconstruction"),
+        (f"export {folder / 'run'} -o {folder / 'a.ply'} --world moon", "world called moon"),
+        (f"export {folder / 'run'} -o {folder / 'model.txt' / 'a.ply'}", "is a file"),
         (f"fix {folder / 'photos'} --fixer nowhere", "no fixer called nowhere"),
         (f"enhance {folder / 'photos'} --fixer nowhere", "no fixer called nowhere"),
         (f"pose {folder / 'none'}", "There is no"),

@@ -274,7 +274,17 @@ def test_scenes_that_teach_nothing(folders: list[Path], tmp_path: Path) -> None:
 
 def test_the_command(folders: list[Path], photos: Path, tmp_path: Path) -> None:
     line = ["finetune", *folders, "--task", "view-diffusion", "--base", "scratch", "--photos", photos, *COMMAND]
-    results = done(difix(*line, "--output", tmp_path / "out", "--json"))
+    # one that is broken stops it, unless so many may fail
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "transforms.json").write_text('{"frames": [')
+    refused(difix(*line, broken, "--output", tmp_path / "out"), "transforms.json is not valid JSON")
+    refused(difix(*line, broken, tmp_path / "none", "--max-failed", 1, "--output", tmp_path / "out"), "2 of ")
+    made = difix(*line, broken, "--max-failed", 1, "--output", tmp_path / "out", "--json")
+    assert made.exit_code == 3 and f"{broken}: failed: " in made.stderr, made.stderr
+    results = json.loads(made.stdout.splitlines()[-1])["results"]
+    assert list(results["failed"]) == [str(broken)] and results["scenes"] == [folder.name for folder in folders]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["results"]["failed"] == results["failed"]
     assert results["steps"] == {"epipolar": 1, "vae": 1, "diffusion": 1} and results["photos"]["folder"] == 2
     assert (tmp_path / "out" / "validation" / "diffusion.png").is_file()
     # its weights are a base
@@ -293,6 +303,7 @@ def test_what_the_command_refuses(folders: list[Path], photos: Path, tmp_path: P
     line = ["finetune", folders[0], "--task", "view-diffusion", "--base", "scratch", "--output", tmp_path / "out"]
     refused(difix(*line, "--crop", 32), "--crop is for other tasks")
     refused(difix(*line, "--gram-weight", 1), "--gram-weight is for fixers")
+    refused(difix("finetune", folders[0], "--max-failed", 1), "--max-failed is for tasks that learn from scenes")
     refused(difix(*line, "--set", "depth=3"), "depth", "depths")
     both = ["--iterations", 2, "--set", "vae_iterations=1"]
     refused(difix(*line, *both), "leave it out beside --set vae_iterations")

@@ -16,6 +16,11 @@ class _Checked(Exception):
     """A command has come to the end of its checks."""
 
 
+def are_alone() -> bool:
+    """Whether only options are checked, of lines that may be done on another machine."""
+    return _alone.get()
+
+
 def options_end() -> None:
     """A command says here that what follows takes long; where only its options are checked it goes no further."""
     if _alone.get():

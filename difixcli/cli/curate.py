@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difixcli import console
-from difixcli.cli.inputs import open_scene, pick_device, tell_loading
+from difixcli.cli.inputs import check_device, open_scene, pick_device, tell_loading
 from difixcli.cli.lines import words
 from difixcli.cli.options import (
     ITERATIONS,
@@ -38,7 +38,7 @@ from difixcli.runs import Run, check_output, file_name
 from difixcli.wording import counted
 
 if TYPE_CHECKING:
-    from difixcli.curation.curate import Curated
+    from difixcli.curation.curated import Curated
     from difixcli.scenes.scene import Scene
 
 _OWN = ("scenes", "test_scene", "shard", "merge", "partial", "output", "force", "as_json", "cluster")
@@ -123,17 +123,18 @@ def curate(
     from difixcli.curation.strategies import check_named, parse_stop
     from difixcli.reconstruction.method_names import check_method_name
     from difixcli.reconstruction.overrides import read_override, read_own_settings
-    from difixcli.scenes import DEFAULT_RULE, check_rule, check_scene
+    from difixcli.scenes import DEFAULT_RULE, check_rule, check_scene, scene_root
     from difixcli.scenes.trajectories import check_trajectory
 
     # what can be told without torch and nerfstudio is told before they are imported, which takes long
+    check_device(device)
     named = expand_scenes(scenes or ["."])
     # of several, one that is not there is reported at the end and stops no other; so is a job of several
     alone = len(named) == 1 and JOB not in os.environ and cluster.max_failed is None
     if alone:
         check_scene(next(iter(named.values())))
     for rule in split or []:
-        check_rule(rule)
+        check_rule(rule, scene_root(next(iter(named.values()))) if alone else None)
     part = None if shard is None else parse_shard(shard)
     if output is not None:
         check_output(output)

@@ -283,7 +283,7 @@ class DistillRequest(Request):
         from difixcli.distillation.prior import check_prior
         from difixcli.distillation.schedule import check_schedule
         from difixcli.distillation.targets import check_targets
-        from difixcli.scenes import check_rule, check_scene
+        from difixcli.scenes import check_rule, check_scene, scene_root
 
         check_scene(self.scene)
         if self.start is not None and not self.start.exists():
@@ -295,7 +295,7 @@ class DistillRequest(Request):
                 f"--views {self.views} and --split {self.split} both say which photos train; leave one out."
             )
         if self.split_rule is not None:
-            check_rule(self.split_rule)
+            check_rule(self.split_rule, scene_root(self.scene))
         check_targets(self.targets or ["test"])
         check_schedule(self.schedule, self.rounds, self.step, self.share, self.further)
         check_prior(self.prior)

@@ -6,18 +6,21 @@ import hashlib
 import inspect
 import json
 import math
+import os
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from difixcli import console
-from difixcli.cli.inputs import pick_device
+from difixcli.cli.inputs import check_device, pick_device
 from difixcli.cli.lines import words
 from difixcli.cli.options import Device, DeviceOption, JsonOption, OutputOption
 from difixcli.cli.outputs import DISTILLED_OR_ENHANCED, folder_beside
 from difixcli.cli.several import Cluster, claimed, finished_runs, none_finished, tell_failures, with_cluster, work
+from difixcli.cluster.worker import JOB
 from difixcli.errors import InputError, unknown
 from difixcli.runs import check_folder, file_name, make_folder, read_json, write_json
 from difixcli.wording import counted
@@ -72,12 +75,20 @@ def evaluate(
 ) -> None:
     """Measure renders against photos, or compare runs: figures, pictures, and how each number was made."""
     common = words(inspect.signature(evaluate, eval_str=True), locals(), _OWN)
+    check_device(device)
     from difixcli.evaluation.color_correction import CORRECTIONS
-    from difixcli.evaluation.evaluate import Plan, evaluate_folders, evaluate_run, evaluate_runs, suggested_metrics
+    from difixcli.evaluation.evaluate import (
+        Plan,
+        check_folders,
+        evaluate_folders,
+        evaluate_run,
+        evaluate_runs,
+        suggested_metrics,
+    )
     from difixcli.evaluation.metrics import METRICS, parse_metrics
     from difixcli.evaluation.protocols import OWN, parse_protocol
     from difixcli.evaluation.report import write_report
-    from difixcli.evaluation.run_folders import is_run
+    from difixcli.evaluation.run_folders import RunFolder, is_run
     from difixcli.evaluation.tables import write_table
     from difixcli.posing.known_lenses import found_poses
     from difixcli.scenes.unposed import is_video
@@ -94,6 +105,8 @@ def evaluate(
     if color_correct is not None and color_correct not in CORRECTIONS:
         raise unknown("colour correction", color_correct, CORRECTIONS)
     keys = None if metrics is None else parse_metrics(metrics)
+    if inception is not None and not inception.is_file():
+        raise InputError(f"{inception} is a folder; --inception takes the file of Inception's weights.")
     if inception is not None and "fid" not in (keys or ()):
         raise InputError("--inception is of FID alone, which is measured where --metrics names fid.")
     if geometry and "cross_view" not in (keys or ()) and protocol != "nerfbusters":
@@ -109,17 +122,23 @@ def evaluate(
             f"{prediction[runs.index(False)]} is no run; difix eval takes runs, or a folder of images and then "
             "the folder of the true ones."
         )
+    if cluster.name is None and cluster.max_failed is not None:
+        raise InputError("--max-failed counts the scenes that a cluster could not measure; name one with --cluster.")
+    if cluster.name is not None and (not all(runs) or not cluster.wait):
+        raise InputError("--cluster measures runs, and their one table is made at the end: add --wait.")
+    plan = Plan(keys, color_correct, way, masks, inception, "cpu", geometry, found_poses)  # type: ignore[arg-type]
+    if not all(runs):
+        check_folders(*prediction, plan)
+    elif cluster.name is None and JOB not in os.environ:  # of several one that cannot be measured stops no other
+        for path in prediction:
+            RunFolder.read(path)
     on, _ = pick_device(device)
     if all(runs) and keys is None:
         keys, left_out = suggested_metrics(prediction, way)
         if left_out:
             console.warn(left_out)
-    if cluster.name is None and cluster.max_failed is not None:
-        raise InputError("--max-failed counts the scenes that a cluster could not measure; name one with --cluster.")
-    if cluster.name is not None and (not all(runs) or not cluster.wait):
-        raise InputError("--cluster measures runs, and their one table is made at the end: add --wait.")
     many = False
-    plan = Plan(keys, color_correct, way, masks, inception, on, geometry, found_poses)  # type: ignore[arg-type]
+    plan = replace(plan, metrics=keys, device=on)
     first = prediction[0].absolute()
     with claimed():  # a job is done when its figures are written
         if not all(runs):

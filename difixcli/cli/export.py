@@ -11,7 +11,7 @@ from difixcli import console
 from difixcli.cli.inputs import pick_device, tell_loading
 from difixcli.cli.options import Device, JsonOption
 from difixcli.errors import InputError, unknown
-from difixcli.runs import make_folder
+from difixcli.runs import check_folder, make_folder
 from difixcli.wording import counted
 
 
@@ -29,6 +29,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a run's Gaussians, or the surfaces of another method as coloured points, as a PLY file."""
+    from difixcli.reconstruction.run_files import check_start
     from difixcli.scenes.scene import WORLDS
 
     output = output.expanduser().absolute()
@@ -40,6 +41,8 @@ def export(
         raise InputError(f"{run} holds no reconstruction; name the folder of a run of difix distill.")
     if output.exists() and not force:
         raise InputError(f"{output} is already there; choose another --output, or replace it with --force.")
+    check_start(run, None)
+    check_folder(output.parent)
     on, _ = pick_device(Device.auto)
     tell_loading("nerfstudio")
     from difixcli.reconstruction import Reconstruction

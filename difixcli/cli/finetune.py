@@ -14,6 +14,7 @@ from difixcli import console
 from difixcli.cli.inputs import check_fixer, check_model
 from difixcli.cli.options import RUNNING, Device, DeviceOption, ForceOption, JsonOption, OutputOption, SeedOption
 from difixcli.cli.requests import Request, filling, working
+from difixcli.cli.several import CLUSTER
 from difixcli.errors import InputError
 from difixcli.runs import check_output
 
@@ -166,6 +167,15 @@ class FinetuneRequest(Request):
             metavar="OWNER/NAME", help="Upload the fixer and its model card at the end.", rich_help_panel=RUNNING
         ),
     ] = None
+    max_failed: Annotated[
+        int | None,
+        typer.Option(
+            help="Train on the others, and end with exit code 3, when no more scenes than this cannot be read "
+            "(default 0).",
+            min=0,
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None
     seed: SeedOption = 0
     device: DeviceOption = Device.auto
     output: OutputOption = None
@@ -190,17 +200,22 @@ class FinetuneRequest(Request):
         return own | other | {"seed": self.seed}
 
     def _check(self) -> None:
+        from difixcli.training.sources import check_photos
+
         if not self.pairs and self.photos is None:
             what = "folders made by difix curate" if self.task in (Task.fixer, Task.video) else "scenes"
             raise InputError(f"Nothing to train on; name {what}, or --photos.")
-        if self.photos is not None and not self.photos.is_dir():
-            raise InputError(f"There is no folder {self.photos}; --photos wants a folder of JPEG or PNG photos.")
         if self.output is not None:
             check_output(self.output)
         for name in _STRANGE.get(self.task.value, ()):
             if said := self.given(name):
                 whose = "fixers" if name in _OF_FIXERS else "other tasks"
                 raise InputError(f"{said[0]} is for {whose}; leave it out with --task {self.task.value}.")
+        if self.max_failed is not None and self.task in (Task.fixer, Task.video):
+            raise InputError(
+                "--max-failed is for tasks that learn from scenes; difix curate has left out those that failed, so "
+                f"leave it out with --task {self.task.value}."
+            )
         check = {
             Task.fixer: self._check_fixer,
             Task.super_resolution: self._check_super_resolver,
@@ -208,6 +223,8 @@ class FinetuneRequest(Request):
             Task.video: self._check_video,
         }
         check[self.task](self.chosen())
+        if self.photos is not None:
+            check_photos(self.photos)
 
     def _check_fixer(self, chosen: dict[str, Any]) -> None:
         from difixcli.model_folders import SMALL_SIZES, looks_like_hub_name
@@ -251,7 +268,7 @@ class FinetuneRequest(Request):
         from difixcli.training.sources import is_super_resolution_run
 
         for spec in self.pairs or []:
-            if not is_super_resolution_run(Path(spec).expanduser()):
+            if not self.max_failed and not is_super_resolution_run(Path(spec).expanduser()):
                 check_scene(spec)
         if self.base != SCRATCH:
             check_own(self.base)
@@ -273,7 +290,7 @@ class FinetuneRequest(Request):
 
         if not self.pairs:
             raise InputError("View-conditioned diffusion learns from posed photos; name scenes beside --photos.")
-        for spec in self.pairs:
+        for spec in self.pairs if not self.max_failed else ():
             check_scene(spec)
         if is_published(self.base):
             check_of_new(self.base, OF_NEW_AROUND_PUBLISHED, chosen)
@@ -321,8 +338,15 @@ def finetune(request: FinetuneRequest, as_json: JsonOption = False) -> None:
     Fixers train on several GPUs and machines with accelerate launch -m difixcli finetune …
     """
     made = request.run()
-    if made is not None:
+    if made is None:
+        return
+    if not made.failed:
         console.finish(made.told(), as_json, *made.tables())
+        return
+    message = f"Not trained on, as they cannot be read: {', '.join(made.failed)}."
+    console.finish({**made.told(), "error": message}, as_json, *made.tables())
+    console.fail(message)
+    raise typer.Exit(3)
 
 
 def _options_of(task: Task) -> type:

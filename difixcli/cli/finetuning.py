@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Trained:
     """What came of a training: its folder, its results, and the validation's figures by row and figure under a title.
 
-    `pushed` is where the hub has it, if it was asked to.
+    `pushed` is where the hub has it, if it was asked to; `failed` says of scenes that were left out why.
     """
 
     output: Path
@@ -33,6 +33,7 @@ class Trained:
     title: str
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     pushed: str | None = None
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     def told(self) -> dict[str, Any]:
         """What --json says."""
@@ -133,7 +134,8 @@ def _train_super_resolver(request: FinetuneRequest, on: str) -> Trained:
     if processes.join(on).num_processes > 1:
         raise InputError("Super-resolvers train in one process; leave accelerate launch out.")
     runs = [Path(spec).expanduser().absolute() for spec in scenes if is_super_resolution_run(Path(spec).expanduser())]
-    loaded = [_training_scene(scene) for scene in scenes if Path(scene).expanduser().absolute() not in runs]
+    named = [scene for scene in scenes if Path(scene).expanduser().absolute() not in runs]
+    loaded, failed = _training_scenes(named, request.max_failed)
     arguments: dict[str, Any] = {"task": request.task.value, "base": base, "photos": photos}
     arguments["scenes"] = [scene_spec(scene) for scene in scenes]
     arguments |= {name: value for name, value in chosen.items() if name not in SUPER_RESOLUTION_FREE}
@@ -162,7 +164,7 @@ def _train_super_resolver(request: FinetuneRequest, on: str) -> Trained:
             **chosen,
         )
     said = f"The weights are in {run.folder}"
-    return _finished(run, results, said, f"validation, best of step {results['best_step']}")
+    return _finished(run, results, said, f"validation, best of step {results['best_step']}", failed)
 
 
 def _train_view_diffusion(request: FinetuneRequest, on: str) -> Trained:
@@ -174,7 +176,7 @@ def _train_view_diffusion(request: FinetuneRequest, on: str) -> Trained:
     if processes.join(on).num_processes > 1:
         raise InputError("View-conditioned diffusion trains in one process; leave accelerate launch out.")
     defaults = ViewDiffusionOptions()
-    loaded = [_training_scene(scene, chosen.get("canvas", defaults.canvas)) for scene in scenes]
+    loaded, failed = _training_scenes(scenes, request.max_failed, chosen.get("canvas", defaults.canvas))
     arguments: dict[str, Any] = {"task": request.task.value, "base": base, "photos": photos}
     arguments["scenes"] = [scene_spec(scene) for scene in scenes]
     arguments |= {name: value for name, value in chosen.items() if name not in VIEW_DIFFUSION_FREE}
@@ -200,7 +202,7 @@ def _train_view_diffusion(request: FinetuneRequest, on: str) -> Trained:
             report=_view_diffusion_news,
             **chosen,
         )
-    return _finished(run, results, f"The weights are in {run.folder}", "views that were not trained on")
+    return _finished(run, results, f"The weights are in {run.folder}", "views that were not trained on", failed)
 
 
 def _train_video(request: FinetuneRequest, on: str) -> Trained:
@@ -230,22 +232,46 @@ def _train_video(request: FinetuneRequest, on: str) -> Trained:
     return _finished(run, results, f"Use it with --video {run.folder}", "pictures between photos not trained on")
 
 
-def _finished(run: Run, results: dict[str, Any], said: str, title: str) -> Trained:
-    """A training in one process is done: its record, and a word on its weights."""
+def _finished(
+    run: Run, results: dict[str, Any], said: str, title: str, failed: Mapping[str, str] | None = None
+) -> Trained:
+    """A training in one process is done: its record, with the scenes that were left out, and a word on its weights."""
+    results = {**results, "failed": dict(failed)} if failed else results
     run.finish(results)
     console.say(said)
     measured = {name: row for name, row in results["validation"].items() if "psnr" in row}  # the photos are the truth
-    return Trained(run.folder, results, title, measured)
+    return Trained(run.folder, results, title, measured, failed=failed or {})
 
 
-def _training_scene(spec: str, size: int | None = None) -> Scene:
-    """A scene to train on, with what is odd about it said."""
+def _training_scenes(
+    specs: Sequence[str], max_failed: int | None, size: int | None = None
+) -> tuple[list[Scene], dict[str, str]]:
+    """Scenes to train on, with what is odd about them said; of those that cannot be read, why, which is said too.
+
+    Raises InputError where none can be read, or more than `max_failed` cannot.
+    """
     from difixcli.scenes import load_scene
 
-    scene = load_scene(spec, size)
-    for warning in scene.warnings:
-        console.warn(warning)
-    return scene
+    loaded: list[Scene] = []
+    failed: dict[str, str] = {}
+    for spec in specs:
+        try:
+            scene = load_scene(spec, size)
+        except InputError as error:
+            if not max_failed:
+                raise
+            failed[scene_spec(spec)] = str(error)
+            console.warn(f"{spec}: failed: {error}")
+            continue
+        for warning in scene.warnings:
+            console.warn(warning)
+        loaded.append(scene)
+    if failed and (not loaded or len(failed) > (max_failed or 0)):
+        raise InputError(
+            f"{len(failed)} of {counted(len(specs), 'scene')} cannot be read; mend them"
+            + (", or let more fail with --max-failed." if loaded else ".")
+        )
+    return loaded, failed
 
 
 def _photos_input(photos: Path | None) -> dict[str, str]:

@@ -139,6 +139,10 @@ class FixRequest(Request):
             self._check_views()
             return
         check_fixer(self.fixer)
+        if self.export is not None:
+            from difixcli.cli.fixing import check_export
+
+            check_export(self.export, self.layout)
         if self.merge_lora and self.export is None:
             raise InputError("--merge-lora belongs to --export DIR; for images adapters are always merged.")
         if self.layout is not None and self.export is None:

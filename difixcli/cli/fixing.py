@@ -26,7 +26,8 @@ from difixcli.cli.inputs import (
 from difixcli.cli.options import Resize
 from difixcli.cli.outputs import Made, announce, beside_others, folder_beside, tell_frames
 from difixcli.errors import InputError
-from difixcli.runs import Run, fingerprint
+from difixcli.model_folders import FIXER_PARTS, PUBLISHED_PARTS
+from difixcli.runs import Run, check_folder, fingerprint
 from difixcli.wording import counted
 
 if TYPE_CHECKING:
@@ -124,6 +125,22 @@ def _tell(results: dict[str, Any], folder: Path, chosen: bool) -> None:
         )
 
 
+def check_export(folder: Path, layout: Layout | None) -> None:
+    """Raises InputError for what a fixer cannot be exported to: a file, or a folder that holds anything else."""
+    folder = folder.expanduser().absolute()
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; name a folder to export to.")
+    check_folder(folder)
+    parts = PUBLISHED_PARTS if layout is Layout.diffusers else FIXER_PARTS
+    held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if not {name.removesuffix(".part") for name in held} <= set(parts):
+        raise _in_the_way(folder)
+
+
+def _in_the_way(folder: Path) -> InputError:
+    return InputError(f"{folder} is not empty; choose another folder, or replace an export with --force.")
+
+
 def exported(request: FixRequest, told: bool = False) -> Path:
     """Write the fixer to the folder of --export, in our layout or the published one; `told` when its licence has been.
 
@@ -131,27 +148,22 @@ def exported(request: FixRequest, told: bool = False) -> Path:
     """
     tell_loading()
     from difixcli.fixer import Fixer, local_files
-    from difixcli.fixer.publishing import PARTS, check_publishable, save_published, text_encoder_of
+    from difixcli.fixer.publishing import check_publishable, save_published, text_encoder_of
 
     assert request.export is not None
+    check_export(request.export, request.layout)
     folder, published = request.export.expanduser().absolute(), request.layout is Layout.diffusers
-    if folder.is_file():
-        raise InputError(f"{folder} is a file; name a folder to export to.")
-    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if any(folder.resolve() in path.resolve().parents for path in local_files(request.fixer)):
         raise InputError(f"{folder} holds the fixer that is exported; choose another folder.")
-    in_the_way = InputError(f"{folder} is not empty; choose another folder, or replace an export with --force.")
-    parts, last = (PARTS, "model_index.json") if published else (("config.json", "model.safetensors"), "config.json")
-    if not {name.removesuffix(".part") for name in held} <= set(parts):
-        raise in_the_way
-    finished = last in held  # which is written last
+    # which is written last
+    finished = (folder / ("model_index.json" if published else "config.json")).is_file()
     loaded = Fixer.from_pretrained(request.fixer, merge=request.merge_lora, dtype=precision(request.dtype))
     if published:
         check_publishable(loaded.config)
     if not told:
         console.say(f"Fixer {request.fixer}: licence {loaded.licence}")
     if finished and not request.force and not loaded.is_saved_in(folder):
-        raise in_the_way
+        raise _in_the_way(folder)
     if published:
         save_published(loaded.network, folder, text_encoder_of(request.fixer))
     else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import importlib.util
 import json
 import os
 import sys
@@ -35,6 +37,28 @@ def tell_loading(library: str = "torch") -> None:
         console.say(f"Loading {library} …")
 
 
+def check_device(device: Device) -> None:
+    """Raises InputError where CUDA is asked for and this machine has no driver of it, without which torch finds no
+    device: that much is told without importing torch. Where torch is AMD's, whose devices are called so too, it tells.
+    """
+    driver = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}.get(sys.platform)
+    if device is not Device.cuda or driver is None or "torch" in sys.modules:
+        return
+    found = importlib.util.find_spec("torch")
+    folders = [] if found is None else found.submodule_search_locations or []
+    if any(True for folder in folders for _ in (Path(folder) / "lib").glob("*torch_hip*")):
+        return
+    try:
+        ctypes.CDLL(driver)
+    except OSError:
+        raise _no_cuda() from None
+
+
+def _no_cuda() -> InputError:
+    """The error where CUDA is asked for and absent."""
+    return InputError("--device cuda was asked for, but there is no CUDA device here; use --device cpu or auto.")
+
+
 def pick_device(device: Device, preset: Preset | None = None) -> tuple[str, str]:
     """The torch device to use and the preset that goes with it; InputError when CUDA is asked for and absent.
 
@@ -42,6 +66,7 @@ def pick_device(device: Device, preset: Preset | None = None) -> tuple[str, str]
     their own, and a second one of torch's spins against them. Networks alone may have all threads.
     """
     options_end()
+    check_device(device)
     tell_loading()
     import torch
 
@@ -50,7 +75,7 @@ def pick_device(device: Device, preset: Preset | None = None) -> tuple[str, str]
     cure()
     there = torch.cuda.is_available()
     if device is Device.cuda and not there:
-        raise InputError("--device cuda was asked for, but torch finds no CUDA device here; use --device cpu or auto.")
+        raise _no_cuda()
     on = "cuda" if there and device is not Device.cpu else "cpu"
     if on == "cpu":
         if preset is not None:

@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
+from difixcli.cli import checking
+from difixcli.cli.inputs import check_device
 from difixcli.cli.lines import flag_of
 from difixcli.errors import InputError, short, unknown
 from difixcli.runs import drop_empty_runs, forget_runs
@@ -53,6 +55,8 @@ class Request:
         unknown names, values that make no sense, and options that contradict each other.
         """
         try:
+            if (device := getattr(self, "device", None)) is not None and not checking.are_alone():
+                check_device(device)
             self._check()
         except OSError as error:  # of a name that is too long, or of what may not be read
             named = "" if error.filename is None else f" ({short(str(error.filename))})"

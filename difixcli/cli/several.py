@@ -21,6 +21,7 @@ from rich.table import Table
 
 from difixcli import console
 from difixcli.cli.checking import check_options
+from difixcli.cli.inputs import check_device
 from difixcli.cli.lines import words
 from difixcli.cluster.jobs import DONE, FAILED, RUNNING, WAITING, Job, Jobs, counted, eta, table_row
 from difixcli.cluster.worker import HELD, JOB, Worker
@@ -196,6 +197,8 @@ def over_scenes(argument: str, default: str | None, several_methods: bool = Fals
                 with claimed():
                     command(**values)
                 return
+            if cluster.name != "slurm":  # whose machines may have what this one has not
+                check_device(values["device"])
             output = (values["output"] or Path("outputs") / command.__name__).expanduser()
             scenes = _scenes(specs) if several_methods else _sources(specs, _known(output))
             made = {}

@@ -57,7 +57,7 @@ def check_filmed(request: DistillRequest) -> None:
     ):
         raise no_video_model(path)
     if request.points not in (None, NO_CLOUD):
-        from difixcli.point_maps.files import check_points
+        from difixcli.point_maps.names import check_points
 
         check_points(request.points)
     if request.trust is not None:
@@ -68,7 +68,7 @@ def distill_filmed(request: DistillRequest) -> Distilled:
     """Train on a few photos and on films of the ways between them."""
     from difixcli.distillation.filming import NO_CLOUD, make_filming
     from difixcli.distillation.schedule import make_schedule
-    from difixcli.point_maps.files import AUTO
+    from difixcli.point_maps.names import AUTO
     from difixcli.scenes import make_split
     from difixcli.scenes.sparse_views import check_sparse_views
 

@@ -141,13 +141,13 @@ def distill_few(request: DistillRequest) -> Distilled:
 def check_views(request: FixRequest) -> None:
     """InputError for views that there cannot be."""
     from difixcli.priors.view_diffusion.files import check_view_diffusion
-    from difixcli.scenes import check_rule, check_scene
+    from difixcli.scenes import check_rule, check_scene, scene_root
     from difixcli.scenes.trajectories import check_trajectory
 
     check_scene(_scene_of(request))
     check_view_diffusion(request.view_diffusion or "bundled")
     if request.split is not None:
-        check_rule(request.split)
+        check_rule(request.split, scene_root(_scene_of(request)))
     if request.trajectory is not None and request.camera is not None:
         raise InputError("--trajectory and --camera both say where to look from; leave one of them out.")
     if request.trajectory is not None:
@@ -161,6 +161,7 @@ def novel_views(request: FixRequest) -> Made:
     from difixcli.scenes.trajectories import path_world_note
 
     source, trajectory = _scene_of(request), request.trajectory
+    on, _ = pick_device(request.device)
     if trajectory is not None and (note := path_world_note(trajectory)) is not None:
         console.say(note)
     loaded = open_scene(source, request.size, "gpu")
@@ -174,7 +175,6 @@ def novel_views(request: FixRequest) -> Made:
     from difixcli.novel_views import NovelViews
     from difixcli.priors.view_diffusion.files import view_diffusion_files
 
-    on, _ = pick_device(request.device)
     name = absolute(request.view_diffusion or "bundled")
     weights = view_diffusion_files(name)
     steps = request.denoise_steps or _SAMPLE_STEPS

@@ -110,7 +110,7 @@ class Worker:
         if self.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus
         with jobs.log(job.name).open("ab") as log:
-            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} difix {' '.join(job.line)}\n".encode())
+            log.write(os.fsencode(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} difix {' '.join(job.line)}\n"))
             log.flush()
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "difixcli", *job.line],

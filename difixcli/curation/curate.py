@@ -21,6 +21,7 @@ from difixcli.curation.build import Build
 from difixcli.curation.clips import DEFAULT_RULE as CLIPS_RULE
 from difixcli.curation.clips import clips, clips_of
 from difixcli.curation.cross_camera import cross_camera, default_camera_rule
+from difixcli.curation.curated import Curated, Failure, finish
 from difixcli.curation.cycle import SHIFTED, cycle
 from difixcli.curation.filters import Filters
 from difixcli.curation.manifest import (
@@ -28,16 +29,14 @@ from difixcli.curation.manifest import (
     SCENE_FILE,
     STAGE_FILE,
     SceneRecord,
-    StageSummary,
     read_scene,
     scene_records,
     stage_stands,
     summaries,
-    write_manifest,
     write_stage,
 )
 from difixcli.curation.pairs import KINDS, Pair, PairFiles, pair_id, write_pair
-from difixcli.curation.sheets import write_index, write_sheet
+from difixcli.curation.sheets import write_sheet
 from difixcli.curation.sparse import sparse
 from difixcli.curation.strategies import FILTERS, IMAGE_FORMATS, check_named, parse_stop
 from difixcli.curation.tars import tar_name, write_tar
@@ -95,39 +94,6 @@ class Stage:
     views: int
     pairs: Callable[[Build], Iterator[Pair]]
     split: Mapping[str, Sequence[str]] | None = None
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a scene could not be finished. `fault` is a traceback where the scene is not to blame."""
-
-    message: str
-    fault: str = ""
-
-
-@dataclass(frozen=True)
-class Curated:
-    """What a folder of pairs holds: the figures of its finished stages, the scenes that failed, by name, and the names
-    of those that are still to be made.
-    """
-
-    stages: Sequence[StageSummary]
-    failed: Mapping[str, Failure]
-    left: Sequence[str] = ()
-
-    def results(self) -> dict[str, Any]:
-        """The figures for a run's record."""
-        pairs = sum(stage.pairs for stage in self.stages)
-        return {
-            "pairs": pairs,
-            "train": sum(stage.pairs for stage in self.stages if not stage.test),
-            "test": sum(stage.pairs for stage in self.stages if stage.test),
-            "psnr": sum(stage.psnr * stage.pairs for stage in self.stages) / max(pairs, 1),
-            "ssim": sum(stage.ssim * stage.pairs for stage in self.stages) / max(pairs, 1),
-            "dropped": {name: sum(stage.dropped.get(name, 0) for stage in self.stages) for name in FILTERS},
-            "failed": {name: failure.message for name, failure in self.failed.items()},
-            "left": list(self.left),
-        }
 
 
 def curate(
@@ -226,16 +192,6 @@ def gather(folder: Path) -> Curated:
     if left := [job.name for job in jobs if job.state not in (DONE, FAILED)]:
         return Curated(summaries(scene_records(folder)), failed, left)
     return finish(folder, failed)
-
-
-def finish(folder: Path, failed: Mapping[str, Failure]) -> Curated:
-    """Write the manifest (tars need none) and the page of contact sheets of everything finished in `folder`."""
-    homes = scene_records(folder)
-    stages = summaries(homes)
-    if not any(record.format == "webdataset" for record in homes.values()):
-        write_manifest(folder)
-    write_index(folder, stages, {name: failure.message for name, failure in failed.items()})
-    return Curated(stages, failed)
 
 
 def plan(scene: Scene, recipe: Recipe, home: Path) -> list[Stage]:

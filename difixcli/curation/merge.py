@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from difixcli.cluster.jobs import DONE, FAILED, Job, Jobs
-from difixcli.curation.curate import Curated, Failure, finish
+from difixcli.curation.curated import Curated, Failure, finish
 from difixcli.curation.manifest import SCENE_FILE, STAGE_FILE, SceneRecord, read_scene, scene_records
 from difixcli.errors import InputError
 from difixcli.runs import read_json, run_record, write_json

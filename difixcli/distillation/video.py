@@ -35,9 +35,9 @@ from difixcli.distillation.settings import Settings
 from difixcli.distillation.targets import Target
 from difixcli.distillation.ways import Ways
 from difixcli.errors import InputError
-from difixcli.point_maps import TRUSTED, PointMap
 from difixcli.point_maps.cloud import Cloud, cloud_of, seeded
 from difixcli.point_maps.files import point_mapper, write_maps
+from difixcli.point_maps.maps import TRUSTED, PointMap
 from difixcli.point_maps.two_view import SIDE
 from difixcli.priors.video.span import VideoModel
 from difixcli.runs import Progress, Run, atomic, write_image

@@ -79,6 +79,18 @@ def evaluate_folders(
     split) and for figures of POSED (it has no poses).
     """
     plan = replace(plan or Plan(), device=device)
+    views = _folders(prediction, truth, plan)
+    evaluated = _measure(views, plan, [sorted(views.stems, key=natural_order)], {}, "none: folders of images", progress)
+    return {**evaluated, "results": evaluated["results"]["images"], "std": evaluated["std"]["images"]}
+
+
+def check_folders(prediction: Path, truth: Path, plan: Plan) -> None:
+    """Raises InputError for what `evaluate_folders` cannot measure, as far as that is told before an image is read."""
+    _folders(prediction, truth, plan)
+
+
+def _folders(prediction: Path, truth: Path, plan: Plan) -> _Views:
+    """The views of two folders; InputError as `evaluate_folders` raises it."""
     if plan.protocol.rule is not None:
         raise InputError(
             f"The protocol {plan.protocol.name} fixes the split, which a folder of images does not have; name a run."
@@ -87,9 +99,7 @@ def evaluate_folders(
         raise InputError(
             f"{METRICS[posed[0]].name} needs the cameras' poses, which a folder of images does not have; name a run."
         )
-    views = _Views({"images": prediction}, truth, [plan.masks] if plan.masks else [], plan.protocol)
-    evaluated = _measure(views, plan, [sorted(views.stems, key=natural_order)], {}, "none: folders of images", progress)
-    return {**evaluated, "results": evaluated["results"]["images"], "std": evaluated["std"]["images"]}
+    return _Views({"images": prediction}, truth, [plan.masks] if plan.masks else [], plan.protocol)
 
 
 def evaluate_run(

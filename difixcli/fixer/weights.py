@@ -6,7 +6,7 @@
   (`….base_layer.weight`, `….lora_A.vae_skip.weight`) as NVIDIA's is, or plain as SD-Turbo's.
 - the release trainer's `model_N.pkl`: the whole U-Net, adapters and skips. The rest of the VAE and the text encoder
   are those of the published folder it lies in, else of SD-Turbo, which that trainer always starts from. GeoQuery's
-  is the same with `state_dict_geo_modules`, and stands for the folder it lies in.
+  is the same with `state_dict_geo_modules`, and stands for the folder it lies in; any other does where it lies alone.
 
 Nothing is unpickled but tensors, and no code comes with weights.
 """
@@ -36,7 +36,7 @@ from difixcli.model_folders import (
     looks_like_hub_name,
     no_model,
 )
-from difixcli.runs import read_json, unreadable
+from difixcli.runs import is_the_systems, read_json, unreadable
 from difixcli.shapes import built
 from difixcli.tensor_files import read_pickled, read_safetensors, write_tensors
 from difixcli.torchvision_cure import cure
@@ -44,6 +44,7 @@ from difixcli.torchvision_cure import cure
 BUNDLED = Path(__file__).parent / "bundled"
 BOLDER = "bolder.safetensors"
 PROMPT = "remove degradation"
+_ZIP = b"PK\x03\x04"  # how a file of torch.save begins
 _WITHOUT_REFERENCES = "nvidia/difix"  # of the published ones all others were trained with one
 FORMAT = FORMATS["fixer"]
 NVIDIA_LICENCE = (
@@ -142,7 +143,7 @@ def local_files(name_or_path: str | Path) -> list[Path]:
     if not path.is_dir():
         return []
     held = [f for f in path.rglob("*") if f.suffix == ".safetensors" or f.name.endswith("config.json")]
-    return sorted(held + [f for f in path.glob("*.pkl") if _holds_geometry(f)])
+    return sorted(held + _pickled(path))
 
 
 def save_networks(network: FixerNetwork, bolder: FixerNetwork | None, folder: Path) -> Path:
@@ -187,19 +188,29 @@ def _load_folder(
 ) -> FixerNetwork:
     if (folder / "config.json").is_file():
         return _load_own(folder)
-    if len(found := [path for path in sorted(folder.glob("*.pkl")) if path.is_file() and _holds_geometry(path)]) == 1:
+    pickled = _pickled(folder)
+    found = [path for path in pickled if _may_hold_geometry(path)]
+    if not found:
+        if (folder / "unet").is_dir() and (folder / "vae").is_dir():
+            return _load_published(folder, views)
+        found = pickled  # with nothing beside them they stand for their folder, or tell why not
+    if len(found) == 1:
         return _load_trainer_file(found[0], token, cache_dir)
     if found:
         raise InputError(f"{folder} holds several checkpoints ({', '.join(path.name for path in found)}); name one.")
-    if (folder / "unet").is_dir() and (folder / "vae").is_dir():
-        return _load_published(folder, views)
     raise InputError(
         f"{folder} is not a fixer: it has neither config.json with model.safetensors nor the folders unet and vae."
     )
 
 
-def _holds_geometry(path: Path) -> bool:
-    """Whether a file of torch.save names GeoQuery's modules; nothing of it is unpickled for that.
+def _pickled(folder: Path) -> list[Path]:
+    """The files of a folder that are called as trainers' checkpoints are, sorted."""
+    return sorted(path for path in folder.glob("*.pkl") if path.is_file())
+
+
+def _may_hold_geometry(path: Path) -> bool:
+    """Whether a file of torch.save names GeoQuery's modules, or is so damaged that this cannot be told; nothing of it
+    is unpickled for that.
 
     Raises InputError for a file that the system does not let us read.
     """
@@ -210,10 +221,13 @@ def _holds_geometry(path: Path) -> bool:
                 return False
             with opened.open(header) as file:
                 return _GEOMETRY.encode() in file.read(_HEADER_BYTES)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error):
-        return False  # no zip, damaged, encrypted, or packed as torch never does
+    except (RuntimeError, NotImplementedError):
+        return False  # encrypted, or packed as torch never does
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError) as error:  # what it says may be nonsense
+        if is_the_systems(error):
+            raise unreadable(path, error) from error
+        with path.open("rb") as raw:
+            return raw.read(len(_ZIP)) == _ZIP
 
 
 def _load_own(folder: Path) -> FixerNetwork:

@@ -3,8 +3,3 @@
 `maps` says what a point map is and who makes one (`PointMapper`): `two_view` from the photos alone, `files` from what
 other programs wrote. `cloud` makes one point cloud of them.
 """
-
-from difixcli.point_maps.maps import TRUSTED, PointMap, PointMapper, map_of_depth
-from difixcli.point_maps.two_view import TwoViewGeometry
-
-__all__ = ["TRUSTED", "PointMap", "PointMapper", "TwoViewGeometry", "map_of_depth"]

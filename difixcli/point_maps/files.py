@@ -33,13 +33,12 @@ import numpy as np
 
 from difixcli.errors import InputError
 from difixcli.point_maps.maps import PointMap, PointMapper, map_of_depth
+from difixcli.point_maps.names import AUTO, check_points
 from difixcli.point_maps.two_view import TwoViewGeometry
 from difixcli.scenes.ply import read_points
 from difixcli.scenes.poses import OPENCV_TO_OPENGL, transform_points
 from difixcli.scenes.scene import Camera, Scene
 from difixcli.scenes.visibility import CELL, unhidden
-
-AUTO = "auto"
 
 _POINTS = ("points", "pts3d", "world_points")
 _CONFIDENCES = ("confidence", "conf", "im_conf", "world_points_conf")
@@ -53,17 +52,6 @@ _MISSED = 0.05  # of the photo's long side: by how much its points may miss thei
 _FEW = 100  # points of a .ply that photos must see
 _BEHIND = 1.15  # so many times as deep as what is nearest around it, a point is behind it
 _LIKE = 0.65  # of the difference of colours by chance, at which points are where photos show them
-
-
-def check_points(name: str) -> None:
-    """Raises InputError for a point file that is missing or of no kind that is read."""
-    if name == AUTO:
-        return
-    path = Path(name).expanduser()
-    if path.suffix.lower() not in (".npz", ".ply"):
-        raise InputError(f"--points {name} is neither auto nor a file that ends with .npz or .ply; name one of these.")
-    if not path.is_file():
-        raise InputError(f"There is no point file {path}; check its name, or use --points auto.")
 
 
 def point_mapper(name: str, scene: Scene, frames: Sequence[int]) -> PointMapper:

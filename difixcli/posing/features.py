@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from difixcli.disk import free_bytes
 from difixcli.posing.photos import Photo, lens_groups
 
 LONGEST = 1600
@@ -37,7 +37,7 @@ _FEATURES_AT_ONCE, _PAIRS_AT_ONCE, _PHOTOS_AT_ONCE = 8, 50, 64
 def check_room(database: Path) -> None:
     """Raises OSError, naming the folder, where the disk has no room for what is found at once: pycolmap ends the
     process where it is full."""
-    if shutil.disk_usage(database.parent).free < _ROOM:
+    if free_bytes(database.parent) < _ROOM:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(database.parent))
 
 

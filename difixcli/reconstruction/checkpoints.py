@@ -44,6 +44,11 @@ def write_checkpoint(state: dict[str, Any], target: Path, spare: Path) -> None:
         with temporary.open("wb") as file:  # given a path, torch hides that a disk is full
             torch.save(_plain(state), file)
         os.replace(temporary, target)
+    except RuntimeError as error:  # and of a file that cannot be ended torch says so in an error of its own
+        hidden = error.__context__
+        if isinstance(hidden, OSError):
+            raise OSError(hidden.errno, hidden.strerror, str(target)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     for other in target.parent.glob("step-*.ckpt"):

@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING
 
 from difixcli.errors import InputError, unknown
-from difixcli.reconstruction.patches import quiet
+from difixcli.reconstruction.patches import quiet, stacks_without_source
 from difixcli.torchvision_cure import cure
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def known_packages() -> frozenset[str]:
 
 def _registry() -> dict[str, TrainerConfig]:
     cure()
-    with quiet():
+    with quiet(), stacks_without_source():
         from nerfstudio.configs.method_configs import all_methods
         from nerfstudio.engine.trainer import TrainerConfig
 

@@ -1,6 +1,6 @@
 """Posed photo sets: reading, splitting, camera paths."""
 
-from difixcli.scenes.loading import check_scene, load_scene, scene_fingerprint, scene_name
+from difixcli.scenes.loading import check_scene, load_scene, scene_fingerprint, scene_name, scene_root
 from difixcli.scenes.photo_store import load_mask, load_photo
 from difixcli.scenes.poses import nearest_cameras, pose_distance
 from difixcli.scenes.scene import Camera, Frame, Scene, Split
@@ -28,6 +28,7 @@ __all__ = [
     "pose_distance",
     "scene_fingerprint",
     "scene_name",
+    "scene_root",
     "spiral",
     "step_towards",
 ]

@@ -115,6 +115,20 @@ def scene_name(spec: str | Path) -> str:
     return root.parent.name if root.name == TRANSFORMS else root.name
 
 
+def scene_root(spec: str | Path) -> Path | None:
+    """The folder that a scene will be read from, without reading it; None where it is not made yet: a sample that is
+    painted first, photos that are posed first."""
+    if str(spec).startswith(SAMPLE_PREFIX):
+        from difixcli.samples.sample import sample_folder
+
+        root = sample_folder(scene_name(spec))
+        return root if root.is_dir() else None
+    root = Path(spec)
+    if is_unposed(root):
+        return posed_already(root)
+    return root.parent if root.is_file() else root
+
+
 def scene_fingerprint(scene: Scene) -> str:
     """A short hash of everything a scene was read from, whatever its layout and working size.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from difixcli.cache import cache_folder
+from difixcli.disk import free_bytes
 
 _MOST = 2**34  # bytes: 10,000 photos of 480×270
 _SHARE = 4  # never more than so small a part of what is free on the disk
@@ -58,7 +58,7 @@ class Spill:
             file = self._opened()
             if array.nbytes > self._most:
                 return
-            if self._bound is None and shutil.disk_usage(cache_folder()).free < _LEAST:
+            if self._bound is None and free_bytes(cache_folder()) < _LEAST:
                 raise OSError("the disk is nearly full")
             # round and round, so that the oldest lie where it goes on
             start = self._next if self._next + array.nbytes <= self._most else 0
@@ -107,7 +107,7 @@ class Spill:
         if self._file is None:
             folder = cache_folder()
             folder.mkdir(parents=True, exist_ok=True)
-            self._most = min(_MOST, shutil.disk_usage(folder).free // _SHARE) if self._bound is None else self._bound
+            self._most = int(min(_MOST, free_bytes(folder) / _SHARE)) if self._bound is None else self._bound
             self._file = tempfile.TemporaryFile(prefix="photos-", dir=folder, buffering=0)  # noqa: SIM115
         return self._file
 

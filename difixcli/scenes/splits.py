@@ -135,8 +135,10 @@ def make_split(scene: Scene, rule: str, need_test: bool = True) -> Split:
     return Split(train=tuple(sorted(train)), test=tuple(sorted(test)), rule=rule)
 
 
-def check_rule(rule: str) -> None:
-    """Raises InputError for a rule that is wrong whatever the scene: unknown, or with an argument it cannot have."""
+def check_rule(rule: str, root: Path | None = None) -> None:
+    """Raises InputError for a rule that is wrong whatever the scene: unknown, or with an argument it cannot have; with
+    the scene's folder also for a split file that is missing or broken.
+    """
     kind, _, argument = rule.partition(":")
     if kind not in RULES:
         raise unknown("split rule", kind, RULES, f"The whole rule was {rule!r}.")
@@ -160,6 +162,8 @@ def check_rule(rule: str) -> None:
         raise InputError(f"The split rule {rule!r} needs a camera's id, as in camera:0.")
     if kind == "file" and not argument:
         raise InputError(f"The split rule {rule!r} needs a path, as in file:split.json.")
+    if kind == "file" and root is not None:
+        _read_split(argument, root)
 
 
 def _every(count: int, step: int) -> tuple[list[int], list[int]]:
@@ -296,14 +300,19 @@ def _by_camera(scene: Scene, argument: str, rule: str) -> tuple[list[int], list[
     return train, [i for i, frame in enumerate(scene.frames) if frame.camera_id not in wanted]
 
 
-def _from_file(scene: Scene, argument: str) -> tuple[list[int], list[int]]:
+def _read_split(argument: str, root: Path) -> tuple[Path, dict[str, list[str]]]:
+    """The file that `file:ARGUMENT` means for a scene in `root`, and what it holds."""
     path = Path(argument)
     # a scene's own split is called so in a run's record: no file that lies where a command is given takes its place
-    if (argument == SPLIT_FILE and (scene.root / argument).is_file()) or not path.is_file():
-        path = scene.root / argument
+    if (argument == SPLIT_FILE and (root / argument).is_file()) or not path.is_file():
+        path = root / argument
     if not path.is_file():
-        raise InputError(f"The split file {argument} exists neither here nor in {scene.root}.")
-    data = read_json(path, {"train": [str], "test?": [str]}, 'it must hold {"train": [names], "test": [names]}')
+        raise InputError(f"The split file {argument} exists neither here nor in {root}.")
+    return path, read_json(path, {"train": [str], "test?": [str]}, 'it must hold {"train": [names], "test": [names]}')
+
+
+def _from_file(scene: Scene, argument: str) -> tuple[list[int], list[int]]:
+    path, data = _read_split(argument, scene.root)
     train = _indices(scene, data["train"], path)
     if "test" in data:
         test = _indices(scene, data["test"], path)

@@ -92,6 +92,7 @@ def check_trajectory(spec: str) -> None:
             raise InputError(
                 f"{Path(spec).expanduser()} is missing; name a camera path that nerfstudio's viewer saved."
             )
+        _read_viewer_path(Path(spec).expanduser())
         return
     kind, _, argument = spec.strip().partition(":")
     if kind == "shift":
@@ -355,23 +356,7 @@ def _travel(positions: np.ndarray) -> np.ndarray:
 
 def _viewer_path(path: Path, scene: Scene, long_side: int) -> Trajectory:
     """A camera path as nerfstudio's viewer saves it, at most `long_side` pixels large."""
-    held = read_json(path)
-    entries = held.get("camera_path") if isinstance(held, dict) else None
-    keyframes = held.get("keyframes") if isinstance(held, dict) else None
-    alone = entries is None and isinstance(keyframes, list) and bool(keyframes)
-    if alone:
-        entries = keyframes
-    if not isinstance(entries, list):
-        raise InputError(
-            f"{path} is no camera path of nerfstudio's viewer (it has no camera_path and no keyframes); save one there."
-        )
-    if not entries:
-        raise InputError(f"{path} holds no camera; add keyframes in the viewer and save it again.")
-    kind = str(held.get("camera_type") or "perspective").lower()
-    if kind != "perspective":
-        raise InputError(f"{path} asks for {kind} cameras, which difix does not render; choose Perspective there.")
-    if held.get("crop"):
-        raise InputError(f"{path} asks for a crop of the scene, which difix does not render; save it without one.")
+    held, entries, alone = _read_viewer_path(path)
     fps = _number(held, "fps", path, 0.1, 1000) if held.get("fps") is not None else None
     if alone:
         fps = fps or _VIEWER_FPS
@@ -391,6 +376,30 @@ def _viewer_path(path: Path, scene: Scene, long_side: int) -> Trajectory:
         lens = Camera(pose, focal, focal, width / 2, height / 2, round(width), round(height))
         cameras.append(lens.resized(*working_size(lens.width, lens.height, long_side)))
     return Trajectory(cameras, fps or _VIEWER_FPS, file_name(path.stem))
+
+
+def _read_viewer_path(path: Path) -> tuple[dict[str, Any], list[Any], bool]:
+    """What a viewer's path holds, its cameras or key frames, and whether they are the latter; InputError for what is no
+    path, or one that is not rendered here.
+    """
+    held = read_json(path)
+    entries = held.get("camera_path") if isinstance(held, dict) else None
+    keyframes = held.get("keyframes") if isinstance(held, dict) else None
+    alone = entries is None and isinstance(keyframes, list) and bool(keyframes)
+    if alone:
+        entries = keyframes
+    if not isinstance(entries, list):
+        raise InputError(
+            f"{path} is no camera path of nerfstudio's viewer (it has no camera_path and no keyframes); save one there."
+        )
+    if not entries:
+        raise InputError(f"{path} holds no camera; add keyframes in the viewer and save it again.")
+    kind = str(held.get("camera_type") or "perspective").lower()
+    if kind != "perspective":
+        raise InputError(f"{path} asks for {kind} cameras, which difix does not render; choose Perspective there.")
+    if held.get("crop"):
+        raise InputError(f"{path} asks for a crop of the scene, which difix does not render; save it without one.")
+    return held, entries, alone
 
 
 def _run_of(path: Path) -> Path | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from difixcli.errors import InputError, near, unknown
 from difixcli.model_folders import SMALL_SIZES
-from difixcli.runs import run_record
+from difixcli.runs import IMAGE_SUFFIXES, run_record
 
 
 def check_small(base: str) -> None:
@@ -34,6 +34,14 @@ def pair_files(source: Path) -> list[Path]:
             "(difix curate --merge --partial makes one of a part)."
         )
     return tars
+
+
+def check_photos(folder: Path) -> None:
+    """Raises InputError for what is no folder that photos lie under."""
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}; --photos wants a folder of JPEG or PNG photos.")
+    if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*")):
+        raise InputError(f"No photo lies under {folder}; --photos wants a folder of JPEG or PNG photos.")
 
 
 def check_pairs(source: Path) -> None:

@@ -77,7 +77,8 @@ def train_super_resolver(
 
     Returns:
         `steps`, `best_step`, `stopped_early`, `seconds`, `loss` (mean over the last 100 steps), `perceptual`,
-        `parameters`, `photos` (numbers of `folder`, `scenes`, `test`, `dropped`), `dropped` (reasons by photo), and
+        `parameters`, `photos` (numbers of `folder`, `scenes`, `test`, `dropped`), `scenes` (the names of those that
+        were trained on), `dropped` (reasons by photo), and
         `validation`: mean `psnr`, `ssim`, `st_lpips` of `bicubic`, `unsharp` (of bicubic), `render` (simulated),
         `alone` and `beside_render`.
 
@@ -128,6 +129,7 @@ class _Training(ValidatedTraining):
     def load_data(self, scenes: Sequence[Scene], photos: Path | None, runs: Sequence[Path], base: str) -> None:
         """Find the photos, and take up a checkpoint."""
         options = self.options
+        self.scenes = [scene.name for scene in scenes]
         self.photos = LargePhotos(photos, scenes, options.crop, options.cache_mib)
         held_out = self.photos.test[: options.validation_photos]
         factor = self.network.factor
@@ -169,6 +171,7 @@ class _Training(ValidatedTraining):
         results = self.results() | {
             "parameters": sum(weight.numel() for weight in self.weights),
             "photos": self.counts,
+            "scenes": self.scenes,
             "dropped": self.photos.dropped,
             "validation": {**self.baselines, **self.best.found["figures"]},
         }

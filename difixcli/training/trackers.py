@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,7 +59,7 @@ def open_trackers(names: Sequence[str], output: Path, options: Mapping[str, Any]
         kind: Any = LOGGER_TYPE_TO_CLASS[name]
         more: dict[str, Any] = {"logging_dir": str(output / name)} if kind.requires_logging_directory else {}
         if name == "wandb":
-            identity = hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:12]
+            identity = hashlib.sha256(os.fsencode(output.resolve())).hexdigest()[:12]
             more |= {"dir": str(output), "name": output.name, "id": identity, "resume": "allow"}
         try:
             tracker = kind(_PROJECT, **more)

@@ -73,8 +73,8 @@ def train_view_diffusion(
 
     Returns:
         `steps` and `seconds` by network, `loss` (mean over the last records) by network, `parameters` by network,
-        `photos`, and `validation`: mean `psnr`, `ssim`, `st_lpips` of `nearest`, `warped` (the nearest photo by seed
-        points' depth), `eft`, `vldm` and `vae`.
+        `photos`, `scenes` (the names of those that were trained on), and `validation`: mean `psnr`, `ssim`, `st_lpips`
+        of `nearest`, `warped` (the nearest photo by seed points' depth), `eft`, `vldm` and `vae`.
 
     Raises InputError for scenes, options or bases that cannot be used, a loss that is no number, and a checkpoint that
     cannot be read or written.
@@ -134,6 +134,7 @@ class _Training(StagedTraining):
     def load_data(self, scenes: Sequence[Scene], photos: Path | None, base: str) -> None:
         """Find the photos, and take up a checkpoint."""
         options = self.options
+        self.scenes = [scene.name for scene in scenes]
         self.photos = ViewPhotos(scenes, photos, options, self.device)
         self.held = self.photos.held[:: max(1, len(self.photos.held) // options.validation_views)]
         self.held = self.held[: options.validation_views]
@@ -155,6 +156,7 @@ class _Training(StagedTraining):
             "loss": self.losses,
             "parameters": {name: sum(w.numel() for w in part.parameters()) for name, part in parts.items()},
             "photos": self.counts,
+            "scenes": self.scenes,
             "validation": self.figures,
         }
         write_json(self.output / "training.json", {"options": asdict(self.options), "results": results})

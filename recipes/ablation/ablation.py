@@ -44,7 +44,7 @@ SCHEDULES = tuple(dict.fromkeys(schedule for schedule, _ in VARIANTS.values()))
 ROUNDS_ONLY = {  # option: schedules that it says nothing to
     **dict.fromkeys(("--rounds", "--step"), ("one-shot",)),
 }
-DIFIX = (sys.executable, "-W", "ignore", "-c", "from difixcli.cli import main; main()")
+DIFIX = (sys.executable, "-m", "difixcli")
 Cell = tuple[str, str, str, int]  # scene, method, split, seed
 Group = tuple[str, str, str]
 

@@ -28,8 +28,8 @@ if [ "$TRAIN" != - ]; then
   over_scenes difix curate "$TRAIN"/*/ --strategy underfit --stop 25% --stop 50% --stop 75% --references 1 $PAIRS \
     --output "$OUTPUT/pairs-underfit"
   # shellcheck disable=SC2086
-  run difix finetune "$OUTPUT/pairs-cross-camera" "$OUTPUT/pairs-cycle" "$OUTPUT/pairs-underfit" $TRAINING \
-    --output "$OUTPUT/fixer"
+  trained "$OUTPUT/fixer" "$OUTPUT/seed-*" difix finetune "$OUTPUT/pairs-cross-camera" "$OUTPUT/pairs-cycle" \
+    "$OUTPUT/pairs-underfit" $TRAINING
   FIXER=$OUTPUT/fixer
 fi
 distill_published "camera:$CENTRE" "$OUTPUT" "$TEST"/*/

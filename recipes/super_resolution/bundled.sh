@@ -22,19 +22,17 @@ if [ -n "${SMOKE:-}" ]; then
   SHAPE="--set channels=8 --set blocks=1"
 fi
 # shellcheck disable=SC2086
-readable $SCENES
-SCENES=$READABLE
-# shellcheck disable=SC2086
 readable $HELD_OUT
 HELD_OUT=$READABLE
 # four 128-pixel crops a step, L1 + 0.04 st-LPIPS (AlexNet): the defaults
 # shellcheck disable=SC2086
-run difix finetune $SCENES --task super-resolution --photos "$PHOTOS" --base scratch --iterations "$STEPS" $TOY $SHAPE \
-  --output "$OUTPUT/first"
+trained "$OUTPUT/first" "$OUTPUT/second" difix finetune $SCENES --max-failed "$MAX_FAILED" --task super-resolution \
+  --photos "$PHOTOS" --base scratch --iterations "$STEPS" $TOY $SHAPE
 # half the perceptual weight: better in both figures than the first stage
 # shellcheck disable=SC2086
-run difix finetune $SCENES --task super-resolution --photos "$PHOTOS" --base "$OUTPUT/first" --iterations "$MORE" --seed 1 \
-  --learning-rate 2.5e-4 --warm-up 20 --perceptual-weight 0.02 $TOY --output "$OUTPUT/second"
+trained "$OUTPUT/second" "" difix finetune $SCENES --max-failed "$MAX_FAILED" --task super-resolution \
+  --photos "$PHOTOS" --base "$OUTPUT/first" --iterations "$MORE" --seed 1 --learning-rate 2.5e-4 --warm-up 20 \
+  --perceptual-weight 0.02 $TOY
 # shellcheck disable=SC2086
 run python "$(dirname "$0")/card.py" "$OUTPUT/second" "$OUTPUT/bundled" --photos "$PHOTOS" --scenes $HELD_OUT --side "$SIDE"
 exit "$SOME_FAILED"

@@ -20,5 +20,5 @@ over_scenes difix curate $SCENES --strategy clips $CLIPS --output "$OUTPUT/clips
 # shellcheck disable=SC2086
 over_scenes difix curate $HELD_OUT --strategy clips $CLIPS --test-scene '*' --output "$OUTPUT/held-out"
 # shellcheck disable=SC2086
-run difix finetune "$OUTPUT/clips" "$OUTPUT/held-out" --task video $TRAIN --output "$OUTPUT/trained"
+trained "$OUTPUT/trained" "" difix finetune "$OUTPUT/clips" "$OUTPUT/held-out" --task video $TRAIN
 exit "$SOME_FAILED"

@@ -19,13 +19,11 @@ if [ -n "${SMOKE:-}" ]; then
   CARD="--size 32 --count 2 --views 2"
 fi
 # shellcheck disable=SC2086
-readable $SCENES
-SCENES=$READABLE
-# shellcheck disable=SC2086
 readable $HELD_OUT
 HELD_OUT=$READABLE
 # shellcheck disable=SC2086
-run difix finetune $SCENES --task view-diffusion --photos "$PHOTOS" --base scratch $SIZE --output "$OUTPUT/trained"
+trained "$OUTPUT/trained" "" difix finetune $SCENES --max-failed "$MAX_FAILED" --task view-diffusion --photos "$PHOTOS" \
+  --base scratch $SIZE
 # shellcheck disable=SC2086
 run python "$(dirname "$0")/card.py" "$OUTPUT/trained" "$OUTPUT/bundled" --scenes $HELD_OUT $CARD
 exit "$SOME_FAILED"

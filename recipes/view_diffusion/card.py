@@ -56,6 +56,7 @@ def _about(model: ViewDiffusion, folder: Path, training: Mapping[str, Any], size
     megabytes = (folder / "model.safetensors").stat().st_size / 1e6
     steps, seconds, counts = results["steps"], results["seconds"], results["photos"]
     told = "; ".join(f"{name} {steps[name]:,} steps in {seconds[name]:,.0f} s" for name in steps)
+    scenes = ", ".join(results["scenes"])
     own = ", ".join(f"{name} {f['psnr']:.2f} / {f['st_lpips']:.3f}" for name, f in results["validation"].items())
     return f"""# View-conditioned diffusion ({total:.1f} M parameters, {megabytes:.1f} MB)
 
@@ -64,8 +65,8 @@ autoencoder (factor {model.config.factor}, {model.vae.config.latent_channels} ch
 ({millions["unet"]}) over its latents, which takes EFT's features and picture; for {model.size}-pixel pictures.
 
 - **Licence**: {model.licence}.
-- **Data**: {counts["views"]:,} views of {counts["scenes"]} scenes at {options["canvas"]} pixels, the autoencoder also
-  {counts["folder"]:,} other photos.
+- **Data**: {counts["views"]:,} views of {counts["scenes"]} scenes at {options["canvas"]} pixels ({scenes}), the
+  autoencoder also {counts["folder"]:,} other photos.
 - **Training**: {told}; AdamW, average of the weights ({options["ema"]}), {options["dtype"]}. EFT on windows of
   {options["window"]} pixels from one to five photos: pixels + {options["perceptual_weight"]} {options["perceptual"]} +
   {options["depth_weight"]} seed points' depth. U-Net on windows of {options["diffusion_window"]} pixels:

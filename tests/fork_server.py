@@ -1,0 +1,172 @@
+"""Programs that begin at once: forked from one process that has imported everything.
+
+To import nerfstudio takes longer than to work on a scene of a test. `python` and `difix` of a `ForkServer` take the
+lines, the environment, the folder, the streams and the signals that those of the system take, and end as they do; the
+number of the process that works is another than theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class ForkServer:
+    """`with ForkServer(folder) as place:` a folder made with `python` and `difix`, which live as long as the block."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> str:
+        import subprocess
+
+        os.makedirs(self.folder, exist_ok=True)
+        path = os.path.join(self.folder, "socket")
+        for name, more in (("python", ""), ("difix", " -m difixcli")):
+            script = os.path.join(self.folder, name)
+            with open(script, "w", encoding="utf-8") as file:
+                file.write(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{__file__}" "{path}"{more} "$@"\n')
+            os.chmod(script, 0o755)
+        # the programs run the checkout that these tests are of
+        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, path, "--serve", os.path.join(self.folder, "python")],
+            env={**os.environ, "PYTHONPATH": root},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._process.stdout is not None and self._process.stdout.readline() == b"ready\n"
+        return self.folder
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+
+
+def _serve(path: str, executable: str) -> None:
+    """Import everything, then fork a program for each that connects, until stdin is closed."""
+    import gc
+    import importlib
+    import pkgutil
+    import threading
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the program has it
+    del sys.path[0]
+    import difixcli
+
+    for module in pkgutil.walk_packages(difixcli.__path__, "difixcli."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    importlib.import_module("nerfstudio.configs.method_configs")
+    assert threading.active_count() == 1  # a thread would be missing in what is forked
+    gc.collect()
+    gc.freeze()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(64)
+    print("ready", flush=True)
+    while listener in select.select([listener, sys.stdin], [], [])[0]:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            if (asked := _watch(connection)) is None:
+                os._exit(0)
+            sys.executable = executable
+            _run(asked)
+            return
+        connection.close()
+        _wait(os.WNOHANG)
+    listener.close()  # whoever asks now is refused, rather than kept waiting
+    _wait(0)
+
+
+def _wait(how: int) -> None:
+    """For what has ended, or for everything."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, how)[0]:
+            pass
+
+
+def _watch(connection: socket.socket) -> dict | None:
+    """Fork a program, hand signals on to it, and tell how it ended; in the program itself, what it was asked for."""
+    length, streams, _, _ = socket.recv_fds(connection, 8, 3)
+    asked = b""
+    while len(asked) < int.from_bytes(length, "big"):
+        asked += connection.recv(1 << 16)
+    alive, theirs = os.pipe()
+    program = os.fork()
+    if program == 0:
+        connection.close()
+        os.close(alive)  # the other end is closed when it ends
+        for number, (stream, name) in enumerate(zip(streams, ("stdin", "stdout", "stderr"), strict=True)):
+            os.dup2(stream, number)
+            os.close(stream)
+            # what Python knew of the server's stream does not hold of this one
+            mode, buffering = "r" if name == "stdin" else "w", 1 if name == "stderr" else -1
+            errors = "backslashreplace" if name == "stderr" else None
+            setattr(sys, name, os.fdopen(number, mode, buffering, errors=errors, closefd=False))
+        told: dict = json.loads(asked)
+        return told
+    os.close(theirs)
+    for stream in streams:
+        os.close(stream)
+    while alive not in (ready := select.select([alive, connection], [], [])[0]):
+        if connection in ready:
+            number = connection.recv(1)
+            os.kill(program, number[0] if number else signal.SIGKILL)
+            if not number:
+                break
+    code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
+    with contextlib.suppress(OSError):  # where nobody waits for it any more
+        connection.sendall(str(code).encode())
+    return None
+
+
+def _run(asked: dict) -> None:
+    """What `python WORD…` runs."""
+    import runpy
+
+    os.chdir(asked["folder"])
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    words = [word for word in asked["words"] if word != "-u"]
+    if words[0] == "-m":
+        sys.path.insert(0, os.getcwd())
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.path.insert(0, os.path.dirname(os.path.abspath(words[0])))
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
+
+
+def _ask(path: str, words: list[str]) -> int:
+    """Have the server run a program, and end as it does."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(path)
+    for number in _SIGNALS:
+        signal.signal(number, lambda number, _: connection.sendall(bytes([number])))
+    asked = json.dumps({"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
+    socket.send_fds(connection, [len(asked).to_bytes(8, "big")], [0, 1, 2])
+    connection.sendall(asked)
+    code = int(connection.recv(16) or b"70")
+    if code < 0:
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
+
+
+if __name__ == "__main__":
+    if sys.argv[2:3] == ["--serve"]:
+        _serve(sys.argv[1], sys.argv[3])
+    else:
+        sys.exit(_ask(sys.argv[1], sys.argv[2:]))
