@@ -12,7 +12,7 @@ import numpy as np
 
 from difixcli.fixer.confidence import SUBSTANCE, TONE_CHANGE, TONE_SIGMA
 from difixcli.frames.marks import marks
-from difixcli.reference_views import fix_render
+from difixcli.images import as_planes, averaged
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
@@ -26,6 +26,7 @@ _CONTRAST = 1 / 255  # local contrast that counts as none
 _NEARER = 0.01  # colour difference by which a fix must be nearer to a photo to count wholly in a final render
 _LIKENESS = 0.5  # of TONE_SIGMA: what is finer has no part in the likeness of an image and a photo
 _DISAGREEMENT = 0.25  # colour difference (of the worst channel) at which a reference no longer supports a fix
+_BOLD = (33.0, 35.0)  # dB of agreement up to which a fixer's bolder weights count alone, and from which not at all
 _SEEN = 5e-4  # smoothed visibility from which on a photo has a say: it reaches three widths beyond its edge
 
 
@@ -34,6 +35,43 @@ def enhanced(fixer: Fixer, render: Render, references: References) -> np.ndarray
     `nearer`).
     """
     return nearer(render, fix_render(fixer, render, references), references)
+
+
+def fix_render(fixer: Fixer, render: Render, references: References) -> np.ndarray:
+    """The fixer's clean view (H, W, 3) of a render with its references, raw or aligned as its weights want them.
+
+    Fixers that have bolder weights use them as far as the render is unlike the aligned photos (see `boldness`).
+    """
+    import torch
+
+    image = as_planes(render.color)
+    opacity = torch.from_numpy(render.accumulation)[None, None]
+    count = min(fixer.config.views, len(references.frames))
+    if count == 0:
+        fixed = fixer(image, None, opacity)
+    elif fixer.config.references == "aligned":
+        aligned = torch.from_numpy(references.aligned[:count]).permute(0, 3, 1, 2)[None]
+        visibility = torch.from_numpy(references.visibility[:count])[None, :, None]
+        bold = 0.0 if fixer.bolder is None else boldness(render.color, references)
+        fixed = fixer(image, aligned, opacity, visibility, boldness=bold)
+    else:
+        photos = [averaged(as_planes(photo), image.shape[-2:]) for photo in references.photos[:count]]
+        places = None
+        if fixer.config.references == "geometry" and references.correspondence is not None:
+            places = torch.from_numpy(references.correspondence(count))[None]
+        fixed = fixer(image, torch.cat(photos)[None], opacity, correspondence=places)
+    return fixed[0].permute(1, 2, 0).float().cpu().numpy()
+
+
+def boldness(image: np.ndarray, references: References) -> float:
+    """In [0, 1]: how far a render (H, W, 3) is to be mended by a fixer's bolder weights, by its agreement with the
+    aligned photos; 0 where these see too little of it.
+
+    What the bolder ones take from photos is better than a bad render and worse than a good one.
+    """
+    value = agreement(image, references)
+    low, high = _BOLD
+    return 0.0 if value is None else min(max((high - value) / (high - low), 0.0), 1.0)
 
 
 def nearer(render: Render, fixed: np.ndarray, references: References) -> np.ndarray:

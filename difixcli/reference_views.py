@@ -251,34 +251,12 @@ def _places_by_points(scene: Scene, frame: int, reference: int, size: tuple[int,
 
 
 def looked_up(references: References, fixer: Fixer) -> References:
-    """The same, with the places that `fix_render` will ask for found now: in a thread ahead, as a rule."""
+    """The same, with the places that `evidence.fix_render` will ask for found now: in a thread ahead, as a rule."""
     count = min(fixer.config.views, len(references.frames))
     if fixer.config.references != "geometry" or references.correspondence is None or not count:
         return references
     places = references.correspondence(count)
     return replace(references, correspondence=lambda first: places[:first])
-
-
-def fix_render(fixer: Fixer, render: Render, references: References) -> np.ndarray:
-    """The fixer's clean view (H, W, 3) of a render with its references, raw or aligned as its weights want them."""
-    import torch
-
-    image = as_planes(render.color)
-    opacity = torch.from_numpy(render.accumulation)[None, None]
-    count = min(fixer.config.views, len(references.frames))
-    if count == 0:
-        fixed = fixer(image, None, opacity)
-    elif fixer.config.references == "aligned":
-        aligned = torch.from_numpy(references.aligned[:count]).permute(0, 3, 1, 2)[None]
-        visibility = torch.from_numpy(references.visibility[:count])[None, :, None]
-        fixed = fixer(image, aligned, opacity, visibility)
-    else:
-        photos = [averaged(as_planes(photo), image.shape[-2:]) for photo in references.photos[:count]]
-        places = None
-        if fixer.config.references == "geometry" and references.correspondence is not None:
-            places = torch.from_numpy(references.correspondence(count))[None]
-        fixed = fixer(image, torch.cat(photos)[None], opacity, correspondence=places)
-    return fixed[0].permute(1, 2, 0).float().cpu().numpy()
 
 
 def is_bad_fix(render: Render, fixed: np.ndarray) -> bool:

@@ -8,6 +8,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -75,15 +76,22 @@ def write_network(network: nn.Module, config: Mapping[str, Any], folder: Path, w
     return write_tensors(network.state_dict(), config, folder, what)
 
 
-def write_tensors(state: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path, what: str) -> Path:
-    """`write_network` of some of a network's tensors."""
+def write_tensors(
+    state: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    folder: Path,
+    what: str,
+    further: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
+) -> Path:
+    """`write_network` of some of a network's tensors, and of `further` ones in files of their own, by these' names."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     try:
-        with atomic(folder / "model.safetensors") as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt"})
+        for file, held in {**further, "model.safetensors": state}.items():
+            tensors = {name: value.detach().cpu().contiguous() for name, value in held.items()}
+            with atomic(folder / file) as temporary:
+                save_file(tensors, temporary, metadata={"format": "pt"})
         with atomic(folder / "config.json") as temporary:
             temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:  # safetensors hides the system's error in its own

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from difixcli.distillation.guard import BOUND, compare
-from difixcli.evidence import agreement, confidence, confirmed, mean_support, nearer, tone_sigma
+from difixcli.evidence import (
+    agreement,
+    boldness,
+    confidence,
+    confirmed,
+    fix_render,
+    mean_support,
+    nearer,
+    tone_sigma,
+)
+from difixcli.fixer import Fixer
 from difixcli.reconstruction import Render
 from difixcli.reference_views import References
 
@@ -45,6 +55,18 @@ def test_a_fix_does_not_soften_what_it_trains(size: tuple[int, int]) -> None:
     taken = confirmed(_render(photo), fixed, _beside(photo, 1.0))
     wanted = photo - 0.1
     assert np.abs(taken - wanted).mean() < 0.4 * np.abs(fixed - wanted).mean()
+
+
+def test_a_render_unlike_the_photos_is_mended_boldly() -> None:
+    photo = _photo(120, 160)
+    fixer = Fixer.from_pretrained("bundled")
+    assert fixer.bolder is not None
+    beside = _beside(photo, 1.0)
+    render = _render(np.clip(photo + 0.1 * np.sin(np.arange(160) / 12, dtype=np.float32)[:, None], 0, 1))
+    assert boldness(render.color, beside) == 1 and boldness(photo, beside) == 0
+    assert boldness(render.color, _beside(photo, 0.0)) == 0  # nothing says that it is bad
+    careful, bold = (np.abs(fix_render(one, render, beside) - photo).mean() for one in (Fixer(fixer.network), fixer))
+    assert bold < 0.8 * careful < 0.8 * np.abs(render.color - photo).mean()
 
 
 @pytest.mark.parametrize("size", SIZES)

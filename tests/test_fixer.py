@@ -178,6 +178,27 @@ def test_saving_and_loading_changes_nothing(tiny: Fixer, tmp_path: Path) -> None
     assert again.licence == "Apache-2.0"
 
 
+def test_between_careful_and_bolder_weights(tiny: Fixer, tmp_path: Path) -> None:
+    bolder = new_small_fixer("tiny", seed=5)
+    both = Fixer(tiny.network, bolder=bolder.network)
+    image, beside = torch.rand(2, 3, 40, 56), torch.rand(2, 2, 3, 40, 56)
+    careful, bold = tiny(image, beside), bolder(image, beside)
+    assert torch.equal(both(image, beside), careful) and torch.equal(both(image, beside, boldness=1.0), bold)
+    half = both(image, beside, boldness=0.5)
+    assert min(float((half - one).abs().max()) for one in (careful, bold)) > 0.01
+    assert torch.equal(both(image, beside), careful)  # nothing was written into either
+    assert torch.equal(tiny(image, beside, boldness=1.0), careful)
+    folder = both.save_pretrained(tmp_path / "both")
+    again = Fixer.from_pretrained(folder, merge=True)
+    assert both.is_saved_in(folder) and not tiny.is_saved_in(folder)
+    assert torch.equal(again(image, beside, boldness=0.5), half)
+    (folder / "bolder.safetensors").write_bytes((folder / "bolder.safetensors").read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"bolder\.safetensors"):
+        Fixer.from_pretrained(folder)
+    tiny.save_pretrained(folder)  # what was there is no part of it
+    assert tiny.is_saved_in(folder) and Fixer.from_pretrained(folder).bolder is None
+
+
 def test_published_weights_saved_as_ours_need_no_text_encoder(shared: Path, tmp_path: Path) -> None:
     fixer = Fixer.from_pretrained(shared / "golden" / "difix_ref")
     assert "non-commercial" in fixer.licence

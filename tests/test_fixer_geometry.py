@@ -21,6 +21,7 @@ from test_fixer_inference import noisy, raw_config
 from difixcli.cli.inputs import check_fixer
 from difixcli.downloads import fetch
 from difixcli.errors import InputError
+from difixcli.evidence import fix_render
 from difixcli.fixer import Fixer, FixerNetwork, new_small_fixer
 from difixcli.fixer.alignment import unproject
 from difixcli.fixer.correspondence import correspond, cropped, mirrored
@@ -29,7 +30,7 @@ from difixcli.fixer.network import EncodedReferences
 from difixcli.fixer.tiling import windows
 from difixcli.fixer.weights import merge_adapters
 from difixcli.reconstruction import Reconstruction
-from difixcli.reference_views import ReferenceViews, fix_render, opaque_depth, places_by_points
+from difixcli.reference_views import ReferenceViews, opaque_depth, places_by_points
 from difixcli.runs import write_image
 from difixcli.scenes import load_scene, make_split
 from difixcli.training import finetune

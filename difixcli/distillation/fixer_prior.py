@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from difixcli.distillation.prior import Context, Proposal, Round, View
-from difixcli.evidence import agreement, confidence, confirmed, mean_support
+from difixcli.evidence import agreement, confidence, confirmed, fix_render, mean_support
 from difixcli.frames.stages import Pace, carried
 from difixcli.reconstruction import Render
-from difixcli.reference_views import References, fix_render, is_bad_fix, looked_up
+from difixcli.reference_views import References, is_bad_fix, looked_up
 
 _BETTER = 0.5  # dB by which photos must speak for the present render before it is fixed in place of photos' own
 

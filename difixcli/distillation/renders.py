@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from difixcli.distillation.targets import Target
-from difixcli.evidence import enhanced, marks_of
+from difixcli.evidence import enhanced, fix_render, marks_of
 from difixcli.frames.stages import Pace, carried
 from difixcli.reconstruction import Reconstruction, Render
-from difixcli.reference_views import References, ReferenceViews, fix_render, looked_up
+from difixcli.reference_views import References, ReferenceViews, looked_up
 from difixcli.runs import CONFIDENCE, Progress, write_image
 from difixcli.scenes import load_mask, load_photo
 from difixcli.scenes.scene import Camera, Scene, Split

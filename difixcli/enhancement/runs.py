@@ -15,12 +15,12 @@ import numpy as np
 
 from difixcli.enhancement.sequence import FILM_FILE, SIDE_BY_SIDE, SPLIT_SCREEN, VIDEO, Film, make_film
 from difixcli.errors import InputError
-from difixcli.evidence import marks_of, nearer
+from difixcli.evidence import fix_render, marks_of, nearer
 from difixcli.frames.pictures import check_large_enough
 from difixcli.frames.writing import Clean, Shot, write_frames
 from difixcli.images import Operator, as_pixels, as_planes
 from difixcli.reconstruction import Reconstruction, Render
-from difixcli.reference_views import References, ReferenceViews, fix_render, looked_up
+from difixcli.reference_views import References, ReferenceViews, looked_up
 from difixcli.runs import PHOTOS, Progress, read_image, write_image
 from difixcli.scenes import Camera, Trajectory
 from difixcli.scenes.scene import Scene, Split

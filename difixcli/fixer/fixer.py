@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from difixcli.fixer.network import EncodedReferences, FixerConfig, FixerNetwork,
 from difixcli.fixer.registered import RegisteredPhotos
 from difixcli.fixer.tiling import Window, fade, windows
 from difixcli.fixer.tone import keep_unseen_tone
-from difixcli.fixer.weights import load_network, merge_adapters, save_network
+from difixcli.fixer.weights import load_networks, merge_adapters, save_networks
 from difixcli.images import in_unit
 from difixcli.model_folders import SMALL_SIZES
 
@@ -47,12 +48,17 @@ class Fixer:
     are cut to the same window: neighbouring photos show about the same there, at the same scale. Places of theirs that
     lie outside of it are then not known.
 
+    Some come as two: `bolder` is a network of the same configuration that mends more and harms more of what is right;
+    a call says with `boldness` how far it counts.
+
     `notice` is called with a sentence when something the caller may want to know happens, `tile_done` after each of an
     image's windows, where there are several, with how many are done and how many there are.
     """
 
-    def __init__(self, network: FixerNetwork, tile: int | None = None) -> None:
+    def __init__(self, network: FixerNetwork, tile: int | None = None, bolder: FixerNetwork | None = None) -> None:
         self.network = network.eval()
+        self.bolder = None if bolder is None else bolder.eval()
+        self._between = None if bolder is None else copy.deepcopy(network)  # whose weights lie between theirs
         self.tile = tile
         self.notice: Callable[[str], None] = lambda message: None
         self.tile_done: Callable[[int, int], None] = lambda done, total: None
@@ -81,36 +87,43 @@ class Fixer:
 
         `merge` works adapters into the weights they adapt: the same pixels sooner, but not what to fine-tune.
         """
-        network = load_network(name_or_path, revision, token, cache_dir)
+        network, bolder = load_networks(name_or_path, revision, token, cache_dir)
         if merge:
             network = merge_adapters(network)
-        return cls(network).to(device, dtype)
+            bolder = None if bolder is None else merge_adapters(bolder)
+        return cls(network, bolder=bolder).to(device, dtype)
 
     def to(self, device: str | torch.device, dtype: torch.dtype) -> Fixer:
         """Moves the network; returns the fixer."""
-        self.network.to(device=device, dtype=dtype)
-        if self.device.type == "cuda":  # tensor cores want channels last
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for network in (self.network, self.bolder, self._between):
+            if network is None:
+                continue
+            network.to(device=device, dtype=dtype)
+            if self.device.type == "cuda":  # tensor cores want channels last
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes config.json and model.safetensors (with the prompt's embedding) to a folder, made if missing."""
-        return save_network(self.network, Path(folder))
+        """Writes config.json and model.safetensors (with the prompt's embedding) to a folder, made if missing, and
+        bolder.safetensors where there are such weights.
+        """
+        return save_networks(self.network, self.bolder, Path(folder))
 
     def is_saved_in(self, folder: str | Path) -> bool:
         """Whether a folder holds this very fixer, in whatever layout."""
         try:
-            held = load_network(folder)
+            held, bolder = load_networks(folder)
         except InputError:
             return False
-        ours, theirs = self.network.state_dict(), held.state_dict()
         mine, its = (dataclasses.replace(c, lora_targets=sorted(c.lora_targets)) for c in (self.config, held.config))
-        return mine == its and all(torch.equal(ours[name].cpu().float(), theirs[name]) for name in ours)
+        return mine == its and _same_weights(self.network, held) and _same_weights(self.bolder, bolder)
 
     def compile(self) -> None:
         """Has torch compile the network's parts when each is first used, anew for every size of image."""
         for part in ("encode", "decode", "_unet_pass"):
-            setattr(self.network, part, torch.compile(getattr(self.network, part)))
+            for network in (self.network, self._between):
+                if network is not None:
+                    setattr(network, part, torch.compile(getattr(network, part)))
 
     @property
     def config(self) -> FixerConfig:
@@ -138,6 +151,7 @@ class Fixer:
         visibility: Tensor | None = None,
         fill_seed: int | None = None,
         correspondence: Tensor | None = None,
+        boldness: float = 0.0,
     ) -> Tensor:
         """The clean views of degraded renders, of the same shape, device and dtype (of uint8 float32), in [0, 1].
 
@@ -157,6 +171,8 @@ class Fixer:
             correspondence: (B, V, 3, H, W) which places of the references the images' pixels show, as
                 `correspondence.correspond` makes it, for networks whose `config.references` is geometry; without it
                 they do what they can, and `notice` is told once. Others do not look at it.
+            boldness: in [0, 1], how far the weights are those of `bolder` (a mean of both networks' weights: WiSE-FT,
+                Wortsman et al., CVPR 2022). Fixers that have none do not look at it.
 
         Raises ValueError when the shapes do not belong together.
         """
@@ -173,10 +189,11 @@ class Fixer:
                 "where its seed points show enough."
             )
         noise = self._noise(images, opacity, fill_seed)
+        network = self._weighted(boldness)
         while True:
             side = self.tile or TILE.get(self.device.type, TILE["cpu"])
             try:
-                fixed = self._tiled(images, references, opacity, visibility, noise, correspondence, side)
+                fixed = self._tiled(network, images, references, opacity, visibility, noise, correspondence, side)
                 return self._toned(images, fixed, references, visibility, opacity)
             except (RuntimeError, MemoryError) as error:
                 side = min(side, max(images.shape[-2:]))
@@ -189,7 +206,7 @@ class Fixer:
             if images.shape[0] > 1:
                 return torch.cat(
                     [
-                        self._one(i, images, references, opacity, visibility, fill_seed, correspondence)
+                        self._one(i, images, references, opacity, visibility, fill_seed, correspondence, boldness)
                         for i in range(len(images))
                     ]
                 )
@@ -241,6 +258,7 @@ class Fixer:
         visibility: Tensor | None,
         fill_seed: int | None,
         correspondence: Tensor | None,
+        boldness: float,
     ) -> Tensor:
         """The i-th sample alone, (1, 3, H, W)."""
         others = (opacity, visibility, correspondence)
@@ -249,10 +267,22 @@ class Fixer:
             beside: Tensor | RegisteredPhotos | None = references[i]
         else:
             beside = None if references is None else references[i : i + 1]
-        return self(images[i : i + 1], beside, opacity, visibility, fill_seed, correspondence)
+        return self(images[i : i + 1], beside, opacity, visibility, fill_seed, correspondence, boldness)
+
+    @torch.no_grad()
+    def _weighted(self, boldness: float) -> FixerNetwork:
+        """The network whose weights are so far those of the bolder one."""
+        if self.bolder is None or self._between is None or boldness <= 0:
+            return self.network
+        for here, careful, bold in zip(
+            self._between.parameters(), self.network.parameters(), self.bolder.parameters(), strict=True
+        ):
+            torch.lerp(careful, bold, boldness, out=here)
+        return self._between
 
     def _tiled(
         self,
+        network: FixerNetwork,
         images: Tensor,
         references: Tensor | RegisteredPhotos | None,
         opacity: Tensor | None,
@@ -265,13 +295,13 @@ class Fixer:
         parts = windows(height, width, side, self.config.multiple)
         kind = images.dtype if images.is_floating_point() else torch.float32
         if len(parts) == 1:
-            whole = self._fixed(parts[0], images, references, opacity, visibility, noise, correspondence)
+            whole = self._fixed(network, parts[0], images, references, opacity, visibility, noise, correspondence)
             return whole.to(images.device, kind)
         total = torch.zeros_like(images, dtype=torch.float32)
         # of the rows from the windows' top on: those above are done
         weights = total.new_zeros((parts[0].height, width))
         for done, (window, after) in enumerate(zip(parts, [*parts[1:], None], strict=True), start=1):
-            fixed = self._fixed(window, images, references, opacity, visibility, noise, correspondence)
+            fixed = self._fixed(network, window, images, references, opacity, visibility, noise, correspondence)
             weight = fade(window, height, width, weights)
             window.of(total).add_(fixed.to(total).mul_(weight))  # type: ignore[union-attr]
             window._replace(top=0).of(weights).add_(weight)  # type: ignore[union-attr]
@@ -302,6 +332,7 @@ class Fixer:
 
     def _fixed(
         self,
+        network: FixerNetwork,
         window: Window,
         images: Tensor,
         references: Tensor | RegisteredPhotos | None,
@@ -323,7 +354,7 @@ class Fixer:
             noise = in_latents.of(noise).to(image)  # type: ignore[union-attr]
         if correspondence is not None:
             correspondence = self._places(window, correspondence)
-        fixed = self.network(image, beside, opacity, visibility, noise, correspondence)
+        fixed = network(image, beside, opacity, visibility, noise, correspondence)
         return fixed[..., : window.height, : window.width].clamp(0, 1)
 
     def _windows(self, images: Tensor) -> list[Window]:
@@ -402,6 +433,14 @@ def new_small_fixer(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Fixer(FixerNetwork(small_config(size, references)))
+
+
+def _same_weights(ours: FixerNetwork | None, theirs: FixerNetwork | None) -> bool:
+    """Whether two networks of one configuration, the second of them in float32 on the CPU, hold the same numbers."""
+    if ours is None or theirs is None:
+        return ours is theirs
+    own, others = ours.state_dict(), theirs.state_dict()
+    return all(torch.equal(own[name].cpu().float(), others[name]) for name in own)
 
 
 def _weights_state(network: FixerNetwork) -> tuple:

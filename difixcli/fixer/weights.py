@@ -1,6 +1,7 @@
 """Reads and writes fixer weights: our own folder, and the two layouts weights of this kind are published in.
 
-- ours: `config.json` + `model.safetensors` (prompt embedding included).
+- ours: `config.json` + `model.safetensors` (prompt embedding included), and of fixers that have bolder weights too
+  `bolder.safetensors`, of the same configuration.
 - published: a diffusers folder `unet/ vae/ text_encoder/ tokenizer/ scheduler/`, whose VAE may be wrapped by PEFT
   (`….base_layer.weight`, `….lora_A.vae_skip.weight`) as NVIDIA's is, or plain as SD-Turbo's.
 - the release trainer's `model_N.pkl`: the whole U-Net, adapters and skips. The rest of the VAE and the text encoder
@@ -37,10 +38,11 @@ from difixcli.model_folders import (
 )
 from difixcli.runs import read_json, unreadable
 from difixcli.shapes import built
-from difixcli.tensor_files import read_pickled, read_safetensors, write_network
+from difixcli.tensor_files import read_pickled, read_safetensors, write_tensors
 from difixcli.torchvision_cure import cure
 
 BUNDLED = Path(__file__).parent / "bundled"
+BOLDER = "bolder.safetensors"
 PROMPT = "remove degradation"
 _WITHOUT_REFERENCES = "nvidia/difix"  # of the published ones all others were trained with one
 FORMAT = FORMATS["fixer"]
@@ -57,6 +59,7 @@ STABILITY_LICENCE = "the Stability AI community licence of SD-Turbo"
 _HUB_FILES = [
     "config.json",
     "model.safetensors",
+    "bolder.safetensors",
     "model_index.json",
     "*/config.json",
     "*/diffusion_pytorch_model.safetensors",
@@ -95,7 +98,19 @@ def load_network(
     token: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> FixerNetwork:
-    """A network with its weights, float32 on the CPU, from whatever `Fixer.from_pretrained` takes."""
+    """A network with its weights, float32 on the CPU, from whatever `Fixer.from_pretrained` takes; of two networks the
+    careful one.
+    """
+    return load_networks(name_or_path, revision, token, cache_dir)[0]
+
+
+def load_networks(
+    name_or_path: str | Path,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> tuple[FixerNetwork, FixerNetwork | None]:
+    """`load_network`, and the bolder one, where there is one."""
     path = Path(name_or_path).expanduser()
     if revision is not None and (path.exists() or str(name_or_path) == "bundled"):
         raise InputError(f"{name_or_path} lies here, where there is no revision {revision}; leave it out.")
@@ -104,17 +119,18 @@ def load_network(
             raise InputError(
                 "This installation has no bundled fixer weights; reinstall difixcli or give the folder of a fixer."
             )
-        return _load_own(BUNDLED)
+        return _with_bolder(BUNDLED, _load_own(BUNDLED))
     if path.is_dir():
         # a local copy of a hub's repository mostly has its name
-        return _load_folder(path, 0 if path.resolve().name == _WITHOUT_REFERENCES.rpartition("/")[2] else 1)
+        views = 0 if path.resolve().name == _WITHOUT_REFERENCES.rpartition("/")[2] else 1
+        return _with_bolder(path, _load_folder(path, views))
     if path.suffix == ".pkl":
-        return _load_trainer_file(path)
+        return _load_trainer_file(path), None
     if looks_like_hub_name(str(name_or_path)):
         name = str(name_or_path)
-        return _load_folder(
-            download(name, revision, token, cache_dir), 0 if name == _WITHOUT_REFERENCES else 1, token, cache_dir
-        )
+        folder = download(name, revision, token, cache_dir)
+        views = 0 if name == _WITHOUT_REFERENCES else 1
+        return _with_bolder(folder, _load_folder(folder, views, token, cache_dir))
     raise no_model(str(name_or_path), "fixer")
 
 
@@ -129,9 +145,15 @@ def local_files(name_or_path: str | Path) -> list[Path]:
     return sorted(held + [f for f in path.glob("*.pkl") if _holds_geometry(f)])
 
 
-def save_network(network: FixerNetwork, folder: Path) -> Path:
-    """Writes config.json and model.safetensors, each whole or not at all; returns the folder."""
-    return write_network(network, {"format": FORMAT, **network.config.to_json()}, folder, "The fixer")
+def save_networks(network: FixerNetwork, bolder: FixerNetwork | None, folder: Path) -> Path:
+    """Writes config.json and model.safetensors, and bolder.safetensors or none, each whole or not at all; returns the
+    folder.
+    """
+    if bolder is None:
+        (folder / BOLDER).unlink(missing_ok=True)
+    further = {} if bolder is None else {BOLDER: bolder.state_dict()}
+    config = {"format": FORMAT, **network.config.to_json()}
+    return write_tensors(network.state_dict(), config, folder, "The fixer", further)
 
 
 @torch.no_grad()
@@ -202,6 +224,12 @@ def _load_own(folder: Path) -> FixerNetwork:
     config = built(FixerConfig, values, folder / "config.json", "update difixcli")
     source = folder / "model.safetensors"
     return _filled(lambda: config, _read_tensors(source), source)
+
+
+def _with_bolder(folder: Path, network: FixerNetwork) -> tuple[FixerNetwork, FixerNetwork | None]:
+    """The network of a folder, and the bolder one that lies there too, or None."""
+    source = folder / BOLDER
+    return network, _filled(lambda: network.config, _read_tensors(source), source) if source.is_file() else None
 
 
 def _load_published(folder: Path, views: int) -> FixerNetwork:

@@ -67,8 +67,7 @@ def main(photos: Path, output: Path) -> None:
         results = finetune(manifests, base, output / name, photos=photos, **{**COMMON, **options})
         print(name, results["validation"])
     last, strong = (Fixer.from_pretrained(output / name) for name in ("real-d", "strong"))
-    fixer = mixed(last, strong, STRONG_SHARE)
-    fixer.network.half()
+    fixer = Fixer(mixed(last, strong, STRONG_SHARE).network.half(), bolder=last.network.half())
     fixer.save_pretrained(output / "bundled")
 
 
