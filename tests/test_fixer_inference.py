@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from difixcli.errors import InputError
 from difixcli.fixer import Fixer, FixerConfig, FixerNetwork, new_small_fixer
 from difixcli.fixer import convolution as convolutions
-from difixcli.fixer.convolution import FastConv2d
+from difixcli.fixer.convolution import FastConv2d, SinglePlaneConv2d
 from difixcli.fixer.network import small_config
 from difixcli.fixer.tiling import fade, windows
 from difixcli.fixer.weights import merge_adapters
@@ -176,6 +176,17 @@ def test_fast_convolutions_are_convolutions() -> None:
     assert type(narrow) is type(strided) is torch.nn.Conv2d
 
 
+def test_convolutions_to_one_plane_are_convolutions() -> None:
+    layer = torch.nn.Conv2d(24, 1, 3, padding=1)
+    x = torch.randn(2, 24, 13, 17)
+    expected = layer(x)
+    convolutions.use_fast_convolutions(torch.nn.Sequential(layer))
+    assert type(layer) is SinglePlaneConv2d
+    assert torch.equal(layer(x), expected)  # with gradients it is torch's own
+    with torch.no_grad():
+        assert torch.allclose(layer(x), expected, atol=1e-5)
+
+
 # windows
 
 
@@ -200,6 +211,11 @@ def test_windows_cover_the_image_and_fade_into_each_other(size: tuple[int, int],
     assert weights.min() > 0.4
     assert len({(w.height + 7) // 8 for w in parts}) <= 1 or len(parts) == 1
     assert len(windows(*size, 4096, 8)) == 1
+
+
+def test_windows_share_no_more_than_they_must() -> None:
+    rows = {(w.top, w.height) for w in windows(1080, 1920, 1024, 16)}
+    assert rows == {(0, 608), (480, 600)}  # 1088 with the padding: 2 · 608 − 128
 
 
 @pytest.mark.parametrize("kind", ["raw", "aligned"])

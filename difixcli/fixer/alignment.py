@@ -180,7 +180,7 @@ class Match:
             scale = grid.new_tensor([whole[1] / part.width, whole[0] / part.height])
             begin = grid.new_tensor([2 * part.left / part.width, 2 * part.top / part.height])
             grid = (grid + 1) * scale - begin - 1
-        return _sample_photo(photo, grid, visible, self.span) * (visible > 0), visible
+        return _sample_photo(photo, grid, visible, self.span).mul_(visible > 0), visible
 
     def part(self, window: Window, size: tuple[int, int]) -> Window:
         """The part of a photo of `size` that a window of the image is sampled from."""
@@ -327,7 +327,7 @@ def _sample_photo(photo: Tensor, grid: Tensor, counts: Tensor, span: float | Non
         span /= factor
     count = max(1, round(span))
     if count == 1:
-        return _sample(photo, grid, "bicubic").clamp(0, 1)
+        return _sample(photo, grid, "bicubic").clamp_(0, 1)
     across, down = _steps(grid, 1), _steps(grid, 0)
     offsets = [(i + 0.5) / count - 0.5 for i in range(count)]
     total = torch.zeros_like(photo[:, :1, :1])

@@ -31,19 +31,20 @@ class ReferenceGate(nn.Module):
         self.merge = nn.Conv2d(3 * channels, channels, 1)
 
     def forward(self, features: Tensor, visibility: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, 1+V, C, h, w), visibility (B, 1+V, 1, H, W) → blended (B, C, h, w), scores (B, 1+V, 1, h, w).
+        """Features (B, 1+V, C, h, w), visibility (B, 1+V, 1, h, w) → blended (B, C, h, w), scores (B, 1+V, 1, h, w).
 
         The scores are the views' log odds before visibility has its say.
         """
         batch, views = features.shape[:2]
-        height, width = features.shape[-2:]
-        visibility = F.interpolate(visibility.flatten(0, 1), (height, width), mode="area").unflatten(0, (batch, views))
         render = features[:, :1]
         difference = (features - render).abs()
         own = self.from_view(torch.cat([features, difference, visibility], dim=2).flatten(0, 1))
         hidden = own.unflatten(0, (batch, views)) + self.from_render(render[:, 0])[:, None]
         score = self.score(F.silu(hidden).flatten(0, 1)).unflatten(0, (batch, views))
-        blended = (features * torch.softmax(score + log_mask(visibility), dim=1)).sum(1)
+        weights = torch.softmax(score + log_mask(visibility), dim=1)
+        blended = features[:, 0] * weights[:, 0]
+        for view in range(1, views):
+            blended = torch.addcmul(blended, features[:, view], weights[:, view])
         # the decoder should also know where render and references disagree
         told = self.merge(torch.cat([render[:, 0], blended, (blended - render[:, 0]).abs()], dim=1))
         return blended + told, score

@@ -260,6 +260,8 @@ class FixerNetwork(nn.Module):
             vae.add_adapter(adapters, adapter_name=ADAPTER)
         use_fast_convolutions(unet)
         use_fast_convolutions(vae)
+        if config.references == "aligned":
+            use_fast_convolutions(self.gates)
         self.unet: Any = unet
         self.vae: Any = vae
         for name, parameter in self.named_parameters():
@@ -325,8 +327,10 @@ class FixerNetwork(nn.Module):
         latents = self.denoise(latents, count, first_only=True)
         # 4. decode it with skips in which gates have chosen between the views
         chosen, scores = [], []
+        shown = seen.flatten(0, 1)
         for gate, skip in zip(self.gates, skips, strict=True):
-            blended, score = gate(skip.unflatten(0, (batch, count)), seen)
+            shown = F.interpolate(shown, skip.shape[-2:], mode="area")  # of the level before: sizes divide
+            blended, score = gate(skip.unflatten(0, (batch, count)), shown.unflatten(0, (batch, count)))
             chosen.append(blended)
             scores.append(score)
         decoded = self.decode(latents.unflatten(0, (batch, count))[:, 0], chosen)

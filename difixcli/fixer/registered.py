@@ -55,12 +55,11 @@ class RegisteredPhotos:
         width = self._matches[0][0].size[1]
         if self._mirrored:
             window = window._replace(left=width - window.left - window.width)
-        parts = [
-            [_cut(*one, window, torch.device(device)) for one in zip(photos, matches, strict=True)]
-            for photos, matches in zip(self._photos, self._matches, strict=True)
-        ]
-        aligned = torch.stack([torch.stack([color for color, _ in row]) for row in parts])
-        seen = torch.stack([torch.stack([visible for _, visible in row]) for row in parts])[:, :, None]
+        batch, views, *_ = self.shape
+        pairs = [p for row in zip(self._photos, self._matches, strict=True) for p in zip(*row, strict=True)]
+        parts = [_cut(photo, found, window, torch.device(device)) for photo, found in pairs]
+        aligned, seen = (torch.stack(values).unflatten(0, (batch, views)) for values in zip(*parts, strict=True))
+        seen = seen[:, :, None]
         return (aligned.flip(-1), seen.flip(-1)) if self._mirrored else (aligned, seen)
 
 

@@ -53,8 +53,10 @@ def _starts(length: int, side: int, multiple: int) -> list[int]:
         return [0]
     overlap = min(OVERLAP, side // 2)
     count = math.ceil((length - overlap) / (side - overlap))
-    extent = _rounded_up((length + (count - 1) * overlap) / count, multiple)
-    return [int((length - extent) / (count - 1) * i) // multiple * multiple for i in range(count)]
+    whole = _rounded_up(length, multiple)  # padding included, or windows would grow by what is cut off a start
+    extent = _rounded_up((whole + (count - 1) * overlap) / count, multiple)
+    steps = (whole - extent) // multiple
+    return [steps * i // (count - 1) * multiple for i in range(count)]
 
 
 def _extent(length: int, starts: list[int], multiple: int) -> int:

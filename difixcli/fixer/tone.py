@@ -28,13 +28,13 @@ def keep_unseen_tone(images: Tensor, fixed: Tensor, visibility: Tensor | None, o
 
     Args:
         images: (B, 3, H, W) the renders, in [0, 1] or uint8.
-        fixed: (B, 3, H, W) their fixes, in [0, 1].
+        fixed: (B, 3, H, W) their fixes, in [0, 1], which are changed.
         visibility: (B, V, 1, H, W) of the references in [0, 1]; None, or V = 0, where there were none.
         opacity: (B, 1, H, W) the renders' accumulation in [0, 1], or None for full; holes take the change of tone
             of what is around them.
 
     Returns:
-        (B, 3, H, W) in [0, 1], `fixed` itself wherever half of the neighbourhood is visible.
+        `fixed`, in [0, 1], as it was wherever half of the neighbourhood is visible.
     """
     height, width = images.shape[-2:]
     scale = min(1.0, _WORKING_SIZE / max(height, width))
@@ -51,8 +51,11 @@ def keep_unseen_tone(images: Tensor, fixed: Tensor, visibility: Tensor | None, o
         weight = weight * (_reduced(opacity, size).to(change) / SUBSTANCE).clamp(0, 1)
     sigma = _sigma(_TONE, size)
     back = smooth(change * weight, sigma) / smooth(weight, sigma).clamp(min=1e-3) * unseen
-    back = F.interpolate(back, (height, width), mode="bilinear", align_corners=False).to(fixed)
-    return back.add_(fixed).clamp_(0, 1)  # in place: of a large image each copy counts
+    # channel by channel, in place: of a large image each copy counts
+    for channel in range(fixed.shape[1]):
+        large = F.interpolate(back[:, channel : channel + 1], (height, width), mode="bilinear", align_corners=False)
+        fixed[:, channel : channel + 1].add_(large.to(fixed)).clamp_(0, 1)
+    return fixed
 
 
 def _sigma(share: float, size: tuple[int, int]) -> float:
