@@ -27,6 +27,7 @@ _NEARER = 0.01  # colour difference by which a fix must be nearer to a photo to 
 _LIKENESS = 0.5  # of TONE_SIGMA: what is finer has no part in the likeness of an image and a photo
 _DISAGREEMENT = 0.25  # colour difference (of the worst channel) at which a reference no longer supports a fix
 _BOLD = (33.0, 35.0)  # dB of agreement up to which a fixer's bolder weights count alone, and from which not at all
+_RELATED = (15.0, 19.0)  # dB of agreement: photos of other scenes come to 7 to 14, those of the scene to more than 20
 _SEEN = 5e-4  # smoothed visibility from which on a photo has a say: it reaches three widths beyond its edge
 
 
@@ -67,11 +68,15 @@ def boldness(image: np.ndarray, references: References) -> float:
     """In [0, 1]: how far a render (H, W, 3) is to be mended by a fixer's bolder weights, by its agreement with the
     aligned photos; 0 where these see too little of it.
 
-    What the bolder ones take from photos is better than a bad render and worse than a good one.
+    What the bolder ones take from photos is better than a bad render and worse than a good one. Photos that have next
+    to nothing in common with the render show something else, whatever their visibility says: nothing is taken boldly
+    from those.
     """
     value = agreement(image, references)
+    if value is None:
+        return 0.0
     low, high = _BOLD
-    return 0.0 if value is None else min(max((high - value) / (high - low), 0.0), 1.0)
+    return float(_between(np.float32(high - value), 0, high - low) * _between(np.float32(value), *_RELATED))
 
 
 def nearer(render: Render, fixed: np.ndarray, references: References) -> np.ndarray:

@@ -65,6 +65,7 @@ def test_a_render_unlike_the_photos_is_mended_boldly() -> None:
     render = _render(np.clip(photo + 0.1 * np.sin(np.arange(160) / 12, dtype=np.float32)[:, None], 0, 1))
     assert boldness(render.color, beside) == 1 and boldness(photo, beside) == 0
     assert boldness(render.color, _beside(photo, 0.0)) == 0  # nothing says that it is bad
+    assert boldness(render.color, _beside(photo[::-1, ::-1].copy() ** 3, 1.0)) == 0  # another scene, said to be seen
     careful, bold = (np.abs(fix_render(one, render, beside) - photo).mean() for one in (Fixer(fixer.network), fixer))
     assert bold < 0.8 * careful < 0.8 * np.abs(render.color - photo).mean()
 

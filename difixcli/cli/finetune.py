@@ -170,8 +170,8 @@ class FinetuneRequest(Request):
     max_failed: Annotated[
         int | None,
         typer.Option(
-            help="Train on the others, and end with exit code 3, when no more scenes than this cannot be read "
-            "(default 0).",
+            help="Train on the others, and end with exit code 3, when no more scenes than this cannot be read; "
+            "without it, one is enough to refuse.",
             min=0,
             rich_help_panel=CLUSTER,
         ),

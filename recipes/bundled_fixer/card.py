@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from difixcli.evaluation.metrics import metrics_against, psnr, unsharp_mask
-from difixcli.evidence import confidence
+from difixcli.evidence import boldness, confidence
 from difixcli.fixer import Fixer
 from difixcli.fixer.alignment import register_references
 from difixcli.reconstruction.views import Render
@@ -105,8 +105,8 @@ def look(fixer: Fixer, pair: Pair, other: Pair) -> Looked:
     """What the fixer does to a pair, and to it beside the references of another scene's pair."""
     size = (pair.render.shape[-2], pair.render.shape[-1])
     truth = array(pair.truth)
-    beside = (pair.aligned, pair.opacity, pair.visibility)
-    fixed = fixer(pair.render, *beside)
+    beside = (pair.aligned, pair.visibility)
+    fixed = beside_aligned(fixer, pair, pair.render, *beside)
     images = (
         array(pair.render),
         unsharp_mask(array(pair.render), 1.0, 0.5),
@@ -117,10 +117,10 @@ def look(fixer: Fixer, pair: Pair, other: Pair) -> Looked:
     before, after = found[0]["psnr"], found[2]["psnr"]
     misleading, claimed = brought_to(other.aligned, size), brought_to(other.visibility, size)
     checks = {
-        "photo as render": psnr(array(fixer(pair.truth, *beside)), truth),
-        "fixed twice": psnr(array(fixer(fixed, *beside)), truth) - after,
+        "photo as render": psnr(array(beside_aligned(fixer, pair, pair.truth, *beside)), truth),
+        "fixed twice": psnr(array(beside_aligned(fixer, pair, fixed, *beside)), truth) - after,
         "other scene's photos": psnr(array(beside_raw(fixer, pair, other.photos)), truth) - before,
-        "the same, aligned": psnr(array(fixer(pair.render, misleading, pair.opacity, claimed)), truth) - before,
+        "the same, aligned": psnr(array(beside_aligned(fixer, pair, pair.render, misleading, claimed)), truth) - before,
         "no reference": psnr(array(fixer(pair.render, None, pair.opacity)), truth) - before,
     }
     return Looked(
@@ -130,6 +130,18 @@ def look(fixer: Fixer, pair: Pair, other: Pair) -> Looked:
         ((images[2] - truth) ** 2).mean(-1).ravel(),
         ((images[0] - truth) ** 2).mean(-1).ravel(),
     )
+
+
+def beside_aligned(fixer: Fixer, pair: Pair, image: Tensor, aligned: Tensor, visibility: Tensor) -> Tensor:
+    """An image (1, 3, H, W) fixed beside aligned photos, as boldly as distillation would (`evidence.boldness`)."""
+    bold = boldness(array(image), references(pair, aligned, visibility))
+    return fixer(image, aligned, pair.opacity, visibility, boldness=bold)
+
+
+def references(pair: Pair, aligned: Tensor, visibility: Tensor) -> References:
+    photos = [array(photo[None]) for photo in pair.photos[0]]
+    seen = visibility[0, :, 0].numpy()
+    return References(range(len(seen)), photos, aligned[0].permute(0, 2, 3, 1).numpy(), seen)
 
 
 def beside_raw(fixer: Fixer, pair: Pair, photos: Tensor) -> Tensor:
@@ -147,9 +159,7 @@ def trust(pair: Pair, fixed: np.ndarray) -> np.ndarray:
     """(H, W) how far distillation trusts the fix (H, W, 3) of a pair; see `evidence.confidence`."""
     accumulation = pair.opacity[0, 0].numpy()
     render = Render(array(pair.render), accumulation, np.zeros_like(accumulation))  # its depth has no part in it
-    photos = [array(photo[None]) for photo in pair.photos[0]]
-    aligned = pair.aligned[0].permute(0, 2, 3, 1).numpy()
-    return confidence(render, fixed, References(range(len(photos)), photos, aligned, pair.visibility[0, :, 0].numpy()))
+    return confidence(render, fixed, references(pair, pair.aligned, pair.visibility))
 
 
 def array(image: Tensor) -> np.ndarray:
