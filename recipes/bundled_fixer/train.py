@@ -1,5 +1,5 @@
-"""The stages of the bundled fixer's training; each goes on from where it was stopped. What is bundled lies between the
-last two: see `mixed`.
+"""The stages of the bundled fixer's training; each goes on from where it was stopped. What is bundled are the bolder
+weights of the last but one, and careful ones that lie between the last two: see `mixed`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from difixcli.training import finetune
 COMMON = {"crop": 112, "window": 56, "validation_pairs": 9, "learning_rate": 3e-4, "improved_share": 0.0,
           "misled_share": 0.0, "idempotence_weight": 0.0}  # fmt: skip
 STRONG_SHARE = 0.7
-"""How much of the bundled weights is of the stage on well-trained renders; the rest is of the one before it."""
+"""How much of the careful weights is of the stage on well-trained renders; the rest is of the one before it."""
 
 
 def stages(output: Path) -> tuple[tuple[str, str | Path, list[Path], dict[str, Any]], ...]:
