@@ -1493,6 +1493,11 @@ def test_the_bundled_recipe_runs_to_its_end_and_mixes(
         torch.testing.assert_close(weight.float(), between, rtol=1e-3, atol=1e-6)
         apart = max(apart, float((one[name] - other[name]).abs().max()))
     assert apart > 1e-5
+    bolder = load_file(output / "bundled" / "bolder.safetensors")
+    assert all(torch.equal(bolder[name], weight.half()) for name, weight in one.items())
+    # which are no part of what is trained from it
+    finetune([pairs / "data.json"], output / "bundled", output / "further", **{**FAST, "iterations": 1})
+    assert not (output / "further" / "bolder.safetensors").exists()
     fixer, half = Fixer.from_pretrained(output / "bundled"), Fixer.from_pretrained(output / "strong")
     assert fixer.config == half.config
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -556,7 +556,7 @@ def _base(base: str | Path, seed: int, geometry: bool) -> Fixer:
     if str(base) in SMALL_SIZES:
         return new_small_fixer(str(base), seed, "geometry" if geometry else "aligned")
     check_small(str(base))
-    return Fixer.from_pretrained(base)
+    return Fixer(Fixer.from_pretrained(base).network)  # bolder weights beside it are not those of what it becomes
 
 
 def _baselines(validation: Sequence[Batch], judge: str, device: str) -> dict[str, dict[str, float]]:
