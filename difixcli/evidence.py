@@ -76,7 +76,8 @@ def boldness(image: np.ndarray, references: References) -> float:
     if value is None:
         return 0.0
     low, high = _BOLD
-    return float(_between(np.float32(high - value), 0, high - low) * _between(np.float32(value), *_RELATED))
+    unlike, related = _between(np.float64(high - value), 0, high - low), _between(np.float64(value), *_RELATED)
+    return float(unlike * related)
 
 
 def nearer(render: Render, fixed: np.ndarray, references: References) -> np.ndarray:
@@ -230,7 +231,7 @@ def _lost(photo: np.ndarray, found: np.ndarray, share: np.ndarray) -> float:
     return max(1.0, own / max(float(found[share > 0.3].mean()), _CONTRAST))
 
 
-def _between(value: np.ndarray, low: float, high: float) -> np.ndarray:
+def _between(value: np.ndarray | np.floating, low: float, high: float) -> np.ndarray:
     return np.clip((value - low) / (high - low), 0, 1)
 
 

@@ -404,14 +404,14 @@ def test_windows_are_blended_as_if_all_their_weights_were_there() -> None:
     fixer = new_small_fixer("tiny")
     fixer.tile = 64
     image = as_planes(textured(200, 168))
-    fixed = fixer._tiled(image, None, None, None, None, None, 64)
+    fixed = fixer._tiled(fixer.network, image, None, None, None, None, None, 64)
     total, weights = torch.zeros_like(image), torch.zeros(200, 168)
     parts = tiling.windows(200, 168, 64, fixer.config.multiple)
     assert len({part.top for part in parts}) > 2
     with torch.no_grad():
         for part in parts:
             weight = tiling.fade(part, 200, 168, weights)
-            whole = fixer._fixed(part, image, None, None, None, None, None)
+            whole = fixer._fixed(fixer.network, part, image, None, None, None, None, None)
             total[..., part.top : part.top + part.height, part.left : part.left + part.width] += whole * weight
             weights[part.top : part.top + part.height, part.left : part.left + part.width] += weight
     assert torch.equal(fixed, total / weights)

@@ -128,7 +128,7 @@ def evaluate(
         raise InputError("--cluster measures runs, and their one table is made at the end: add --wait.")
     plan = Plan(keys, color_correct, way, masks, inception, "cpu", geometry, found_poses)  # type: ignore[arg-type]
     if not all(runs):
-        check_folders(*prediction, plan)
+        check_folders(prediction[0], prediction[1], plan)
     elif cluster.name is None and JOB not in os.environ:  # of several one that cannot be measured stops no other
         for path in prediction:
             RunFolder.read(path)
