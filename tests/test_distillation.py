@@ -399,7 +399,7 @@ def test_another_package_s_prior_keeps_its_state(method: str, room: Path, fixer:
     records = rounds_of(tmp_path / "run")
     assert [record["views"][0]["figures"]["rounds_held"] for record in records] == [1, 2, 3]
     assert all(view["fresh"] and "low_resolution:2" in view["terms"] for r in records for view in r["views"])
-    for number in ("2", "1"):
+    for number in ("2", "1") if method == "splatfacto" else ("2",):
         assert told(difix(*line, "--from-round", number))["results"] == first
         assert _pictures(tmp_path / "run") == pictures
 
@@ -430,7 +430,7 @@ def test_priors_that_are_none(room: Path, fixer: Path, tmp_path: Path) -> None:
 
 # Killed
 
-KILLS = int(os.environ.get("DIFIX_TEST_KILLS", "2"))
+KILLS = int(os.environ.get("DIFIX_TEST_KILLS", "1"))
 
 
 def test_killed_at_any_moment_the_result_is_the_same(room: Path, fixer: Path, tmp_path: Path) -> None:
