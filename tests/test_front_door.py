@@ -88,6 +88,7 @@ def test_imports_run_one_way() -> None:
     commands = {"cli", "posing", "curation", "training", "distillation", "enhancement"}
     low = {
         "cache",
+        "disk",
         "errors",
         "images",
         "model_folders",
