@@ -32,7 +32,7 @@ OPTIONS: dict[Kind, str] = {
     "view-diffusion": "--view-diffusion",
     "video": "--video",
 }
-FIXER_PARTS = ("config.json", "model.safetensors")
+FIXER_PARTS = ("config.json", "model.safetensors", "bolder.safetensors")
 """What is in the folder of a fixer of ours."""
 PUBLISHED_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json")
 """What is in the folder of a fixer in the published layout; the last is written when all is whole."""

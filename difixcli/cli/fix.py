@@ -142,7 +142,7 @@ class FixRequest(Request):
         if self.export is not None:
             from difixcli.cli.fixing import check_export
 
-            check_export(self.export, self.layout)
+            check_export(self.fixer, self.export, self.layout)
         if self.merge_lora and self.export is None:
             raise InputError("--merge-lora belongs to --export DIR; for images adapters are always merged.")
         if self.layout is not None and self.export is None:

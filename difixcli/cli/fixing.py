@@ -125,9 +125,11 @@ def _tell(results: dict[str, Any], folder: Path, chosen: bool) -> None:
         )
 
 
-def check_export(folder: Path, layout: Layout | None) -> None:
-    """Raises InputError for what a fixer cannot be exported to: a file, or a folder that holds anything else."""
-    folder = folder.expanduser().absolute()
+def check_export(fixer: str, folder: Path, layout: Layout | None) -> None:
+    """Raises InputError for what a fixer cannot be exported to: a file, or a folder that holds it or anything else."""
+    folder, own = folder.expanduser().absolute(), Path(fixer).expanduser().resolve()
+    if own.exists() and folder.resolve() in (own, *own.parents):
+        raise _holds_it(folder)
     if folder.is_file():
         raise InputError(f"{folder} is a file; name a folder to export to.")
     check_folder(folder)
@@ -135,6 +137,10 @@ def check_export(folder: Path, layout: Layout | None) -> None:
     held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     if not {name.removesuffix(".part") for name in held} <= set(parts):
         raise _in_the_way(folder)
+
+
+def _holds_it(folder: Path) -> InputError:
+    return InputError(f"{folder} holds the fixer that is exported; choose another folder.")
 
 
 def _in_the_way(folder: Path) -> InputError:
@@ -151,10 +157,10 @@ def exported(request: FixRequest, told: bool = False) -> Path:
     from difixcli.fixer.publishing import check_publishable, save_published, text_encoder_of
 
     assert request.export is not None
-    check_export(request.export, request.layout)
+    check_export(request.fixer, request.export, request.layout)
     folder, published = request.export.expanduser().absolute(), request.layout is Layout.diffusers
     if any(folder.resolve() in path.resolve().parents for path in local_files(request.fixer)):
-        raise InputError(f"{folder} holds the fixer that is exported; choose another folder.")
+        raise _holds_it(folder)
     # which is written last
     finished = (folder / ("model_index.json" if published else "config.json")).is_file()
     loaded = Fixer.from_pretrained(request.fixer, merge=request.merge_lora, dtype=precision(request.dtype))
