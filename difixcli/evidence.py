@@ -1,4 +1,4 @@
-"""What the photos say about a fix: which of its changes are taken, and how far each pixel is trusted.
+"""What the photos say about a fix: how bold it is, which of its changes are taken, how far each pixel is trusted.
 
 A photo that is brought into the view (aligned) confirms or denies what a render and its fix show there. Everything is
 measured after smoothing by a share of the image's long side, and what a photo does not see has no part in a mean.
@@ -39,7 +39,8 @@ def enhanced(fixer: Fixer, render: Render, references: References) -> np.ndarray
 
 
 def fix_render(fixer: Fixer, render: Render, references: References) -> np.ndarray:
-    """The fixer's clean view (H, W, 3) of a render with its references, raw or aligned as its weights want them.
+    """(H, W, 3) float32 in [0, 1]: the fixer's clean view of a render with its references, raw or aligned as its weights
+    want them.
 
     Fixers that have bolder weights use them as far as the render is unlike the aligned photos (see `boldness`).
     """
@@ -75,9 +76,7 @@ def boldness(image: np.ndarray, references: References) -> float:
     value = agreement(image, references)
     if value is None:
         return 0.0
-    low, high = _BOLD
-    unlike, related = _between(np.float64(high - value), 0, high - low), _between(np.float64(value), *_RELATED)
-    return float(unlike * related)
+    return float(np.interp(value, _BOLD, (1, 0)) * np.interp(value, _RELATED, (0, 1)))
 
 
 def nearer(render: Render, fixed: np.ndarray, references: References) -> np.ndarray:
@@ -231,7 +230,7 @@ def _lost(photo: np.ndarray, found: np.ndarray, share: np.ndarray) -> float:
     return max(1.0, own / max(float(found[share > 0.3].mean()), _CONTRAST))
 
 
-def _between(value: np.ndarray | np.floating, low: float, high: float) -> np.ndarray:
+def _between(value: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.clip((value - low) / (high - low), 0, 1)
 
 

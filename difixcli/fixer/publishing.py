@@ -19,7 +19,6 @@ from difixcli.fixer.weights import PROMPT, download, prompt_embedding
 from difixcli.model_folders import SD_TURBO, looks_like_hub_name
 from difixcli.runs import atomic, run_record
 
-"""What an export in this layout consists of."""
 _MOST_BASES = 16  # of a fixer trained from a fixer trained from …
 
 

@@ -221,8 +221,8 @@ def _may_hold_geometry(path: Path) -> bool:
                 return False
             with opened.open(header) as file:
                 return _GEOMETRY.encode() in file.read(_HEADER_BYTES)
-    except (RuntimeError, NotImplementedError):
-        return False  # encrypted, or packed as torch never does
+    except RuntimeError:
+        return False  # encrypted, or (as NotImplementedError, one of these) packed as torch never does
     except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError) as error:  # what it says may be nonsense
         if is_the_systems(error):
             raise unreadable(path, error) from error

@@ -139,6 +139,7 @@ def beside_aligned(fixer: Fixer, pair: Pair, image: Tensor, aligned: Tensor, vis
 
 
 def references(pair: Pair, aligned: Tensor, visibility: Tensor) -> References:
+    """Aligned photos (1, V, 3, H, W) and their visibility (1, V, 1, H, W), as what the photos say is read from them."""
     photos = [array(photo[None]) for photo in pair.photos[0]]
     seen = visibility[0, :, 0].numpy()
     return References(range(len(seen)), photos, aligned[0].permute(0, 2, 3, 1).numpy(), seen)
