@@ -39,8 +39,8 @@ def enhanced(fixer: Fixer, render: Render, references: References) -> np.ndarray
 
 
 def fix_render(fixer: Fixer, render: Render, references: References) -> np.ndarray:
-    """(H, W, 3) float32 in [0, 1]: the fixer's clean view of a render with its references, raw or aligned as its weights
-    want them.
+    """(H, W, 3) float32 in [0, 1]: the fixer's clean view of a render with its references, raw or aligned as its
+    weights want them.
 
     Fixers that have bolder weights use them as far as the render is unlike the aligned photos (see `boldness`).
     """
