@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 
 from click.testing import Result
 from typer.testing import CliRunner
@@ -35,3 +40,27 @@ def refused(result: Result, *words: str) -> None:
     message = shown[shown.index("Error:") :]
     for word in words:
         assert word in message, message
+
+
+def begun(programs: Path, *words: object) -> subprocess.Popen[str]:
+    """`difix` of `programs` (see the fixture `forked`) at work in a process of its own; it must not print much."""
+    line = [programs / "difix", *map(str, words)]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def killed(programs: Path, line: Iterable[object], output: Path, seconds: float) -> None:
+    """Run a line of `difix` that writes `output`, and kill it after so many seconds, or half of them if it was faster.
+
+    Returns when it is gone.
+    """
+    begun(programs, "--version").communicate()  # what is imported once is
+    while True:
+        process = begun(programs, *line)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        process.kill()
+        process.communicate()
+        if process.returncode < 0:
+            return
+        shutil.rmtree(output)
+        seconds /= 2

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 # Before anything of the program is imported. Workers and programs that tests start are given the environment, so all of
 # a session paint into one cache, and nothing that another version painted for the user is ever read.
 _PREFIX = "difix-tests-"
+_FORKS = "DIFIX_TESTS_FORKS"
 _MADE: str | None = None
 if not Path(os.environ.get("DIFIX_CACHE", "")).name.startswith(_PREFIX):
     _MADE = os.environ["DIFIX_CACHE"] = tempfile.mkdtemp(prefix=_PREFIX)
@@ -28,6 +30,7 @@ ABSENT = "the shared data is not beside the project"
 
 cure()
 torch.set_num_threads(1)
+_OPEN = ExitStack()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -37,7 +40,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{absent} tests skipped because ../shared is absent")
 
 
+def pytest_configure() -> None:
+    """One server of programs for all workers, which imports nothing until it is asked."""
+    if _FORKS not in os.environ:
+        # short: the names of sockets may have 108 characters
+        folder = _OPEN.enter_context(tempfile.TemporaryDirectory(prefix="difix-"))
+        os.environ[_FORKS] = _OPEN.enter_context(ForkServer(folder))
+
+
+def pytest_runtest_setup() -> None:
+    """What stands when a test begins stays.
+
+    Else each collection that a run asks for, and the one before Python ends, goes over all that torch and nerfstudio
+    hold, and takes longer than what many tests do.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure() -> None:
+    _OPEN.close()
     if _MADE is not None:
         shutil.rmtree(_MADE, ignore_errors=True)
 
@@ -70,14 +92,13 @@ def arc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def _fork_server() -> Iterator[Path]:
-    # short: the names of sockets may have 108 characters
-    with tempfile.TemporaryDirectory(prefix="difix-") as folder, ForkServer(folder) as place:
-        yield Path(place)
+def forked() -> Path:
+    """A folder with `python` and `difix`, which begin without importing anything anew."""
+    return Path(os.environ[_FORKS])
 
 
 @pytest.fixture
-def at_once(_fork_server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`difix` and `python`, also those of jobs, begin without importing anything anew."""
-    monkeypatch.setattr(sys, "executable", str(_fork_server / "python"))
-    monkeypatch.setenv("PATH", os.pathsep.join([str(_fork_server), os.environ["PATH"]]))
+def at_once(forked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`difix` and `python`, also those of jobs, are those of `forked`."""
+    monkeypatch.setattr(sys, "executable", str(forked / "python"))
+    monkeypatch.setenv("PATH", os.pathsep.join([str(forked), os.environ["PATH"]]))

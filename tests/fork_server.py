@@ -19,7 +19,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class ForkServer:
-    """`with ForkServer(folder) as place:` a folder made with `python` and `difix`, which live as long as the block."""
+    """`with ForkServer(folder) as place:` a folder made with `python` and `difix`, which live as long as the block.
+
+    The first program that is asked for waits until everything is imported.
+    """
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -52,29 +55,17 @@ class ForkServer:
 
 
 def _serve(path: str, executable: str) -> None:
-    """Import everything, then fork a program for each that connects, until stdin is closed."""
-    import gc
-    import importlib
-    import pkgutil
-    import threading
-
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the program has it
-    del sys.path[0]
-    import difixcli
-
-    for module in pkgutil.walk_packages(difixcli.__path__, "difixcli."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-    importlib.import_module("nerfstudio.configs.method_configs")
-    assert threading.active_count() == 1  # a thread would be missing in what is forked
-    gc.collect()
-    gc.freeze()
+    """Fork a program for each that connects, until stdin is closed."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(64)
     print("ready", flush=True)
+    imported = False
     while listener in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
+        if not imported:
+            _import()
+            imported = True
         if os.fork() == 0:
             listener.close()
             if (asked := _watch(connection)) is None:
@@ -86,6 +77,30 @@ def _serve(path: str, executable: str) -> None:
         _wait(os.WNOHANG)
     listener.close()  # whoever asks now is refused, rather than kept waiting
     _wait(0)
+
+
+def _import() -> None:
+    """Everything that the program may need."""
+    import gc
+    import importlib
+    import pkgutil
+    import threading
+    import warnings
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the program has it
+    del sys.path[0]
+    import difixcli
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they would be said by no program that was asked for
+        for module in pkgutil.walk_packages(difixcli.__path__, "difixcli."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+        importlib.import_module("nerfstudio.configs.method_configs")
+    importlib.import_module("torch").set_num_threads(1)  # as in the tests' own process: the same bits
+    assert threading.active_count() == 1  # a thread would be missing in what is forked
+    gc.collect()
+    gc.freeze()
 
 
 def _wait(how: int) -> None:

@@ -16,6 +16,11 @@ from difixcli.scenes import Camera
 from difixcli.scenes.nerfstudio_format import read_transforms, write_transforms
 from difixcli.scenes.splits import SPLIT_FILE
 
+HALF_ROOM = frozenset(
+    {f"images/train_{i:03d}.png" for i in range(0, 24, 2)} | {f"images/test_{i:03d}.png" for i in range(0, 8, 2)}
+)
+"""Twelve of the sample room's photos that train, and four of those that test."""
+
 
 def small_sample(name: str, folder: Path, width: int, frames: Container[str] | None = None) -> Path:
     """A sample scene `width` pixels wide, or those of its frames that are named; made in a folder that is not there.

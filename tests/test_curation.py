@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import multiprocessing
 import os
 import random
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import difix, done, refused, told
+from commands import begun, difix, done, killed, refused, told
 from PIL import Image
 from small_scenes import small_sample
 
-from difixcli.cli import app
 from difixcli.cli.curate import finish_pairs
 from difixcli.curation.curated import Curated
 from difixcli.curation.filters import Filters, blurred_photos
@@ -415,35 +409,6 @@ def test_a_bad_scene_stops_no_other(three: list[Path], tmp_path: Path) -> None:
     assert done(difix(*line, "--json", "-o", tmp_path / "out"))["pairs"] == 6
 
 
-def _in_a_process(arguments: list[str]) -> None:
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        app(arguments)
-
-
-@pytest.fixture(scope="session")
-def processes(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Callable[[list[str]], multiprocessing.process.BaseProcess]]:
-    """Starts the program in a process of its own, without waiting for its imports each time."""
-    context = multiprocessing.get_context("forkserver")
-    # conftest mends torchvision before anything needs it
-    context.set_forkserver_preload(["conftest", "difixcli.curation.curate", "nerfstudio.configs.method_configs"])
-    started = []
-
-    def start(arguments: list[str]) -> multiprocessing.process.BaseProcess:
-        process = context.Process(target=_in_a_process, args=([str(a) for a in arguments],))
-        process.start()
-        started.append(process)
-        return process
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-        start(["sample", "room", str(tmp_path_factory.mktemp("warm") / "room")]).join()
-    yield start
-    for process in started:
-        process.kill()
-
-
 def _line(scenes: Sequence[Path], output: Path, *more: str) -> list[str]:
     strategy = ["--strategy", "cycle", "--shift", "0.2", "--keep", "failed", "--test-scene", "b"]
     return ["curate", *map(str, scenes), *strategy, *QUICK, *more, "-o", str(output)]
@@ -457,41 +422,33 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(three: list[Path], processes: Callable, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+def undisturbed(three: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """A run over three scenes that nobody disturbs, and the seconds it took."""
     folder = tmp_path_factory.mktemp("undisturbed") / "out"
-    begun = time.monotonic()
-    process = processes(_line(three, folder))
-    process.join()
-    assert process.exitcode == 0 and len(manifest(folder)["train"]) == 10 and len(manifest(folder)["test"]) == 5
-    return folder, time.monotonic() - begun
+    before = time.monotonic()
+    done(difix(*_line(three, folder, "--json")))
+    seconds = time.monotonic() - before
+    assert len(manifest(folder)["train"]) == 10 and len(manifest(folder)["test"]) == 5
+    return folder, seconds
 
 
 def test_killed_at_any_moment_the_manifest_is_the_same(
-    three: list[Path], undisturbed: tuple[Path, float], processes: Callable, tmp_path: Path
+    three: list[Path], undisturbed: tuple[Path, float], forked: Path, tmp_path: Path
 ) -> None:
     folder, seconds = undisturbed
-    moments = random.Random(0)
+    moments, line = random.Random(0), _line(three, tmp_path / "out")
     for _ in range(KILLS):
-        process = processes(_line(three, tmp_path / "out"))
-        process.join(moments.uniform(0.1, 0.9) * seconds)
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-        process.join()
-    process = processes(_line(three, tmp_path / "out"))
-    process.join()
-    assert process.exitcode == 0
+        killed(forked, line, tmp_path / "out", moments.uniform(0.1, 0.9) * seconds)
+    done(difix(*line, "--json"))
     assert _files(tmp_path / "out") == _files(folder)
     assert not list((tmp_path / "out").glob("*/**/.*.part"))
 
 
 def test_shards_at_the_same_time_in_one_folder(
-    three: list[Path], undisturbed: tuple[Path, float], processes: Callable, tmp_path: Path
+    three: list[Path], undisturbed: tuple[Path, float], forked: Path, tmp_path: Path
 ) -> None:
-    both = [processes(_line(three, tmp_path / "out", "--shard", f"{i}/2")) for i in range(2)]
-    for process in both:
-        process.join()
-        assert process.exitcode == 0
+    both = [begun(forked, *_line(three, tmp_path / "out", "--shard", f"{i}/2")) for i in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
     for _ in range(2):  # whoever came last has written the manifest; merging changes nothing
         assert done(difix("curate", "--merge", tmp_path / "out", "--json"))["pairs"] == 15
         assert _files(tmp_path / "out") == _files(undisturbed[0])
@@ -501,15 +458,22 @@ def test_shards_at_the_same_time_in_one_folder(
     refused(difix("curate", "--merge", tmp_path / "out", undisturbed[0]), "--output")
 
 
-def test_merging_strategies_and_unfinished_shards(
-    three: list[Path], undisturbed: tuple[Path, float], tmp_path: Path
-) -> None:
-    sparse = tmp_path / "sparse"
+@pytest.fixture(scope="module")
+def sparse(three: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[object], Path]:
+    """A line over three scenes without its output, and the pairs that it makes."""
     line = ["curate", *three, "--split", "every:2", *QUICK, "--keep", "failed", "--test-scene", "b"]
-    assert done(difix(*line, "--json", "-o", sparse))["pairs"] == 6
+    folder = tmp_path_factory.mktemp("sparse") / "out"
+    assert done(difix(*line, "--json", "-o", folder))["pairs"] == 6
+    return line, folder
+
+
+def test_merging_strategies_and_unfinished_shards(
+    sparse: tuple[list[object], Path], undisturbed: tuple[Path, float], tmp_path: Path
+) -> None:
+    line, made = sparse
     merged = tmp_path / "merged"
-    assert done(difix("curate", "--merge", sparse, undisturbed[0], "-o", merged, "--json"))["pairs"] == 21
-    both = [*manifest(sparse)["train"], *manifest(undisturbed[0])["train"]]
+    assert done(difix("curate", "--merge", made, undisturbed[0], "-o", merged, "--json"))["pairs"] == 21
+    both = [*manifest(made)["train"], *manifest(undisturbed[0])["train"]]
     assert sorted(both) == list(manifest(merged)["train"])
     for entry in manifest(merged)["train"].values():
         assert (merged / entry["image"]).is_file() and (merged / entry["ref_image"]).is_file()
@@ -531,23 +495,22 @@ def test_merging_strategies_and_unfinished_shards(
     rest = tmp_path / "rest"
     done(difix(*line, "--shard", "1/2", "--json", "-o", rest))
     assert done(difix("curate", "--merge", shard, rest, "-o", tmp_path / "whole", "--json"))["pairs"] == 6
-    assert _files(tmp_path / "whole") == _files(sparse)
+    assert _files(tmp_path / "whole") == _files(made)
 
 
-def test_tars_train_like_folders(three: list[Path], tmp_path: Path) -> None:
+def test_tars_train_like_folders(sparse: tuple[list[object], Path], tmp_path: Path) -> None:
     from webdataset import WebDataset
 
     from difixcli.training import finetune
     from difixcli.training.pairs import PairStore, read_manifests
 
-    line = ["curate", *three, "--split", "every:2", *QUICK, "--keep", "failed", "--test-scene", "b", "--json"]
-    done(difix(*line, "-o", tmp_path / "folder"))
+    line, folder = [*sparse[0], "--json"], sparse[1]
     assert done(difix(*line, "--format", "webdataset", "-o", tmp_path / "tars"))["pairs"] == 6
     assert not (tmp_path / "tars" / "data.json").exists() and not list((tmp_path / "tars").glob("*/*/render"))
     again = _files(tmp_path / "tars")
     done(difix(*line, "--format", "webdataset", "-o", tmp_path / "tars"))
     assert _files(tmp_path / "tars") == again
-    sets = [read_manifests([tmp_path / kind]) for kind in ("folder", "tars")]
+    sets = [read_manifests([pairs]) for pairs in (folder, tmp_path / "tars")]
     for part in ("train", "test"):
         one, other = (getattr(found, part) for found in sets)
         assert [pair.id for pair in one] == [pair.id for pair in other] and one
@@ -559,18 +522,19 @@ def test_tars_train_like_folders(three: list[Path], tmp_path: Path) -> None:
     tars = [str(path) for path in sorted((tmp_path / "tars" / "train").glob("*.tar"))]
     samples = list(WebDataset(tars, shardshuffle=False).decode("pil"))
     assert sorted(sample["__key__"] for sample in samples) == [pair.id for pair in sets[1].train]
-    entries = manifest(tmp_path / "folder")["train"]
+    entries = manifest(folder)["train"]
     for sample in samples:
         entry = entries[sample["__key__"]]
         assert sample["json"]["psnr"] == entry["psnr"] and sample["json"]["camera"] == entry["camera"]
-        render = np.asarray(Image.open(tmp_path / "folder" / entry["image"]))
+        render = np.asarray(Image.open(folder / entry["image"]))
         assert np.array_equal(np.asarray(sample["image.png"].convert("RGB")), render)
     options = {"iterations": 2, "batch": 1, "crop": 32, "window": 32, "perceptual_weight": 0.0}
     results = [
-        finetune([tmp_path / kind], "tiny", tmp_path / f"fixer-{kind}", **options) for kind in ("folder", "tars")
+        finetune([pairs], "tiny", tmp_path / f"fixer-{kind}", **options)
+        for kind, pairs in (("folder", folder), ("tars", tmp_path / "tars"))
     ]
     assert results[0]["loss"] == results[1]["loss"] and results[1]["pairs"]["train"] == 4
-    refused(difix("curate", "--merge", tmp_path / "folder", tmp_path / "tars", "-o", tmp_path / "both"), "--format")
+    refused(difix("curate", "--merge", folder, tmp_path / "tars", "-o", tmp_path / "both"), "--format")
     assert not (tmp_path / "both").exists()
     merged = done(difix("curate", "--merge", tmp_path / "tars", "-o", tmp_path / "merged", "--json"))
     assert merged["pairs"] == 6 and len(read_manifests([tmp_path / "merged"]).train) == 4

@@ -8,20 +8,20 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from commands import difix, refused, told
+from commands import difix, killed, refused, told
+from small_fixers import smallest_fixer
+from small_scenes import HALF_ROOM, small_sample
 
 from difixcli.distillation.prior import known_priors
 from difixcli.distillation.schedule import closing_share, make_schedule, pseudo_cameras
 from difixcli.distillation.settings import PROFILES, read_terms
 from difixcli.errors import InputError
-from difixcli.fixer import new_small_fixer
 from difixcli.reconstruction import PseudoView, Reconstruction
 from difixcli.runs import read_image
 from difixcli.scenes.scene import Camera
@@ -118,21 +118,19 @@ def test_loss_terms_are_read_with_their_weights() -> None:
 # Whole runs at toy size
 
 TOY = ("--iterations", "60", "--size", "48", "--set", "max_gaussians=400", "--rounds", "3")
+AIMS = ("--targets", "test", "--targets", "spiral:2")
+RAYS = {"splatfacto": (), "nerfacto": ("--set", "pipeline.datamanager.train_num_rays_per_batch=64")}
 
 
 @pytest.fixture(scope="session")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from difixcli.samples.sample import cached_sample
-
-    folder = tmp_path_factory.mktemp("scene") / "room"
-    # without the model that says who saw the seed points, as most scenes come
-    shutil.copytree(cached_sample("room"), folder, ignore=shutil.ignore_patterns("colmap"))
-    return folder
+    """Without the model that says who saw the seed points, as most scenes come."""
+    return small_sample("room", tmp_path_factory.mktemp("scene") / "room", 48, HALF_ROOM)
 
 
 @pytest.fixture(scope="session")
 def fixer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return new_small_fixer("tiny", seed=0).save_pretrained(tmp_path_factory.mktemp("fixer") / "tiny")
+    return smallest_fixer().save_pretrained(tmp_path_factory.mktemp("fixer") / "tiny")
 
 
 def rounds_of(folder: Path) -> list[dict]:
@@ -211,7 +209,7 @@ def test_what_is_plainly_wrong_is_told_without_torch(room: Path, tmp_path: Path)
 def compared(room: Path, fixer: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """A run with its comparison, and what it said."""
     folder = tmp_path_factory.mktemp("compared") / "run"
-    return folder, told(difix("distill", room, "--fixer", fixer, *TOY, "--compare", "--json", "-o", folder))
+    return folder, told(difix("distill", room, "--fixer", fixer, *TOY, *AIMS, "--compare", "--json", "-o", folder))
 
 
 def test_photos_first_is_plain_training(compared: tuple[Path, dict], room: Path, fixer: Path, tmp_path: Path) -> None:
@@ -219,7 +217,7 @@ def test_photos_first_is_plain_training(compared: tuple[Path, dict], room: Path,
     line = ["distill", room, "--fixer", fixer, *TOY[:-2], "--json"]
     none = told(difix(*line, "--schedule", "none", "-o", tmp_path / "none"))["results"]
     assert set(none) == {"plain", "fixed"}
-    alone = told(difix(*line, "--rounds", "3", "-o", tmp_path / "alone"))["results"]
+    alone = told(difix(*line, "--rounds", "3", *AIMS, "-o", tmp_path / "alone"))["results"]
     folder, both = compared
     assert {name: alone[name] for name in none} == none
     assert alone["distilled"] == both["results"]["distilled"]
@@ -234,7 +232,7 @@ def test_what_rounds_train_on_is_kept(compared: tuple[Path, dict]) -> None:
     folder, _ = compared
     places = []
     for record in rounds_of(folder):
-        assert len(record["views"]) == 8 and record["kept"] == 0  # every round is nearer to its targets
+        assert len(record["views"]) == 4 + 2 and record["kept"] == 0  # every round is nearer to its targets
         places.append(np.array([view["camera_to_world"] for view in record["views"]]))
         for view in record["views"]:
             size = tuple(view["lens"][:-3:-1])
@@ -247,7 +245,7 @@ def test_a_view_that_stays_keeps_its_fix(room: Path, fixer: Path, tmp_path: Path
     line = ["distill", room, "--fixer", fixer, *TOY, "--step", "9", "--json", "-o", tmp_path / "run"]
     told(difix(*line))
     first, *others = rounds_of(tmp_path / "run")
-    assert first["kept"] == 0 and [record["kept"] for record in others] == [8, 8]
+    assert first["kept"] == 0 and [record["kept"] for record in others] == [4, 4]
     for record in others:
         assert [view["files"] for view in record["views"]] == [view["files"] for view in first["views"]]
 
@@ -273,26 +271,30 @@ def test_rounds_go_on_from_an_existing_run(room: Path, fixer: Path, tmp_path: Pa
     assert told(again) and "this split holds out" in " ".join(again.stderr.split())
 
 
-def test_going_back_to_a_round_gives_the_same_run(room: Path, fixer: Path, tmp_path: Path) -> None:
-    line = ["distill", room, "--fixer", fixer, *TOY, "--json", "-o", tmp_path / "run"]
-    first = told(difix(*line))["results"]
+def test_going_back_to_a_round_gives_the_same_run(
+    compared: tuple[Path, dict], room: Path, fixer: Path, tmp_path: Path
+) -> None:
+    line = ["distill", room, "--fixer", fixer, *TOY, *AIMS, "--compare", "--json", "-o", tmp_path / "run"]
+    first = compared[1]["results"]
+    shutil.copytree(compared[0], tmp_path / "run")
     pictures = _pictures(tmp_path / "run")
     for number in ("3", "1"):
         again = difix(*line, "--from-round", number)
         assert told(again)["results"] == first
-        assert f"round {number}/3: 8 views" in again.stderr and "photos alone" not in again.stderr
+        assert f"round {number}/3: 6 views" in again.stderr and "photos alone" not in again.stderr
         assert _pictures(tmp_path / "run") == pictures
     refused(difix(*line, "--from-round", "4"), "round 4", "1, 2, 3")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "done"
 
 
 def test_going_back_is_safe_from_other_processes_and_from_kills(
-    room: Path, fixer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compared: tuple[Path, dict], room: Path, fixer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from difixcli.distillation.rounds import Rounds
 
-    line = ["distill", room, "--fixer", fixer, *TOY, "--json", "-o", tmp_path / "run"]
-    first = told(difix(*line))["results"]
+    line = ["distill", room, "--fixer", fixer, *TOY, *AIMS, "--compare", "--json", "-o", tmp_path / "run"]
+    first = compared[1]["results"]
+    shutil.copytree(compared[0], tmp_path / "run")
     other = (
         "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
     )
@@ -362,14 +364,15 @@ def test_fixes_below_the_bound_are_dropped_and_counted(room: Path, fixer: Path, 
     line = ["distill", room, "--fixer", fixer, *TOY, "--json", "--compare"]
     result = difix(*line, "--drop-below", "1", "-o", tmp_path / "run")
     said = told(result)
-    assert said["rounds"]["dropped"] == 24 and "8 dropped" in result.stderr
+    assert said["rounds"]["dropped"] == 12 and "4 dropped" in result.stderr
     assert said["results"]["distilled"] == said["results"]["plain"]  # nothing was left to learn from
     assert all(view["dropped"] for record in rounds_of(tmp_path / "run") for view in record["views"])
 
 
 @pytest.mark.parametrize("method", ["splatfacto", "nerfacto"])
 def test_the_published_profile_takes_fixes_as_they_are(method: str, room: Path, fixer: Path, tmp_path: Path) -> None:
-    line = ["distill", room, "--fixer", fixer, "--method", method, *TOY, "--profile", "published", "--json"]
+    line = ["distill", room, "--fixer", fixer, "--method", method, *TOY, *RAYS[method]]
+    line += ["--profile", "published", "--json"]
     line += ["--further", "20", "--no-guard", "-o", tmp_path / "run"]
     told(difix(*line))
     share, terms = PROFILES["published"].share, PROFILES["published"].terms
@@ -392,8 +395,8 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("method", ["splatfacto", "nerfacto"])
 def test_another_package_s_prior_keeps_its_state(method: str, room: Path, fixer: Path, tmp_path: Path) -> None:
     """Going back to a round gives the same run: what a prior has drawn and keeps goes back, too."""
-    line = ["distill", room, "--fixer", fixer, "--method", method, *TOY, "--further", "24", "--prior", "test-drift"]
-    line += ["--no-guard", "--json", "-o", tmp_path / "run"]
+    line = ["distill", room, "--fixer", fixer, "--method", method, *TOY, *RAYS[method], "--further", "24"]
+    line += ["--prior", "test-drift", "--no-guard", "--json", "-o", tmp_path / "run"]
     first = told(difix(*line))["results"]
     pictures = _pictures(tmp_path / "run")
     records = rounds_of(tmp_path / "run")
@@ -433,42 +436,16 @@ def test_priors_that_are_none(room: Path, fixer: Path, tmp_path: Path) -> None:
 KILLS = int(os.environ.get("DIFIX_TEST_KILLS", "1"))
 
 
-def test_killed_at_any_moment_the_result_is_the_same(room: Path, fixer: Path, tmp_path: Path) -> None:
-    def line(folder: Path) -> list[str]:
-        return [
-            *(sys.executable, "-W", "ignore", "-c", "from difixcli.cli import main; main()"),
-            *("distill", str(room), "--fixer", str(fixer), *TOY, "--compare", "--json"),
-            *("--targets", "test", "--targets", "spiral:2", "-o", str(folder)),
-        ]
-
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-
-    def start(folder: Path) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            line(folder), env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-
-    begun = time.monotonic()
-    process = start(tmp_path / "whole")
-    while not (tmp_path / "whole" / "run.json").is_file() and process.poll() is None:
-        time.sleep(0.05)
-    imports = time.monotonic() - begun
-    out, _ = process.communicate()
-    assert process.returncode == 0
-    whole = json.loads(out.splitlines()[-1])
-    seconds = time.monotonic() - begun
+def test_killed_at_any_moment_the_result_is_the_same(
+    compared: tuple[Path, dict], room: Path, fixer: Path, forked: Path, tmp_path: Path
+) -> None:
+    line = ["distill", room, "--fixer", fixer, *TOY, *AIMS, "--compare", "--json", "-o", tmp_path / "run"]
+    folder, whole = compared
+    record = json.loads((folder / "run.json").read_text())
     moments = random.Random(0)
     for _ in range(KILLS):
-        process = start(tmp_path / "killed")
-        try:
-            process.wait(moments.uniform(imports, imports + 0.6 * (seconds - imports)))
-        except subprocess.TimeoutExpired:
-            process.kill()
-        process.communicate()
-    process = start(tmp_path / "killed")
-    out, _ = process.communicate()
-    assert process.returncode == 0
-    killed = json.loads(out.splitlines()[-1])
-    assert killed["results"] == whole["results"] and killed["rounds"] == whole["rounds"]
-    assert _pictures(tmp_path / "killed") == _pictures(tmp_path / "whole")
-    assert not list((tmp_path / "killed").rglob("*.part"))
+        killed(forked, line, tmp_path / "run", moments.uniform(0, 0.6) * record["seconds"])
+    again = told(difix(*line))
+    assert again["results"] == whole["results"] and again["rounds"] == whole["rounds"]
+    assert _pictures(tmp_path / "run") == _pictures(folder)
+    assert not list((tmp_path / "run").rglob("*.part"))

@@ -4,32 +4,27 @@ stopped; what is made of the frames is steadier and shown.
 
 from __future__ import annotations
 
-import io
 import json
-import multiprocessing
 import os
 import random
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import conftest  # noqa: F401 (mends torchvision, also in processes that import this file alone)
 import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
-from commands import difix, done, refused
+from commands import difix, done, killed, refused
 from PIL import Image
+from small_fixers import smallest_fixer
 
-from difixcli.cli import app
 from difixcli.cli.enhancing import _verdict
 from difixcli.enhancement import Film, check_images, enhance_images
 from difixcli.enhancement.sequence import _Steadiness
@@ -453,61 +448,23 @@ def test_steadied_frames_go_on_exactly_where_they_stopped(photos, tmp_path, as_v
 
 @pytest.fixture(scope="session")
 def tiny_fixer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return new_small_fixer("tiny", seed=0).save_pretrained(tmp_path_factory.mktemp("fixer") / "tiny")
-
-
-def _in_a_process(arguments: list[str]) -> None:
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        app(arguments)
-
-
-@pytest.fixture(scope="session")
-def processes() -> Iterator[Callable[[list[str | Path]], multiprocessing.process.BaseProcess]]:
-    """Starts the program in a process of its own, without waiting for its imports each time."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_enhancement"])
-    started = []
-
-    def start(arguments: list[str | Path]) -> multiprocessing.process.BaseProcess:
-        process = context.Process(target=_in_a_process, args=([str(a) for a in arguments],))
-        process.start()
-        started.append(process)
-        return process
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *(path for path in sys.path if path)]))
-        start(["--version"]).join()
-    yield start
-    for process in started:
-        process.kill()
+    return smallest_fixer().save_pretrained(tmp_path_factory.mktemp("fixer") / "tiny")
 
 
 def test_killed_at_any_moment_frames_and_video_are_the_same(
-    photos: list[Path], tiny_fixer: Path, processes: Callable, tmp_path: Path
+    photos: list[Path], tiny_fixer: Path, forked: Path, tmp_path: Path
 ) -> None:
     source = _sequence(photos[4], tmp_path / "in", 16)
     line = ["enhance", source, "--fixer", tiny_fixer, "--reference", photos[4], "--steady", "--side-by-side"]
 
-    def run(output: Path) -> Any:
-        return processes([*line, "--output", output])
-
-    run(tmp_path / "warm").join()
-    begun = time.monotonic()
-    process = run(tmp_path / "whole")
-    process.join()
-    seconds = time.monotonic() - begun
-    assert process.exitcode == 0
-    moments, stopped = random.Random(0), 0
+    done(difix("enhance", _sequence(photos[4], tmp_path / "few", 2), *line[2:], "--json"))  # what takes long once
+    before = time.monotonic()
+    done(difix(*line, "--output", tmp_path / "whole", "--json"))
+    seconds = time.monotonic() - before
+    moments, line = random.Random(0), [*line, "--output", tmp_path / "out"]
     for _ in range(KILLS):
-        process = run(tmp_path / "out")
-        process.join(moments.uniform(0.05, 0.5) * seconds)  # machines are not always as busy
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-            stopped += 1
-        process.join()
-    process = run(tmp_path / "out")
-    process.join()
-    assert process.exitcode == 0 and stopped
+        killed(forked, line, tmp_path / "out", moments.uniform(0.05, 0.5) * seconds)
+    done(difix(*line, "--json"))
     whole = {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir() if p.suffix in {".png", ".mp4"}}
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir() if p.name in whole} == whole
     assert len(whole) == 18 and not list((tmp_path / "out").glob(".*.part"))
