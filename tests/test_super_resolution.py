@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from commands import difix, refused, told
+from small_scenes import HALF_ROOM, small_sample
 from test_masks import masked_scene
 from test_super_resolvers import published  # noqa: F401
 
@@ -30,11 +31,7 @@ ROWS = ["low_resolution", "supersampled", "bicubic", "per_image", "distilled", "
 
 @pytest.fixture(scope="session")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from difixcli.samples.sample import cached_sample
-
-    folder = tmp_path_factory.mktemp("scene") / "room"
-    shutil.copytree(cached_sample("room"), folder)
-    return folder
+    return small_sample("room", tmp_path_factory.mktemp("scene") / "room", 96, HALF_ROOM)
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +120,7 @@ def test_a_diffusing_super_resolver_goes_on_from_its_latents(
 ) -> None:
     """Rounds of the paper's update; what was not denoised yet comes back from the checkpoint, bit for bit."""
     line = ["distill", room, "--prior", "super-resolution", "--sr", published, "--sr-update", "paper", "--reduce", "4"]
-    line += ["--size", "96", "--iterations", "20", "--rounds", "3", "--further", "6", "--split", "every:8"]
+    line += ["--size", "96", "--iterations", "20", "--rounds", "3", "--further", "6", "--split", "every:4"]
     line += ["--set", "max_gaussians=400", "--json", "-o", tmp_path / "run"]
     said = told(difix(*line))
     targets = {path.name: path.read_bytes() for path in (tmp_path / "run" / "rounds" / "03").glob("*.target.png")}
@@ -176,9 +173,16 @@ def test_super_resolvers_train_on_what_a_run_shows(
     for path in photos[:3]:
         shutil.copy(path, source)
     made = train_super_resolver(
-        [], "scratch", tmp_path / "out", photos=source, runs=[folder, other], iterations=2, **options
+        [],
+        "scratch",
+        tmp_path / "out",
+        photos=source,
+        runs=[folder, other],
+        iterations=2,
+        validation_photos=5,
+        **options,
     )
-    assert made["photos"]["views"] == len(views) and made["photos"]["test"] == min(len(views), 20)
+    assert made["photos"]["views"] == len(views) and made["photos"]["test"] == 5
     line = ["finetune", folder, "--task", "super-resolution", "--base", "scratch", "--photos", source, "--crop", 32]
     line += ["--iterations", 1, "--set", "factor=2", "--set", "channels=8", "--set", "blocks=1", "--device", "cpu"]
     assert told(difix(*line, "-o", tmp_path / "by-command", "--json"))["results"]["photos"]["views"] == len(views)
@@ -206,6 +210,7 @@ def test_without_reduction_figures_are_at_the_photos_size(room: Path, network: P
 def test_radiance_fields_learn_large_views_beside_photos(room: Path, network: Path, tmp_path: Path) -> None:
     line = ["--prior", "super-resolution", "--upscale", "2", "--iterations", "12", "--rounds", "2", "--further", "4"]
     line += ["--split", "every:4", "--method", "nerfacto", "--sr", network, "--reduce", "2", "--size", "64", "--json"]
+    line += ["--set", "pipeline.datamanager.train_num_rays_per_batch=64"]
     said = told(difix("distill", room, *line, "-o", tmp_path / "run"))
     assert set(said["results"]) == {"low_resolution", "distilled", "enhanced"}
     assert json.loads((tmp_path / "run" / "rounds" / "01" / "round.json").read_text())["share"] == 0.8
@@ -221,8 +226,8 @@ def test_a_scene_of_all_photos_is_made_without_figures(room: Path, network: Path
     assert max(read_image(tmp_path / "path" / "frame_00001.png").shape) == 96
 
 
-def test_sizes_divide_and_small_ones_are_refused(room: Path) -> None:
-    scene = load_scene(str(room), 97)
+def test_sizes_divide_and_small_ones_are_refused() -> None:
+    scene = load_scene("sample:room", 97)
     small, large = small_and_large(scene, Enlargement(2, 3, "area", "bundled", "posterior"))
     for before, one, two in zip(scene.frames, small.frames, large.frames, strict=True):
         assert (one.camera.width, one.camera.height) == (before.camera.width // 3, before.camera.height // 3)
