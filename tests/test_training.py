@@ -905,6 +905,7 @@ def test_memory_does_not_grow_with_the_number_of_pairs(pairs: Path, tmp_path: Pa
     assert peaks[1] < peaks[0] + 500_000  # bytes; decoded, the larger set's pairs are 33 MB
 
 
+@pytest.mark.usefixtures("at_once")
 def test_two_processes_train_like_one_and_go_on_where_one_stopped(pairs: Path, tmp_path: Path) -> None:
     """One process with twice the batch begins and stops; two go on in its folder, as if it had never been one."""
     options = {"iterations": 6, "crop": 32, "window": 32, "perceptual_weight": 0.1, "warm_up": 1, "ema": 0.9}
@@ -948,6 +949,7 @@ def test_two_processes_train_like_one_and_go_on_where_one_stopped(pairs: Path, t
     assert apart < 1e-3 * moved
 
 
+@pytest.mark.usefixtures("at_once")
 def test_one_process_goes_on_where_two_stopped(shared: Path, pairs: Path, tmp_path: Path) -> None:
     """Two processes are asked to end and save; one with twice the batch goes on as if they had never been two.
 
@@ -994,6 +996,7 @@ def test_one_process_goes_on_where_two_stopped(shared: Path, pairs: Path, tmp_pa
     assert apart < 1e-3 * moved
 
 
+@pytest.mark.usefixtures("at_once")
 def test_the_first_process_may_work_longer_than_others_would_wait(tmp_path: Path) -> None:
     """Here they give up on a common step after two seconds, as NCCL does after ten minutes."""
     program = tmp_path / "long.py"
@@ -1472,7 +1475,7 @@ def test_the_bundled_recipe_asks_for_options_that_exist() -> None:
 
 
 def test_the_bundled_recipe_runs_to_its_end_and_mixes(
-    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its own stages, on pairs of a toy's size and a step each; the weights lie between those of the last two."""
     module = bundled_recipe()
@@ -1483,7 +1486,7 @@ def test_the_bundled_recipe_runs_to_its_end_and_mixes(
         shutil.copytree(pairs, manifest.parent)
     short = {"iterations": 1, "crop": 32, "window": 32, "warm_up": 1, "validation_pairs": 1}
     monkeypatch.setattr(module, "stages", lambda out: tuple((n, b, p, {**o, **short}) for n, b, p, o in made(out)))
-    module.main(tmp_path / "photos", output)
+    assert module.main(tmp_path / "photos", output) == 0
     one, other, bundled = (load_file(output / n / "model.safetensors") for n in ("real-d", "strong", "bundled"))
     share, apart = module.STRONG_SHARE, 0.0
     assert 0 < share < 1 and one.keys() == other.keys() == bundled.keys()
@@ -1502,3 +1505,10 @@ def test_the_bundled_recipe_runs_to_its_end_and_mixes(
     assert fixer.config == half.config
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert fixer(image).shape == image.shape
+    # where a stage's pairs are others now, it is said what has to go for that
+    manifest = json.loads((output / "pairs-strong-nerf" / "data.json").read_text())
+    manifest["train"].popitem()
+    (output / "pairs-strong-nerf" / "data.json").write_text(json.dumps(manifest))
+    capsys.readouterr()
+    assert module.main(tmp_path / "photos", output) == 2
+    assert f"say, remove {output / 'strong'}." in capsys.readouterr().err

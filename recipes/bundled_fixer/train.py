@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from difixcli.errors import InputError
 from difixcli.fixer import Fixer
 from difixcli.training import finetune
 
@@ -61,15 +62,26 @@ def mixed(one: Fixer, other: Fixer, share: float) -> Fixer:
     return other
 
 
-def main(photos: Path, output: Path) -> None:
+def main(photos: Path, output: Path) -> int:
+    """The exit code."""
     torch.set_num_threads(1)  # on two cores a second thread only spins
-    for name, base, manifests, options in stages(output):
-        results = finetune(manifests, base, output / name, photos=photos, **{**COMMON, **options})
+    planned = stages(output)
+    for place, (name, base, manifests, options) in enumerate(planned):
+        try:
+            results = finetune(manifests, base, output / name, photos=photos, **{**COMMON, **options})
+        except InputError as error:
+            print(f"Error: {error}", file=sys.stderr)
+            begun = [str(output / later) for later, *_ in planned[place:] if (output / later).exists()]
+            if (output / name / "checkpoints" / "last.pt").is_file():
+                again = "To train again, with scenes that were missing before, say, remove"
+                print(f"{again} {' and '.join(begun)}.", file=sys.stderr)
+            return 2
         print(name, results["validation"])
     last, strong = (Fixer.from_pretrained(output / name) for name in ("real-d", "strong"))
     fixer = Fixer(mixed(last, strong, STRONG_SHARE).network.half(), bolder=last.network.half())
     fixer.save_pretrained(output / "bundled")
+    return 0
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
