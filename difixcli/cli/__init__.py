@@ -5,6 +5,8 @@ No torch and no nerfstudio at import: `difix --help` answers at once.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 import warnings
@@ -72,6 +74,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # the libraries' notes to their own developers would bury ours
     warnings.simplefilter("ignore")
+    # or Python goes over all that torch and nerfstudio hold before it ends, which takes seconds
+    atexit.register(gc.freeze)
     streams.prepare()
     interrupts.listen()
     app()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,12 +171,14 @@ def _train_view_diffusion(request: FinetuneRequest, on: str) -> Trained:
     from difixcli.priors.view_diffusion.files import view_diffusion_files
     from difixcli.training import ViewDiffusionOptions, processes, train_view_diffusion
     from difixcli.training.options import VIEW_DIFFUSION_FREE, VIEW_DIFFUSION_NETWORKS
+    from difixcli.training.view_diffusion_samples import check_views
 
     base, photos, chosen, scenes = request.base, request.photos, request.chosen(), request.pairs or []
     if processes.join(on).num_processes > 1:
         raise InputError("View-conditioned diffusion trains in one process; leave accelerate launch out.")
     defaults = ViewDiffusionOptions()
-    loaded, failed = _training_scenes(scenes, request.max_failed, chosen.get("canvas", defaults.canvas))
+    canvas = chosen.get("canvas", defaults.canvas)
+    loaded, failed = _training_scenes(scenes, request.max_failed, canvas, check_views)
     arguments: dict[str, Any] = {"task": request.task.value, "base": base, "photos": photos}
     arguments["scenes"] = [scene_spec(scene) for scene in scenes]
     arguments |= {name: value for name, value in chosen.items() if name not in VIEW_DIFFUSION_FREE}
@@ -244,11 +246,15 @@ def _finished(
 
 
 def _training_scenes(
-    specs: Sequence[str], max_failed: int | None, size: int | None = None
+    specs: Sequence[str],
+    max_failed: int | None,
+    size: int | None = None,
+    check: Callable[[Scene], None] = lambda scene: None,
 ) -> tuple[list[Scene], dict[str, str]]:
-    """Scenes to train on, with what is odd about them said; of those that cannot be read, why, which is said too.
+    """Scenes to train on, with what is odd about them said; of those that cannot be used, why, which is said too.
 
-    Raises InputError where none can be read, or more than `max_failed` cannot.
+    They cannot where they cannot be read, or where `check` raises InputError. Raises InputError where none can be used,
+    or more than `max_failed` cannot.
     """
     from difixcli.scenes import load_scene
 
@@ -257,6 +263,7 @@ def _training_scenes(
     for spec in specs:
         try:
             scene = load_scene(spec, size)
+            check(scene)
         except InputError as error:
             if not max_failed:
                 raise
@@ -268,7 +275,7 @@ def _training_scenes(
         loaded.append(scene)
     if failed and (not loaded or len(failed) > (max_failed or 0)):
         raise InputError(
-            f"{len(failed)} of {counted(len(specs), 'scene')} cannot be read; mend them"
+            f"{len(failed)} of {counted(len(specs), 'scene')} cannot be used; mend them"
             + (", or let more fail with --max-failed." if loaded else ".")
         )
     return loaded, failed

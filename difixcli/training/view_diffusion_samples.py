@@ -74,6 +74,12 @@ class HeldView:
     """(P, 3) x, y and z-depth of seed points that it sees."""
 
 
+def check_views(scene: Scene) -> None:
+    """Raises InputError for a scene in which no photo has another beside it."""
+    if len(scene.frames) < 2:
+        raise InputError(f"The scene {scene.name} has one photo; views are learned from scenes of two or more.")
+
+
 class ViewPhotos:
     """The photos of scenes, and of a folder, on a device.
 
@@ -93,8 +99,7 @@ class ViewPhotos:
         self.held: list[HeldView] = []
         self.names: list[str] = []
         for scene in scenes:
-            if len(scene.frames) < 2:
-                raise InputError(f"The scene {scene.name} has one photo; views are learned from scenes of two or more.")
+            check_views(scene)
             base = len(canvases)
             held = len(scene.frames) // 2 if len(scene.frames) >= _HELD_OUT_FROM else -1
             seen = [_visible(scene.points, frame.camera) for frame in scene.frames]
