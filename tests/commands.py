@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from click.testing import Result
@@ -48,19 +49,18 @@ def begun(programs: Path, *words: object) -> subprocess.Popen[str]:
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def killed(programs: Path, line: Iterable[object], output: Path, seconds: float) -> None:
-    """Run a line of `difix` that writes `output`, and kill it after so many seconds, or half of them if it was faster.
+def killed(programs: Path, line: Iterable[object], output: Path, whole: Path, share: float) -> None:
+    """Run a line of `difix` that writes `output`, and kill it once there is this share of the files that `whole` has.
 
     Returns when it is gone.
     """
-    begun(programs, "--version").communicate()  # what is imported once is
-    while True:
-        process = begun(programs, *line)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-        process.kill()
-        process.communicate()
-        if process.returncode < 0:
-            return
-        shutil.rmtree(output)
-        seconds /= 2
+
+    def files(folder: Path) -> int:
+        return sum(len(names) for _, _, names in os.walk(folder))
+
+    process = begun(programs, *line)
+    while files(output) < share * files(whole) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL

@@ -9,7 +9,6 @@ import random
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -422,40 +421,37 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(three: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A run over three scenes that nobody disturbs, and the seconds it took."""
+def undisturbed(three: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over three scenes that nobody disturbs."""
     folder = tmp_path_factory.mktemp("undisturbed") / "out"
-    before = time.monotonic()
     done(difix(*_line(three, folder, "--json")))
-    seconds = time.monotonic() - before
     assert len(manifest(folder)["train"]) == 10 and len(manifest(folder)["test"]) == 5
-    return folder, seconds
+    return folder
 
 
 def test_killed_at_any_moment_the_manifest_is_the_same(
-    three: list[Path], undisturbed: tuple[Path, float], forked: Path, tmp_path: Path
+    three: list[Path], undisturbed: Path, forked: Path, tmp_path: Path
 ) -> None:
-    folder, seconds = undisturbed
     moments, line = random.Random(0), _line(three, tmp_path / "out")
-    for _ in range(KILLS):
-        killed(forked, line, tmp_path / "out", moments.uniform(0.1, 0.9) * seconds)
+    for share in sorted(moments.uniform(0.1, 0.9) for _ in range(KILLS)):
+        killed(forked, line, tmp_path / "out", undisturbed, share)
     done(difix(*line, "--json"))
-    assert _files(tmp_path / "out") == _files(folder)
+    assert _files(tmp_path / "out") == _files(undisturbed)
     assert not list((tmp_path / "out").glob("*/**/.*.part"))
 
 
 def test_shards_at_the_same_time_in_one_folder(
-    three: list[Path], undisturbed: tuple[Path, float], forked: Path, tmp_path: Path
+    three: list[Path], undisturbed: Path, forked: Path, tmp_path: Path
 ) -> None:
     both = [begun(forked, *_line(three, tmp_path / "out", "--shard", f"{i}/2")) for i in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     for _ in range(2):  # whoever came last has written the manifest; merging changes nothing
         assert done(difix("curate", "--merge", tmp_path / "out", "--json"))["pairs"] == 15
-        assert _files(tmp_path / "out") == _files(undisturbed[0])
+        assert _files(tmp_path / "out") == _files(undisturbed)
     # into another folder
     assert done(difix("curate", "--merge", tmp_path / "out", "-o", tmp_path / "merged", "--json"))["test"] == 5
-    assert _files(tmp_path / "merged") == _files(undisturbed[0])
-    refused(difix("curate", "--merge", tmp_path / "out", undisturbed[0]), "--output")
+    assert _files(tmp_path / "merged") == _files(undisturbed)
+    refused(difix("curate", "--merge", tmp_path / "out", undisturbed), "--output")
 
 
 @pytest.fixture(scope="module")
@@ -468,19 +464,19 @@ def sparse(three: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 def test_merging_strategies_and_unfinished_shards(
-    sparse: tuple[list[object], Path], undisturbed: tuple[Path, float], tmp_path: Path
+    sparse: tuple[list[object], Path], undisturbed: Path, tmp_path: Path
 ) -> None:
     line, made = sparse
     merged = tmp_path / "merged"
-    assert done(difix("curate", "--merge", made, undisturbed[0], "-o", merged, "--json"))["pairs"] == 21
-    both = [*manifest(made)["train"], *manifest(undisturbed[0])["train"]]
+    assert done(difix("curate", "--merge", made, undisturbed, "-o", merged, "--json"))["pairs"] == 21
+    both = [*manifest(made)["train"], *manifest(undisturbed)["train"]]
     assert sorted(both) == list(manifest(merged)["train"])
     for entry in manifest(merged)["train"].values():
         assert (merged / entry["image"]).is_file() and (merged / entry["ref_image"]).is_file()
     # the same scene for training here and for testing there
     other = tmp_path / "other"
     done(difix(*line[:-2], "--json", "-o", other))
-    refused(difix("curate", "--merge", other, undisturbed[0], "-o", tmp_path / "mixed"), "testing")
+    refused(difix("curate", "--merge", other, undisturbed, "-o", tmp_path / "mixed"), "testing")
     assert not (tmp_path / "mixed").exists()
     shard = tmp_path / "shard"
     done(difix(*line, "--shard", "0/2", "--json", "-o", shard))
@@ -662,7 +658,7 @@ def test_what_a_mask_leaves_out_is_no_target(three: list[Path], tmp_path: Path) 
         assert entry["psnr"] == pytest.approx(20 * np.log10(255 / np.sqrt(error)), abs=0.05)
 
 
-def test_runs_made_twice_merge(undisturbed: tuple[Path, float], tmp_path: Path) -> None:
+def test_runs_made_twice_merge(undisturbed: Path, tmp_path: Path) -> None:
     first, _ = undisturbed
     second = Path(shutil.copytree(first, tmp_path / "again"))
     for record in second.glob("*/*/pairs.json"):
