@@ -248,7 +248,7 @@ def _line(*words: object) -> list[str]:
     return [str(word) for word in words]
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("at_once")
 def test_distilling_several_scenes(scenes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = shutil.copytree(scenes[1], tmp_path / "scenes" / "bad")
     (bad / "transforms.json").write_text('{"frames": [')
@@ -367,7 +367,7 @@ def test_failures_of_all_that_was_handed_out_count(most: int, begun: int, tmp_pa
     assert jobs.read("c").attempt == begun  # type: ignore[union-attr]
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("here")  # by its number it is known whose death it is
 def test_a_process_that_dies_without_a_word_has_failed(scenes: list[Path], tmp_path: Path) -> None:
     """And one that is told to stop has not: the same line goes on."""
     long = [word if word != "10" else "100000" for word in TOY]
