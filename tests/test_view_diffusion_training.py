@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +62,50 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [write_plane(root / f"plane-{seed}", seed, depth=DEPTH, side=SIDE) for seed in range(2)]
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of three photos, the last too small."""
-    (tmp_path / "photos").mkdir()
+    folder = tmp_path_factory.mktemp("photos")
     for i, side in enumerate((64, 80, 24)):
         noise = np.random.default_rng(i).integers(0, 255, (side, side + 8, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(tmp_path / "photos" / f"{i}.png")
-    return tmp_path / "photos"
+        Image.fromarray(noise).save(folder / f"{i}.png")
+    return folder
+
+
+Train = Callable[..., dict[str, Any]]
+Whole = tuple[dict[str, Any], dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def train(folders: list[Path], photos: Path) -> Train:
+    """Three steps of the first two networks, two of the last, into a folder."""
+    scenes = [load_scene(folder, SIDE) for folder in folders]
+    steps = {"epipolar_iterations": 3, "vae_iterations": 3, "diffusion_iterations": 2}
+
+    def train(output: Path, **options: Any) -> dict[str, Any]:
+        return train_view_diffusion(scenes, "scratch", output, photos=photos, **(FAST | steps | options))
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def whole(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The results and the weights of a training that nothing has disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    return train(folder), ViewDiffusion.from_pretrained(folder).state_dict()
+
+
+def dying(at: int) -> Callable[[int], None]:
+    def progress(step: int) -> None:
+        if step == at:
+            raise Killed
+
+    return progress
+
+
+def weights_are(folder: Path, expected: dict[str, torch.Tensor]) -> bool:
+    found = ViewDiffusion.from_pretrained(folder).state_dict()
+    return all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 def drawn(folders: list[Path], step: int, augment: bool = False, **options: Any) -> ViewBatch:
@@ -154,73 +192,47 @@ def test_the_warped_photo_of_a_plane_is_the_view(folders: list[Path]) -> None:
     assert apart[0] < 0.03 and apart[1] > 0.1
 
 
-def test_training_learns_and_goes_on(folders: list[Path], photos: Path, tmp_path: Path) -> None:
-    scenes = [load_scene(folder, SIDE) for folder in folders]
-
-    def train(output: str, **options: Any) -> dict[str, Any]:
-        return train_view_diffusion(scenes, "scratch", tmp_path / output, photos=photos, **FAST, **options)
-
-    whole = train("whole")
-    assert whole["steps"] == {"epipolar": 2, "vae": 2, "diffusion": 2}
-    assert set(whole["validation"]) == {"nearest", "warped", "eft", "vldm", "vae"}
-    weights = ViewDiffusion.from_pretrained(tmp_path / "whole").state_dict()
-
-    for stop in (1, 3, 5):  # in the middle of each network, or rather before any checkpoint of it
-
-        def killing(step: int, stop: int = stop) -> None:
-            if step == stop:
-                raise Killed
-
+def test_training_goes_on_from_the_end_of_a_network(train: Train, whole: Whole, tmp_path: Path) -> None:
+    results, weights = whole
+    assert results["steps"] == {"epipolar": 3, "vae": 3, "diffusion": 2}
+    assert set(results["validation"]) == {"nearest", "warped", "eft", "vldm", "vae"}
+    for stop in (1, 4, 7):  # in the middle of each network, or rather before any checkpoint of it
         with pytest.raises(Killed):
-            train(f"stopped-{stop}", progress=killing)
-        again = train(f"stopped-{stop}")
-        assert again["validation"] == whole["validation"]
-        found = ViewDiffusion.from_pretrained(tmp_path / f"stopped-{stop}").state_dict()
-        assert all(torch.equal(value, found[name]) for name, value in weights.items())
+            train(tmp_path / "out", progress=dying(stop))
+    assert train(tmp_path / "out")["validation"] == results["validation"]
+    assert weights_are(tmp_path / "out", weights)
+    log = tmp_path / "out" / "log.jsonl"
+    events = [json.loads(line)["event"] for line in log.read_text().splitlines()]
+    assert events.count("start") == 1
     # a finished training is not done again
-    before = (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
-    assert train("whole")["steps"] == whole["steps"]
-    after = [json.loads(line)["event"] for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
-    assert after[: len(before)] == [json.loads(line)["event"] for line in before] and after[len(before) :] == ["resume"]
+    assert train(tmp_path / "out")["steps"] == results["steps"]
+    assert [json.loads(line)["event"] for line in log.read_text().splitlines()] == [*events, "resume"]
     with pytest.raises(InputError, match="other photos, base or options"):
-        train("whole", seed=1)
+        train(tmp_path / "out", seed=1)
 
 
-def test_a_checkpoint_within_a_network_is_gone_on_from(
-    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_training_goes_on_within_a_network(
+    train: Train, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("difixcli.training.checkpoints.SAVE_AFTER", 0.0)
-    scenes = [load_scene(folders[0], SIDE)]
-    options = {**FAST, "checkpoint_every": 1, "epipolar_iterations": 4, "diffusion_iterations": 3}
-    train_view_diffusion(scenes, "scratch", tmp_path / "whole", **options)
+    """From its checkpoints, and from what a signal has saved."""
 
-    def killing(step: int) -> None:
-        if step in (3, 8) and not (tmp_path / f"{step}").exists():
-            (tmp_path / f"{step}").touch()
-            raise Killed
+    def killed(at: int) -> None:
+        with monkeypatch.context() as often, pytest.raises(Killed):
+            often.setattr("difixcli.training.checkpoints.SAVE_AFTER", 0.0)
+            train(tmp_path / "out", progress=dying(at), checkpoint_every=1)
 
-    for _ in range(2):
-        with pytest.raises(Killed):
-            train_view_diffusion(scenes, "scratch", tmp_path / "stopped", progress=killing, **options)
-    train_view_diffusion(scenes, "scratch", tmp_path / "stopped", **options)
-    one, other = (ViewDiffusion.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "stopped"))
-    assert all(torch.equal(value, other[name]) for name, value in one.items())
-    steps = [json.loads(line) for line in (tmp_path / "stopped" / "log.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in steps if record["event"] == "epipolar"][:4] == [0, 1, 2, 3]
-
-
-def test_a_signal_saves_first(folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scenes = [load_scene(folders[0], SIDE)]
-    options = {**FAST, "vae_iterations": 3}
-    for step, (stage, within) in ((1, (1, 0)), (3, (1, 2))):  # at the end of a network, and within one
+    killed(1)
+    for step, (stage, within) in ((2, (1, 0)), (4, (1, 2))):  # at the end of a network, and within one
         with monkeypatch.context() as asked, pytest.raises(interrupts.Terminated):
-            train_view_diffusion(scenes, "scratch", tmp_path / "out", progress=terminated_at(step, asked), **options)
+            train(tmp_path / "out", progress=terminated_at(step, asked))
         state = torch.load(tmp_path / "out" / "checkpoints" / "last.pt", weights_only=True)
         assert (state["stage"], state["step"]) == (stage, within)
-    train_view_diffusion(scenes, "scratch", tmp_path / "out", **options)
-    train_view_diffusion(scenes, "scratch", tmp_path / "whole", **options)
-    one, other = (ViewDiffusion.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "out"))
-    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    killed(7)
+    train(tmp_path / "out")
+    assert weights_are(tmp_path / "out", whole[1])
+    steps = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    for network, begun, over in (("epipolar", 0, 3), ("vae", 3, 6), ("diffusion", 6, 8)):
+        assert [record["step"] for record in steps if record["event"] == network] == [*range(begun, over)]
 
 
 def test_weights_that_are_no_numbers_are_not_kept(folders: list[Path], tmp_path: Path) -> None:
@@ -243,7 +255,7 @@ def test_time_ends_training(folders: list[Path], tmp_path: Path) -> None:
 def test_each_network_learns(folders: list[Path], tmp_path: Path) -> None:
     """Losses on samples that training has seen fall in a few steps."""
     scenes = [load_scene(folder, SIDE) for folder in folders]
-    options = FAST | {"epipolar_iterations": 60, "vae_iterations": 60, "diffusion_iterations": 60, "batch": 4}
+    options = FAST | {"epipolar_iterations": 25, "vae_iterations": 60, "diffusion_iterations": 25, "batch": 4}
     options |= {"pictures": 4, "warm_up": 5, "ema": 0.9}
     train_view_diffusion(scenes, "scratch", tmp_path / "out", **options)
     records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
@@ -274,16 +286,21 @@ def test_scenes_that_teach_nothing(folders: list[Path], tmp_path: Path) -> None:
 
 def test_the_command(folders: list[Path], photos: Path, tmp_path: Path) -> None:
     line = ["finetune", *folders, "--task", "view-diffusion", "--base", "scratch", "--photos", photos, *COMMAND]
-    # one that is broken stops it, unless so many may fail
-    broken = tmp_path / "broken"
+    # one that is broken or teaches nothing stops it, unless so many may fail
+    broken, lone = tmp_path / "broken", shutil.copytree(folders[0], tmp_path / "lone")
     broken.mkdir()
     (broken / "transforms.json").write_text('{"frames": [')
+    meta = json.loads((lone / "transforms.json").read_text())
+    (lone / "transforms.json").write_text(json.dumps(meta | {"frames": meta["frames"][:1]}))
     refused(difix(*line, broken, "--output", tmp_path / "out"), "transforms.json is not valid JSON")
-    refused(difix(*line, broken, tmp_path / "none", "--max-failed", 1, "--output", tmp_path / "out"), "2 of ")
-    made = difix(*line, broken, "--max-failed", 1, "--output", tmp_path / "out", "--json")
-    assert made.exit_code == 3 and f"{broken}: failed: " in made.stderr, made.stderr
+    refused(difix(*line, lone, "--output", tmp_path / "out"), "The scene lone has one photo")
+    refused(difix(*line, broken, lone, "--max-failed", 1, "--output", tmp_path / "out"), "2 of 4 scenes cannot be used")
+    made = difix(*line, broken, lone, "--max-failed", 2, "--output", tmp_path / "out", "--json")
+    assert made.exit_code == 3 and all(f"{one}: failed: " in made.stderr for one in (broken, lone)), made.stderr
     results = json.loads(made.stdout.splitlines()[-1])["results"]
-    assert list(results["failed"]) == [str(broken)] and results["scenes"] == [folder.name for folder in folders]
+    assert list(results["failed"]) == [str(broken), str(lone)] and results["scenes"] == [
+        folder.name for folder in folders
+    ]
     assert json.loads((tmp_path / "out" / "run.json").read_text())["results"]["failed"] == results["failed"]
     assert results["steps"] == {"epipolar": 1, "vae": 1, "diffusion": 1} and results["photos"]["folder"] == 2
     assert (tmp_path / "out" / "validation" / "diffusion.png").is_file()
