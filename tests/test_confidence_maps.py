@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from commands import difix, refused, told
 from PIL import Image
-from small_fixers import smallest_fixer
 
 from difixcli.distillation import distill
 from difixcli.errors import InputError
 from difixcli.evidence import marks_of
+from difixcli.fixer import new_small_fixer
 from difixcli.fixer.confidence import SUBSTANCE
 from difixcli.frames.marks import read_marks, shares
 from difixcli.frames.pictures import listed_images
@@ -31,7 +31,7 @@ TOY = ("--size", SIZE, "--iterations", 60, "--further", 20, "--set", "max_gaussi
 
 @pytest.fixture(scope="module")
 def fixer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return smallest_fixer().save_pretrained(tmp_path_factory.mktemp("fixer") / "tiny")
+    return new_small_fixer("tiny", seed=0).save_pretrained(tmp_path_factory.mktemp("fixer") / "tiny")
 
 
 @pytest.fixture(scope="module")

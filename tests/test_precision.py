@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from commands import difix, told
-from small_fixers import smallest_fixer
 from test_fixer_inference import raw_network, smooth
 from torch._dynamo.testing import CompileCounter
 
@@ -89,7 +88,7 @@ def test_images_of_many_sizes_are_not_compiled_for_each(counted: CompileCounter)
     """What the compiler then makes of it is tested where there is a GPU: for a CPU it takes minutes."""
     sizes = [(32 + 8 * i, 48 + 16 * (3 * i % 5)) for i in range(3)]
     inputs = [(smooth(1, 3, *size), smooth(2, 3, *size, seed=1)[None]) for size in sizes]
-    plain, fixer = smallest_fixer(), smallest_fixer()
+    plain, fixer = aligned(), aligned()
     fixer.compile()
     frames = []
     for image, photos in inputs:

@@ -255,7 +255,7 @@ def test_time_ends_training(folders: list[Path], tmp_path: Path) -> None:
 def test_each_network_learns(folders: list[Path], tmp_path: Path) -> None:
     """Losses on samples that training has seen fall in a few steps."""
     scenes = [load_scene(folder, SIDE) for folder in folders]
-    options = FAST | {"epipolar_iterations": 25, "vae_iterations": 60, "diffusion_iterations": 25, "batch": 4}
+    options = FAST | {"epipolar_iterations": 60, "vae_iterations": 60, "diffusion_iterations": 60, "batch": 4}
     options |= {"pictures": 4, "warm_up": 5, "ema": 0.9}
     train_view_diffusion(scenes, "scratch", tmp_path / "out", **options)
     records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
