@@ -127,14 +127,9 @@ class Run:
             if shared and not force and cls.held(folder, command, arguments, inputs, shared):
                 # begun by another process a moment ago
                 return cls.open(folder, command, arguments, inputs, force, reads=reads, shared=True)
-            held = run_record(folder)
-            if held is None:
-                raise InputError(f"{folder} holds a run.json that difix did not write; choose another --output.")
+            held = _own_record(folder)
             if not force and _has_outputs(folder):
-                raise InputError(
-                    f"{folder} already holds another run (difix {held['command']}{_differs(held, fresh)}); "
-                    "choose another --output, or replace it with --force."
-                )
+                raise _another(folder, f"{held['command']}{_differs(held, fresh)}")
             for path in reads:
                 if folder.resolve() in (path.resolve(), *path.resolve().parents):
                     raise InputError(f"{folder} cannot be replaced: {path} is read from it; choose another --output.")
@@ -406,14 +401,33 @@ def check_folder(folder: Path) -> None:
             return
 
 
-def check_output(folder: Path) -> None:
-    """Raises InputError for an output that cannot be a run's folder, as one that holds other things; nothing is
-    written."""
+def check_output(folder: Path, command: str | None = None, force: bool = False) -> None:
+    """Raises InputError for an output that cannot be a run's folder, as one that holds other things, or without `force`
+    what another `command` has written; nothing is written."""
     check_folder(folder)
     folder = folder.expanduser().absolute()
     # a record is looked for last: another process may be beginning a run
     if folder.is_dir() and any(_counts(path, True) for path in folder.iterdir()) and not (folder / _RECORD).is_file():
         raise _foreign(folder)
+    if command is None or not (folder / _RECORD).is_file():
+        return
+    held = _own_record(folder)["command"]
+    if held != command and not force and _has_outputs(folder):
+        raise _another(folder, held)
+
+
+def _own_record(folder: Path) -> dict[str, Any]:
+    """The record in a folder that has one; InputError where another program wrote it."""
+    held = run_record(folder)
+    if held is None:
+        raise InputError(f"{folder} holds a run.json that difix did not write; choose another --output.")
+    return held
+
+
+def _another(folder: Path, held: str) -> InputError:
+    return InputError(
+        f"{folder} already holds another run (difix {held}); choose another --output, or replace it with --force."
+    )
 
 
 def make_folder(folder: Path) -> Path:
@@ -532,6 +546,26 @@ def read_image(path: Openable, alpha: bool = False, upright: bool = False) -> np
     return pixels if alpha else pixels[..., :3] * pixels[..., 3:]
 
 
+def most_pixels() -> int:
+    """How many pixels an image may have to be read."""
+    from PIL import Image
+
+    return 2 * (Image.MAX_IMAGE_PIXELS or 0)
+
+
+def check_enlarged(name: str, width: int, height: int, factor: int) -> None:
+    """Raises InputError, naming the image of so many pixels, where it is too large to be made `factor` times larger."""
+    most = most_pixels()
+    if width * height * factor**2 <= most:
+        return
+    largest = math.isqrt(most // (width * height))
+    cure = f"ask for --upscale {largest} at most, or " if largest > 1 else ""
+    raise InputError(
+        f"{name} would have {width * factor}×{height * factor} pixels, which is more than the {most // 10**6} million "
+        f"that an image may have; {cure}work at a smaller --size."
+    )
+
+
 @contextmanager
 def open_image(path: Openable) -> Iterator[Image]:
     """An image file, opened by PIL; what goes wrong with it in the `with` block is an InputError that names the cause.
@@ -552,7 +586,7 @@ def open_image(path: Openable) -> Iterator[Image]:
     except FileNotFoundError:
         raise InputError(f"The image {path} does not exist; check its name.") from None
     except Image.DecompressionBombError:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        most = most_pixels() // 10**6
         raise InputError(
             f"The image {path} has more than {most} million pixels, which is more than is read; make it smaller."
         ) from None

@@ -66,6 +66,9 @@ def _wrong(folder: Path) -> list[tuple[str, str]]:
         (folder / "run" / name).write_text("")
     (folder / "run" / "reconstruction.json").write_text('{"method": "nerfacto"}')
     (folder / "gaussians.ply").write_text("")
+    (folder / "cut.npz").write_bytes(b"PK")
+    path = {"camera_path": [{"camera_to_world": [1, 2], "fov": 50}], "render_height": 48, "render_width": 64}
+    (folder / "path.json").write_text(json.dumps(path))
     few, film, larger = "--prior view-diffusion", "--prior video", "--prior super-resolution"
     begun = f"--start {folder / 'gaussians.ply'}"
     return [
@@ -85,6 +88,7 @@ def _wrong(folder: Path) -> list[tuple[str, str]]:
         (f"--start {folder / 'none'}", "to start from; check its name"),
         (f"--start {folder / 'empty'}", "config.yml is missing"),
         (f"--start {folder / 'model.txt'}", "no run folder and no .ply"),
+        (f"--start {folder / 'gaussians.ply'}", "is no PLY file"),
         (f"--start {folder / 'run'} --method splatfacto", "was trained with nerfacto, not splatfacto"),
         (f"{begun} --iterations 9", "With --start training on photos is done"),
         (f"{begun} {few} --iterations 9", "With --start training on photos is done"),
@@ -103,7 +107,11 @@ def _wrong(folder: Path) -> list[tuple[str, str]]:
         ),
         ("--targets none.json", "none.json is missing"),
         (f"--targets {folder / 'run' / 'reconstruction.json'}", "is no camera path of nerfstudio's viewer"),
+        (f"--targets {folder / 'path.json'}", "pose of camera 0"),
         (f"{film} --points none.npz", "There is no point file"),
+        (f"{film} --points {folder / 'cut.npz'}", "is no .npz of point maps"),
+        ("--from-round 2", "there is none yet"),
+        ("--from-round 2 --force", "leave one of them out"),
         *([("--device cuda", "there is no CUDA device here")] if ctypes.util.find_library("cuda") is None else []),
         ("--schedule oneshot", "did you mean one-shot"),
         ("--schedule one-shot --rounds 2", "--rounds says nothing to the schedule one-shot"),
@@ -155,6 +163,7 @@ def _wrong(folder: Path) -> list[tuple[str, str]]:
         (f"{few} --seek mean --anneal", "--anneal says nothing to --seek mean"),
         (f"{few} --rounds 1", "none is left after the first third"),
         (f"{film} --frames 2", "shows nothing between two photos"),
+        (f"{film} --frames 100000", "more than a film between two photos"),
         (f"{film} --points cloud.xyz", "neither auto nor a file"),
         (f"{film} --points none.npz", "There is no point file"),
         (f"{film} --trust some", "kind of trust called some"),
@@ -165,6 +174,7 @@ def _wrong_images(folder: Path, room: Path, images: Path) -> list[tuple[str, str
     """Lines of `difix fix` and `difix enhance`, and what is said of them."""
     folder.mkdir()
     (folder / "film.mp4").write_bytes(b"")
+    Image.new("1", (1024, 1024)).save(folder / "wide.png")
     enlarged = {"scene": "room", "size": None, "preset": "cpu", "split": "all", "seed": 0, "enlargement": {}}
     for name, command, arguments in (
         ("run", "distill", {**enlarged, "enlargement": None}), ("large", "distill", enlarged), ("other", "fix", {}),
@@ -196,6 +206,12 @@ def _wrong_images(folder: Path, room: Path, images: Path) -> list[tuple[str, str
         (f"fix {images} --merge-lora", "--merge-lora belongs to --export"),
         (f"fix {images} --layout ours", "--layout belongs to --export"),
         (f"fix {images} --upscale 2 --sr nowhere", "super-resolver called nowhere"),
+        (f"fix {folder / 'wide.png'} --upscale 16", "ask for --upscale 13 at most"),
+        (f"fix {images} --export {folder / 'x'} --output {folder / 'x'}", "cannot hold both"),
+        (f"distill {room} --output {folder / 'other'}", "already holds another run (difix fix)"),
+        (f"distill {room} --output {folder / 'other'} --from-round 2", "already holds another run (difix fix)"),
+        (f"distill {room} --output {folder / 'run'} --from-round 2", "no checkpoint of the beginning of round 2"),
+        (f"finetune {images} --output {folder / 'run'}", "already holds another run (difix distill)"),
         (f"fix {folder / 'film.mp4'} --sr bundled", "make its frames images first"),
         (f"fix {folder / 'film.mp4'}", "use difix enhance"),
         (f"fix {images} --scene {room} --reference {images}", "both choose the photos"),
@@ -316,7 +332,7 @@ def _wrong_others(folder: Path, scene: Path) -> list[tuple[str, str]]:
         (f"curate {scene} --split file:none.json", "exists neither here nor in"),
         (f"fix --export {folder / 'model.txt'}", "is a file"),
         (f"fix {scene / 'images'} --export {folder / 'full'}", "is not empty"),
-        (f"eval {scene} --protocol other", "protocol called other"),
+        (f"eval {scene} --protocol other", "protocol called other; there are co3d-2view"),
         (f"eval {folder / 'none'}", "check its name"),
         (f"export {folder / 'empty'} -o {folder / 'a.ply'}", "holds no reconstruction"),
         (f"export {folder / 'run'} -o {folder / 'a.ply'} --world moon", "world called moon"),
@@ -463,6 +479,15 @@ def test_a_name_that_is_too_long_is_refused_in_python_too(option: str, room: Pat
     [
         ("distill", {"views": 1}, "--views 1 is out of its bounds: at least 2"),
         ("distill", {"size": 8}, "--size 8 is out of its bounds: at least 16"),
+        ("distill", {"iterations": 10**8}, "at most 10000000"),
+        ("distill", {"further": 10**8}, "at most 10000000"),
+        ("distill", {"upscale": 100}, "--upscale 100 is out of its bounds: at most 16"),
+        ("distill", {"denoise_steps": 10**5}, "at most 1000"),
+        ("finetune", {"batch": 10**6}, "at most 4096"),
+        ("finetune", {"lora_rank": 10**6}, "at most 512"),
+        ("finetune", {"crop": 10**6}, "at most 8192"),
+        ("fix", {"upscale": 1000}, "--upscale 1000 is out of its bounds: at most 16"),
+        ("fix", {"batch": 10**6}, "at most 4096"),
         ("distill", {"drop_below": 2}, "--drop-below 2.0 is out of its bounds: at most 1"),
         ("distill", {"iterations": "60"}, "--iterations is a whole number, not '60'"),
         ("distill", {"step": float("nan")}, "--step is a number, not nan"),

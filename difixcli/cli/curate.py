@@ -15,6 +15,7 @@ from difixcli.cli.inputs import check_device, open_scene, pick_device, tell_load
 from difixcli.cli.lines import words
 from difixcli.cli.options import (
     ITERATIONS,
+    MOST_ITERATIONS,
     SPLIT_DEFAULT,
     SPLIT_RULES,
     Device,
@@ -95,7 +96,7 @@ def curate(
     partial: Annotated[
         bool, typer.Option("--partial", help="Merge what is there, and name the scenes that are not.")
     ] = False,
-    iterations: Annotated[int | None, typer.Option(help=ITERATIONS, min=1)] = None,
+    iterations: Annotated[int | None, typer.Option(help=ITERATIONS, min=1, max=MOST_ITERATIONS)] = None,
     size: SizeOption = None,
     seed: SeedOption = 0,
     preset: PresetOption = Preset.auto,

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from difixcli import console
+from difixcli.cli import checking
 from difixcli.cli.inputs import check_fixer
 from difixcli.cli.options import (
     ITERATIONS,
+    MOST_DENOISE_STEPS,
+    MOST_ITERATIONS,
+    MOST_TIMES_LARGER,
     Device,
     DeviceOption,
     FixerOption,
@@ -30,7 +34,7 @@ from difixcli.cli.options import (
 from difixcli.cli.requests import Request, filling, working
 from difixcli.cli.several import over_scenes
 from difixcli.errors import InputError
-from difixcli.runs import check_output
+from difixcli.runs import check_output, file_name
 
 if TYPE_CHECKING:
     from difixcli.cli.distilling import Distilled
@@ -72,7 +76,8 @@ class DistillRequest(Request):
     ] = None
     fixer: FixerOption = "bundled"
     iterations: Annotated[
-        int | None, typer.Option(help=f"{ITERATIONS} View-diffusion: a tenth of those of the rounds.", min=1)
+        int | None,
+        typer.Option(help=f"{ITERATIONS} View-diffusion: a tenth of those of the rounds.", min=1, max=MOST_ITERATIONS),
     ] = None
     schedule: Annotated[
         str,
@@ -86,6 +91,7 @@ class DistillRequest(Request):
             help="Iterations of all rounds together; as many as on photos (super-resolution: a sixth a round, on a "
             "CPU 500 at most; view-diffusion and video: as many as photos have by default with other priors).",
             min=1,
+            max=MOST_ITERATIONS,
             rich_help_panel=ROUNDS,
         ),
     ] = None
@@ -171,7 +177,12 @@ class DistillRequest(Request):
     ] = None
     upscale: Annotated[
         int | None,
-        typer.Option(help="How many times larger than the photos (default 4).", min=2, rich_help_panel=LARGER),
+        typer.Option(
+            help="How many times larger than the photos (default 4).",
+            min=2,
+            max=MOST_TIMES_LARGER,
+            rich_help_panel=LARGER,
+        ),
     ] = None
     sr: Annotated[
         str | None,
@@ -216,7 +227,12 @@ class DistillRequest(Request):
     ] = None
     denoise_steps: Annotated[
         int | None,
-        typer.Option(help="Denoising steps from pure noise; 20 on a CPU, 50 on a GPU.", min=1, rich_help_panel=FEW),
+        typer.Option(
+            help="Denoising steps from pure noise; 20 on a CPU, 50 on a GPU.",
+            min=1,
+            max=MOST_DENOISE_STEPS,
+            rich_help_panel=FEW,
+        ),
     ] = None
     reuse: Annotated[
         int | None,
@@ -288,8 +304,10 @@ class DistillRequest(Request):
         check_scene(self.scene)
         if self.start is not None and not self.start.exists():
             raise InputError(f"There is no {self.start} to start from; check its name.")
-        if self.output is not None:
-            check_output(self.output)
+        if self.output is not None and not checking.are_alone():  # which is of several scenes, of one a folder in it
+            check_output(self.output, "distill", self.force)
+        if self.from_round is not None and not checking.are_alone():
+            self._check_round(self.from_round)
         if self.views is not None and self.split is not None:
             raise InputError(
                 f"--views {self.views} and --split {self.split} both say which photos train; leave one out."
@@ -305,6 +323,22 @@ class DistillRequest(Request):
             raise InputError("With --start training on photos is done; say with --further how long the rounds are.")
         self._check_prior_s_own()
         self._check_names()
+
+    def _check_round(self, number: int) -> None:
+        """InputError where there is no run to go back in, or it has not begun the round."""
+        from difixcli.distillation.rounds import Rounds
+        from difixcli.scenes import scene_name
+
+        if self.force:
+            raise InputError("--force begins anew, --from-round goes back in a run; leave one of them out.")
+        if self.output is not None:
+            found = (self.output.expanduser() / "run.json").is_file()
+        else:
+            found = any((Path("outputs") / file_name(scene_name(self.scene))).glob("*/*/run.json"))
+        if not found:
+            raise InputError("--from-round goes back in a run of the very same line; there is none yet. Leave it out.")
+        if self.output is not None:
+            Rounds(self.output.expanduser()).check(number)
 
     def _check_heeded(self) -> None:
         """InputError for an option that another prior heeds, not the one that is asked for."""

@@ -123,8 +123,10 @@ def absolute(name: str) -> str:
 
 
 def method_asked(request: DistillRequest) -> str:
-    """The method on the line, else that of the run to start from, else splatfacto; InputError for an unknown one."""
+    """The method on the line, else that of the run to start from, else splatfacto; InputError for an unknown one, and
+    for settings that it has not."""
     from difixcli.reconstruction import known_methods
+    from difixcli.reconstruction.configuration import check_settings
     from difixcli.reconstruction.start import method_of
 
     method = request.method or "splatfacto"
@@ -132,6 +134,8 @@ def method_asked(request: DistillRequest) -> str:
         method = method_of(request.start)
     if method not in (methods := known_methods()):
         raise unknown("method", method, methods)
+    if request.settings:
+        check_settings(method, request.settings)
     return method
 
 

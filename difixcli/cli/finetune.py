@@ -12,7 +12,17 @@ import typer
 
 from difixcli import console
 from difixcli.cli.inputs import check_fixer, check_model
-from difixcli.cli.options import RUNNING, Device, DeviceOption, ForceOption, JsonOption, OutputOption, SeedOption
+from difixcli.cli.options import (
+    MOST_AT_ONCE,
+    MOST_ITERATIONS,
+    RUNNING,
+    Device,
+    DeviceOption,
+    ForceOption,
+    JsonOption,
+    OutputOption,
+    SeedOption,
+)
 from difixcli.cli.requests import Request, filling, working
 from difixcli.cli.several import CLUSTER
 from difixcli.errors import InputError
@@ -23,6 +33,8 @@ if TYPE_CHECKING:
 
 WHAT = "What is trained"
 STEPS = "Steps"
+_MOST_RANK = 512  # as many as the channels of SD-Turbo's decoder
+_MOST_CROP = 8192  # pixels
 _OF_FIXERS = (
     "track",
     "push_to_hub",
@@ -101,7 +113,7 @@ class FinetuneRequest(Request):
     ] = None
     lora_rank: Annotated[
         int | None,
-        typer.Option(help="Rank of the decoder's adapters (SD-Turbo: 4).", min=1, rich_help_panel=WHAT),
+        typer.Option(help="Rank of the decoder's adapters (SD-Turbo: 4).", min=1, max=_MOST_RANK, rich_help_panel=WHAT),
     ] = None
     perceptual: Annotated[
         str | None,
@@ -122,17 +134,23 @@ class FinetuneRequest(Request):
             help="Training steps (default 10000; super-resolution 3000; view-diffusion 6000 of each network, 3000 of "
             "its autoencoder; video 1500, after 500 of the structure's attention).",
             min=1,
+            max=MOST_ITERATIONS,
             rich_help_panel=STEPS,
         ),
     ] = None
-    batch: Annotated[int | None, typer.Option(help="Samples a step and process.", min=1, rich_help_panel=STEPS)] = None
+    batch: Annotated[
+        int | None, typer.Option(help="Samples a step and process.", min=1, max=MOST_AT_ONCE, rich_help_panel=STEPS)
+    ] = None
     accumulate: Annotated[
         int | None, typer.Option(help="Batches added up for a step.", min=1, rich_help_panel=STEPS)
     ] = None
     crop: Annotated[
         int | None,
         typer.Option(
-            help="Pixels of the random square crops (SD-Turbo's layout: whole frames).", min=16, rich_help_panel=STEPS
+            help="Pixels of the random square crops (SD-Turbo's layout: whole frames).",
+            min=16,
+            max=_MOST_CROP,
+            rich_help_panel=STEPS,
         ),
     ] = None
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.", rich_help_panel=STEPS)] = None
@@ -206,7 +224,7 @@ class FinetuneRequest(Request):
             what = "folders made by difix curate" if self.task in (Task.fixer, Task.video) else "scenes"
             raise InputError(f"Nothing to train on; name {what}, or --photos.")
         if self.output is not None:
-            check_output(self.output)
+            check_output(self.output, "finetune", self.force)
         for name in _STRANGE.get(self.task.value, ()):
             if said := self.given(name):
                 whose = "fixers" if name in _OF_FIXERS else "other tasks"

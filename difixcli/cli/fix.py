@@ -12,6 +12,8 @@ import typer
 from difixcli import console
 from difixcli.cli.inputs import check_fixer, check_source
 from difixcli.cli.options import (
+    MOST_DENOISE_STEPS,
+    MOST_TIMES_LARGER,
     SPLIT_RULES,
     BatchOption,
     CompileOption,
@@ -77,7 +79,9 @@ class FixRequest(Request):
     ] = False
     upscale: Annotated[
         int | None,
-        typer.Option(help="Make the images so many times larger instead (default 4 with --sr).", min=2),
+        typer.Option(
+            help="Make the images so many times larger instead (default 4 with --sr).", min=2, max=MOST_TIMES_LARGER
+        ),
     ] = None
     sr: Annotated[
         str | None,
@@ -110,7 +114,10 @@ class FixRequest(Request):
         ),
     ] = None
     denoise_steps: Annotated[
-        int | None, typer.Option(help="Denoising steps of a view (default 25).", min=1, rich_help_panel=VIEWS)
+        int | None,
+        typer.Option(
+            help="Denoising steps of a view (default 25).", min=1, max=MOST_DENOISE_STEPS, rich_help_panel=VIEWS
+        ),
     ] = None
     confidence: ConfidenceOption = False
     export: Annotated[Path | None, typer.Option(help="Write the fixer to a folder; needs no images.")] = None

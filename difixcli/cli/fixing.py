@@ -46,6 +46,8 @@ def fixed_images(request: FixRequest, source: Path) -> Made:
     folder = request.output or folder_beside(source, "fixed")
     sizes = listed_images(source, folder, request.size)
     files = list(sizes)
+    if request.export is not None and folder.resolve() == request.export.expanduser().resolve():
+        raise InputError(f"{folder} cannot hold both the images and the fixer; choose another folder to --export to.")
     tell_slow(sizes)
     photos = photos_named(request.reference)
     for warning in check_references(files, photos):
@@ -157,7 +159,6 @@ def exported(request: FixRequest, told: bool = False) -> Path:
     from difixcli.fixer.publishing import check_publishable, save_published, text_encoder_of
 
     assert request.export is not None
-    check_export(request.fixer, request.export, request.layout)
     folder, published = request.export.expanduser().absolute(), request.layout is Layout.diffusers
     if any(folder.resolve() in path.resolve().parents for path in local_files(request.fixer)):
         raise _holds_it(folder)

@@ -35,6 +35,13 @@ class Preset(str, Enum):
     gpu = "gpu"
 
 
+# more can only be a slip of the hand: it would fill the memory, or never end
+MOST_TIMES_LARGER = 16
+MOST_DENOISE_STEPS = 1000  # of the noise that the networks are trained with
+MOST_ITERATIONS = 10_000_000
+MOST_AT_ONCE = 4096  # images of a batch
+
+
 def _checked_seed(seed: int) -> int:
     if not 0 <= seed < 2**32:  # which numpy takes
         raise typer.BadParameter(f"{seed} is not between 0 and {2**32 - 1}.")
@@ -91,7 +98,8 @@ PrecisionOption = Annotated[
 ]
 CompileOption = Annotated[bool, typer.Option("--compile", help="Compile the network first; pays on a GPU.")]
 BatchOption = Annotated[
-    int | None, typer.Option(help="Images of one size that are fixed at once (default 1, 4 on a GPU).", min=1)
+    int | None,
+    typer.Option(help="Images of one size that are fixed at once (default 1, 4 on a GPU).", min=1, max=MOST_AT_ONCE),
 ]
 ConfidenceOption = Annotated[
     bool,

@@ -12,12 +12,16 @@ from difixcli.cli.options import ForceOption, JsonOption, SeedOption
 from difixcli.errors import InputError
 from difixcli.runs import make_folder
 
+_MOST_SIZE = 4096  # pixels; all photos of a scene are in memory at once
+
 
 @console.handled
 def sample(
     name: Annotated[str, typer.Argument(help="room, street, table or interior.")],
     folder: Annotated[Path, typer.Argument(help="Where to write the scene; made if missing.")],
-    size: Annotated[int | None, typer.Option(help="Long side of the photos, in pixels (default 320).", min=16)] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Long side of the photos, in pixels (default 320).", min=16, max=_MOST_SIZE)
+    ] = None,
     seed: SeedOption = 0,
     force: ForceOption = False,
     as_json: JsonOption = False,

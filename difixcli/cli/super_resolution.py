@@ -32,7 +32,7 @@ from difixcli.cli.inputs import (
 )
 from difixcli.cli.outputs import Made, announce, beside_others, folder_beside, tell_frames
 from difixcli.errors import InputError, unknown
-from difixcli.runs import Run, fingerprint
+from difixcli.runs import Run, check_enlarged, fingerprint
 from difixcli.wording import counted
 
 if TYPE_CHECKING:
@@ -222,6 +222,8 @@ def larger_images(request: FixRequest, source: Path) -> Made:
     sizes = listed_images(source, folder, request.size)
     files = list(sizes)
     name, factor = request.sr or "bundled", request.upscale or UPSCALE
+    for path, size in sizes.items():
+        check_enlarged(path.name, *size, factor)
     tell_slow(sizes, factor)
     on, _ = pick_device(request.device)
     resolver = _opened(name, factor, "area", on)

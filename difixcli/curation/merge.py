@@ -141,7 +141,10 @@ def _place(path: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        os.link(path, temporary)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(path, temporary)
-    os.replace(temporary, target)
+        try:
+            os.link(path, temporary)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

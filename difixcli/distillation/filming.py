@@ -13,6 +13,7 @@ FRAMES = {"cpu": 8, "gpu": 32}
 """Pictures from one photo to the next, both ends among them; ReconX's are 32."""
 
 LEAST_FRAMES = 3
+MOST_FRAMES = 1000  # all of a way's are held at once
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,11 @@ def make_filming(preset: str, points: str | None, video: str | None, frames: int
 
 
 def check_frames(frames: int | None) -> None:
-    """Raises InputError for too few pictures to show anything between two photos."""
+    """Raises InputError for too few pictures to show anything between two photos, and for absurdly many."""
+    if frames is not None and frames > MOST_FRAMES:
+        raise InputError(
+            f"--frames {frames} is more than a film between two photos may have; ask for {MOST_FRAMES}, or fewer."
+        )
     if frames is not None and frames < LEAST_FRAMES:
         raise InputError(
             f"--frames {frames} shows nothing between two photos, which are the first picture and the last; ask for "

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from difixcli.errors import InputError, short
-from difixcli.reconstruction.checkpoints import read_checkpoint
 from difixcli.reconstruction.run_files import MODELS, latest_checkpoint
 from difixcli.runs import read_json, write_json
 from difixcli.shapes import Each
@@ -198,6 +197,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_whole(checkpoint: Path) -> bool:
+    from difixcli.reconstruction.checkpoints import read_checkpoint  # which imports torch
+
     try:
         read_checkpoint(checkpoint)
     except InputError:

@@ -234,7 +234,7 @@ def parse_protocol(text: str) -> Protocol:
         return replace(_by_rule(DL3DV_FEW, f"between:{int(views)}", DL3DV_FEW.split), name=name)
     if name in fixed:
         raise InputError(f"The protocol {text!r} takes no argument; write {name}.")
-    raise unknown("protocol", text, PROTOCOL_NAMES, f"There are {', '.join(PROTOCOL_NAMES)}.")
+    raise unknown("protocol", text, PROTOCOL_NAMES)
 
 
 def _by_rule(protocol: Protocol, rule: str, split: str) -> Protocol:

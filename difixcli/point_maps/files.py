@@ -33,7 +33,7 @@ import numpy as np
 
 from difixcli.errors import InputError
 from difixcli.point_maps.maps import PointMap, PointMapper, map_of_depth
-from difixcli.point_maps.names import AUTO, check_points
+from difixcli.point_maps.names import AUTO, check_points, check_zip
 from difixcli.point_maps.two_view import TwoViewGeometry
 from difixcli.scenes.ply import read_points
 from difixcli.scenes.poses import OPENCV_TO_OPENGL, transform_points
@@ -211,8 +211,7 @@ class _Cloud:
 def _read(path: Path) -> dict[str, np.ndarray]:
     """The arrays of known names in an .npz, points among them."""
     wanted = (*_POINTS, *_CONFIDENCES, *_POSES, _WORLD_TO_CAMERA, _NAMES)
-    if not zipfile.is_zipfile(path):  # numpy takes anything else for a pickle
-        raise InputError(f"{path} is no .npz of point maps, or is cut off; write it again with numpy's savez.")
+    check_zip(path)
     try:
         with np.load(path, allow_pickle=False) as held:
             if _found(held, _POINTS) is None:

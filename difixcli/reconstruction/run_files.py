@@ -6,6 +6,7 @@ from pathlib import Path
 
 from difixcli.errors import InputError
 from difixcli.runs import read_json
+from difixcli.scenes.ply import count_vertices
 
 MODELS = "nerfstudio_models"
 
@@ -37,6 +38,8 @@ def check_start(path: Path, method: str | None) -> None:
             check_method(path, held, method)
     elif path.suffix.lower() != ".ply" or not path.is_file():
         raise InputError(f"There is no run folder and no .ply at {path}; name one to start from.")
+    elif count_vertices(path) == 0:
+        raise InputError(f"{path} is no PLY file, or holds no Gaussian; export it again.")
 
 
 def check_method(path: Path, held: str, method: str | None) -> None:

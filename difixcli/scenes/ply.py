@@ -94,8 +94,8 @@ def check_counts(path: Path) -> None:
 def count_vertices(path: Path) -> int:
     """How many vertices a PLY file says it has, by its header alone; 0 where that does not say it."""
     with path.open("rb") as file:
-        for line in islice(file, _HEADER_LINES):
-            words = line.split()
+        for _ in range(_HEADER_LINES):
+            words = file.readline(_HEADER_LINE).split()
             if words[:2] == [b"element", b"vertex"] and len(words) == 3 and words[2].isdigit():
                 return int(words[2])
             if words == [b"end_header"]:

@@ -92,7 +92,7 @@ def check_trajectory(spec: str) -> None:
             raise InputError(
                 f"{Path(spec).expanduser()} is missing; name a camera path that nerfstudio's viewer saved."
             )
-        _read_viewer_path(Path(spec).expanduser())
+        _viewer_poses(Path(spec).expanduser(), *_read_viewer_path(Path(spec).expanduser()))
         return
     kind, _, argument = spec.strip().partition(":")
     if kind == "shift":
@@ -357,16 +357,7 @@ def _travel(positions: np.ndarray) -> np.ndarray:
 def _viewer_path(path: Path, scene: Scene, long_side: int) -> Trajectory:
     """A camera path as nerfstudio's viewer saves it, at most `long_side` pixels large."""
     held, entries, alone = _read_viewer_path(path)
-    fps = _number(held, "fps", path, 0.1, 1000) if held.get("fps") is not None else None
-    if alone:
-        fps = fps or _VIEWER_FPS
-        poses, fovs = _through_keyframes(held, path, fps)
-    else:
-        wheres = [f"camera {number} in {path}" for number in range(len(entries))]
-        poses = np.stack([_pose(e, "camera_to_world", where) for e, where in zip(entries, wheres, strict=True)])
-        fovs = np.array([_number(e, "fov", where, 0.1, 179) for e, where in zip(entries, wheres, strict=True)])
-        if fps is None and held.get("seconds") is not None:
-            fps = len(entries) / _number(held, "seconds", path, 1e-3, 1e6)
+    poses, fovs, fps = _viewer_poses(path, held, entries, alone)
     if (run := _run_of(path)) is not None:
         poses = apply_similarity(np.linalg.inv(worlds_of_run(run, scene)[0]), poses)
     width, height = _render_size(held, entries, path, long_side)
@@ -375,7 +366,7 @@ def _viewer_path(path: Path, scene: Scene, long_side: int) -> Trajectory:
         focal = height / 2 / np.tan(np.deg2rad(fov) / 2)  # vertical, as three.js counts it
         lens = Camera(pose, focal, focal, width / 2, height / 2, round(width), round(height))
         cameras.append(lens.resized(*working_size(lens.width, lens.height, long_side)))
-    return Trajectory(cameras, fps or _VIEWER_FPS, file_name(path.stem))
+    return Trajectory(cameras, fps, file_name(path.stem))
 
 
 def _read_viewer_path(path: Path) -> tuple[dict[str, Any], list[Any], bool]:
@@ -400,6 +391,22 @@ def _read_viewer_path(path: Path) -> tuple[dict[str, Any], list[Any], bool]:
     if held.get("crop"):
         raise InputError(f"{path} asks for a crop of the scene, which difix does not render; save it without one.")
     return held, entries, alone
+
+
+def _viewer_poses(
+    path: Path, held: dict[str, Any], entries: list[Any], alone: bool
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Of what `_read_viewer_path` gives: poses (N, 4, 4), vertical fields of view (N,) in degrees, frames a second."""
+    fps = _number(held, "fps", path, 0.1, 1000) if held.get("fps") is not None else None
+    if alone:
+        fps = fps or _VIEWER_FPS
+        return *_through_keyframes(held, path, fps), fps
+    wheres = [f"camera {number} in {path}" for number in range(len(entries))]
+    poses = np.stack([_pose(e, "camera_to_world", where) for e, where in zip(entries, wheres, strict=True)])
+    fovs = np.array([_number(e, "fov", where, 0.1, 179) for e, where in zip(entries, wheres, strict=True)])
+    if fps is None and held.get("seconds") is not None:
+        fps = len(entries) / _number(held, "seconds", path, 1e-3, 1e6)
+    return poses, fovs, fps or _VIEWER_FPS
 
 
 def _run_of(path: Path) -> Path | None:

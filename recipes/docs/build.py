@@ -78,7 +78,7 @@ def _takes(kind: Any, info: ParameterInfo) -> str:
         return ", ".join(f"`{one.value}`" for one in kind)
     word = {str: "text", Path: "path", int: "number", float: "number"}[kind]
     if info.min is not None and info.max is not None:
-        return f"{word}, {info.min:g} to {info.max:g}"
+        return f"{word}, {info.min:,} to {info.max:,}"
     return word if info.min is None else f"{word} from {info.min:g}"
 
 

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from difixcli.errors import InputError
 from difixcli.images import Operator
+from difixcli.runs import check_enlarged
 from difixcli.scenes.scene import Frame, Scene
 
 Update = Literal["posterior", "paper"]
@@ -39,8 +40,8 @@ def small_and_large(scene: Scene, enlargement: Enlargement) -> tuple[Scene, Scen
     """The scene whose photos are `reduce` times smaller, and the one that is `upscale` times larger than that.
 
     Sides that do not divide lose their rest: photos are resampled by less than a pixel of the small one.
-    Raises InputError where the large photos would be larger than what was reduced (there is no truth of that size), and
-    where nothing is left of the small ones.
+    Raises InputError where the large photos would be larger than what was reduced (there is no truth of that size) or
+    than any image may be, and where nothing is left of the small ones.
     """
     up, down = enlargement.upscale, enlargement.reduce
     if 1 < down < up:
@@ -56,6 +57,7 @@ def small_and_large(scene: Scene, enlargement: Enlargement) -> tuple[Scene, Scen
                 f"{frame.name} would have {width}×{height} pixels after --reduce {down}; at least {_SMALLEST} a side "
                 "are needed. Use a smaller --reduce or a larger --size."
             )
+        check_enlarged(frame.name, width, height, up)
         small.append(_resized(frame, width, height, enlargement))
         large.append(_resized(frame, width * up, height * up, enlargement))
     return replace(scene, frames=small), replace(scene, frames=large)
