@@ -26,7 +26,7 @@ from PIL import Image
 from small_scenes import small_sample
 
 from difixcli.cli import app
-from difixcli.cli.curate import finish_pairs
+from difixcli.cli.curating import ended
 from difixcli.curation.curated import Curated
 from difixcli.curation.filters import Filters, blurred_photos
 from difixcli.curation.manifest import StageSummary, sparkline
@@ -742,5 +742,5 @@ def test_no_pair_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     stage = StageSummary(
         "a", "sparse", "a/sparse", False, 0, {"failed": 3}, 0.0, 0.0, [0] * 14, {"reconstruction": 0.0, "pairs": 0.0}
     )
-    finish_pairs(Curated([stage], {}), tmp_path, False)
+    ended(tmp_path, Curated([stage], {}))
     assert "No pair is left (3 failed)" in " ".join(capsys.readouterr().err.split())
