@@ -18,11 +18,11 @@ from rich.console import Console
 
 from difixcli import console
 from difixcli.cli.inputs import open_scene
+from difixcli.cli.outputs import Made
+from difixcli.cli.pose import PoseRequest
 from difixcli.curation.scene_list import expand_scenes
 from difixcli.enhancement.video import VideoWriter
 from difixcli.errors import InputError
-from difixcli.cli.outputs import Made
-from difixcli.cli.pose import PoseRequest
 from difixcli.posing import pose, pose_inputs
 from difixcli.posing.features import DEFAULT_FOCAL, check_room, pairs_to_match
 from difixcli.posing.mapping import Model, best, keep_largest_part, map_photos, parts, quiet
