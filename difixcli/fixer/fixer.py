@@ -15,6 +15,7 @@ from torch import Tensor
 
 from difixcli.errors import InputError, out_of_memory, unknown
 from difixcli.fixer.correspondence import cropped, mirrored, padded
+from difixcli.fixer.detail import keep_known_detail
 from difixcli.fixer.network import EncodedReferences, FixerConfig, FixerNetwork, small_config
 from difixcli.fixer.registered import RegisteredPhotos
 from difixcli.fixer.tiling import Window, fade, windows
@@ -355,7 +356,11 @@ class Fixer:
         if correspondence is not None:
             correspondence = self._places(window, correspondence)
         fixed = network(image, beside, opacity, visibility, noise, correspondence)
-        return fixed[..., : window.height, : window.width].clamp(0, 1)
+        fixed = fixed[..., : window.height, : window.width].clamp(0, 1)
+        if isinstance(references, RegisteredPhotos):
+            shown, beside, visibility = (x[..., : window.height, : window.width] for x in (image, beside, visibility))
+            fixed = keep_known_detail(shown, fixed, beside, visibility, max(images.shape[-2:]))
+        return fixed
 
     def _windows(self, images: Tensor) -> list[Window]:
         side = self.tile or TILE.get(self.device.type, TILE["cpu"])

@@ -28,7 +28,7 @@ from torch import Tensor
 from difixcli.evaluation.metrics import metrics_against, psnr, unsharp_mask
 from difixcli.evidence import boldness, confidence
 from difixcli.fixer import Fixer
-from difixcli.fixer.alignment import register_references
+from difixcli.fixer.registered import register_photos
 from difixcli.reconstruction.views import Render
 from difixcli.reference_views import References
 
@@ -147,8 +147,7 @@ def references(pair: Pair, aligned: Tensor, visibility: Tensor) -> References:
 
 def beside_raw(fixer: Fixer, pair: Pair, photos: Tensor) -> Tensor:
     """Fixed beside photos of unknown poses, as `difix fix` does it."""
-    aligned, visibility = register_references(pair.render, brought_to(photos, pair.render.shape[-2:]))
-    return fixer(pair.render, aligned, pair.opacity, visibility)
+    return fixer(pair.render, register_photos(pair.render, [array(photo[None]) for photo in photos[0]]), pair.opacity)
 
 
 def brought_to(images: Tensor, size: Sequence[int]) -> Tensor:
