@@ -4,7 +4,8 @@
 
 For every scene and way of making pairs, PSNR / st-LPIPS (VGG) of the renders as they are, sharpened, and fixed beside
 the right photos: aligned, and raw (registered by optical flow alone). Then what a fixer must not do, in dB of PSNR: the
-least gain of a view; the fix of the photo itself as if it were a render; what fixing twice adds to fixing once; what
+least gain of a view, beside aligned and beside raw references; the fix of the photo itself as if it were a render,
+beside photos registered to that render, and beside raw ones; what fixing twice adds to fixing once; what
 the render gains beside another scene's photos, raw, and beside another scene's aligned ones, whose visibility says
 that they fit; and without any. Last, how far confidence is right: see `print_calibration`.
 """
@@ -33,7 +34,16 @@ from difixcli.reconstruction.views import Render
 from difixcli.reference_views import References
 
 IMAGES = ("render", "unsharp mask (σ 1, 0.5)", "fixed", "fixed, raw references")
-CHECKS = ("worst view", "photo as render", "fixed twice", "other scene's photos", "the same, aligned", "no reference")
+CHECKS = (
+    "worst view",
+    "worst view, raw",
+    "photo as render",
+    "photo as render, raw",
+    "fixed twice",
+    "other scene's photos",
+    "the same, aligned",
+    "no reference",
+)
 BINS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 """Limits of the bins of confidence."""
 
@@ -57,7 +67,7 @@ class Pair:
 @dataclass(frozen=True, eq=False)
 class Looked:
     """What a fixer does to one pair: `figures` (PSNR, st-LPIPS) of every one of `IMAGES`; `checks` in dB by name,
-    without the worst view, which is the least gain of several; and of every pixel (N,) float32 how far the fix is
+    without the worst views, which are the least gains of several; and of every pixel (N,) float32 how far the fix is
     trusted and the squared errors, means of the channels, of the fix and of the render.
     """
 
@@ -111,15 +121,16 @@ def look(fixer: Fixer, pair: Pair, other: Pair) -> Looked:
         array(pair.render),
         unsharp_mask(array(pair.render), 1.0, 0.5),
         array(fixed),
-        array(beside_raw(fixer, pair, pair.photos)),
+        array(beside_raw(fixer, pair, pair.render, pair.photos)),
     )
     found = metrics_against(truth, images, metrics=("psnr", "st_lpips"))
     before, after = found[0]["psnr"], found[2]["psnr"]
     misleading, claimed = brought_to(other.aligned, size), brought_to(other.visibility, size)
     checks = {
         "photo as render": psnr(array(beside_aligned(fixer, pair, pair.truth, *beside)), truth),
+        "photo as render, raw": psnr(array(beside_raw(fixer, pair, pair.truth, pair.photos)), truth),
         "fixed twice": psnr(array(beside_aligned(fixer, pair, fixed, *beside)), truth) - after,
-        "other scene's photos": psnr(array(beside_raw(fixer, pair, other.photos)), truth) - before,
+        "other scene's photos": psnr(array(beside_raw(fixer, pair, pair.render, other.photos)), truth) - before,
         "the same, aligned": psnr(array(beside_aligned(fixer, pair, pair.render, misleading, claimed)), truth) - before,
         "no reference": psnr(array(fixer(pair.render, None, pair.opacity)), truth) - before,
     }
@@ -145,9 +156,9 @@ def references(pair: Pair, aligned: Tensor, visibility: Tensor) -> References:
     return References(range(len(seen)), photos, aligned[0].permute(0, 2, 3, 1).numpy(), seen)
 
 
-def beside_raw(fixer: Fixer, pair: Pair, photos: Tensor) -> Tensor:
-    """Fixed beside photos of unknown poses, as `difix fix` does it."""
-    return fixer(pair.render, register_photos(pair.render, [array(photo[None]) for photo in photos[0]]), pair.opacity)
+def beside_raw(fixer: Fixer, pair: Pair, image: Tensor, photos: Tensor) -> Tensor:
+    """An image (1, 3, H, W) fixed beside photos of unknown poses, as `difix fix` does it."""
+    return fixer(image, register_photos(image, [array(photo[None]) for photo in photos[0]]), pair.opacity)
 
 
 def brought_to(images: Tensor, size: Sequence[int]) -> Tensor:
@@ -167,7 +178,7 @@ def array(image: Tensor) -> np.ndarray:
 
 
 def print_card(rows: Mapping[str, Sequence[Looked]]) -> None:
-    """Two tables, means over each row's views; what the views' gains are apart is in the last one's first column."""
+    """Two tables, means over each row's views; the least of the views' gains are the last one's first columns."""
     print("| PSNR / st-LPIPS | views | " + " | ".join(IMAGES) + " |")
     print("|---|---|" + "---|" * len(IMAGES))
     for name, looked in rows.items():
@@ -176,9 +187,13 @@ def print_card(rows: Mapping[str, Sequence[Looked]]) -> None:
     print("\n| dB | " + " | ".join(CHECKS) + " |")
     print("|---|" + "---|" * len(CHECKS))
     for name, looked in rows.items():
-        worst = min(one.figures["fixed"][0] - one.figures["render"][0] for one in looked)
-        means = [float(np.mean([one.checks[check] for one in looked])) for check in CHECKS[1:]]
-        cells = [f"{worst:+.2f}", f"{means[0]:.1f}", *(f"{value:+.2f}" for value in means[1:])]
+        worst = [min(one.figures[how][0] - one.figures["render"][0] for one in looked) for how in IMAGES[2:]]
+        means = [float(np.mean([one.checks[check] for one in looked])) for check in CHECKS[2:]]
+        cells = [
+            *(f"{value:+.2f}" for value in worst),
+            *(f"{value:.1f}" for value in means[:2]),
+            *(f"{value:+.2f}" for value in means[2:]),
+        ]
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 
