@@ -38,6 +38,26 @@ def test_a_file_gives_what_the_line_would(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "scenes: [a, b]\nsplit: ['every:4', own]\nformat: webdataset\ndepth: true\nmax-failed: 2\nset: [a.b=1]\n",
+            "curate a b --split every:4 --split own --format webdataset --depth --max-failed 2 --set a.b=1",
+        ),
+        (
+            "prediction: [a, b]\ncolor_correct: affine\ngeometry: [c]\ncluster: slurm\ntime: '12:00:00'\nwait: true\n",
+            "eval a b --color-correct affine --geometry c --cluster slurm --time 12:00:00 --wait",
+        ),
+        ("source: clip.mp4\nframes: 80\noutput: scene\nforce: true\n", "pose clip.mp4 --frames 80 -o scene --force"),
+    ],
+)
+def test_files_of_other_commands_give_what_the_line_would(text: str, line: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    command, *words = line.split()
+    assert understood(command, "--config", tmp_path / "run.yaml") == understood(command, *words)
+
+
 def test_the_line_counts_instead_of_the_file(tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("size: 96\nside-by-side: true\nreference: [a.png, b.png]\nfixer: other\n")

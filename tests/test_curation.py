@@ -19,7 +19,8 @@ from commands import begun, difix, done, killed, refused, told
 from PIL import Image
 from small_scenes import small_sample
 
-from difixcli.cli.curate import finish_pairs
+from difixcli.cli.curate import CurateRequest
+from difixcli.cli.curating import ended
 from difixcli.curation.curated import Curated
 from difixcli.curation.filters import Filters, blurred_photos
 from difixcli.curation.manifest import StageSummary, sparkline
@@ -696,11 +697,13 @@ def test_inside_a_scenes_folder_defaults_are_told(
     for said in ("shift: 0.1", "iterations: ", "size: ", "method: splatfacto"):
         assert said in first.stderr
     assert done(first)["pairs"] == 5 and done(difix(*line))["pairs"] == 5  # what was written is no part of the scene
+    asked = CurateRequest(strategy="cycle", iterations=12, settings=["max_gaussians=300"], keep=["failed"])
+    assert asked.run().told() == told(first)
 
 
 def test_no_pair_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stage = StageSummary(
         "a", "sparse", "a/sparse", False, 0, {"failed": 3}, 0.0, 0.0, [0] * 14, {"reconstruction": 0.0, "pairs": 0.0}
     )
-    finish_pairs(Curated([stage], {}), tmp_path, False)
+    ended(tmp_path, Curated([stage], {}))
     assert "No pair is left (3 failed)" in " ".join(capsys.readouterr().err.split())

@@ -18,6 +18,8 @@ from rich.console import Console
 
 from difixcli import console
 from difixcli.cli.inputs import open_scene
+from difixcli.cli.outputs import Made
+from difixcli.cli.pose import PoseRequest
 from difixcli.curation.scene_list import expand_scenes
 from difixcli.enhancement.video import VideoWriter
 from difixcli.errors import InputError
@@ -136,6 +138,10 @@ def test_the_scene_is_whole_and_the_same_in_both_forms(posed: Path, tmp_path: Pa
 def _seen(camera: Camera, points: np.ndarray) -> np.ndarray:
     x, y, depth = camera.project(points)
     return (depth > 0) & (x > 0) & (x < camera.width) & (y > 0) & (y < camera.height)
+
+
+def test_python_asks_for_the_same_scene(unposed: Path, posed: Path, results: dict) -> None:
+    assert PoseRequest(unposed).run() == Made(posed, results)
 
 
 def test_turned_photos_stand_upright(posed: Path, results: dict) -> None:

@@ -19,15 +19,18 @@ from PIL import Image
 from typer.models import OptionInfo
 
 from difixcli.cli import app
+from difixcli.cli.curate import CurateRequest
 from difixcli.cli.distill import DistillRequest
 from difixcli.cli.enhance import EnhanceRequest
+from difixcli.cli.evaluate import EvaluateRequest
 from difixcli.cli.finetune import FinetuneRequest
 from difixcli.cli.fix import FixRequest
 from difixcli.cli.lines import words
+from difixcli.cli.pose import PoseRequest
 from difixcli.cli.requests import Request, options_of
 from difixcli.errors import InputError
 from difixcli.fixer import new_small_fixer
-from difixcli.runs import Run, write_json
+from difixcli.runs import Run, finite, write_json
 from difixcli.samples.sample import cached_sample
 
 TOY: dict[str, Any] = {"schedule": "none", "iterations": 2, "size": 32, "device": "cpu", "views": 3, "seed": 5}
@@ -35,10 +38,13 @@ TOY["settings"] = ["max_gaussians=100", "pipeline.model.sh_degree=1"]
 LINE = ("--schedule", "none", "--iterations", 2, "--size", 32, "--device", "cpu", "--views", 3, "--seed", 5)
 LINE += ("--set", "max_gaussians=100", "--set", "pipeline.model.sh_degree=1")
 REQUESTS: dict[str, type[Request]] = {
+    "curate": CurateRequest,
     "distill": DistillRequest,
     "enhance": EnhanceRequest,
+    "eval": EvaluateRequest,
     "finetune": FinetuneRequest,
     "fix": FixRequest,
+    "pose": PoseRequest,
 }
 
 
@@ -308,6 +314,13 @@ def _wrong_others(folder: Path, scene: Path) -> list[tuple[str, str]]:
         (f"{folder / 'none'} {film}", "There are no pairs"),
         (f"{pairs} {film} --base nowhere", "no fixer called nowhere"),
     ]  # fmt: skip
+    of_clusters = [
+        ("--wait", "--wait is for a cluster"),
+        ("--sbatch exclusive --gpus 1", "--sbatch is for a cluster"),
+        ("--cluster pbs", "no cluster called pbs"),
+        ("--cluster local --time 9", "--time is SLURM's"),
+        ("--cluster slurm --time soon", "is no span of time"),
+    ]
     curate = [
         ("--strategy sparce", "strategy called sparce; did you mean sparse"),
         ("--method splatfcto", "method called splatfcto; did you mean splatfacto"),
@@ -319,7 +332,17 @@ def _wrong_others(folder: Path, scene: Path) -> list[tuple[str, str]]:
         ("--strategy clips --format webdataset", "leave --format out"),
         ("--test-scene other", "is none of the scenes"),
         (f"--output {folder / 'full'}", "is not empty and holds no run"),
+        ("--partial", "--partial belongs to --merge"),
+        ("--shard 2/2", "is no shard"),
+        ("--split every:x", "needs a whole number"),
+        ("--shift 2m", "--shift belongs to cycle and says nothing to sparse"),
+        ("--stop 0.5", "--stop belongs to underfit and says nothing to sparse"),
+        ("--strategy cycle --split all", "says nothing to cycle"),
+        ("--strategy cycle --shift far", "is not a distance"),
+        ("--strategy underfit --stop 2", "is not between 0 and 100 %"),
+        *of_clusters,
     ]
+    of_two = f"eval {scene / 'images'} {scene / 'images'}"
     return [
         *((f"finetune {line}", said) for line, said in finetune),
         *((f"curate {scene} {line}", said) for line, said in curate),
@@ -328,7 +351,19 @@ def _wrong_others(folder: Path, scene: Path) -> list[tuple[str, str]]:
         (f"eval {scene / 'images'} {folder / 'photos'}", "holds no image"),
         (f"eval {scene / 'images'} {scene / 'images'} --masks {folder / 'full'}", "holds no mask NAME.png"),
         (f"eval {scene / 'images'} {scene / 'images'} --metrics fid --inception {folder / 'full'}", "is a folder"),
+        *((f"eval {scene} {option}", said) for option, said in of_clusters),
+        (f"eval {scene} --max-failed 1", "is no run"),
+        (f"{of_two} --max-failed 1", "name one with --cluster"),
+        (f"{of_two} --cluster local --wait", "--cluster measures runs"),
+        (f"{of_two} --color-correct afine", "did you mean affine"),
+        (f"{of_two} --inception {folder / 'model.txt'}", "is of FID alone"),
+        (f"{of_two} --geometry {folder / 'full'}", "is for --protocol nerfbusters"),
+        (f"{of_two} --masks {folder / 'none'}", "check its name"),
+        (f"{of_two} --metrics pose-auc", "needs the cameras' poses"),
+        (f"{of_two} --output {folder / 'model.txt'}", "is a file"),
         (f"curate --merge {folder / 'none'}", "holds no pairs of difix curate"),
+        (f"curate --merge {folder / 'none'} {folder / 'full'}", "name it with --output"),
+        (f"curate --merge {folder / 'none'} --cluster local", "needs no cluster"),
         (f"curate {scene} --split file:none.json", "exists neither here nor in"),
         (f"fix --export {folder / 'model.txt'}", "is a file"),
         (f"fix {scene / 'images'} --export {folder / 'full'}", "is not empty"),
@@ -340,6 +375,11 @@ def _wrong_others(folder: Path, scene: Path) -> list[tuple[str, str]]:
         (f"fix {folder / 'photos'} --fixer nowhere", "no fixer called nowhere"),
         (f"enhance {folder / 'photos'} --fixer nowhere", "no fixer called nowhere"),
         (f"pose {folder / 'none'}", "There is no"),
+        (f"pose {folder / 'full'}", "holds no photos"),
+        (f"pose {folder / 'model.txt'}", "is neither a folder nor a video"),
+        (f"pose {scene}", "has poses already"),
+        (f"pose {scene / 'images'} --output {scene / 'images'}", "holds the photos themselves"),
+        (f"pose {scene / 'images'} --output {folder / 'full'}", "is not empty and holds no run"),
         ("sample rom somewhere", "no sample scene called rom"),
     ]
 
@@ -432,6 +472,12 @@ def test_python_is_refused_what_the_line_is(room: Path, tmp_path: Path) -> None:
         FixRequest(source=room, trajectory="spiral").validate()
     with pytest.raises(InputError, match="nothing to render along a path"):
         EnhanceRequest(room, trajectory="spiral").validate()
+    with pytest.raises(InputError, match="--shift belongs to cycle"):
+        CurateRequest([str(room)], shift=["2m"]).validate()
+    with pytest.raises(InputError, match="--time is SLURM's"):
+        EvaluateRequest([room], cluster="local", time="9").validate()
+    with pytest.raises(InputError, match="has poses already"):
+        PoseRequest(room).validate()
 
 
 @pytest.mark.parametrize("command", ["fix", "enhance"])
@@ -465,6 +511,21 @@ def test_images_are_asked_for_the_same_in_every_way(command: str, images: Path, 
         "source": str(images), "references": photos, "fixer": str(tmp_path / "tiny"), "size": 40, "confidence": True,
         "fill_seed": None, "count": 1, "tile": 256, "dtype": "torch.float32", "compiled": False,
     }  # fmt: skip
+
+
+def test_figures_are_asked_for_the_same_in_every_way(images: Path, tmp_path: Path) -> None:
+    """What the file, the line and Python make is the same, byte for byte."""
+    config = tmp_path / "toy.yaml"
+    config.write_text(f"prediction: [{images}, {images}]\nmetrics: psnr,ssim\ncolor-correct: affine\ndevice: cpu\n")
+    by_file = told(difix("eval", "--config", config, "--output", tmp_path / "made", "--json"))
+    written = {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
+    line = ("eval", images, images, "--metrics", "psnr,ssim", "--color-correct", "affine", "--device", "cpu")
+    assert told(difix(*line, "--output", tmp_path / "made", "--json")) == by_file
+    asked: dict[str, Any] = {"prediction": [str(images)] * 2, "metrics": "psnr,ssim", "device": "cpu"}
+    made = EvaluateRequest(**asked, color_correct="affine", output=tmp_path / "made").run()
+    assert finite(made.told()) == by_file and made.report == tmp_path / "made" / "report.html" and not made.missing
+    assert {"eval.json", "eval.csv", "report.html"} == written.keys()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()} == written
 
 
 @pytest.mark.parametrize("option", ["scene", "start", "fixer", "output"])
@@ -506,6 +567,14 @@ def test_a_name_that_is_too_long_is_refused_in_python_too(option: str, room: Pat
         ("enhance", {"source": None}, "the source is a path, not None"),
         ("enhance", {"source": "in", "fps": 0}, "--fps 0.0 is out of its bounds: at least 0.1"),
         ("enhance", {"source": "in", "dtype": "fp8"}, "There is no choice of --dtype called fp8"),
+        ("curate", {"scenes": "room"}, "the scenes is a list, not 'room'"),
+        ("curate", {"references": -1}, "--references -1 is out of its bounds: at least 0"),
+        ("curate", {"pairs_format": 3}, "--format is text, not 3"),
+        ("curate", {"memory": float("nan")}, "--memory is a number, not nan"),
+        ("eval", {"prediction": Path("run")}, "the prediction is a list"),
+        ("eval", {"prediction": []}, "the prediction is an empty list; name one at least"),
+        ("eval", {"prediction": ["run"], "max_failed": -1}, "--max-failed -1 is out of its bounds: at least 0"),
+        ("pose", {"source": "in", "frames": 2}, "--frames 2 is out of its bounds: at least 3"),
     ],
 )
 def test_values_that_the_line_does_not_take(command: str, values: dict[str, Any], said: str) -> None:

@@ -171,7 +171,8 @@ def _pose_once(source: Path) -> None:
 
     if not is_unposed(source):
         return
-    from difixcli.cli.pose import posed
+    from difixcli.cli.pose import PoseRequest
+    from difixcli.cli.posing import posed
     from difixcli.posing import pose_inputs
     from difixcli.runs import run_record
 
@@ -187,7 +188,9 @@ def _pose_once(source: Path) -> None:
     console.say(f"{source} {why}: posing it into {folder}, once.")
     if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
         raise InputError(f"{folder} cannot be written; run difix pose {source} --output SCENE, and name SCENE instead.")
-    posed(source, folder, force=changed)
+    request = PoseRequest(source, output=folder, force=changed)
+    request.validate()
+    posed(request)
 
 
 def size_of(scene: Scene) -> str:

@@ -19,8 +19,8 @@ DISTILLED_OR_ENHANCED = (
 
 @dataclass(frozen=True)
 class Made:
-    """What came of images: the folder that they were written to and what is told of them, and the folder that a fixer
-    was exported to; None for what was not asked for.
+    """What came of images: the folder that they, or the scene of them, were written to and what is told of them, and
+    the folder that a fixer was exported to; None for what was not asked for.
     """
 
     output: Path | None = None

@@ -11,7 +11,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
@@ -23,7 +23,7 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from difixcli.cli import checking
 from difixcli.cli.inputs import check_device
-from difixcli.cli.lines import flag_of
+from difixcli.cli.lines import flag_of, words
 from difixcli.errors import InputError, short, unknown
 from difixcli.runs import drop_empty_runs, forget_runs
 
@@ -55,8 +55,8 @@ class Request:
         unknown names, values that make no sense, and options that contradict each other.
         """
         try:
-            if (device := getattr(self, "device", None)) is not None and not checking.are_alone():
-                check_device(device)
+            if not checking.are_alone():
+                self._check_device()
             self._check()
         except OSError as error:  # of a name that is too long, or of what may not be read
             named = "" if error.filename is None else f" ({short(str(error.filename))})"
@@ -65,12 +65,21 @@ class Request:
     def _check(self) -> None:
         """What `validate` does; an OSError is told by it."""
 
+    def _check_device(self) -> None:
+        """InputError for a device that this machine has not."""
+        if (device := getattr(self, "device", None)) is not None:
+            check_device(device)
+
     def given(self, *names: str) -> list[str]:
         """Those of the options called so that have not their default, as they are called on the line."""
         defaults = {field.name: field.default for field in fields(self)}
         options = options_of(type(self))
         values = {name: value for name in names if (value := getattr(self, name)) != defaults[name]}
         return [flag_of(name, options[name][1], value) for name, value in values.items()]
+
+    def words(self, leave_out: Collection[str] = ()) -> list[str]:
+        """What asks for the same on the line, but for the fields left out; what has its default is not said."""
+        return words(inspect.Signature(parameters_of(type(self))), vars(self), leave_out)
 
 
 def options_of(kind: type[Request]) -> dict[str, tuple[Any, ArgumentInfo | OptionInfo]]:
@@ -79,18 +88,23 @@ def options_of(kind: type[Request]) -> dict[str, tuple[Any, ArgumentInfo | Optio
     return {field.name: typing.get_args(hints[field.name])[:2] for field in fields(kind)}  # type: ignore[misc]
 
 
-def filling(request: type[R]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command that takes the request as its first parameter made one that has the request's fields for options."""
-    hints = typing.get_type_hints(request, include_extras=True)
-    own = [
+def parameters_of(kind: type[Request]) -> list[inspect.Parameter]:
+    """The fields as a command's parameters, in the order in which the request takes them."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return [
         inspect.Parameter(
             field.name,
             inspect.Parameter.POSITIONAL_OR_KEYWORD,
             default=inspect.Parameter.empty if field.default is MISSING else field.default,
             annotation=hints[field.name],
         )
-        for field in fields(request)
+        for field in sorted(fields(kind), key=lambda field: field.kw_only is True)  # as a base's are, which stand first
     ]
+
+
+def filling(request: type[R]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command that takes the request as its first parameter made one that has the request's fields for options."""
+    own = parameters_of(request)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         others = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
@@ -130,6 +144,8 @@ def _taken(name: str, kind: Any, info: ArgumentInfo | OptionInfo, value: Any) ->
     if typing.get_origin(wanted) is list:
         if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
             raise InputError(f"{option} is a list, not {short(repr(value))}.")
+        if not value:
+            raise InputError(f"{option} is an empty list; name one at least.")
         (item,) = typing.get_args(wanted)
         return [_one(option, item, one) for one in value]
     value = _one(option, wanted, value)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.live import Live
@@ -23,133 +23,105 @@ from difixcli import console
 from difixcli.cli.checking import check_options
 from difixcli.cli.inputs import check_device
 from difixcli.cli.lines import words
+from difixcli.cli.requests import Request, options_of, parameters_of
 from difixcli.cluster.jobs import DONE, FAILED, RUNNING, WAITING, Job, Jobs, counted, eta, table_row
 from difixcli.cluster.worker import HELD, JOB, Worker
 from difixcli.errors import InputError, unknown
 from difixcli.runs import JOBS, Run, file_name, read_json, run_record
 from difixcli.wording import counted as with_noun
 
+if TYPE_CHECKING:
+    from difixcli.cluster.submit import Wishes
+
 CLUSTER = "Several scenes and clusters"
 _PACE = 2.0
 _TOLD_EVERY = 10.0
 
-_OPTIONS: dict[str, tuple[Any, Any]] = {
-    "cluster": (
-        Annotated[
-            str | None,
-            typer.Option(
-                help="slurm: one array, a job a scene. local: processes on this machine.", rich_help_panel=CLUSTER
-            ),
-        ],
-        None,
-    ),
-    "scenes_per_job": (
-        Annotated[int, typer.Option(help="Scenes that one job of SLURM's makes.", min=1, rich_help_panel=CLUSTER)],
-        1,
-    ),
-    "max_running": (
-        Annotated[
-            int | None,
-            typer.Option(
-                help="Jobs at a time, at most; of local processes 1 by default.", min=1, rich_help_panel=CLUSTER
-            ),
-        ],
-        None,
-    ),
-    "max_failed": (
-        Annotated[
-            int | None,
-            typer.Option(
-                help="Begin nothing more, and end with exit code 2 in place of 3, when more scenes have failed.",
-                min=0,
-                rich_help_panel=CLUSTER,
-            ),
-        ],
-        None,
-    ),
-    "partition": (Annotated[str | None, typer.Option(help="SLURM's.", rich_help_panel=CLUSTER)], None),
-    "account": (Annotated[str | None, typer.Option(help="SLURM's.", rich_help_panel=CLUSTER)], None),
-    "time": (
-        Annotated[
-            str | None,
-            typer.Option(
-                help="A job's time, as 90 (minutes), 12:00:00 or 1-00; one that runs out goes on later.",
-                rich_help_panel=CLUSTER,
-            ),
-        ],
-        None,
-    ),
-    "gpus": (Annotated[int | None, typer.Option(help="GPUs of a job.", min=0, rich_help_panel=CLUSTER)], None),
-    "cpus": (Annotated[int | None, typer.Option(help="CPUs of a job.", min=1, rich_help_panel=CLUSTER)], None),
-    "memory": (
-        Annotated[float | None, typer.Option(help="Memory of a job, in GiB.", min=0.1, rich_help_panel=CLUSTER)],
-        None,
-    ),
-    "sbatch": (
-        Annotated[
-            list[str] | None,
-            typer.Option(help="Any option of sbatch, as constraint=a100; repeatable.", rich_help_panel=CLUSTER),
-        ],
-        None,
-    ),
-    "wait": (
-        Annotated[
-            bool, typer.Option("--wait", help="Show one table until the cluster is done.", rich_help_panel=CLUSTER)
-        ],
-        False,
-    ),
-}
-_SLURMS = ("partition", "account", "time", "cpus", "memory", "sbatch")
+_WISHES = ("partition", "account", "time", "cpus", "memory")
+"""Options that only SLURM heeds, as `submit.Wishes` has them too."""
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """What the options over several scenes were given; `name` None for here and now."""
+@dataclass(frozen=True, kw_only=True)
+class ClusterRequest(Request):
+    """What a command over any number of scenes is asked for beside its own: where they are worked on, and how many may
+    fail.
+    """
 
-    name: str | None
-    max_failed: int | None
-    wait: bool
-    wishes: dict[str, Any]
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="slurm: one array, a job a scene. local: processes on this machine.", rich_help_panel=CLUSTER
+        ),
+    ] = None
+    scenes_per_job: Annotated[
+        int, typer.Option(help="Scenes that one job of SLURM's makes.", min=1, rich_help_panel=CLUSTER)
+    ] = 1
+    max_running: Annotated[
+        int | None,
+        typer.Option(help="Jobs at a time, at most; of local processes 1 by default.", min=1, rich_help_panel=CLUSTER),
+    ] = None
+    max_failed: Annotated[
+        int | None,
+        typer.Option(
+            help="Begin nothing more, and end with exit code 2 in place of 3, when more scenes have failed.",
+            min=0,
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None
+    partition: Annotated[str | None, typer.Option(help="SLURM's.", rich_help_panel=CLUSTER)] = None
+    account: Annotated[str | None, typer.Option(help="SLURM's.", rich_help_panel=CLUSTER)] = None
+    time: Annotated[
+        str | None,
+        typer.Option(
+            help="A job's time, as 90 (minutes), 12:00:00 or 1-00; one that runs out goes on later.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None
+    gpus: Annotated[int | None, typer.Option(help="GPUs of a job.", min=0, rich_help_panel=CLUSTER)] = None
+    cpus: Annotated[int | None, typer.Option(help="CPUs of a job.", min=1, rich_help_panel=CLUSTER)] = None
+    memory: Annotated[float | None, typer.Option(help="Memory of a job, in GiB.", min=0.1, rich_help_panel=CLUSTER)] = (
+        None
+    )
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(help="Any option of sbatch, as constraint=a100; repeatable.", rich_help_panel=CLUSTER),
+    ] = None
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Show one table until the cluster is done.", rich_help_panel=CLUSTER)
+    ] = False
 
     @property
-    def asked(self) -> bool:
-        """Whether the line says by them that it is one over scenes."""
-        return self.name is not None or self.max_failed is not None
+    def of_several(self) -> bool:
+        """Whether it says by these options that it is over scenes."""
+        return self.cluster is not None or self.max_failed is not None
 
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Cluster:
-        """Raises InputError for options that say nothing."""
+    @property
+    def wishes(self) -> Wishes:
+        """What is asked of the cluster, where one is named."""
+        from difixcli.cluster.submit import Wishes
+
+        assert self.cluster is not None
+        own = {name: getattr(self, name) for name in (*_WISHES, "scenes_per_job", "max_running", "gpus")}
+        return Wishes(self.cluster, **own | {"sbatch": self.sbatch or []})
+
+    def validate(self) -> None:
+        self._check_cluster()
+        super().validate()
+
+    def _check_cluster(self) -> None:
+        """InputError for options that say nothing."""
         from difixcli.cluster.submit import CLUSTERS, minutes
 
-        name = options["cluster"]
-        given = {f"--{key.replace('_', '-')}": options[key] != default for key, (_, default) in _OPTIONS.items()}
-        only = [f"--{key}" for key in _SLURMS] + ["--scenes-per-job"]
-        if name is None:
-            for option in [*only, "--max-running", "--gpus", "--wait"]:
-                if given[option]:
-                    raise InputError(f"{option} is for a cluster; name it with --cluster slurm or --cluster local.")
-        elif name not in CLUSTERS:
-            raise unknown("cluster", name, CLUSTERS)
-        elif name == "local" and (said := [option for option in only if given[option]]):
-            raise InputError(f"{said[0]} is SLURM's and says nothing to --cluster local; leave it out.")
-        if options["time"] is not None:
-            minutes(options["time"])
-        keys = ("scenes_per_job", "max_running", "partition", "account", "time", "gpus", "cpus", "memory")
-        wishes = {key: options[key] for key in keys} | {"sbatch": options["sbatch"] or []}
-        return cls(name, options["max_failed"], options["wait"], wishes)
-
-
-def with_cluster(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options over several scenes, given to it as `cluster`."""
-    signature = inspect.signature(command, eval_str=True)
-    kept = [one for one in signature.parameters.values() if one.name != "cluster"]
-
-    @functools.wraps(command)
-    def run(**values: Any) -> None:
-        options = {key: values.pop(key) for key in _OPTIONS}
-        command(**values, cluster=Cluster.of(options))
-
-    return _signed(run, kept)
+        of_slurm = self.given(*_WISHES, "sbatch", "scenes_per_job")
+        if self.cluster is None:
+            if said := [*of_slurm, *self.given("max_running", "gpus", "wait")]:
+                raise InputError(f"{said[0]} is for a cluster; name it with --cluster slurm or --cluster local.")
+        elif self.cluster not in CLUSTERS:
+            raise unknown("cluster", self.cluster, CLUSTERS)
+        elif self.cluster == "local" and of_slurm:
+            raise InputError(f"{of_slurm[0]} is SLURM's and says nothing to --cluster local; leave it out.")
+        if self.time is not None:
+            minutes(self.time)
 
 
 def over_scenes(argument: str, default: str | None, several_methods: bool = False) -> Callable[..., Any]:
@@ -180,10 +152,11 @@ def over_scenes(argument: str, default: str | None, several_methods: bool = Fals
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
-            cluster = Cluster.of({key: values.pop(key) for key in _OPTIONS})
+            asked = ClusterRequest(**{key: values.pop(key) for key in options_of(ClusterRequest)})
+            asked.validate()
             specs = values[argument] or [default]
             methods = (values["method"] or [None]) if several_methods else [None]
-            over = len(specs) > 1 or len(methods) > 1 or _stands_for_several(specs[0]) or cluster.asked
+            over = len(specs) > 1 or len(methods) > 1 or _stands_for_several(specs[0]) or asked.of_several
             missing: list[str] = []
             if not several_methods:
                 named = [Path(spec) for spec in specs]
@@ -197,7 +170,7 @@ def over_scenes(argument: str, default: str | None, several_methods: bool = Fals
                 with claimed():
                     command(**values)
                 return
-            if cluster.name != "slurm":  # whose machines may have what this one has not
+            if asked.cluster != "slurm":  # whose machines may have what this one has not
                 check_device(values["device"])
             output = (values["output"] or Path("outputs") / command.__name__).expanduser()
             scenes = _scenes(specs) if several_methods else _sources(specs, _known(output))
@@ -213,7 +186,7 @@ def over_scenes(argument: str, default: str | None, several_methods: bool = Fals
                 )
             if several_methods:
                 _check_settings(methods, values["settings"] or [], started=values["start"] is not None)
-            _several(command.__name__, signature, values, argument, output, made, several_methods, cluster, missing)
+            _several(command.__name__, signature, values, argument, output, made, several_methods, asked, missing)
 
         return _signed(run, parameters)
 
@@ -228,7 +201,7 @@ def _several(
     output: Path,
     made: Mapping[str, tuple[str, str | None, str]],
     several_methods: bool,
-    cluster: Cluster,
+    asked: ClusterRequest,
     missing: Sequence[str],
 ) -> None:
     """Run a command over one scene as jobs over several."""
@@ -245,7 +218,7 @@ def _several(
         folder = run.folder / name / (method or "splatfacto") if several_methods else run.folder / name
         own = {argument: spec, "output": folder} | ({"method": method} if several_methods else {})
         lines[key] = [command, *words(signature, own), *common]
-    outcome = work(run.folder, lines, command, cluster)
+    outcome = work(run.folder, lines, command, asked)
     if outcome is None:  # handed out
         if missing:
             console.warn(f"Missing in this: {', '.join(missing)}.")
@@ -258,7 +231,7 @@ def _several(
             results[job.name] = read_json(job.output / "run.json")["results"]
     if all(job.state in (DONE, FAILED) for job in Jobs(run.folder)):
         run.finish({"failed": [job.name for job in Jobs(run.folder) if job.state == FAILED]})
-    end(run.folder, outcome, {"results": results}, cluster.max_failed, values["as_json"], missing)
+    end(run.folder, outcome, {"results": results}, asked.max_failed, values["as_json"], missing)
 
 
 def finished_runs(named: Iterable[Path]) -> tuple[list[Path], list[str]]:
@@ -303,7 +276,7 @@ def _check_settings(methods: Sequence[str | None], settings: Sequence[str], star
         check_settings(method, settings)
 
 
-def work(folder: Path, lines: Mapping[str, Sequence[str]], name: str, cluster: Cluster) -> list[Job] | None:
+def work(folder: Path, lines: Mapping[str, Sequence[str]], name: str, asked: ClusterRequest) -> list[Job] | None:
     """Do jobs, or hand them out; their records at the end, or None where the end is not waited for."""
     jobs = Jobs(folder)
     jobs.add(lines, str(Path.cwd()))
@@ -311,21 +284,20 @@ def work(folder: Path, lines: Mapping[str, Sequence[str]], name: str, cluster: C
     done = len(lines) - len(attempts)
     console.say(f"Output: {folder}")
     console.say(with_noun(len(lines), "job") + (f", {done} of them done before" if done else ""))
-    if attempts and cluster.name is not None:
-        from difixcli.cluster.submit import Wishes, submit
+    if attempts and asked.cluster is not None:
+        from difixcli.cluster.submit import submit
 
-        wishes = Wishes(cluster.name, **cluster.wishes)
-        number = submit(folder, attempts, wishes, cluster.max_failed, f"difix-{name}")
+        number = submit(folder, attempts, asked.wishes, asked.max_failed, f"difix-{name}")
         console.say(
-            f"{'Processes' if cluster.name == 'local' else 'SLURM job'} {number}: {with_noun(len(attempts), 'job')}"
+            f"{'Processes' if asked.cluster == 'local' else 'SLURM job'} {number}: {with_noun(len(attempts), 'job')}"
         )
-        if not cluster.wait:
+        if not asked.wait:
             console.say(f"How far they are: difix status {folder}")
             console.out.print(number, markup=False)
             return None
         watch(folder, list(lines), attempts)
     elif attempts:
-        Worker(folder, attempts, cluster.max_failed)(_teller(jobs))
+        Worker(folder, attempts, asked.max_failed)(_teller(jobs))
     return [job for job in jobs.seen() if job.name in lines]
 
 
@@ -467,14 +439,10 @@ def _teller(jobs: Jobs) -> Callable[[Job], None]:
 
 def _signed(run: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> Callable[..., None]:
     """The function with these parameters and the options over several scenes, as typer reads them."""
-    more = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, (kind, default) in _OPTIONS.items()
-    ]
-    named = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+    signed = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*parameters, *parameters_of(ClusterRequest))]
     del run.__wrapped__  # type: ignore[attr-defined]
-    run.__signature__ = inspect.Signature([*named, *more])  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in [*named, *more]}
+    run.__signature__ = inspect.Signature(signed)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in signed}
     return run
 
 

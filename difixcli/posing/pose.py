@@ -35,12 +35,23 @@ ADVICE = (
 def pose_inputs(source: Path) -> dict[str, str]:
     """Fingerprints of what is posed: photos, masks and videos by content.
 
-    Raises InputError for what is neither a folder of photos nor a video.
+    Raises InputError for what is neither a folder of photos nor a video, and for too few photos.
     """
+    photos = _photos(source)
+    if photos is None:
+        return {"video": fingerprint([source])}
+    found = {"photos": fingerprint(photos)}
+    if masks := [photo.mask for photo in read_photos(photos) if photo.mask is not None]:
+        found["masks"] = fingerprint(masks)
+    return found
+
+
+def _photos(source: Path) -> list[Path] | None:
+    """The photos of a folder, None of a video; InputError as `pose_inputs` raises it."""
     if not source.exists():
         raise InputError(f"There is no folder or video {source}; check its name.")
     if is_video(source):
-        return {"video": fingerprint([source])}
+        return None
     folder = photo_folder(source)
     if folder is None:
         check_formats(source)
@@ -51,10 +62,7 @@ def pose_inputs(source: Path) -> dict[str, str]:
         raise InputError(
             f"{folder} holds {counted(len(photos), 'photo')}, which is too few to tell where they stood. {ADVICE}"
         )
-    found = {"photos": fingerprint(photos)}
-    if masks := [photo.mask for photo in read_photos(photos) if photo.mask is not None]:
-        found["masks"] = fingerprint(masks)
-    return found
+    return photos
 
 
 def pose(
@@ -108,7 +116,10 @@ def pose(
 
 
 def check_source(source: Path) -> None:
-    """Raises InputError for what has poses already: nothing would be gained, and its own might be lost."""
+    """Raises InputError as `pose_inputs` does, but reads no photo, and for what has poses already: nothing would be
+    gained, and its own might be lost.
+    """
+    _photos(source)
     if source.is_dir() and photo_folder(source) is not None and not is_unposed(source):
         raise InputError(f"{source} has poses already; name its folder of photos alone to pose them anew.")
 
