@@ -345,8 +345,10 @@ class Fixer:
         """The clean pixels of one window."""
         image, opacity, visibility = (self._prepared(window.of(x)) for x in (images, opacity, visibility))
         beside: Tensor | EncodedReferences | None = None
+        registered = None
         if isinstance(references, RegisteredPhotos):
-            beside, visibility = map(self._prepared, references.cut(window, self.device))
+            registered = references.cut(window, self.device)
+            beside, visibility = map(self._prepared, registered)
         elif references is not None and references.shape[1]:
             cut = window.of(references)
             beside = self._encoded(cut) if self.config.takes_photos else self._prepared(cut)
@@ -357,9 +359,10 @@ class Fixer:
             correspondence = self._places(window, correspondence)
         fixed = network(image, beside, opacity, visibility, noise, correspondence)
         fixed = fixed[..., : window.height, : window.width].clamp(0, 1)
-        if isinstance(references, RegisteredPhotos):
-            shown, beside, visibility = (x[..., : window.height, : window.width] for x in (image, beside, visibility))
-            fixed = keep_known_detail(shown, fixed, beside, visibility, max(images.shape[-2:]))
+        if registered is not None:
+            assert image is not None
+            image = image[..., : window.height, : window.width]
+            fixed = keep_known_detail(image, fixed, *registered, max(images.shape[-2:]))
         return fixed
 
     def _windows(self, images: Tensor) -> list[Window]:
