@@ -75,10 +75,8 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
         except InputError as error:
             message, code = str(error), 2
             drop_empty_runs()
-        except interrupts.Terminated:
-            message, code = "Terminated. Run the same command again to go on from here.", 143
-        except KeyboardInterrupt:
-            message, code = "Interrupted. Run the same command again to go on from here.", 130
+        except KeyboardInterrupt as error:
+            message, code = _ended(error)
         except BrokenPipeError:  # whoever read our output has left; typer ends without a word
             raise
         except OSError as error:
@@ -97,7 +95,9 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
             raise
         except Exception as error:
             code = 2
-            if out_of_memory(error):
+            if (interruption := interrupts.interruption_behind(error)) is not None:
+                message, code = _ended(interruption)
+            elif out_of_memory(error):
                 message = LESS_MEMORY
             elif isinstance(error, UnicodeEncodeError) and "\udc80" <= error.object[error.start] <= "\udcff":
                 around = error.object[max(0, error.start - 40) : error.end + 40]
@@ -111,6 +111,13 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
         raise typer.Exit(code)
 
     return run
+
+
+def _ended(interruption: KeyboardInterrupt) -> tuple[str, int]:
+    """What is said of an interruption, and its exit code."""
+    if isinstance(interruption, interrupts.Terminated):
+        return "Terminated. Run the same command again to go on from here.", 143
+    return "Interrupted. Run the same command again to go on from here.", 130
 
 
 def _fault(error: Exception, options: Mapping[str, Any]) -> typer.Exit:

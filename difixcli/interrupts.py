@@ -28,6 +28,15 @@ def interruption(number: int) -> KeyboardInterrupt:
     return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
 
 
+def interruption_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interruption that an error is or was raised from, if any: Python 3.11 and older make a RuntimeError of
+    whatever interrupts them while a class gets its descriptors' names, as half of an import may.
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error
+
+
 def listen() -> None:
     """From now on each of the signals interrupts the program; a second SIGINT does so without saving.
 

@@ -75,11 +75,17 @@ def test_what_cannot_be_encoded_is_said_in_ascii(folders: list[str], tmp_path: P
     assert len({len(row) for row in rows if "caf" not in row}) == 1  # aligned
 
 
-def test_sigterm_is_told_as_ctrl_c_is() -> None:
+NAMING = "type('Named', (), {'name': type('Name', (), {'__set_name__': work})()})"
+
+
+@pytest.mark.parametrize("at_work", ["work()", NAMING])
+def test_sigterm_is_told_as_ctrl_c_is(at_work: str) -> None:
+    """Also in the middle of an import, where Python makes another error of what interrupts it."""
     program = (
         "import sys, time, typer; from difixcli import console, interrupts; app = typer.Typer()\n"
+        "def work(*_):\n    print('at work', flush=True); time.sleep(60)\n"
         "@app.command()\n@console.handled\n"
-        "def run(as_json: bool = True):\n    print('at work', flush=True); time.sleep(60)\n"
+        f"def run(as_json: bool = True):\n    {at_work}\n"
         "interrupts.listen(); app()"
     )
     for sent, code, word in ((signal.SIGTERM, 143, "Terminated"), (signal.SIGINT, 130, "Interrupted")):
