@@ -35,7 +35,7 @@ from rich.table import Table
 from rich.text import Text
 
 from difixcli import interrupts, streams
-from difixcli.errors import LESS_MEMORY, InputError, out_of_memory, short
+from difixcli.errors import InputError, less_memory, out_of_memory, short
 from difixcli.runs import drop_empty_runs, finite, folder_at_work, forget_runs, removed_folder
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
             if (interruption := interrupts.interruption_behind(error)) is not None:
                 message, code = _ended(interruption)
             elif out_of_memory(error):
-                message = LESS_MEMORY
+                message = less_memory(kwargs)
             elif isinstance(error, UnicodeEncodeError) and "\udc80" <= error.object[error.start] <= "\udcff":
                 around = error.object[max(0, error.start - 40) : error.end + 40]
                 message = f"A name is not UTF-8, which a library needs ({around}); rename the file or folder."

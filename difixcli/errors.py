@@ -5,16 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 _FEW = 16
 _LONG = 400  # characters of a word; few folders' paths have as many
-
-
-LESS_MEMORY = (
-    "The memory was too small for this; work at a smaller --size, or bound splats with --set max_gaussians=N. "
-    "Nothing already written is lost."
-)
 
 
 class InputError(Exception):
@@ -62,6 +56,19 @@ def near(name: str, known: Iterable[str]) -> list[str]:
     wanted = (name.lower(), name.lower().rsplit("/", maxsplit=1)[-1])
     found = [keys[key] for text in wanted for key in difflib.get_close_matches(text, keys, n=3, cutoff=0.6)]
     return list(dict.fromkeys(found))[:3]
+
+
+def less_memory(options: Collection[str]) -> str:
+    """What is said where the memory was too small, with the cures that a command of these options (their names in
+    Python) has.
+    """
+    cures = ["work at a smaller --size"] if "size" in options else []
+    if "tile" in options:
+        cures.append("in smaller tiles (--tile)")
+    if {"settings", "method"} <= set(options):
+        cures.append("bound splats with --set max_gaussians=N")
+    cure = ", or ".join(cures) or "end what else uses it, or take a machine that has more"
+    return f"The memory was too small for this; {cure}. Nothing already written is lost."
 
 
 def out_of_memory(error: Exception) -> bool:

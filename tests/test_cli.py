@@ -365,19 +365,23 @@ def test_what_an_earlier_run_had_done_does_not_count_for_the_pace(monkeypatch: p
 
 
 def test_too_little_memory_is_one_sentence() -> None:
+    """It names the cures that the command has."""
     import torch
     import typer
 
     from difixcli import console
+    from difixcli.errors import less_memory
 
     app_of_one = typer.Typer()
 
     @app_of_one.command()
     @console.handled
-    def run() -> None:
+    def run(size: int = 960, method: str = "splatfacto", settings: str = "") -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     refused(CliRunner().invoke(app_of_one), "--size", "max_gaussians")
+    assert "--tile" in less_memory(["tile", "size"]) and "max_gaussians" not in less_memory(["size", "settings"])
+    assert "--" not in less_memory(["seed"])
 
 
 def test_a_reader_who_has_left_is_no_fault_of_ours() -> None:

@@ -41,7 +41,7 @@ from difixcli.curation.sparse import sparse
 from difixcli.curation.strategies import FILTERS, IMAGE_FORMATS, check_named, parse_stop
 from difixcli.curation.tars import tar_name, write_tar
 from difixcli.curation.underfit import underfit
-from difixcli.errors import LESS_MEMORY, InputError, out_of_memory
+from difixcli.errors import InputError, less_memory, out_of_memory
 from difixcli.reconstruction import default_iterations
 from difixcli.runs import Progress, Run, file_name, write_json
 from difixcli.scenes import default_split_rule, make_split, scene_fingerprint
@@ -164,7 +164,7 @@ def _reported(report: Report) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             report.fail(f"{error.strerror} ({error.filename}); mend this and run the same line again.")
         elif out_of_memory(error):
-            report.fail(LESS_MEMORY)
+            report.fail(less_memory(("size", "method", "settings")))
         else:
             report.fail(f"{type(error).__name__}: {error}", traceback.format_exc())
 
