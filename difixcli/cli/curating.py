@@ -188,12 +188,14 @@ def merged(request: CurateRequest) -> Paired:
 def ended(folder: Path, curated: Curated, own: Sequence[str] | None = None) -> Paired:
     """Say how many pairs there are and where, and what is still to be made; `own` as in `Paired`."""
     results = curated.results()
-    where = folder / "data.json" if (folder / "data.json").is_file() and not curated.left else folder
+    manifest, merged = folder / "data.json", own is None
+    where = manifest if manifest.is_file() and (merged or not curated.left) else folder
     if results["pairs"]:
         console.say(f"{counted(results['pairs'], 'pair')}, renders at {results['psnr']:.2f} dB on average: {where}")
     elif dropped := {name: count for name, count in results["dropped"].items() if count}:
         said = ", ".join(f"{count} {name}" for name, count in dropped.items())
         console.warn(f"No pair is left ({said}); train longer, or keep them with --keep {next(iter(dropped))}.")
     if curated.left:
-        console.warn(f"Still to be made: {', '.join(curated.left)}; the manifest is written when all are.")
+        said = "they are not in this manifest" if merged else "the manifest is written when all are"
+        console.warn(f"Still to be made: {', '.join(curated.left)}; {said}.")
     return Paired(folder, curated, own)
