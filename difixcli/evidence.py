@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from difixcli.fixer.confidence import SUBSTANCE, TONE_CHANGE, TONE_SIGMA
+from difixcli.fixer.detail import DENIED, GAINED, NO_CONTRAST
 from difixcli.frames.marks import marks
 from difixcli.images import as_planes, averaged
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from difixcli.reference_views import References
 
 _FINE = 1.0  # of TONE_SIGMA: what is finer than this is detail, which is the fix's only where there is a reason
-_GAINED = (1.25, 1.75)  # so many times the render's local contrast is new detail, not another drawing of the old
-_DENIED = (1.2, 1.5)  # so many times the photos' local contrast in the render is none of the scene's
-_CONTRAST = 1 / 255  # local contrast that counts as none
 _NEARER = 0.01  # colour difference by which a fix must be nearer to a photo to count wholly in a final render
 _LIKENESS = 0.5  # of TONE_SIGMA: what is finer has no part in the likeness of an image and a photo
 _DISAGREEMENT = 0.25  # colour difference (of the worst channel) at which a reference no longer supports a fix
@@ -107,7 +105,7 @@ def confirmed(render: Render, fixed: np.ndarray, references: References) -> np.n
     change = fixed - render.color
     coarse = smooth(change, _FINE * sigma)
     drawn, repainted = _contrast(render.color, sigma), _contrast(fixed, sigma)
-    taken = _between((repainted + _CONTRAST) / (drawn + _CONTRAST), *_GAINED)
+    taken = _between((repainted + NO_CONTRAST) / (drawn + NO_CONTRAST), *GAINED)
     if len(references.aligned):
         known, seen = np.zeros_like(drawn), np.zeros_like(drawn)
         for photo, aligned, visible in zip(references.photos, references.aligned, references.visibility, strict=True):
@@ -116,7 +114,7 @@ def confirmed(render: Render, fixed: np.ndarray, references: References) -> np.n
             found *= _lost(photo, found, share)
             known = np.maximum(known, np.where(share > 0.3, found, 0))
             seen = np.maximum(seen, share)
-        denied = _between((drawn + _CONTRAST) / (known + _CONTRAST), *_DENIED) * (seen > 0.3)
+        denied = _between((drawn + NO_CONTRAST) / (known + NO_CONTRAST), *DENIED) * (seen > 0.3)
         taken = np.maximum(taken, denied)
     return np.clip(render.color + coarse + taken[..., None] * (change - coarse), 0, 1).astype(np.float32)
 
@@ -227,7 +225,7 @@ def _lost(photo: np.ndarray, found: np.ndarray, share: np.ndarray) -> float:
     if not (share > 0.3).any():
         return 1.0
     own = float(_contrast(photo, tone_sigma(photo)).mean())
-    return max(1.0, own / max(float(found[share > 0.3].mean()), _CONTRAST))
+    return max(1.0, own / max(float(found[share > 0.3].mean()), NO_CONTRAST))
 
 
 def _between(value: np.ndarray, low: float, high: float) -> np.ndarray:

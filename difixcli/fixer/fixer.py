@@ -15,13 +15,13 @@ from torch import Tensor
 
 from difixcli.errors import InputError, out_of_memory, unknown
 from difixcli.fixer.correspondence import cropped, mirrored, padded
-from difixcli.fixer.detail import keep_known_detail
+from difixcli.fixer.detail import blur, keep_known_detail
 from difixcli.fixer.network import EncodedReferences, FixerConfig, FixerNetwork, small_config
 from difixcli.fixer.registered import RegisteredPhotos
 from difixcli.fixer.tiling import Window, fade, windows
 from difixcli.fixer.tone import keep_unseen_tone
 from difixcli.fixer.weights import load_networks, merge_adapters, save_networks
-from difixcli.images import in_unit
+from difixcli.images import averaged, in_unit
 from difixcli.model_folders import SMALL_SIZES
 
 # Images of more pixels than such a square are fixed in windows. 1536² is more than 1080p, which GPUs hold whole.
@@ -239,7 +239,7 @@ class Fixer:
     ) -> Tensor:
         """Another fix of the same renders, made of everything mirrored and mirrored back; arguments as in a call.
 
-        Where it differs from the first, the fixer has guessed.
+        Where it differs from the first, the fixer has guessed. Where the render's own detail stays, both have it.
         """
         opacity, visibility = (None if x is None else x.flip(-1) for x in (opacity, visibility))
         if isinstance(references, RegisteredPhotos):
@@ -295,14 +295,22 @@ class Fixer:
         height, width = images.shape[-2:]
         parts = windows(height, width, side, self.config.multiple)
         kind = images.dtype if images.is_floating_point() else torch.float32
+        blurred = None
+        if isinstance(references, RegisteredPhotos):
+            aligned, seen = references.small(self.device)
+            blurred = blur(averaged(images, aligned.shape[-2:]).to(self.device), aligned, seen)
         if len(parts) == 1:
-            whole = self._fixed(network, parts[0], images, references, opacity, visibility, noise, correspondence)
+            whole = self._fixed(
+                network, parts[0], images, references, opacity, visibility, noise, correspondence, blurred
+            )
             return whole.to(images.device, kind)
         total = torch.zeros_like(images, dtype=torch.float32)
         # of the rows from the windows' top on: those above are done
         weights = total.new_zeros((parts[0].height, width))
         for done, (window, after) in enumerate(zip(parts, [*parts[1:], None], strict=True), start=1):
-            fixed = self._fixed(network, window, images, references, opacity, visibility, noise, correspondence)
+            fixed = self._fixed(
+                network, window, images, references, opacity, visibility, noise, correspondence, blurred
+            )
             weight = fade(window, height, width, weights)
             window.of(total).add_(fixed.to(total).mul_(weight))  # type: ignore[union-attr]
             window._replace(top=0).of(weights).add_(weight)  # type: ignore[union-attr]
@@ -341,8 +349,9 @@ class Fixer:
         visibility: Tensor | None,
         noise: Tensor | None,
         correspondence: Tensor | None,
+        blurred: Tensor | None,
     ) -> Tensor:
-        """The clean pixels of one window."""
+        """The clean pixels of one window; `blurred` as `keep_known_detail` takes it."""
         image, opacity, visibility = (self._prepared(window.of(x)) for x in (images, opacity, visibility))
         beside: Tensor | EncodedReferences | None = None
         registered = None
@@ -359,10 +368,11 @@ class Fixer:
             correspondence = self._places(window, correspondence)
         fixed = network(image, beside, opacity, visibility, noise, correspondence)
         fixed = fixed[..., : window.height, : window.width].clamp(0, 1)
-        if registered is not None:
-            assert image is not None
-            image = image[..., : window.height, : window.width]
-            fixed = keep_known_detail(image, fixed, *registered, max(images.shape[-2:]))
+        if registered is not None and blurred is not None:
+            shown = window.of(images)  # as it came: the network's own copy may have fewer digits
+            assert shown is not None
+            shown = in_unit(shown).to(self.device)
+            fixed = keep_known_detail(shown, fixed, *registered, max(images.shape[-2:]), blurred)
         return fixed
 
     def _windows(self, images: Tensor) -> list[Window]:

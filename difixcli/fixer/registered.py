@@ -10,6 +10,7 @@ from torch import Tensor
 
 from difixcli.fixer.alignment import Match, match
 from difixcli.fixer.tiling import Window
+from difixcli.images import averaged
 
 
 class RegisteredPhotos:
@@ -62,6 +63,15 @@ class RegisteredPhotos:
         seen = seen[:, :, None]
         return (aligned.flip(-1), seen.flip(-1)) if self._mirrored else (aligned, seen)
 
+    def small(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """The aligned references of whole images (B, V, 3, h', w') and their visibility (B, V, 1, h', w'), at the size
+        at which flow looked at the images.
+        """
+        rows = zip(self._photos, self._matches, strict=True)
+        found = [[_small(*one, torch.device(device)) for one in zip(*row, strict=True)] for row in rows]
+        aligned = torch.stack([torch.stack(row) for row in found])
+        return aligned.flip(-1) if self._mirrored else aligned, self.visibility().to(aligned)
+
 
 def register_photos(image: Tensor, photos: Iterable[np.ndarray]) -> RegisteredPhotos:
     """Register photos (h, w, 3), uint8 or in [0, 1], at least one, to one image (1, 3, H, W), uint8 or in [0, 1], of
@@ -88,3 +98,11 @@ def _cut(photo: np.ndarray, found: Match, window: Window, device: torch.device) 
     pixels = _planes(photo[part.top : part.top + part.height, part.left : part.left + part.width], device)
     moved = Match(found.size, found.shift.to(device), found.visible.to(device), found.span)
     return moved.sampled(pixels, window, part, size)
+
+
+def _small(photo: np.ndarray, found: Match, device: torch.device) -> Tensor:
+    """One whole photo at the size at which flow looked: (3, h', w')."""
+    size = (found.visible.shape[0], found.visible.shape[1])
+    planes = torch.from_numpy(np.ascontiguousarray(photo.transpose(2, 0, 1))).to(device)
+    moved = Match(size, found.shift.to(device, torch.float32), found.visible.to(device, torch.float32), 1.0)
+    return moved.sampled(averaged(planes[None], size)[0], Window(0, 0, *size))[0]
