@@ -74,6 +74,8 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except InputError as error:
             message, code = str(error), 2
+            if (interruption := interrupts.interruption_behind(error)) is not None:
+                message, code = _ended(interruption)
             drop_empty_runs()
         except KeyboardInterrupt as error:
             message, code = _ended(error)

@@ -63,8 +63,8 @@ def less_memory(options: Collection[str]) -> str:
     Python) has.
     """
     cures = ["work at a smaller --size"] if "size" in options else []
-    if "tile" in options:
-        cures.append("in smaller tiles (--tile)")
+    if "crop" in options:
+        cures.append("train on a smaller --batch or --crop")
     if {"settings", "method"} <= set(options):
         cures.append("bound splats with --set max_gaussians=N")
     cure = ", or ".join(cures) or "end what else uses it, or take a machine that has more"

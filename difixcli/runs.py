@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -547,10 +548,10 @@ def read_image(path: Openable, alpha: bool = False, upright: bool = False) -> np
 
 
 def most_pixels() -> int:
-    """How many pixels an image may have to be read."""
+    """How many pixels an image may have to be read; what PIL refuses, or any number where it refuses nothing."""
     from PIL import Image
 
-    return 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    return sys.maxsize if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
 
 
 def check_enlarged(name: str, width: int, height: int, factor: int) -> None:
@@ -561,8 +562,8 @@ def check_enlarged(name: str, width: int, height: int, factor: int) -> None:
     largest = math.isqrt(most // (width * height))
     cure = f"ask for --upscale {largest} at most, or " if largest > 1 else ""
     raise InputError(
-        f"{name} would have {width * factor}×{height * factor} pixels, which is more than the {most // 10**6} million "
-        f"that an image may have; {cure}work at a smaller --size."
+        f"{name} would have {width * factor}×{height * factor} pixels, more than the {most // 10**6} million of the "
+        f"largest image that is read; {cure}work at a smaller --size."
     )
 
 

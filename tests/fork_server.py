@@ -117,7 +117,10 @@ def _watch(connection: socket.socket) -> dict | None:
     length, streams, _, _ = socket.recv_fds(connection, 8, 3)
     asked = b""
     while len(asked) < int.from_bytes(length, "big"):
-        asked += connection.recv(1 << 16)
+        more = connection.recv(1 << 16)
+        if not more:  # whoever asked has gone
+            os._exit(0)
+        asked += more
     alive, theirs = os.pipe()
     program = os.fork()
     if program == 0:

@@ -380,7 +380,7 @@ def test_too_little_memory_is_one_sentence() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     refused(CliRunner().invoke(app_of_one), "--size", "max_gaussians")
-    assert "--tile" in less_memory(["tile", "size"]) and "max_gaussians" not in less_memory(["size", "settings"])
+    assert "--crop" in less_memory(["batch", "crop"]) and "max_gaussians" not in less_memory(["size", "settings"])
     assert "--" not in less_memory(["seed"])
 
 

@@ -434,7 +434,7 @@ def test_killed_at_any_moment_the_manifest_is_the_same(
     three: list[Path], undisturbed: Path, forked: Path, tmp_path: Path
 ) -> None:
     moments, line = random.Random(0), _line(three, tmp_path / "out")
-    for share in sorted(moments.uniform(0.1, 0.9) for _ in range(KILLS)):
+    for share in ((kill + moments.uniform(0.1, 0.9)) / KILLS for kill in range(KILLS)):  # early ones and late ones
         killed(forked, line, tmp_path / "out", undisturbed, share)
     done(difix(*line, "--json"))
     assert _files(tmp_path / "out") == _files(undisturbed)
@@ -660,7 +660,7 @@ def test_what_a_mask_leaves_out_is_no_target(three: list[Path], tmp_path: Path) 
 
 
 def test_runs_made_twice_merge(undisturbed: Path, tmp_path: Path) -> None:
-    first, _ = undisturbed
+    first = undisturbed
     second = Path(shutil.copytree(first, tmp_path / "again"))
     for record in second.glob("*/*/pairs.json"):
         held = json.loads(record.read_text())

@@ -458,7 +458,7 @@ def test_killed_at_any_moment_frames_and_video_are_the_same(
 
     done(difix(*line, "--output", tmp_path / "whole", "--json"))
     moments, line = random.Random(0), [*line, "--output", tmp_path / "out"]
-    for share in sorted(moments.uniform(0.1, 0.9) for _ in range(KILLS)):
+    for share in ((kill + moments.uniform(0.1, 0.9)) / KILLS for kill in range(KILLS)):  # early ones and late ones
         killed(forked, line, tmp_path / "out", tmp_path / "whole", share)
     done(difix(*line, "--json"))
     whole = {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir() if p.suffix in {".png", ".mp4"}}

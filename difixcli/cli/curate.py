@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,7 +102,7 @@ class CurateRequest(ClusterRequest):
     output: OutputOption = None
     force: ForceOption = False
 
-    @property
+    @cached_property  # a list is read once: it may be a pipe, or change
     def named(self) -> dict[str, str]:
         """The scenes that are named, by name. Raises InputError as `expand_scenes` does."""
         from difixcli.curation.scene_list import expand_scenes
@@ -109,7 +110,7 @@ class CurateRequest(ClusterRequest):
         return expand_scenes(self.scenes or ["."])
 
     @property
-    def merged(self) -> list[Path]:
+    def folders(self) -> list[Path]:
         """With --merge the folders that are named."""
         return [Path(folder) for folder in self.scenes or ["."]]
 
@@ -155,9 +156,9 @@ class CurateRequest(ClusterRequest):
 
         if self.cluster is not None:
             raise InputError("--merge is quick and needs no cluster; leave --cluster out.")
-        if self.output is None and len(self.merged) > 1:
+        if self.output is None and len(self.folders) > 1:
             raise InputError("Merging several folders needs one more to write to; name it with --output.")
-        check_merge(self.merged, self.partial)
+        check_merge(self.folders, self.partial)
 
     def _check_stages(self) -> None:
         """InputError for stages that there cannot be, or that the strategy does not make."""

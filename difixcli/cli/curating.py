@@ -173,7 +173,7 @@ def merged(request: CurateRequest) -> Paired:
     """Merge pairs into the output, or in place where one folder is named."""
     from difixcli.curation.merge import merge
 
-    folders = request.merged
+    folders = request.folders
     folder = request.output or folders[0]
     if folder.absolute() not in [path.absolute() for path in folders]:
         arguments = {"merge": [path.absolute() for path in folders]}

@@ -304,10 +304,13 @@ class DistillRequest(Request):
         check_scene(self.scene)
         if self.start is not None and not self.start.exists():
             raise InputError(f"There is no {self.start} to start from; check its name.")
-        if self.output is not None and not checking.are_alone():  # which is of several scenes, of one a folder in it
-            check_output(self.output, "distill", self.force)
-        if self.from_round is not None and not checking.are_alone():
-            self._check_round(self.from_round)
+        if self.from_round is not None and self.force:
+            raise InputError("--force begins anew, --from-round goes back in a run; leave one of them out.")
+        if not checking.are_alone():  # of several scenes each has a folder in the output
+            if self.output is not None:
+                check_output(self.output, "distill", self.force)
+            if self.from_round is not None:
+                self._check_round(self.from_round)
         if self.views is not None and self.split is not None:
             raise InputError(
                 f"--views {self.views} and --split {self.split} both say which photos train; leave one out."
@@ -329,8 +332,6 @@ class DistillRequest(Request):
         from difixcli.distillation.rounds import Rounds
         from difixcli.scenes import scene_name
 
-        if self.force:
-            raise InputError("--force begins anew, --from-round goes back in a run; leave one of them out.")
         if self.output is not None:
             found = (self.output.expanduser() / "run.json").is_file()
         else:

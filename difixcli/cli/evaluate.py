@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,18 +81,28 @@ class EvaluateRequest(ClusterRequest):
             protocol=OWN if self.protocol is None else parse_protocol(self.protocol),
             masks=self.masks,
             inception=self.inception,
-            geometry=finished_runs(self.geometry or [])[0],
+            geometry=self.geometry_runs[0],
             find_poses=found_poses,
         )
+
+    @cached_property  # read once: a run may end, or be begun anew, before it is measured
+    def predicted(self) -> tuple[list[Path], list[str]]:
+        """What is measured, and the scenes whose runs are not finished (see `finished_runs`)."""
+        return finished_runs(self.prediction)
+
+    @cached_property
+    def geometry_runs(self) -> tuple[list[Path], list[str]]:
+        """The same for --geometry."""
+        return finished_runs(self.geometry or [])
 
     def _check(self) -> None:
         from difixcli.evaluation.color_correction import CORRECTIONS
         from difixcli.scenes.unposed import is_video
 
-        predictions, missing = finished_runs(self.prediction)
+        predictions, missing = self.predicted
         if not predictions:
             raise none_finished(missing)
-        geometry, _ = finished_runs(self.geometry or [])
+        geometry, _ = self.geometry_runs
         for path in filter(None, [*predictions, self.masks, self.inception, *geometry]):
             if not path.exists():
                 raise InputError(f"There is no {path}; check its name.")

@@ -14,7 +14,7 @@ from difixcli import console
 from difixcli.cli.inputs import pick_device
 from difixcli.cli.outputs import DISTILLED_OR_ENHANCED, folder_beside
 from difixcli.cli.requests import options_of
-from difixcli.cli.several import ClusterRequest, claimed, finished_runs, tell_failures, work
+from difixcli.cli.several import ClusterRequest, claimed, tell_failures, work
 from difixcli.errors import InputError
 from difixcli.runs import file_name, make_folder, read_json, write_json
 from difixcli.wording import counted
@@ -78,8 +78,8 @@ def measured(request: EvaluateRequest) -> Measured:
     from difixcli.evaluation.run_folders import is_run
     from difixcli.evaluation.tables import write_table
 
-    predictions, missing = finished_runs(request.prediction)
-    if lost := finished_runs(request.geometry or [])[1]:  # which is refused where a scene that is measured needs it
+    predictions, missing = request.predicted
+    if lost := request.geometry_runs[1]:  # which is refused where a scene that is measured needs it
         console.warn(f"The --geometry of {', '.join(lost)} is not finished.")
     on, _ = pick_device(request.device)
     plan = replace(request.plan, device=on)

@@ -46,8 +46,6 @@ def fixed_images(request: FixRequest, source: Path) -> Made:
     folder = request.output or folder_beside(source, "fixed")
     sizes = listed_images(source, folder, request.size)
     files = list(sizes)
-    if request.export is not None and folder.resolve() == request.export.expanduser().resolve():
-        raise InputError(f"{folder} cannot hold both the images and the fixer; choose another folder to --export to.")
     tell_slow(sizes)
     photos = photos_named(request.reference)
     for warning in check_references(files, photos):
@@ -71,6 +69,12 @@ def fixed_images(request: FixRequest, source: Path) -> Made:
     reads = [source, *photos, *files_read(request.fixer, *([] if posed is None else [posed]))]
     if request.output is None:
         folder = beside_others(folder, "fix", arguments)
+    if request.export is not None:
+        images, export = folder.expanduser().resolve(), request.export.expanduser().resolve()
+        if export in (images, *images.parents):
+            raise InputError(
+                f"{export} cannot hold both the images and the fixer; choose another folder to --export to."
+            )
     run = Run.open(folder, "fix", arguments, inputs, request.force, reads=reads)
     announce(
         run, references=photos_told(photos, count), scene=posed and f"{posed.name}, nearest {counted(count, 'photo')}"

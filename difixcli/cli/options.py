@@ -37,7 +37,7 @@ class Preset(str, Enum):
 
 # more can only be a slip of the hand: it would fill the memory, or never end
 MOST_TIMES_LARGER = 16
-MOST_DENOISE_STEPS = 1000  # of the noise that the networks are trained with
+MOST_DENOISE_STEPS = 1000  # as many as the noise levels that the networks are trained at
 MOST_ITERATIONS = 10_000_000
 MOST_AT_ONCE = 4096  # images of a batch
 

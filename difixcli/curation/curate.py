@@ -42,6 +42,7 @@ from difixcli.curation.strategies import FILTERS, IMAGE_FORMATS, check_named, pa
 from difixcli.curation.tars import tar_name, write_tar
 from difixcli.curation.underfit import underfit
 from difixcli.errors import InputError, less_memory, out_of_memory
+from difixcli.interrupts import interruption_behind
 from difixcli.reconstruction import default_iterations
 from difixcli.runs import Progress, Run, file_name, write_json
 from difixcli.scenes import default_split_rule, make_split, scene_fingerprint
@@ -156,9 +157,12 @@ def _reported(report: Report) -> Iterator[None]:
     """What goes wrong with one scene is reported; what would with every scene is raised."""
     try:
         yield
-    except InputError as error:
-        report.fail(str(error))
     except Exception as error:
+        if (interruption := interruption_behind(error)) is not None:
+            raise interruption from error
+        if isinstance(error, InputError):
+            report.fail(str(error))
+            return
         if isinstance(error, OSError) and error.errno in _NO_SCENE_WOULD_FARE_BETTER:
             raise
         if isinstance(error, OSError) and error.errno is not None:

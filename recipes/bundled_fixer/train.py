@@ -72,7 +72,7 @@ def main(photos: Path, output: Path) -> int:
         except InputError as error:
             print(f"Error: {error}", file=sys.stderr)
             begun = [str(output / later) for later, *_ in planned[place:] if (output / later).exists()]
-            if (output / name / "checkpoints" / "last.pt").is_file():
+            if "holds a training with other" in str(error):
                 again = "To train again, with scenes that were missing before, say, remove"
                 print(f"{again} {' and '.join(begun)}.", file=sys.stderr)
             return 2
