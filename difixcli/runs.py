@@ -554,16 +554,18 @@ def most_pixels() -> int:
     return sys.maxsize if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
 
 
-def check_enlarged(name: str, width: int, height: int, factor: int) -> None:
-    """Raises InputError, naming the image of so many pixels, where it is too large to be made `factor` times larger."""
-    most = most_pixels()
+def check_enlarged(name: str, width: int, height: int, factor: int, most: int | None = None) -> None:
+    """Raises InputError, naming the image of so many pixels, where it is too large to be made `factor` times larger:
+    to more than `most` pixels, by default those of an image that is read again.
+    """
+    most = most_pixels() if most is None else most
     if width * height * factor**2 <= most:
         return
     largest = math.isqrt(most // (width * height))
     cure = f"ask for --upscale {largest} at most, or " if largest > 1 else ""
     raise InputError(
-        f"{name} would have {width * factor}×{height * factor} pixels, more than the {most // 10**6} million of the "
-        f"largest image that is read; {cure}work at a smaller --size."
+        f"{name} would have {width * factor}×{height * factor} pixels, more than {most // 10**6} million; "
+        f"{cure}work at a smaller --size."
     )
 
 

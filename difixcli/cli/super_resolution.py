@@ -48,6 +48,7 @@ UPSCALE = 4
 _ROUNDS = 4  # T of the paper
 _SIZE = 240  # pixels, the long side of small photos on a CPU
 _RAYS = 0.8  # share of rays that are the large views'
+_MOST_WRITTEN = 10**9  # pixels of an enlarged image: a photo of 60 megapixels, four times as large
 
 
 def read_enlargement(request: DistillRequest) -> Enlargement:
@@ -223,7 +224,7 @@ def larger_images(request: FixRequest, source: Path) -> Made:
     files = list(sizes)
     name, factor = request.sr or "bundled", request.upscale or UPSCALE
     for path, size in sizes.items():
-        check_enlarged(path.name, *size, factor)
+        check_enlarged(path.name, *size, factor, _MOST_WRITTEN)
     tell_slow(sizes, factor)
     on, _ = pick_device(request.device)
     resolver = _opened(name, factor, "area", on)
