@@ -180,7 +180,7 @@ def _wrong_images(folder: Path, room: Path, images: Path) -> list[tuple[str, str
     """Lines of `difix fix` and `difix enhance`, and what is said of them."""
     folder.mkdir()
     (folder / "film.mp4").write_bytes(b"")
-    Image.new("1", (1024, 1024)).save(folder / "wide.png")
+    Image.new("1", (2048, 2048)).save(folder / "wide.png")
     enlarged = {"scene": "room", "size": None, "preset": "cpu", "split": "all", "seed": 0, "enlargement": {}}
     for name, command, arguments in (
         ("run", "distill", {**enlarged, "enlargement": None}), ("large", "distill", enlarged), ("other", "fix", {}),
@@ -212,7 +212,7 @@ def _wrong_images(folder: Path, room: Path, images: Path) -> list[tuple[str, str
         (f"fix {images} --merge-lora", "--merge-lora belongs to --export"),
         (f"fix {images} --layout ours", "--layout belongs to --export"),
         (f"fix {images} --upscale 2 --sr nowhere", "super-resolver called nowhere"),
-        (f"fix {folder / 'wide.png'} --upscale 16", "ask for --upscale 13 at most"),
+        (f"fix {folder / 'wide.png'} --upscale 16", "ask for --upscale 15 at most"),
         (f"fix {images} --export {folder / 'x'} --output {folder / 'x'}", "cannot hold both"),
         (f"distill {room} --output {folder / 'other'}", "already holds another run (difix fix)"),
         (f"distill {room} --output {folder / 'other'} --from-round 2", "already holds another run (difix fix)"),
