@@ -412,7 +412,7 @@ def test_windows_are_blended_as_if_all_their_weights_were_there() -> None:
     with torch.no_grad():
         for part in parts:
             weight = tiling.fade(part, 200, 168, weights)
-            whole = fixer._fixed(fixer.network, part, image, None, None, None, None, None)
+            whole = fixer._fixed(fixer.network, part, image, None, None, None, None, None, None)
             total[..., part.top : part.top + part.height, part.left : part.left + part.width] += whole * weight
             weights[part.top : part.top + part.height, part.left : part.left + part.width] += weight
     assert torch.equal(fixed, total / weights)

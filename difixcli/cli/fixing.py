@@ -46,6 +46,7 @@ def fixed_images(request: FixRequest, source: Path) -> Made:
     folder = request.output or folder_beside(source, "fixed")
     sizes = listed_images(source, folder, request.size)
     files = list(sizes)
+    _check_apart(folder, request.export)
     tell_slow(sizes)
     photos = photos_named(request.reference)
     for warning in check_references(files, photos):
@@ -69,12 +70,7 @@ def fixed_images(request: FixRequest, source: Path) -> Made:
     reads = [source, *photos, *files_read(request.fixer, *([] if posed is None else [posed]))]
     if request.output is None:
         folder = beside_others(folder, "fix", arguments)
-    if request.export is not None:
-        images, export = folder.expanduser().resolve(), request.export.expanduser().resolve()
-        if export in (images, *images.parents):
-            raise InputError(
-                f"{export} cannot hold both the images and the fixer; choose another folder to --export to."
-            )
+        _check_apart(folder, request.export)
     run = Run.open(folder, "fix", arguments, inputs, request.force, reads=reads)
     announce(
         run, references=photos_told(photos, count), scene=posed and f"{posed.name}, nearest {counted(count, 'photo')}"
@@ -84,6 +80,13 @@ def fixed_images(request: FixRequest, source: Path) -> Made:
     run.finish(results)
     _tell(results, run.folder, chosen=posed is not None or len(photos) > count)
     return Made(run.folder, results, written)
+
+
+def _check_apart(folder: Path, export: Path | None) -> None:
+    """InputError for a fixer that is to be exported to the images' folder, or to one that this is in."""
+    images = folder.expanduser().resolve()
+    if export is not None and export.expanduser().resolve() in (images, *images.parents):
+        raise InputError(f"{export} cannot hold both the images and the fixer; choose another folder to --export to.")
 
 
 def _check_fitting(request: FixRequest, network: Fixer, files: Sequence[Path], photos: Sequence[Path]) -> None:
