@@ -31,6 +31,7 @@ ABSENT = "the shared data is not beside the project"
 cure()
 torch.set_num_threads(1)
 _OPEN = ExitStack()
+_LONGEST = ("test_slurm", "test_training", "test_recipes")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -46,6 +47,11 @@ def pytest_configure() -> None:
         # short: the names of sockets may have 108 characters
         folder = _OPEN.enter_context(tempfile.TemporaryDirectory(prefix="difix-"))
         os.environ[_FORKS] = _OPEN.enter_context(ForkServer(folder))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, or one worker would be at work on them long after the others."""
+    items.sort(key=lambda item: item.path.stem not in _LONGEST)
 
 
 def pytest_runtest_setup() -> None:
