@@ -47,7 +47,7 @@ def keep_known_detail(
         blurred: (B, 1, 1, 1) in [0, 1], how far the whole images are blurred beside their photos (see `blur`).
 
     Returns:
-        (B, 3, H, W) float32 in [0, 1].
+        (B, 3, H, W) float32 in [0, 1], but no number where the fix is none.
     """
     height, width = images.shape[-2:]
     size = _working_size(height, width, long_side)
@@ -61,7 +61,8 @@ def keep_known_detail(
     left = _between(photos.agreement, *_ALIKE) * (1 - torch.maximum(_between(known / drawn, *_LACKING), blurred))
     taken = torch.maximum(_between(repainted / drawn, *GAINED), 1 - left)
     taken = torch.maximum(taken, _between(drawn / known, *DENIED) * photos.seen)
-    return (images + coarse + _enlarged(taken, (height, width)) * (change - coarse)).clamp(0, 1)
+    kept = (images + coarse + _enlarged(taken, (height, width)) * (change - coarse)).clamp(0, 1)
+    return torch.where(torch.isfinite(fixed), kept, fixed)  # a broken fix stays one, and is told as such
 
 
 @torch.no_grad()
