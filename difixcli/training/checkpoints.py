@@ -69,7 +69,13 @@ def read_checkpoint(
     return state
 
 
+class OtherTraining(InputError):
+    """A folder holds another training than the one that is asked for."""
+
+
 def check_identity(state: Mapping[str, Any], identity: str, output: Path, data: str) -> None:
-    """InputError for a checkpoint of a training with other `data` (in a word), base or options."""
+    """OtherTraining for a checkpoint of a training with other `data` (in a word), base or options."""
     if state["identity"] != identity:
-        raise InputError(f"{output} holds a training with other {data}, base or options; choose another output folder.")
+        raise OtherTraining(
+            f"{output} holds a training with other {data}, base or options; choose another output folder."
+        )

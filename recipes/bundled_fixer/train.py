@@ -13,6 +13,7 @@ import torch
 from difixcli.errors import InputError
 from difixcli.fixer import Fixer
 from difixcli.training import finetune
+from difixcli.training.checkpoints import OtherTraining
 
 # the last stage alone has renders moved towards their photos, references that mislead, and the second pass's term
 COMMON = {"crop": 112, "window": 56, "validation_pairs": 9, "learning_rate": 3e-4, "improved_share": 0.0,
@@ -71,8 +72,8 @@ def main(photos: Path, output: Path) -> int:
             results = finetune(manifests, base, output / name, photos=photos, **{**COMMON, **options})
         except InputError as error:
             print(f"Error: {error}", file=sys.stderr)
-            begun = [str(output / later) for later, *_ in planned[place:] if (output / later).exists()]
-            if "holds a training with other" in str(error):
+            if isinstance(error, OtherTraining):
+                begun = [str(output / later) for later, *_ in planned[place:] if (output / later).exists()]
                 again = "To train again, with scenes that were missing before, say, remove"
                 print(f"{again} {' and '.join(begun)}.", file=sys.stderr)
             return 2
