@@ -30,6 +30,7 @@ from difixcli import interrupts
 from difixcli.errors import InputError
 from difixcli.evaluation.perceptual import Lpips, lpips_available
 from difixcli.fixer import Fixer, new_small_fixer
+from difixcli.runs import write_image
 from difixcli.torchvision_cure import cure
 from difixcli.training import TrainingOptions, finetune
 from difixcli.training.augmentation import improved, misled
@@ -349,6 +350,23 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
         finetune([tmp_path], "tiny", tmp_path / "out", iterations=1, perceptual_weight=0.0)
     with pytest.raises(InputError, match=r"learning_speed; did you mean learning_rate"):
         finetune([tmp_path], "tiny", tmp_path / "out", learning_speed=1)
+
+
+def test_a_training_refused_before_its_first_step_leaves_nothing_that_asks_for_force(tmp_path: Path) -> None:
+    """Whether it is told when the pairs are looked at or when the first of them is read whole."""
+    line = ["finetune", tmp_path, "--base", "tiny", "--device", "cpu", "-o", tmp_path / "made" / "out"]
+    line += ["--crop", "16", "--perceptual-weight", "0", "--set", "window=16"]
+    pair = {"image": "render.png", "target_image": "photo.png"}
+    (tmp_path / "data.json").write_text(json.dumps({"train": {"one": pair}, "test": {}}))
+    refused(difix(*line), "1 pair cannot be used, as one: ", "render.png is missing")
+    assert not (tmp_path / "made").exists()
+    for name in ("render.png", "photo.png"):
+        write_image(tmp_path / name, np.random.default_rng(0).random((32, 32, 3)))
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:1500])
+    refused(difix(*line), "One pair after another cannot be read")
+    assert not (tmp_path / "made").exists()
+    refused(difix(*line[:2], "--task", "video", *line[4:8]), "no clip")
+    assert not (tmp_path / "made").exists()
 
 
 def test_crops_flips_and_tones_keep_a_pair_together(pairs: Path) -> None:

@@ -146,12 +146,10 @@ class Plan:
 class TrainingBatches(Dataset[Draw]):
     """Every round's batch of pairs that can be read in any order, and of photos.
 
-    `photos` fill `plan.photo_share` of the samples. Raises InputError when there is nothing to train on.
+    `photos` fill `plan.photo_share` of the samples, all of them where there are no pairs.
     """
 
     def __init__(self, pairs: PairStore, photos: PhotoPairs | None, plan: Plan) -> None:
-        if not len(pairs) and plan.photo_share < 1:
-            raise InputError("There is nothing to train on: no usable pair, and no folder of photos.")
         self.pairs, self.photos, self.plan = pairs, photos, plan
         self._epoch = -1
 

@@ -48,6 +48,7 @@ from difixcli.training.sources import check_small, split_sources
 from difixcli.training.streaming import StreamedBatches
 from difixcli.training.synthetic import PhotoPairs
 from difixcli.training.trackers import check_trackers, open_trackers
+from difixcli.wording import counted
 
 # Limits beyond which a network has collapsed and further training is wasted (measured on small ones).
 MAX_UNET_STD = 50.0
@@ -129,6 +130,13 @@ def finetune(
         return results
     finally:
         training.journal.close()
+
+
+def _nothing_to_train_on(dropped: Mapping[str, str]) -> InputError:
+    """The error where no pair is usable, by the reasons why those that there are were dropped."""
+    name, why = next(iter(dropped.items()), ("", ""))
+    told = f" ({counted(len(dropped), 'pair')} cannot be used, as {name}: {why.rstrip('.')})" if dropped else ""
+    return InputError(f"There is nothing to train on: no usable pair{told}, and no folder of photos.")
 
 
 def _check_options(options: TrainingOptions, fixer: Fixer, photos: Path | None) -> None:
@@ -243,6 +251,8 @@ class _Training(ValidatedTraining):
         self.inspected = inspected
         self.dropped = dict(manifest.dropped)
         self.dropped |= {_named(self.dropped, manifest.train[i].id): why for i, why in inspected.dropped.items()}
+        if not (used or tars or pictures):
+            raise _nothing_to_train_on(self.dropped)
         self.validation: list[Batch] = []
         for pair in _spread(manifest.test, options.validation_pairs):
             try:

@@ -24,6 +24,8 @@ _ROWS = 6  # of a grid
 class Journal:
     """The records of one training, in `folder`; of several processes one has it, the others a silent one.
 
+    A training that begins has nothing written until it says `keep`: one that is refused before leaves no files.
+
     Args:
         report: called with every record, besides.
         writes: False for a journal that writes nothing.
@@ -39,13 +41,23 @@ class Journal:
     ) -> None:
         self.folder, self.report, self.writes, self.trackers = folder, report, writes, trackers
         self.file = folder / "log.jsonl"
+        self._held: list[Mapping[str, Any]] | None = None  # until they are to be kept
         self._board: Any = None
 
     def begin(self) -> None:
         """Forget everything: a training that was stopped before its first checkpoint begins anew."""
         if self.writes:
             self.file.unlink(missing_ok=True)
-            self._open_board(0)
+            self._held = []
+
+    def keep(self) -> None:
+        """There is something to tell of: write what waited for it, and from now on all at once."""
+        if self._held is None:
+            return
+        held, self._held = self._held, None
+        self._open_board(0)
+        for record in held:
+            self._write(record)
 
     def go_on(self, step: int, done: Collection[str] = ()) -> None:
         """Forget what was written at this step or later: it will be written again.
@@ -66,6 +78,14 @@ class Journal:
         """Write a record: `event`, perhaps `step`, and values; those that are numbers are drawn over the steps."""
         if not self.writes:
             return
+        if self._held is None:
+            self._write(record)
+        else:
+            self._held.append(record)
+        if self.report is not None:
+            self.report(record)
+
+    def _write(self, record: Mapping[str, Any]) -> None:
         with self.file.open("a") as file:
             file.write(json.dumps(finite(record), allow_nan=False) + "\n")
         if "step" in record:
@@ -76,8 +96,6 @@ class Journal:
                 board.add_scalar(name, value, step)
             for tracker in self.trackers:
                 tracker.log(named, step=step)
-        if self.report is not None:
-            self.report(record)
 
     def images(self, step: int, batches: Sequence[Batch], fixed: Sequence[np.ndarray]) -> None:
         """Write `validation/STEP.png`: a row a view, with render, fixed image, truth and references."""

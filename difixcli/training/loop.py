@@ -192,6 +192,7 @@ class Training(ABC):
             with interrupts.saving():
                 over = self._run_stage(progress)
                 if over:
+                    self.journal.keep()
                     self.end_stage()
             if not over:  # another process was asked
                 raise interrupts.Terminated
@@ -204,6 +205,7 @@ class Training(ABC):
         self.done = self.step / total if total else 1.0
         while self.done < 1 and not self.stopped_early():
             parts = self.take_step()
+            self.journal.keep()
             self.seconds[name] = earlier + time.monotonic() - began
             self.step += 1
             self.done = max(self.step / total, self.seconds[name] / budget if budget else 0)
