@@ -59,20 +59,16 @@ def check_merge(folders: Sequence[Path], partial: bool = False) -> tuple[dict[st
             f"{_named(left)} {'is' if len(left) == 1 else 'are'} still to be made; run the same line again, or merge "
             "what is there with --partial."
         )
+    records = [(home, record) for folder in folders for home, record in scene_records(folder).items()]
+    if len({record.format for _, record in records}) > 1:
+        raise InputError("One of the folders holds tars and another images; merge those of one --format.")
     seen: dict[str, SceneRecord] = {}
-    for folder in folders:
-        for home, record in scene_records(folder).items():
-            if (other := seen.setdefault(home.name, record)) == record:
-                continue
-            if other.format != record.format:
-                break
+    for home, record in records:
+        if seen.setdefault(home.name, record) != record:
             raise InputError(
                 f"{home / SCENE_FILE} and another of that scene disagree about the scene's photos or whether it is for "
                 "testing; curate it the same way in both."
             )
-    formats = {record.format for folder in folders for record in scene_records(folder).values()}
-    if len(formats) > 1:
-        raise InputError("One of the folders holds tars and another images; merge those of one --format.")
     return failed, left
 
 
