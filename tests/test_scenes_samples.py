@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,7 @@ import pycolmap
 import pytest
 
 from difixcli.errors import InputError
-from difixcli.samples import paint, sample
+from difixcli.samples import paint, raycast, sample
 from difixcli.samples.raycast import Light, Solid, World, box, cylinder, sphere
 from difixcli.samples.sample import sample_folder, write_sample
 from difixcli.samples.views import sees_freely
@@ -70,6 +71,25 @@ def test_depth_is_exact_on_a_plane_and_a_sphere() -> None:
     # z-depth, not distance: the point's coordinate along the viewing axis.
     along = -((points - camera.position) @ camera.camera_to_world[:3, 2])
     np.testing.assert_allclose(depth[depth > 0], along[depth > 0], rtol=1e-4)
+
+
+def test_a_large_picture_is_made_in_bands_that_show_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, camera = small_world(), camera_at((0.5, -4, 2.0), 384, 288)
+
+    def looked(at_once: int) -> tuple[list[np.ndarray], int]:
+        monkeypatch.setattr(raycast, "PIXELS_AT_ONCE", at_once)
+        tracemalloc.start()
+        try:
+            return list(world.look(camera)), tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    (color, depth, points), peak = looked(1 << 20)
+    (banded, *others), less = looked(384 * 50)  # 6 bands, the last of them lower
+    assert np.abs(banded.astype(int) - color).max() <= 1
+    for one, other in zip(others, (depth, points), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    assert less < peak / 3
 
 
 def test_views_agree_where_they_see_the_same_surface() -> None:

@@ -76,7 +76,7 @@ def read_options(path: Path, params: Iterable[Any]) -> dict[str, Any]:
         raise typer.BadParameter(f"{path} holds no options; write lines as size: 480.")
     named: dict[str, Any] = {}
     for param in params:
-        words = [word.lstrip("-") for word in param.opts if word.startswith("--")] or [param.name]
+        words = [word.lstrip("-") for word in param.opts if word.startswith("--")] or [param.metavar or param.name]
         named |= {word.replace("_", "-"): param for word in words if word not in _NEVER}
     values: dict[str, Any] = {}
     for key, value in held.items():

@@ -26,6 +26,8 @@ FAR = np.float32(1e6)
 BOUNCE = 0.35
 """How much ambient light an occluder gives back in place of what it takes."""
 RAYS_AT_ONCE = 1 << 15
+PIXELS_AT_ONCE = 1 << 17
+"""Of a picture: what is known of a pixel's rays takes a thousand bytes."""
 LEVELS = 8
 GAMMA = 2.2
 
@@ -274,10 +276,21 @@ class World:
     def look(self, camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The view of a camera: (H, W, 3) uint8 sRGB, z-depth (H, W) float32 in metres (0: sky), and the world
         point (H, W, 3) float32 of each pixel."""
+        color = np.empty((camera.height, camera.width, 3), dtype=np.uint8)
+        depth = np.empty((camera.height, camera.width), dtype=np.float32)
+        points = np.empty((camera.height, camera.width, 3), dtype=np.float32)
+        high = max(1, PIXELS_AT_ONCE // camera.width)
+        for top in range(0, camera.height, high):
+            rows = slice(top, min(top + high, camera.height))
+            color[rows], depth[rows], points[rows] = self._look(camera, rows)
+        return color, depth, points
+
+    def _look(self, camera: Camera, shown: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Some rows of `look`."""
         s = SUPERSAMPLING
-        width, height = camera.width * s, camera.height * s
+        width, height, rows = camera.width * s, (shown.stop - shown.start) * s, shown.stop - shown.start
         x = (np.arange(width, dtype=np.float32) + 0.5) / s
-        y = (np.arange(height, dtype=np.float32) + 0.5) / s
+        y = (np.arange(shown.start * s, shown.stop * s, dtype=np.float32) + 0.5) / s
         gx, gy = np.meshgrid(*camera.plane(x, y))
         local = np.stack([gx, gy, np.full_like(gx, -1)]).astype(np.float32)
         length = np.sqrt(_dot(local, local))
@@ -287,7 +300,7 @@ class World:
         t = np.full((height, width), FAR, dtype=np.float32)
         hit = np.full((height, width), -1, dtype=np.int16)
         for i, solid in enumerate(self.solids):
-            window = _window(solid, camera)
+            window = _window(solid, camera, shown)
             if window is None:
                 continue
             part = directions[(slice(None), *window)]
@@ -298,7 +311,7 @@ class World:
 
         def by_sample(grid: np.ndarray) -> np.ndarray:
             """(…, H·s, W·s) to (…, s², H·W)."""
-            split = grid.reshape(*grid.shape[:-2], camera.height, s, camera.width, s)
+            split = grid.reshape(*grid.shape[:-2], rows, s, camera.width, s)
             return np.moveaxis(split, (-3, -1), (-4, -3)).reshape(*grid.shape[:-2], s * s, -1)
 
         rays = by_sample(directions)
@@ -316,7 +329,7 @@ class World:
         depth = np.where(hit >= 0, t, 0) / length
         # One sample speaks for a pixel's depth: an average across an edge would lie on no surface.
         points = np.moveaxis(origin[:, :, None] + directions[:, ::s, ::s] * t[::s, ::s], 0, -1)
-        return encode(color.reshape(camera.height, camera.width, 3)), depth[::s, ::s].astype(np.float32), points
+        return encode(color.reshape(rows, camera.width, 3)), depth[::s, ::s].astype(np.float32), points
 
     def _surfaces(self, origin: np.ndarray, directions: np.ndarray, t: np.ndarray, hit: np.ndarray) -> _Hits:
         """Where rays (3, N) that meet solids `hit` (N,) (−1: sky) at distances `t` (N,) land on their surfaces."""
@@ -593,15 +606,15 @@ def _quadric(d: np.ndarray, o: np.ndarray, axes: int, radius: float) -> np.ndarr
     return np.where((near > 0) & (near < far), near, FAR)
 
 
-def _window(solid: Solid, camera: Camera) -> tuple[slice, slice] | None:
-    """The rows and columns of the supersampled image that a solid can cover; None if none."""
+def _window(solid: Solid, camera: Camera, shown: slice) -> tuple[slice, slice] | None:
+    """The rows and columns of the supersampled rows `shown` of the image that a solid can cover; None if none."""
     s = SUPERSAMPLING
-    whole = (slice(0, camera.height * s), slice(0, camera.width * s))
+    top, height = shown.start * s, (shown.stop - shown.start) * s
     x, y, z = camera.project(solid.corners())
     if solid.inside or (z < 1e-3).any():
-        return None if (z < 1e-3).all() and not solid.inside else whole
+        return None if (z < 1e-3).all() and not solid.inside else (slice(0, height), slice(0, camera.width * s))
     x, y = x * s, y * s
-    rows = slice(max(0, int(y.min()) - 1), min(camera.height * s, int(y.max()) + 2))
+    rows = slice(max(0, int(y.min()) - 1 - top), min(height, int(y.max()) + 2 - top))
     columns = slice(max(0, int(x.min()) - 1), min(camera.width * s, int(x.max()) + 2))
     return (rows, columns) if rows.start < rows.stop and columns.start < columns.stop else None
 

@@ -6,17 +6,20 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from difixcli.cache import cache_folder
-from difixcli.errors import InputError, unknown
+from difixcli.errors import InputError
+from difixcli.runs import Progress
 from difixcli.samples.interior import interior
+from difixcli.samples.names import check_sample
 from difixcli.samples.raycast import World
 from difixcli.samples.room import room
 from difixcli.samples.street import street
@@ -71,14 +74,21 @@ SEEN_WITHIN = 0.02
 """A photo saw a seed point that lies as deep as what it shows there, to this share of the depth."""
 
 
-def write_sample(name: str, folder: str | Path, seed: int = 0, size: int | None = None) -> None:
+def write_sample(
+    name: str,
+    folder: str | Path,
+    seed: int = 0,
+    size: int | None = None,
+    progress: Progress | None = None,
+) -> None:
     """Writes a sample scene (see `SAMPLES`) into a folder, made if missing.
 
-    It holds `images/`, `transforms.json` (PINHOLE, OpenGL camera-to-world in metres, marked metric), `points.ply`
-    (seed points near true surfaces), the same as a COLMAP model in `colmap/sparse/0`, which says which photos saw the
-    points, and `split.json`. `size` is the photos' long side in pixels; None is the scene's own, 320. The same seed
-    and size give the same bytes; at another size the place and the cameras are the same. transforms.json comes last,
-    so a folder that has one is whole. Raises InputError for an unknown name or a folder that cannot be written.
+    It holds `images/`, `transforms.json` (PINHOLE, OpenGL camera-to-world in metres, marked metric), `points.ply` (seed
+    points near true surfaces), the same as a COLMAP model in `colmap/sparse/0`, which says which photos saw the points,
+    and `split.json`. `size` is the photos' long side in pixels; None is the scene's own, 320. The same seed and size
+    give the same bytes; at another size the place and the cameras are the same. transforms.json comes last, so a folder
+    that has one is whole. `progress` shows how many photos are. Raises InputError for an unknown name or a folder that
+    cannot be written.
     """
     check_sample(name)
     folder = Path(folder).expanduser()
@@ -87,7 +97,7 @@ def write_sample(name: str, folder: str | Path, seed: int = 0, size: int | None 
     if size is not None:
         views = [view.resized(size) for view in views]
     try:
-        _write(world, views, folder, rng)
+        _write(world, views, folder, rng, progress)
     except OSError as error:
         raise InputError(f"The sample cannot be written to {folder} ({error.strerror or error}).") from None
 
@@ -154,42 +164,65 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def check_sample(name: str) -> None:
-    """Raises InputError, with near matches, if there is no sample scene of that name."""
-    if name not in SAMPLES:
-        raise unknown("sample scene", name, SAMPLES)
-
-
-def _write(world: World, views: Sequence[View], folder: Path, rng: np.random.Generator) -> None:
+def _write(
+    world: World,
+    views: Sequence[View],
+    folder: Path,
+    rng: np.random.Generator,
+    progress: Progress | None,
+) -> None:
     frames: list[tuple[Camera, dict[str, object]]] = []
     split: dict[str, list[str]] = {"train": [], "test": []}
     points, colors = [], []
     training = sum(view.train for view in views)
     side = max(views[0].camera.width, views[0].camera.height)
     of_a_photo = SEED_POINTS * side // SEED_POINTS_SIDE // training
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        pictures = list(pool.map(world.look, [view.camera for view in views]))
-    for view, (image, depth, surface) in zip(views, pictures, strict=True):
-        path = folder / "images" / f"{view.name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path, compress_level=6)
-        file_path = path.relative_to(folder).as_posix()
-        frames.append((view.camera, {"file_path": file_path, "camera_id": view.camera_id}))
-        split["train" if view.train else "test"].append(file_path)
-        if view.train:
-            seen = np.flatnonzero(depth.ravel() > 0)
-            chosen = rng.choice(seen, min(seen.size, of_a_photo), replace=False)
-            error = SEED_NOISE * depth.ravel()[chosen, None] * rng.standard_normal((chosen.size, 3))
-            points.append(surface.reshape(-1, 3)[chosen] + error)
-            colors.append(image.reshape(-1, 3)[chosen])
-    cloud, colored = np.concatenate(points), np.concatenate(colors)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryFile(dir=folder) as kept,  # of large photos the depths alone take gigabytes
+        nullcontext() if progress is None else progress("paint", len(views)) as painted,
+    ):
+        for view, (image, depth, surface) in zip(views, _pictures(world, views), strict=True):
+            path = folder / "images" / f"{view.name}.png"
+            Image.fromarray(image).save(path, compress_level=6)
+            kept.write(depth.data)
+            file_path = path.relative_to(folder).as_posix()
+            frames.append((view.camera, {"file_path": file_path, "camera_id": view.camera_id}))
+            split["train" if view.train else "test"].append(file_path)
+            if view.train:
+                seen = np.flatnonzero(depth.ravel() > 0)
+                chosen = rng.choice(seen, min(seen.size, of_a_photo), replace=False)
+                error = SEED_NOISE * depth.ravel()[chosen, None] * rng.standard_normal((chosen.size, 3))
+                points.append(surface.reshape(-1, 3)[chosen] + error)
+                colors.append(image.reshape(-1, 3)[chosen])
+            if painted is not None:
+                painted(len(frames))
+        cloud, colored = np.concatenate(points), np.concatenate(colors)
+        kept.seek(0)
+        visible = []
+        for view in views:
+            shape = (view.camera.height, view.camera.width)
+            depth = np.frombuffer(kept.read(4 * shape[0] * shape[1]), np.float32).reshape(shape)
+            visible.append(_sees(view.camera, depth, cloud))
     write_points(folder / "points.ply", cloud, colored)
     images = [(f"{view.name}.png", view.camera) for view in views]
-    visible = [_sees(view.camera, depth, cloud) for view, (_, depth, _) in zip(views, pictures, strict=True)]
     write_model(folder / "colmap" / "sparse" / "0", images, cloud, colored, np.stack(visible))
     (folder / SPLIT_FILE).write_text(json.dumps(split, indent=1) + "\n", encoding="utf-8")
     # last: where it stands the scene is whole
     write_transforms(folder / "transforms.json", frames, metric=True, ply_file_path="points.ply")
+
+
+def _pictures(world: World, views: Sequence[View]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What each view shows (see `World.look`), a few of them at work at a time."""
+    count = min(4, os.cpu_count() or 1)
+    begun: deque[Future[tuple[np.ndarray, np.ndarray, np.ndarray]]] = deque()
+    with ThreadPoolExecutor(count) as pool:
+        for view in views:
+            if len(begun) > count:
+                yield begun.popleft().result()
+            begun.append(pool.submit(world.look, view.camera))
+        while begun:
+            yield begun.popleft().result()
 
 
 def _sees(camera: Camera, depth: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -84,7 +84,7 @@ def load_scene(spec: str | Path, size: int | None = None) -> Scene:
 def check_scene(spec: str | Path) -> None:
     """Raises InputError for what names no scene at all (see `load_scene`); what is in its folder is not read."""
     if str(spec).startswith(SAMPLE_PREFIX):
-        from difixcli.samples.sample import check_sample
+        from difixcli.samples.names import check_sample
 
         check_sample(scene_name(spec))
         return
@@ -93,7 +93,7 @@ def check_scene(spec: str | Path) -> None:
         raise InputError(f"The scene folder {root} does not exist; give a folder with posed photos or sample:room.")
     if not os.access(root, os.R_OK | (os.X_OK if root.is_dir() else 0)):
         raise InputError(f"{root} cannot be read (Permission denied); allow it to be read and run the same line again.")
-    if root.is_file() and root.name != TRANSFORMS and not is_video(root):
+    if not root.is_dir() and (not root.is_file() or (root.name != TRANSFORMS and not is_video(root))):
         raise InputError(f"{root} is a file; name the folder that holds transforms.json or a COLMAP model.")
 
 
