@@ -1,6 +1,7 @@
 """The `difix` program: one file a command, nothing but parsing and printing.
 
-No torch and no nerfstudio at import: `difix --help` answers at once.
+No torch and no nerfstudio at import: `difix --help` answers at once. A command's own module is imported where the
+command is asked for: typer takes as long over the options of all as over anything else.
 """
 
 from __future__ import annotations
@@ -10,32 +11,77 @@ import gc
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+import typer.main
 from typer.core import TyperGroup
 
 from difixcli import __version__, console, interrupts, streams
 from difixcli.cli.config_files import Command
-from difixcli.cli.curate import curate
-from difixcli.cli.distill import distill
-from difixcli.cli.download import download
-from difixcli.cli.enhance import enhance
-from difixcli.cli.evaluate import evaluate
-from difixcli.cli.export import export
-from difixcli.cli.finetune import finetune
-from difixcli.cli.fix import fix
-from difixcli.cli.pose import pose
-from difixcli.cli.sample import sample
-from difixcli.cli.status import status
+
+_MODULES = {
+    "pose": "pose",
+    "curate": "curate",
+    "finetune": "finetune",
+    "fix": "fix",
+    "distill": "distill",
+    "enhance": "enhance",
+    "eval": "evaluate",
+    "export": "export",
+    "sample": "sample",
+    "status": "status",
+    "download": "download",
+}
+"""The commands, and the modules of this package in which a function of that name is one."""
+
+
+def function_of(name: str) -> Callable[..., None]:
+    """What a command calls."""
+    function: Callable[..., None] = getattr(import_module(f"difixcli.cli.{_MODULES[name]}"), _MODULES[name])
+    return function
+
+
+class _Made(MutableMapping[str, Any]):
+    """The commands by name, each made when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Any] = dict.fromkeys(_MODULES)
+
+    def __getitem__(self, name: str) -> Any:
+        if self._held[name] is None:
+            app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+            app.command(name, cls=Command)(function_of(name))
+            self._held[name] = typer.main.get_command(app)
+        return self._held[name]
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._held[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._held[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
 
 
 class _Commands(TyperGroup):
     """The commands; what is typed wrongly is also said as JSON where that is asked for."""
 
     _as_json = False
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.commands = _Made()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:
         self._as_json = "--json" in (sys.argv[1:] if args is None else args)
@@ -92,19 +138,3 @@ def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
     pass
-
-
-for _command, _name in (
-    (pose, "pose"),
-    (curate, "curate"),
-    (finetune, "finetune"),
-    (fix, "fix"),
-    (distill, "distill"),
-    (enhance, "enhance"),
-    (evaluate, "eval"),
-    (export, "export"),
-    (sample, "sample"),
-    (status, "status"),
-    (download, "download"),
-):
-    app.command(_name, cls=Command)(_command)

@@ -16,7 +16,7 @@ from typing import Any
 import typer.main
 from typer.models import ArgumentInfo, ParameterInfo
 
-from difixcli.cli import app
+from difixcli.cli import app, function_of
 from difixcli.cli.lines import flags_of
 from difixcli.cli.options import RUNNING
 
@@ -35,10 +35,8 @@ def tables(name: str) -> str:
 
     They are read from the command's signature, which does not change with typer's version.
     """
-    (function,) = (one.callback for one in app.registered_commands if one.name == name)
-    assert function is not None
     sections: dict[str, list[str]] = {}
-    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+    for parameter in inspect.signature(function_of(name), eval_str=True).parameters.values():
         (info,) = (one for one in parameter.annotation.__metadata__ if isinstance(one, ParameterInfo))
         title = info.rich_help_panel or ("Arguments" if isinstance(info, ArgumentInfo) else "Options")
         sections.setdefault(title, []).append(_row(parameter, info))
@@ -56,7 +54,8 @@ def _row(parameter: inspect.Parameter, info: ParameterInfo) -> str:
         inner = list(typing.get_args(annotation))
     several = bool(inner)
     kind = inner[0] if several else annotation
-    names = [parameter.name.upper()] if isinstance(info, ArgumentInfo) else flags_of(parameter.name, info, kind is bool)
+    argument = isinstance(info, ArgumentInfo)  # whose metavar is its name
+    names = [(info.metavar or parameter.name).upper()] if argument else flags_of(parameter.name, info, kind is bool)
     default = parameter.default
     if default is parameter.empty or default is ...:
         shown = "required"
@@ -66,7 +65,7 @@ def _row(parameter: inspect.Parameter, info: ParameterInfo) -> str:
         shown = ""
     else:
         shown = f"`{default.value if isinstance(default, Enum) else default}`"
-    takes = info.metavar or _takes(kind, info)
+    takes = _takes(kind, info) if argument else info.metavar or _takes(kind, info)
     said = ", ".join(f"`{one}`" for one in names)
     return _cells(said, f"{takes}, repeatable" if several else takes, info.help or "", shown)
 
