@@ -35,7 +35,7 @@ from rich.table import Table
 from rich.text import Text
 
 from difixcli import interrupts, streams
-from difixcli.errors import InputError, less_memory, out_of_memory, short
+from difixcli.errors import InputError, less_memory, out_of_memory, runs_in_a_circle, short
 from difixcli.runs import drop_empty_runs, finite, folder_at_work, forget_runs, removed_folder
 
 if TYPE_CHECKING:
@@ -55,7 +55,16 @@ _EVERY = 10  # seconds between two lines of progress in a log
 _LEAST_NAME = 8  # characters of a row's name that are shown in a line
 
 # what the machine or its owner can mend: no space, no permission, a read-only disk
-_CALLERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+_CALLERS_ERRNO = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
 
 
 _REMOVED = "The output folder {} was removed while the command was at work in it; run the same line again."
@@ -101,6 +110,8 @@ def handled(command: Callable[P, R]) -> Callable[P, R]:
                 message, code = _ended(interruption)
             elif out_of_memory(error):
                 message = less_memory(kwargs)
+            elif runs_in_a_circle(error):
+                message = f"{error}, which leads back to itself; name another path."
             elif isinstance(error, UnicodeEncodeError) and "\udc80" <= error.object[error.start] <= "\udcff":
                 around = error.object[max(0, error.start - 40) : error.end + 40]
                 message = f"A name is not UTF-8, which a library needs ({around}); rename the file or folder."

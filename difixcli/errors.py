@@ -80,3 +80,8 @@ def out_of_memory(error: Exception) -> bool:
         return False
     signs = ("can't allocate memory", "STATUS_ALLOC_FAILED")  # the machine's; cuDNN's and cuBLAS's
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
+
+
+def runs_in_a_circle(error: Exception) -> bool:
+    """Whether a path could not be followed because a link on its way leads back to itself."""
+    return isinstance(error, RuntimeError) and str(error).startswith("Symlink loop")  # as Python 3.12 and older say it

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
@@ -363,6 +362,8 @@ def _replaced(folder: Path, begin: Callable[[], Run]) -> Run:
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
+    from importlib import metadata  # which takes a tenth of what `difix --help` does
+
     found = {"difixcli": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -394,27 +395,34 @@ def check_folder(folder: Path) -> None:
     for path in (folder := folder.expanduser().absolute(), *folder.parents):
         if path.is_file():
             if path == folder:
-                raise InputError(f"The output {folder} is a file; name a folder with --output.")
+                raise InputError(f"The output {folder} is a file; name a folder.")
             raise InputError(f"The output folder {folder} cannot be written ({path} is a file); choose another.")
+        if path.is_symlink() and not path.exists():
+            raise InputError(
+                f"The output folder {folder} cannot be written ({path} is a link to nothing); choose another."
+            )
         if path.is_dir():
             if not os.access(path, os.W_OK | os.X_OK):
                 raise _unwritable(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
             return
 
 
-def check_output(folder: Path, command: str | None = None, force: bool = False) -> None:
+def check_output(folder: Path, command: str, force: bool = False, arguments: Mapping[str, Any] | None = None) -> None:
     """Raises InputError for an output that cannot be a run's folder, as one that holds other things, or without `force`
-    what another `command` has written; nothing is written."""
+    what another `command` has written, or the same with other `arguments`, of which some may be left out; nothing is
+    written."""
     check_folder(folder)
     folder = folder.expanduser().absolute()
     # a record is looked for last: another process may be beginning a run
     if folder.is_dir() and any(_counts(path, True) for path in folder.iterdir()) and not (folder / _RECORD).is_file():
         raise _foreign(folder)
-    if command is None or not (folder / _RECORD).is_file():
+    if not (folder / _RECORD).is_file():
         return
-    held = _own_record(folder)["command"]
-    if held != command and not force and _has_outputs(folder):
-        raise _another(folder, held)
+    held = _own_record(folder)
+    fresh = {"command": command, "arguments": {**held["arguments"], **(arguments or {})}, "inputs": held["inputs"]}
+    if force or _asks_for(held, command, fresh["arguments"]) or not _has_outputs(folder):
+        return
+    raise _another(folder, f"{held['command']}{_differs(held, fresh)}")
 
 
 def _own_record(folder: Path) -> dict[str, Any]:
@@ -448,7 +456,7 @@ def _foreign(folder: Path) -> InputError:
 
 
 def _unwritable(folder: Path, error: OSError) -> InputError:
-    return InputError(f"The output folder {folder} cannot be written ({error.strerror}); choose another --output.")
+    return InputError(f"The output folder {folder} cannot be written ({error.strerror}); choose another.")
 
 
 def read_json(path: Path, shape: Any = object, cure: str = RESTORE) -> Any:

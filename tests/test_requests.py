@@ -18,16 +18,18 @@ from commands import difix, told
 from PIL import Image
 from typer.models import OptionInfo
 
-from difixcli.cli import app
+from difixcli.cli import app, function_of
 from difixcli.cli.curate import CurateRequest
 from difixcli.cli.distill import DistillRequest
 from difixcli.cli.enhance import EnhanceRequest
 from difixcli.cli.evaluate import EvaluateRequest
+from difixcli.cli.export import ExportRequest
 from difixcli.cli.finetune import FinetuneRequest
 from difixcli.cli.fix import FixRequest
 from difixcli.cli.lines import words
 from difixcli.cli.pose import PoseRequest
 from difixcli.cli.requests import Request, options_of
+from difixcli.cli.sample import SampleRequest
 from difixcli.errors import InputError
 from difixcli.fixer import new_small_fixer
 from difixcli.runs import Run, finite, write_json
@@ -42,9 +44,11 @@ REQUESTS: dict[str, type[Request]] = {
     "distill": DistillRequest,
     "enhance": EnhanceRequest,
     "eval": EvaluateRequest,
+    "export": ExportRequest,
     "finetune": FinetuneRequest,
     "fix": FixRequest,
     "pose": PoseRequest,
+    "sample": SampleRequest,
 }
 
 
@@ -185,6 +189,7 @@ def _wrong_images(folder: Path, room: Path, images: Path) -> list[tuple[str, str
     for name, command, arguments in (
         ("run", "distill", {**enlarged, "enlargement": None}), ("large", "distill", enlarged), ("other", "fix", {}),
         ("broken", "distill", {"scene": 3}),
+        *((one, one, {"source": "/elsewhere"}) for one in ("fix", "enhance")),
     ):  # fmt: skip
         Run.open(folder / name, command, arguments, {}).finish({})
         write_json(folder / name / "reconstruction.json", {})
@@ -238,6 +243,9 @@ def _wrong_images(folder: Path, room: Path, images: Path) -> list[tuple[str, str
           for option, said in (("--references 1", "--references says how many photos count"),
                                (f"--fixer {images}", "is not a fixer"),
                                (f"--output {folder / 'film.mp4'}", "is a file"),
+                               (f"--output {folder / 'run'}", "already holds another run (difix distill)"),
+                               (f"--output {folder / command}", "with another source: /elsewhere, not "),
+                               (f"--output {folder}", "is not empty and holds no run"),
                                (f"--output {images}", "holds the images themselves"),
                                (f"--reference {images / 'lost.png'}", "lost.png"))),
         *((f"{command} {images / 'lost'}", "no image, folder or video") for command in ("fix", "enhance")),
@@ -254,6 +262,8 @@ def _wrong_others(folder: Path, scene: Path) -> list[tuple[str, str]]:
     (folder / "full" / "notes.txt").write_text("")
     (folder / "film").mkdir()
     (folder / "film" / "config.json").write_text('{"format": "difixcli-video-1"}')
+    (folder / "loop").symlink_to("loop")
+    os.mkfifo(folder / "pipe")
     few, film, larger = "--task view-diffusion", "--task video", "--task super-resolution"
     finetune = [
         ("", "Nothing to train on"),
@@ -346,6 +356,10 @@ def _wrong_others(folder: Path, scene: Path) -> list[tuple[str, str]]:
     return [
         *((f"finetune {line}", said) for line, said in finetune),
         *((f"curate {scene} {line}", said) for line, said in curate),
+        *(
+            (f"{line} --output {folder / 'images' / 'run'}", "already holds another run (difix distill)")
+            for line in (f"curate {scene}", f"pose {scene / 'images'}")
+        ),
         ("download lpips-vgc", "did you mean lpips-vgg"),
         (f"eval {scene} --metrics psnrr", "metric called psnrr"),
         (f"eval {scene / 'images'} {folder / 'photos'}", "holds no image"),
@@ -369,6 +383,24 @@ def _wrong_others(folder: Path, scene: Path) -> list[tuple[str, str]]:
         (f"fix {scene / 'images'} --export {folder / 'full'}", "is not empty"),
         (f"eval {scene} --protocol other", "protocol called other; there are co3d-2view"),
         (f"eval {folder / 'none'}", "check its name"),
+        *(
+            (f"{line} {folder / 'loop'}", "leads back to itself")
+            for line in ("curate", f"fix {scene / 'images'} --output", f"enhance {scene / 'images'} --output")
+        ),
+        *(
+            (f"{line} {folder / 'loop'}", "is a link to nothing")
+            for line in (f"pose {scene / 'images'} --output", f"{of_two} --output", "sample room")
+        ),
+        *(
+            (f"{line} {folder / 'pipe'}", said)
+            for line, said in (
+                ("finetune", "There are no pairs"),
+                ("finetune --task video", "There are no pairs"),
+                ("distill", "is a file"),
+                ("curate", "is a file"),
+                ("pose", "holds no photos"),
+            )
+        ),
         (f"export {folder / 'empty'} -o {folder / 'a.ply'}", "holds no reconstruction"),
         (f"export {folder / 'run'} -o {folder / 'a.ply'} --world moon", "world called moon"),
         (f"export {folder / 'run'} -o {folder / 'model.txt' / 'a.ply'}", "is a file"),
@@ -605,9 +637,7 @@ def test_values_may_be_written_as_on_the_line() -> None:
 def test_a_request_comes_back_from_its_line(name: str, request_of: type[Request]) -> None:
     """Whatever an option is given, the words of a job's line are read as the same again."""
     group: Any = typer.main.get_command(app)
-    (command,) = (one.callback for one in app.registered_commands if one.name == name)
-    assert command is not None
-    signature = inspect.signature(command, eval_str=True)
+    signature = inspect.signature(function_of(name), eval_str=True)
     needed = {
         one.name: ["in"] if "list" in str(one.annotation) else "in"  # of a command over several scenes
         for one in signature.parameters.values()

@@ -16,19 +16,10 @@ from difixcli.cli.options import (
     MOST_ITERATIONS,
     SPLIT_DEFAULT,
     SPLIT_RULES,
-    Device,
-    DeviceOption,
-    ForceOption,
     JsonOption,
     MethodOption,
-    OutputOption,
-    Preset,
-    PresetOption,
-    SeedOption,
-    SetOption,
-    SizeOption,
 )
-from difixcli.cli.requests import filling, working
+from difixcli.cli.requests import ReconstructionRequest, filling, working
 from difixcli.cli.several import ClusterRequest
 from difixcli.cluster.worker import JOB
 from difixcli.curation.strategies import DEFAULT_SHIFTS, DEFAULT_STOPS
@@ -40,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CurateRequest(ClusterRequest):
+class CurateRequest(ClusterRequest, ReconstructionRequest):
     """What `difix curate` is asked for: each option of the line by its name, None where it is not given.
 
     `CurateRequest(["scenes/garden"], strategy="cycle").run()` is `difix curate scenes/garden --strategy cycle`.
@@ -94,13 +85,6 @@ class CurateRequest(ClusterRequest):
         bool, typer.Option("--partial", help="Merge what is there, and name the scenes that are not.")
     ] = False
     iterations: Annotated[int | None, typer.Option(help=ITERATIONS, min=1, max=MOST_ITERATIONS)] = None
-    size: SizeOption = None
-    seed: SeedOption = 0
-    preset: PresetOption = Preset.auto
-    device: DeviceOption = Device.auto
-    settings: SetOption = None
-    output: OutputOption = None
-    force: ForceOption = False
 
     @cached_property  # a list is read once: it may be a pipe, or change
     def named(self) -> dict[str, str]:
@@ -144,7 +128,7 @@ class CurateRequest(ClusterRequest):
         if self.shard is not None:
             parse_shard(self.shard)
         if self.output is not None:
-            check_output(self.output)
+            check_output(self.output, "curate", self.force)
         check_named(self.strategy, self.keep or [], self.image_format, self.pairs_format)
         self._check_stages()
         check_test_scenes(self.test_scene or [], named)

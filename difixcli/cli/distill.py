@@ -17,21 +17,12 @@ from difixcli.cli.options import (
     MOST_DENOISE_STEPS,
     MOST_ITERATIONS,
     MOST_TIMES_LARGER,
-    Device,
-    DeviceOption,
     FixerOption,
-    ForceOption,
     JsonOption,
-    OutputOption,
-    Preset,
-    PresetOption,
     SceneArgument,
-    SeedOption,
-    SetOption,
-    SizeOption,
     SplitOption,
 )
-from difixcli.cli.requests import Request, filling, working
+from difixcli.cli.requests import ReconstructionRequest, filling, working
 from difixcli.cli.several import over_scenes
 from difixcli.errors import InputError
 from difixcli.runs import check_output, file_name
@@ -46,7 +37,7 @@ FILM = "Films between photos"
 
 
 @dataclass(frozen=True)
-class DistillRequest(Request):
+class DistillRequest(ReconstructionRequest):
     """What `difix distill` is asked for: each option of the line by its name, None where it is not given.
 
     `DistillRequest(scene="scenes/garden", size=480).run()` is `difix distill scenes/garden --size 480`.
@@ -282,13 +273,6 @@ class DistillRequest(Request):
             "EFT's pictures too, and draw the networks' own; video: also from the point cloud).",
         ),
     ] = False
-    size: SizeOption = None
-    seed: SeedOption = 0
-    preset: PresetOption = Preset.auto
-    device: DeviceOption = Device.auto
-    settings: SetOption = None
-    output: OutputOption = None
-    force: ForceOption = False
 
     @property
     def split_rule(self) -> str | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from difixcli import console
+from difixcli.cli import checking
 from difixcli.cli.inputs import check_fixer, check_source
 from difixcli.cli.options import (
     BatchOption,
@@ -32,7 +33,7 @@ from difixcli.cli.outputs import Made
 from difixcli.cli.requests import Request, filling, working
 from difixcli.cli.several import over_scenes
 from difixcli.errors import InputError
-from difixcli.runs import check_folder
+from difixcli.runs import check_output
 
 if TYPE_CHECKING:
     from difixcli.enhancement import Film
@@ -93,6 +94,15 @@ class EnhanceRequest(Request):
         return Film(self.fps, self.side_by_side, self.split_screen, self.steady)
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        """What a run is known by, as far as the request alone says it."""
+        said = {"source": self.source.absolute(), "steady": self.steady, "fixer": self.fixer, "tile": self.tile}
+        said |= {"confidence": self.confidence, "compiled": self.compiled}
+        if self._of_a_run:
+            return said | ({} if self.trajectory is None else {"trajectory": self.trajectory})  # or the run says it
+        return said | {"size": self.size}
+
+    @property
     def _of_a_run(self) -> bool:
         return (self.source / "reconstruction.json").is_file()
 
@@ -100,10 +110,13 @@ class EnhanceRequest(Request):
         if self._of_a_run:  # first: what is larger than its photos takes no fixer at all
             self._check_run()
         check_fixer(self.fixer)
-        if self.output is not None:
-            check_folder(self.output)
-        if self._of_a_run:
-            return
+        if not self._of_a_run:
+            self._check_images()
+        if self.output is not None and not checking.are_alone():  # of several each has a folder in the output
+            check_output(self.output, "enhance", self.force, self.arguments)
+
+    def _check_images(self) -> None:
+        """InputError for options of runs, and for what is no image."""
         if self.trajectory is not None:
             raise InputError(
                 f"{self.source} is no run of difix distill, so there is nothing to render along a path; name a run, or "
@@ -111,7 +124,7 @@ class EnhanceRequest(Request):
             )
         if self.references is not None and not self.reference:
             raise InputError("--references says how many photos count; name them with --reference.")
-        check_source(self.source)
+        check_source(self.source, self.output)
 
     def _check_run(self) -> None:
         """InputError for options that a run has decided, for a path that is none, and for a run that is not whole."""

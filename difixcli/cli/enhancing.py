@@ -74,10 +74,9 @@ def enhanced_images(request: EnhanceRequest) -> Made:
     count = photo_count(request.references, network)
     fill_seed = request.seed if network.config.fill_unseen else None
     options = FrameOptions(False, request.confidence, fill_seed, request.batch)
-    arguments = {"source": source.absolute(), "references": photos, "size": request.size}
-    arguments |= _recorded(request, network)
-    arguments |= {"steady": film.steady, "count": count}  # videos are made anew of the same frames
-    arguments |= {"fill_seed": options.fill_seed}
+    # videos are made anew of the same frames
+    arguments = {**request.arguments, "dtype": str(network.dtype), "references": photos, "count": count}
+    arguments["fill_seed"] = options.fill_seed
     files = [source] if source.is_file() else image_files(source)
     # by content: renders made anew often have the names and sizes of those before
     inputs = {"source": fingerprint(files), "references": fingerprint(photos), **fixer_input(request.fixer)}
@@ -133,8 +132,11 @@ def enhanced_run(request: EnhanceRequest) -> Made:
     # not the run's folder itself: its part that is written to by default is not read
     reads = [checkpoint, source / "run.json", source / "scene", *files_read(request.fixer, scene)]
     # videos are made anew of the same frames
-    arguments = {"source": source.absolute(), "trajectory": trajectory, "steady": film.steady}
-    arguments |= _recorded(request, network)
+    arguments = {
+        **request.arguments,
+        "trajectory": trajectory,
+        "dtype": None if network is None else str(network.dtype),
+    }
     arguments |= {"references": held.get("references"), "trust": held.get("trust"), "enlargement": asked}
     part = "-".join(["enhanced", *([path.name] if path else []), *(["steady"] if film.steady else [])])
     folder = request.output or beside_others(source / part, "enhance", arguments)
@@ -153,12 +155,6 @@ def enhanced_run(request: EnhanceRequest) -> Made:
 
 def _opened(request: EnhanceRequest, device: str) -> Fixer:
     return open_fixer(request.fixer, device, request.dtype, request.compiled, request.tile)
-
-
-def _recorded(request: EnhanceRequest, network: Fixer | None) -> dict[str, Any]:
-    """What of a fixer's options decides how frames come out, for a run's record."""
-    said = {"fixer": request.fixer, "tile": request.tile, "confidence": request.confidence}
-    return {**said, "compiled": request.compiled, "dtype": None if network is None else str(network.dtype)}
 
 
 def _told(folder: Path, results: dict[str, Any]) -> Made:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,7 +36,7 @@ from difixcli.cli.options import (
 from difixcli.cli.outputs import Made
 from difixcli.cli.requests import Request, filling, working
 from difixcli.errors import InputError, unknown
-from difixcli.runs import check_folder
+from difixcli.runs import check_output
 
 VIEWS = "Novel views"
 IMAGES, NOVEL_VIEW = TASKS = ("images", "novel-view")
@@ -137,8 +137,11 @@ class FixRequest(Request):
     def _check(self) -> None:
         if self.task not in TASKS:
             raise unknown("task", self.task, TASKS)
+        self._check_task()
         if self.output is not None:
-            check_folder(self.output)
+            check_output(self.output, "fix", self.force, self.arguments)
+
+    def _check_task(self) -> None:
         of_views = ("split", "trajectory", "camera", "view_diffusion", "denoise_steps")
         if self.task == IMAGES and (said := self.given(*of_views)):
             raise InputError(f"{said[0]} belongs to --task novel-view; name that, or leave it out.")
@@ -160,6 +163,16 @@ class FixRequest(Request):
             self._check_larger(self.source)
         else:
             self._check_images(self.source)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What a run is known by, as far as the request alone says it."""
+        if self.task == NOVEL_VIEW:
+            return {"task": self.task, "size": self.size, "seed": self.seed}
+        source = {"source": self.source and self.source.absolute(), "size": self.size}
+        if self._enlarges:
+            return source | {"sr": self.sr or "bundled", "seed": self.seed}
+        return source | {"fixer": self.fixer, "tile": self.tile, "compiled": self.compiled}
 
     @property
     def _enlarges(self) -> bool:
@@ -201,7 +214,7 @@ class FixRequest(Request):
             raise InputError(f"{said[0]} belongs to fixing, not to --upscale; leave one of them out.")
         if is_video(source):
             raise InputError(f"{source} is a video; make its frames images first.")
-        check_source(source)
+        check_source(source, self.output)
         check_resolver(self.sr or "bundled")
 
     def _check_images(self, source: Path) -> None:
@@ -215,7 +228,7 @@ class FixRequest(Request):
             raise InputError("--references says how many photos count; name them with --reference, or a --scene.")
         if is_video(source):
             raise InputError(f"{source} is a video; use difix enhance for it.")
-        check_source(source)
+        check_source(source, self.output)
         if self.scene is not None:
             check_scene(self.scene)
 

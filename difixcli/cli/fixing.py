@@ -63,7 +63,7 @@ def fixed_images(request: FixRequest, source: Path) -> Made:
         choice = ReferencePhotos.by_pose(posed, files, count)
     fill_seed = request.seed if request.fill_unseen or network.config.fill_unseen else None
     options = FrameOptions(request.resize is Resize.release, request.confidence, fill_seed, request.batch)
-    arguments = _recorded(request, source, photos, options, count, network)
+    arguments = _recorded(request, photos, options, count, network)
     # by content: renders made anew often have the names and sizes of those before
     inputs = {"source": fingerprint(files), "references": fingerprint(photos)}
     inputs |= fixer_input(request.fixer) | ({} if posed is None else scene_inputs(posed))
@@ -108,15 +108,14 @@ def _check_fitting(request: FixRequest, network: Fixer, files: Sequence[Path], p
 
 
 def _recorded(
-    request: FixRequest, source: Path, photos: list[Path], options: FrameOptions, count: int, network: Fixer
+    request: FixRequest, photos: list[Path], options: FrameOptions, count: int, network: Fixer
 ) -> dict[str, Any]:
     """The arguments that a run is known by."""
-    arguments = {"source": source.absolute(), "references": photos, "fixer": request.fixer, "size": request.size}
-    arguments |= vars(options)
+    arguments = {**request.arguments, "references": photos, **vars(options)}
     del arguments["batch"]  # of no account for what comes out
     arguments["scene"] = None if request.scene is None else scene_spec(request.scene)
     arguments["count"] = None if request.scene is None and not photos else count
-    return {**arguments, "tile": request.tile, "dtype": str(network.dtype), "compiled": request.compiled}
+    return {**arguments, "dtype": str(network.dtype)}
 
 
 def _tell(results: dict[str, Any], folder: Path, chosen: bool) -> None:

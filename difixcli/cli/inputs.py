@@ -232,10 +232,14 @@ def files_read(fixer: str, *scenes: Scene) -> list[Path]:
     return [*local_files(fixer), *(frame.image_path for scene in scenes for frame in scene.frames)]
 
 
-def check_source(source: Path) -> None:
-    """InputError where images are to be read from and nothing is."""
+def check_source(source: Path, output: Path | None) -> None:
+    """InputError where images are to be read from and nothing is, or where they would be written beside."""
     if not source.exists():
         raise InputError(f"There is no image, folder or video {source}; check its name.")
+    folder = source if source.is_dir() else source.parent
+    if output is not None and output.expanduser().resolve() == folder.resolve():
+        what = "the images themselves" if source.is_dir() else f"{source.name} itself"
+        raise InputError(f"{output} holds {what}; choose another --output.")
 
 
 def photos_named(references: Iterable[Path] | None) -> list[Path]:

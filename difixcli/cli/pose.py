@@ -13,7 +13,7 @@ from difixcli.cli.options import ForceOption, JsonOption, OutputOption, SeedOpti
 from difixcli.cli.outputs import Made
 from difixcli.cli.requests import Request, filling, working
 from difixcli.errors import InputError
-from difixcli.runs import check_folder
+from difixcli.runs import check_output
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,6 @@ class PoseRequest(Request):
         from difixcli.posing.pose import check_source
         from difixcli.scenes.unposed import left_out, photo_folder
 
-        check_folder(self.folder)
         source = self.source.expanduser().absolute()
         photos = photo_folder(source)
         if photos is not None and (line := left_out(photos)):
@@ -49,6 +48,7 @@ class PoseRequest(Request):
         # photos that are read in place must not lie where the scene is going to be
         if self.folder.resolve() in ((photos or source).resolve(), source.resolve()):
             raise InputError(f"{self.folder} holds the photos themselves; choose another --output.")
+        check_output(self.folder, "pose", self.force, {"source": source, "seed": self.seed})
 
     def run(self) -> Made:
         """Pose the photos or the video, unless that is done. Raises InputError as `validate` does, and for what turns

@@ -24,7 +24,18 @@ from typer.models import ArgumentInfo, OptionInfo
 from difixcli.cli import checking
 from difixcli.cli.inputs import check_device
 from difixcli.cli.lines import flag_of, words
-from difixcli.errors import InputError, short, unknown
+from difixcli.cli.options import (
+    Device,
+    DeviceOption,
+    ForceOption,
+    OutputOption,
+    Preset,
+    PresetOption,
+    SeedOption,
+    SetOption,
+    SizeOption,
+)
+from difixcli.errors import InputError, runs_in_a_circle, short, unknown
 from difixcli.runs import drop_empty_runs, forget_runs
 
 _KINDS: dict[type, str] = {
@@ -61,6 +72,10 @@ class Request:
         except OSError as error:  # of a name that is too long, or of what may not be read
             named = "" if error.filename is None else f" ({short(str(error.filename))})"
             raise InputError(f"{error.strerror}{named}; mend the name, or who may read it.") from error
+        except RuntimeError as error:
+            if not runs_in_a_circle(error):
+                raise
+            raise InputError(f"{error}, which leads back to itself; name another path.") from error
 
     def _check(self) -> None:
         """What `validate` does; an OSError is told by it."""
@@ -80,6 +95,19 @@ class Request:
     def words(self, leave_out: Collection[str] = ()) -> list[str]:
         """What asks for the same on the line, but for the fields left out; what has its default is not said."""
         return words(inspect.Signature(parameters_of(type(self))), vars(self), leave_out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionRequest(Request):
+    """What a command that trains reconstructions is asked for beside its own: how, where, and where to."""
+
+    size: SizeOption = None
+    seed: SeedOption = 0
+    preset: PresetOption = Preset.auto
+    device: DeviceOption = Device.auto
+    settings: SetOption = None
+    output: OutputOption = None
+    force: ForceOption = False
 
 
 def options_of(kind: type[Request]) -> dict[str, tuple[Any, ArgumentInfo | OptionInfo]]:

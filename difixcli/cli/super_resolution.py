@@ -229,8 +229,7 @@ def larger_images(request: FixRequest, source: Path) -> Made:
     on, _ = pick_device(request.device)
     resolver = _opened(name, factor, "area", on)
     weights = resolver_files(name)
-    arguments = {"source": source.absolute(), "upscale": factor, "sr": name, "size": request.size}
-    arguments["seed"] = request.seed
+    arguments = {**request.arguments, "upscale": factor}
     inputs = {"source": fingerprint(files), "super-resolver": fingerprint(weights)}
     if request.output is None:
         folder = beside_others(folder, "fix", arguments)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from difixcli import console
 from difixcli.cli.distilling import (
@@ -178,8 +178,8 @@ def novel_views(request: FixRequest) -> Made:
     name = absolute(request.view_diffusion or "bundled")
     weights = view_diffusion_files(name)
     steps = request.denoise_steps or _SAMPLE_STEPS
-    arguments: dict[str, Any] = {"task": "novel-view", "scene": scene_spec(source), "size": request.size, "split": rule}
-    arguments |= {"seed": request.seed, "view-diffusion": name, "trajectory": trajectory}
+    arguments = {**request.arguments, "scene": scene_spec(source), "split": rule, "view-diffusion": name}
+    arguments["trajectory"] = trajectory
     arguments |= {"camera": request.camera and request.camera.absolute(), "steps": steps}
     inputs = {**scene_inputs(loaded), **split_input(loaded, chosen), "view-diffusion": fingerprint(weights)}
     inputs["views"] = path_fingerprint([one for _, one in shown.views])

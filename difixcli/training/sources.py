@@ -21,7 +21,7 @@ def pair_files(source: Path) -> list[Path]:
 
     Raises InputError for a folder that has neither, and for what is not there.
     """
-    if not source.exists():
+    if not source.is_file() and not source.is_dir():  # a pipe would be waited for
         raise InputError(f"There are no pairs {source}; name a folder that difix curate made, its data.json or a tar.")
     if not source.is_dir():
         return [source]
