@@ -419,10 +419,11 @@ def check_output(folder: Path, command: str, force: bool = False, arguments: Map
     if not (folder / _RECORD).is_file():
         return
     held = _own_record(folder)
-    fresh = {"command": command, "arguments": {**held["arguments"], **(arguments or {})}, "inputs": held["inputs"]}
-    if force or _asks_for(held, command, fresh["arguments"]) or not _has_outputs(folder):
+    asked = {**held["arguments"], **(arguments or {})}
+    if force or _asks_for(held, command, asked) or not _has_outputs(folder):
         return
-    raise _another(folder, f"{held['command']}{_differs(held, fresh)}")
+    differs = _differs(held, {"command": command, "arguments": asked, "inputs": held["inputs"]})
+    raise _another(folder, f"{held['command']}{differs}")
 
 
 def _own_record(folder: Path) -> dict[str, Any]:

@@ -96,8 +96,8 @@ class EnhanceRequest(Request):
     @property
     def arguments(self) -> dict[str, Any]:
         """What a run is known by, as far as the request alone says it."""
-        said = {"source": self.source.absolute(), "steady": self.steady, "fixer": self.fixer, "tile": self.tile}
-        said |= {"confidence": self.confidence, "compiled": self.compiled}
+        said: dict[str, Any] = {"source": self.source.absolute(), "steady": self.steady, "fixer": self.fixer}
+        said |= {"tile": self.tile, "confidence": self.confidence, "compiled": self.compiled}
         if self._of_a_run:
             return said | ({} if self.trajectory is None else {"trajectory": self.trajectory})  # or the run says it
         return said | {"size": self.size}

@@ -169,7 +169,7 @@ class FixRequest(Request):
         """What a run is known by, as far as the request alone says it."""
         if self.task == NOVEL_VIEW:
             return {"task": self.task, "size": self.size, "seed": self.seed}
-        source = {"source": self.source and self.source.absolute(), "size": self.size}
+        source: dict[str, Any] = {"source": self.source and self.source.absolute(), "size": self.size}
         if self._enlarges:
             return source | {"sr": self.sr or "bundled", "seed": self.seed}
         return source | {"fixer": self.fixer, "tile": self.tile, "compiled": self.compiled}

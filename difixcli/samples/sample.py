@@ -177,13 +177,14 @@ def _write(
     training = sum(view.train for view in views)
     side = max(views[0].camera.width, views[0].camera.height)
     of_a_photo = SEED_POINTS * side // SEED_POINTS_SIDE // training
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryFile(dir=folder) as kept,  # of large photos the depths alone take gigabytes
         nullcontext() if progress is None else progress("paint", len(views)) as painted,
     ):
         for view, (image, depth, surface) in zip(views, _pictures(world, views), strict=True):
-            path = folder / "images" / f"{view.name}.png"
+            path = folder / "images" / f"{view.name}.png"  # the name may be of a folder's in it
+            path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path, compress_level=6)
             kept.write(depth.data)
             file_path = path.relative_to(folder).as_posix()
