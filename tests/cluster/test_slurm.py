@@ -15,6 +15,8 @@ import pytest
 from commands import difix as here
 from small_scenes import small_sample
 
+from difixcli.reconstruction.compilation import compile_ahead
+
 from . import slurm as real
 from .slurm import Slurm, until
 
@@ -48,6 +50,7 @@ def environment(slurm: Slurm, forked: Path) -> dict[str, str]:
 
     Who is killed is known by its number, so these are processes of their own.
     """
+    compile_ahead("splatfacto", "cpu", print)  # or each of the jobs that begin together would
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     path = os.pathsep.join([str(forked), slurm.environment["PATH"]])
     more = {"PATH": path, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
