@@ -13,8 +13,8 @@ SEEDS=${SEEDS:-0}
 if [ -n "${SMOKE:-}" ]; then
   PLACE="--preset cpu --device cpu --size 96"
   PAIRS="$PLACE --iterations 60"
-  PHOTOS="--iterations 40"
-  LENGTH="$PHOTOS --further 20 --rounds 2"
+  PHOTOS="--iterations 16"
+  LENGTH="$PHOTOS --further 8 --rounds 2"
   TRAINING="--base ${BASE:-tiny} --iterations 4 --batch 1 --crop 32 --device cpu"
   FIXER=${FIXER:-bundled}
 else

@@ -16,12 +16,36 @@ import socket
 import sys
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_LATER = {
+    "accelerate": ["Accelerator"],
+    "accelerate.tracking": [],
+    "diffusers": ["AutoencoderKL", "DDPMScheduler", "UNet2DConditionModel"],
+    "diffusers.training_utils": [],
+    "lpips": [],
+    "nerfstudio.configs.method_configs": [],
+    "nerfstudio.engine.trainer": [],
+    "numba.typed": [],
+    "peft": [],
+    "plyfile": [],
+    "pydantic": ["TypeAdapter"],
+    "scipy.interpolate": [],
+    "scipy.spatial.transform": [],
+    "sklearn.neighbors": [],
+    "stlpips_pytorch.stlpips": [],
+    "torch.distributed": [],
+    "torch.utils.tensorboard": [],
+    "torchmetrics.functional.image": [],
+    "torchmetrics.image": ["lpip"],
+    "webdataset": [],
+}
+"""What the program imports where it needs it, and of it what is itself imported when it is asked for."""
 
 
 class ForkServer:
     """`with ForkServer(folder) as place:` a folder made with `python` and `difix`, which live as long as the block.
 
-    The first program that is asked for waits until everything is imported.
+    The first program that is asked for waits until everything is imported. The job that `DIFIX_TESTS_OWN` names is a
+    process of its own, whose number is that by which it was begun.
     """
 
     def __init__(self, folder: str) -> None:
@@ -34,6 +58,7 @@ class ForkServer:
         path = os.path.join(self.folder, "socket")
         # it calls its job by the number of the process that it is
         own = f'case "$2" in submitit.local._local) exec "{sys.executable}" "$@";; esac\n'
+        own += f'case "${{DIFIX_JOB:-}}" in *:"${{DIFIX_TESTS_OWN:-/}}") exec "{sys.executable}" "$@";; esac\n'
         for name, more in (("python", ""), ("difix", " -m difixcli")):
             script = os.path.join(self.folder, name)
             with open(script, "w", encoding="utf-8") as file:
@@ -98,7 +123,10 @@ def _import() -> None:
         for module in pkgutil.walk_packages(difixcli.__path__, "difixcli."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
-        importlib.import_module("nerfstudio.configs.method_configs")
+        for name, parts in _LATER.items():
+            other = importlib.import_module(name)
+            for part in parts:
+                getattr(other, part)
     importlib.import_module("torch").set_num_threads(1)  # as in the tests' own process: the same bits
     assert threading.active_count() == 1  # a thread would be missing in what is forked
     gc.collect()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import pkgutil
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -101,7 +99,7 @@ def test_every_public_module_can_be_imported_and_says_what_it_is() -> None:
         assert (module.__doc__ or "").strip(), name
 
 
-def test_the_line_of_the_api_pages(tmp_path: Path) -> None:
+def test_the_line_of_the_api_pages(forked: Path, tmp_path: Path) -> None:
     """As written, but for the installation: with this interpreter's pdoc, into another folder."""
     pytest.importorskip("pdoc", reason="pdoc is not installed (pip install '.[docs]')")
     (line,) = [one for one in (PAGES / "README.md").read_text(encoding="utf-8").splitlines() if "bin/pdoc" in one]
@@ -109,15 +107,8 @@ def test_the_line_of_the_api_pages(tmp_path: Path) -> None:
     assert install == ["python3 -m venv .venv", '.venv/bin/pip install -q ".[docs]"']
     program, *words = shlex.split(make)
     assert program == ".venv/bin/pdoc" and words[-3:] == ["-o", "api", "difixcli"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    made = subprocess.run(
-        [sys.executable, "-m", "pdoc", *words],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [forked / "python", "-m", "pdoc", *words]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     page = (tmp_path / "api" / "difixcli" / "fixer.html").read_text(encoding="utf-8")
     assert "from_pretrained" in page and "<h6" in page  # arguments stand under a heading of their own

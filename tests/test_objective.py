@@ -464,8 +464,8 @@ def test_training_by_terms_teaches_and_goes_on_exactly(method: str, scene: Scene
         one.train(10)
     camera = views[0].camera
     assert np.array_equal(made.render(camera).color, again.render(camera).color)
-    made.train(120)
-    alone.train(144)
+    made.train(80)
+    alone.train(104)
     last, plain = (one.render(camera).color for one in (made, alone))
     target = load_photo(scene.frames[1])[::-1]
     assert ((last - target) ** 2).mean() < 0.8 * ((plain - target) ** 2).mean()

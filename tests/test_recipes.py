@@ -19,13 +19,14 @@ import numpy as np
 import pytest
 import torch
 import typer
+from small_fixers import smallest_fixer
+from small_scenes import HALF_ROOM, small_sample
 from test_co3d import SEQUENCE, write_co3d
 from test_fixer_inference import raw_config
 
 from difixcli.cli import app
-from difixcli.fixer import new_small_fixer
 from difixcli.runs import write_json
-from difixcli.samples.sample import write_sample
+from difixcli.samples.sample import cached_sample
 from difixcli.training.options import VideoOptions, parsed_options, with_options
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -267,7 +268,7 @@ def test_the_super_resolution_experiment(scenes: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("at_once")
 def test_the_super_resolution_experiment_runs_to_its_end(tmp_path: Path) -> None:
     """Its own lines, at toy size, from photos to the table of its protocol, past a broken scene."""
-    _toy_scene(tmp_path / "scenes" / "a", 9, lambda i: f"images/{i:05d}.png", 256)
+    _toy_scene(tmp_path / "scenes" / "a", 5, lambda i: f"images/{i:05d}.png", 256)
     (tmp_path / "scenes" / "bad" / "images").mkdir(parents=True)
     (tmp_path / "scenes" / "bad" / "transforms.json").write_text('{"frames": [')
     environment = {**os.environ, "SMOKE": "1", "METRICS": "psnr"}
@@ -328,12 +329,11 @@ def test_sparse_views_refuse_what_they_cannot_use(scenes: Path, tmp_path: Path) 
 def test_sparse_views_end_at_toy_size(kind: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
     if kind == "co3d":
-        write_co3d(data, 34, 64, 48)
-        protocol, scene, images = "co3d-2view", SEQUENCE, 30
+        write_co3d(data, 12, 64, 48)
+        protocol, scene, images = "co3d-2view", SEQUENCE, 10
     else:
-        write_sample("table", data / "a", 5, 64)
-        (data / "a" / "split.json").unlink()
-        protocol, scene, images = "sparse:3", "a", 3
+        shutil.copytree(cached_sample("room"), data / "a", ignore=shutil.ignore_patterns("split.json"))
+        protocol, scene, images = "sparse:3", "a", 4
     bad = shutil.copytree(data / scene, data / "bad")  # told of, and the rest is finished
     for photo in (bad / "images").iterdir():
         photo.write_bytes(b"no image")
@@ -383,12 +383,9 @@ def test_ablation_prints_its_commands(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_ablation_table_is_of_real_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from difixcli.samples.sample import cached_sample
-
     module = _ablation()
-    fixer = new_small_fixer("tiny", seed=0).save_pretrained(tmp_path / "fixer")
-    scene = tmp_path / "room"
-    shutil.copytree(cached_sample("room"), scene)
+    fixer = smallest_fixer().save_pretrained(tmp_path / "fixer")
+    scene = small_sample("room", tmp_path / "room", 32, HALF_ROOM)
     more = ["--iterations", "10", "--rounds", "2", "--size", "32", "--set", "max_gaussians=300", "--fixer", str(fixer)]
     line = [str(scene), "--seed", "0", "--output", str(tmp_path / "out"), "--", *more]
     assert module.main(line) == 0

@@ -117,7 +117,7 @@ def test_threads_render_one_after_another(trained: Reconstruction, scene: Scene)
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_folder_is_a_nerfstudio_run(trained: Reconstruction) -> None:
+def test_the_folder_is_a_nerfstudio_run(trained: Reconstruction, forked: Path, tmp_path: Path) -> None:
     """nerfstudio's own loader opens it in another process, with the test split, and finds the checkpoint."""
     assert (trained.folder / "dataparser_transforms.json").is_file()
     script = f"""
@@ -130,7 +130,8 @@ with no_perceptual_download(Model):
     config, pipeline, checkpoint, step = eval_setup(Path({str(trained.folder / "config.yml")!r}), test_mode="inference")
 print("RESULT", step, len(pipeline.datamanager.train_dataset), len(pipeline.datamanager.eval_dataset))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    (tmp_path / "open.py").write_text(script)
+    done = subprocess.run([forked / "python", tmp_path / "open.py"], capture_output=True, text=True, check=False)
     assert f"RESULT {ITERATIONS - 1} {len(TRAIN)} {11 - len(TRAIN)}" in done.stdout, done.stderr[-2000:]
 
 

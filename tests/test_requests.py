@@ -16,6 +16,7 @@ import pytest
 import typer
 from commands import difix, told
 from PIL import Image
+from small_scenes import small_sample
 from typer.models import OptionInfo
 
 from difixcli.cli import app
@@ -411,8 +412,9 @@ def test_contradictions_are_told_before_torch(room: Path, images: Path, tmp_path
     assert not (tmp_path / "made").exists()
 
 
-def test_the_line_the_file_and_python_ask_for_the_same(room: Path, tmp_path: Path) -> None:
+def test_the_line_the_file_and_python_ask_for_the_same(tmp_path: Path) -> None:
     """One run, made by the line's file, is the line's and Python's; another by Python alone has the same bytes."""
+    room = small_sample("room", tmp_path / "room", 32, {f"images/train_{i:03d}.png" for i in range(6)})
     config = tmp_path / "toy.yaml"
     named = {{"settings": "set"}.get(name, name): value for name, value in TOY.items()}
     config.write_text(json.dumps(named))  # which is YAML

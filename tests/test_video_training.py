@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from commands import difix, done, refused
+from small_fixers import smallest_fixer
 from test_training import Killed, terminated_at
 from test_video_prior import HEIGHT, WIDTH, raw_config, span
 
@@ -19,7 +20,7 @@ from difixcli import interrupts
 from difixcli.curation.clips import clips_of
 from difixcli.errors import InputError
 from difixcli.fixer import Fixer, new_small_fixer
-from difixcli.fixer.network import FixerNetwork, small_config
+from difixcli.fixer.network import FixerNetwork
 from difixcli.priors.video.files import around, load_film
 from difixcli.priors.video.film import FixerFilm
 from difixcli.priors.video.opening import open_video_model
@@ -87,14 +88,7 @@ def walls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fixer that costs a tenth of the bundled one."""
-    config = small_config("tiny")
-    unet = {**config.unet, "in_channels": 4, "out_channels": 4, "block_out_channels": [16, 16]}
-    vae = {**config.vae, "latent_channels": 4, "block_out_channels": [8, 8]}
-    for kind in ("down", "up"):
-        vae[f"{kind}_block_types"] = vae[f"{kind}_block_types"][:2]
-    torch.manual_seed(0)
-    network = FixerNetwork(replace(config, unet={**unet, "attention_head_dim": [1, 1]}, vae=vae, hidden_channels=8))
-    return Fixer(network).save_pretrained(tmp_path_factory.mktemp("fixer"))
+    return smallest_fixer().save_pretrained(tmp_path_factory.mktemp("fixer"))
 
 
 # Clips

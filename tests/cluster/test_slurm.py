@@ -15,6 +15,8 @@ import pytest
 from commands import difix as here
 from small_scenes import small_sample
 
+from difixcli.reconstruction.compilation import compile_ahead
+
 from . import slurm as real
 from .slurm import Slurm, until
 
@@ -43,23 +45,26 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def environment(slurm: Slurm) -> dict[str, str]:
-    """Of programs whose jobs find SLURM and this checkout."""
+def environment(slurm: Slurm, forked: Path) -> dict[str, str]:
+    """Of programs whose jobs find SLURM and this checkout, and begin at once, but for those that are called `a`.
+
+    Who is killed is known by its number, so these are processes of their own.
+    """
+    compile_ahead("splatfacto", "cpu", print)  # or each of the jobs that begin together would
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**slurm.environment, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-
-
-def _line(*words: object) -> list[str]:
-    return [sys.executable, "-m", "difixcli", *map(str, words)]
+    path = os.pathsep.join([str(forked), slurm.environment["PATH"]])
+    more = {"PATH": path, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    return {**slurm.environment, **more, "DIFIX_TESTS_OWN": "a"}
 
 
 @pytest.fixture
-def difix(environment: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+def difix(forked: Path, environment: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Runs the program where its jobs find SLURM."""
 
     def run(*words: object, code: int = 0) -> subprocess.CompletedProcess:
+        line = [forked / "difix", *map(str, words)]
         made = subprocess.run(
-            _line(*words), env=environment, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=3600
+            line, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=3600
         )
         assert made.returncode == code, (made.returncode, made.stdout[-3000:], made.stderr[-3000:])
         return made
@@ -105,7 +110,7 @@ def _saved(models: Path) -> int:
 
 
 def test_failed_killed_drained_and_put_back_comes_to_a_plain_run(
-    slurm: Slurm, difix: Callable, environment: dict[str, str], scenes: list[Path], tmp_path: Path
+    slurm: Slurm, difix: Callable, forked: Path, environment: dict[str, str], scenes: list[Path], tmp_path: Path
 ) -> None:
     """One array of four scenes: one is killed, two are asked to end in two ways, the fourth is broken."""
     bad = shutil.copytree(scenes[1], tmp_path / "bad")
@@ -145,8 +150,9 @@ def test_failed_killed_drained_and_put_back_comes_to_a_plain_run(
     assert _record(out, "b")["node"] != node and slurm.states()[node].startswith("dr")
     slurm.run("scontrol", "update", f"nodename={node}", "state=resume", check=True)
     # meanwhile, what it should come to
+    words = [forked / "difix", *map(str, [*line, "-o", plain])]
     undisturbed = subprocess.Popen(
-        _line(*line, "-o", plain), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path
+        words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path
     )
     _begun_again(slurm, out, "c", 2)
     until(lambda: not slurm.jobs(), 600, "the queue is empty")
