@@ -13,7 +13,7 @@ import numpy as np
 from difixcli.fixer.confidence import SUBSTANCE, TONE_CHANGE, TONE_SIGMA
 from difixcli.fixer.detail import DENIED, GAINED, NO_CONTRAST
 from difixcli.frames.marks import marks
-from difixcli.images import as_planes, averaged
+from difixcli.images import as_planes, averaged, continued
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
@@ -26,6 +26,9 @@ _LIKENESS = 0.5  # of TONE_SIGMA: what is finer has no part in the likeness of a
 _DISAGREEMENT = 0.25  # colour difference (of the worst channel) at which a reference no longer supports a fix
 _BOLD = (33.0, 35.0)  # dB of agreement up to which a fixer's bolder weights count alone, and from which not at all
 _RELATED = (15.0, 19.0)  # dB of agreement: photos of other scenes come to 7 to 14, those of the scene to more than 20
+_UNSEEN_SIDE = 1 / 80  # of the long side: what is narrower stays as it is where no photo has seen it
+_UNSEEN_EDGE = 1 / 240  # of the long side, the width of the seam
+_SETTLED = 0.5  # how far the smooth continuation counts there: wholly, figures of likeness fall
 _SEEN = 5e-4  # smoothed visibility from which on a photo has a say: it reaches three widths beyond its edge
 
 
@@ -95,7 +98,8 @@ def nearer(render: Render, fixed: np.ndarray, references: References) -> np.ndar
 
 
 def confirmed(render: Render, fixed: np.ndarray, references: References) -> np.ndarray:
-    """(H, W, 3) float32 in [0, 1]: the fixed image (H, W, 3) without what it does to detail for no reason.
+    """(H, W, 3) float32 in [0, 1]: the fixed image (H, W, 3) without what it does to detail for no reason, and calmed
+    where no photo has seen it (see `settled`).
 
     Tone and structure are the fix's. Detail is the fix's where it has clearly more of it than the render, and where
     the render has clearly more than any photo that sees the place (needles, speckle); elsewhere it is the render's:
@@ -116,7 +120,25 @@ def confirmed(render: Render, fixed: np.ndarray, references: References) -> np.n
             seen = np.maximum(seen, share)
         denied = _between((drawn + NO_CONTRAST) / (known + NO_CONTRAST), *DENIED) * (seen > 0.3)
         taken = np.maximum(taken, denied)
-    return np.clip(render.color + coarse + taken[..., None] * (change - coarse), 0, 1).astype(np.float32)
+    image = np.clip(render.color + coarse + taken[..., None] * (change - coarse), 0, 1).astype(np.float32)
+    return image if references.seen is None else settled(image, references.seen())
+
+
+def settled(image: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """(H, W, 3) float32: an image (H, W, 3) that is, where no photo has seen it (`seen` (H, W) is False), half as it
+    is and half a smooth continuation of what is seen around.
+
+    Photos do not keep a reconstruction from showing anything at all there.
+    """
+    import cv2
+
+    long = max(image.shape[:2])
+    side = max(3, round(_UNSEEN_SIDE * long) | 1)
+    unseen = cv2.morphologyEx((~seen).astype(np.uint8), cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
+    if not unseen.any() or unseen.all():
+        return image
+    share = _SETTLED * smooth(unseen, max(1.0, _UNSEEN_EDGE * long))[..., None]
+    return (image + share * (continued(image, unseen == 0) - image)).astype(np.float32)
 
 
 def confidence(render: Render, fixed: np.ndarray, references: References) -> np.ndarray:

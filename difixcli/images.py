@@ -127,6 +127,28 @@ def fitted(image: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(image[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
 
 
+def continued(pixels: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Pixels (H, W, C) float32 whose colours, where `known` (H, W) is False, are means of known ones around, of the
+    wider a neighbourhood the farther these are: push and pull (Gortler et al., The Lumigraph, 1996).
+    """
+    return _pulled(np.asarray(pixels, np.float32), known.astype(np.float32))
+
+
+def _pulled(pixels: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Pixels (H, W, C) with, as far as their weight (H, W) is below 1, what coarser ones show."""
+    import cv2
+
+    height, width = weight.shape
+    if max(height, width) == 1:
+        return pixels
+    half = ((width + 1) // 2, (height + 1) // 2)
+    shown = cv2.resize(pixels * weight[..., None], half, interpolation=cv2.INTER_AREA).reshape(*half[::-1], -1)
+    share = cv2.resize(weight, half, interpolation=cv2.INTER_AREA)
+    coarse = _pulled(shown / np.maximum(share, 1e-6)[..., None], np.minimum(4 * share, 1))
+    coarse = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, -1)
+    return coarse + weight[..., None] * (pixels - coarse)
+
+
 def flow(target: np.ndarray, source: np.ndarray, finest: int = 0) -> np.ndarray:
     """Dense optical flow (H, W, 2) float32 in pixels of grey images (H, W) uint8: `target[p]` looks like
     `source[p + flow[p]]`; none where a side has fewer than 16 pixels.

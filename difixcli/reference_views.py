@@ -29,6 +29,9 @@ _DETAIL = 2
 _LONGEST_EDGE = 1 / 12  # of the long side: points that are farther apart know nothing of what lies between them
 _SAME_DEPTH = 1.2  # so many times farther than another, a point is of another surface
 _OPAQUE = 0.5  # accumulation from which on depth is believed
+_IN_FRONT = 0.05  # of the depth: so much nearer, something hides a point
+_EVERYWHERE = 0.99  # of a photo's pixels that show something: then emptiness is a hole
+_NO_MORE = 1e-3  # of a render's pixels: no further photo is asked about fewer
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,8 @@ class References:
     (V, H, W, 3) are the same photos reprojected into the render's view, `visibility` (V, H, W) in [0, 1] says where
     that is believable. `correspondence` makes, for fixers that look references up by their geometry, which places of
     the first so many photos the render's pixels show, (V, 3, H, W) as `fixer.correspondence.correspond` does for photos
-    brought to the render's size; None where no geometry is known.
+    brought to the render's size; None where no geometry is known. `seen` makes, likewise, which of the render's pixels
+    any photo of the scene has seen, (H, W) bool (see `ReferenceViews.seen`).
     """
 
     frames: Sequence[int]
@@ -47,6 +51,7 @@ class References:
     aligned: np.ndarray
     visibility: np.ndarray
     correspondence: Callable[[int], np.ndarray] | None = None
+    seen: Callable[[], np.ndarray] | None = None
 
 
 class ReferenceViews:
@@ -103,6 +108,47 @@ class ReferenceViews:
         )
         return found[0].numpy()
 
+    def seen(self, camera: Camera, render: Render) -> np.ndarray:
+        """(H, W) bool: what of a render made at `camera` any of the frames' photos has seen, by the depths of both; to
+        two pixels. What a photo's mask leaves out it has not seen.
+
+        Where the render shows nothing it is seen, unless photos show something everywhere.
+        """
+        import cv2
+
+        height, width = render.depth.shape
+        size = (max(1, width // 2), max(1, height // 2))
+        depth = cv2.resize(render.depth, size, interpolation=cv2.INTER_NEAREST)
+        x, y = np.meshgrid(np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5)
+        unseen = depth > 0
+        points = camera.resized(*size).unproject(x, y, depth.astype(np.float64))
+        everywhere = True
+        for frame in self.nearest(camera, count=len(self.frames)):
+            theirs = self.depth(frame)
+            everywhere &= bool((theirs > 0).mean() > _EVERYWHERE)
+            left = np.nonzero(unseen)
+            unseen[left] = ~self._shown(frame, theirs, points[left])
+            if unseen.mean() < _NO_MORE:
+                break
+        if everywhere:
+            unseen |= depth <= 0
+        return cv2.resize(unseen.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) == 0
+
+    def _shown(self, frame: int, depth: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """(N,) bool: which of the points (N, 3) a frame's photo shows, where the reconstruction has this depth (h, w)
+        there.
+        """
+        camera = self.scene.frames[frame].camera.resized(depth.shape[1], depth.shape[0])
+        u, v, z = camera.project(points)
+        with np.errstate(invalid="ignore"):
+            inside = (z > 0) & (u >= 0) & (v >= 0) & (u < camera.width) & (v < camera.height)
+        column, row = (np.where(inside, place, 0).astype(int) for place in (u, v))
+        there = depth[row, column]
+        shown = inside & ((there <= 0) | (there > (1 - _IN_FRONT) * z))
+        if (mask := load_mask(replace(self.scene.frames[frame], camera=camera))) is not None:
+            shown &= mask[row, column]
+        return shown
+
     def nearest(self, camera: Camera, exclude: Iterable[int] = (), count: int | None = None) -> list[int]:
         """The frames nearest to the camera by pose distance, nearest first, without those excluded; at most `count`,
         or as many as references are wanted.
@@ -141,6 +187,10 @@ class ReferenceViews:
         if not frames or not align:
             nothing = np.zeros((0, height, width), np.float32)
             return References(frames, photos, np.zeros((0, height, width, 3), np.float32), nothing, geometry)
+
+        def seen() -> np.ndarray:
+            return self.seen(camera, render)
+
         # references of one lens share one size; others are brought to the first one's
         detailed = [_detailed(self.scene.frames[f]) for f in frames]
         first = detailed[0].camera
@@ -167,7 +217,7 @@ class ReferenceViews:
             ref_masks=None if masks is None else masks.to(device),
         )
         aligned, visibility = aligned[0].permute(0, 2, 3, 1).cpu(), visibility[0, :, 0].cpu()
-        return References(frames, photos, aligned.numpy(), visibility.numpy(), geometry)
+        return References(frames, photos, aligned.numpy(), visibility.numpy(), geometry, seen)
 
 
 def _detailed(frame: Frame) -> Frame:
@@ -251,7 +301,10 @@ def _places_by_points(scene: Scene, frame: int, reference: int, size: tuple[int,
 
 
 def looked_up(references: References, fixer: Fixer) -> References:
-    """The same, with the places that `evidence.fix_render` will ask for found now: in a thread ahead, as a rule."""
+    """The same, with what `evidence` will ask for found now: in a thread ahead, as a rule."""
+    if references.seen is not None:
+        seen = references.seen()
+        references = replace(references, seen=lambda: seen)
     count = min(fixer.config.views, len(references.frames))
     if fixer.config.references != "geometry" or references.correspondence is None or not count:
         return references

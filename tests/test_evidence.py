@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -15,9 +17,11 @@ from difixcli.evidence import (
     fix_render,
     mean_support,
     nearer,
+    settled,
     tone_sigma,
 )
 from difixcli.fixer import Fixer
+from difixcli.images import continued
 from difixcli.reconstruction import Render
 from difixcli.reference_views import References
 
@@ -185,3 +189,41 @@ def test_one_view_alone_proves_nothing_and_none_says_nothing() -> None:
     nothing = compare([None, 30.0], [25.0, None])
     assert nothing.views == 0 and not nothing.harmful
     assert compare([30.0, 31.0, None], [20.0, 21.1, 1.0]).harmful
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_no_photo_has_seen_is_calmed(size: tuple[int, int]) -> None:
+    """Nearer to what goes on there, more and less of it alike; what is seen, and slits, stay to the bit."""
+    height, width = size
+    ramp = np.linspace(0.2, 0.8, width, dtype=np.float32)
+    truth = np.repeat(np.repeat(ramp[None, :, None], height, 0), 3, 2)
+    shards = truth.copy()
+    seen = np.ones(size, bool)
+    seen[: height // 2, : width // 4] = False
+    shards[~seen] = RNG.random((int((~seen).sum()), 3))
+    calmed = settled(shards, seen)
+    error = [np.sqrt(((image - truth)[~seen] ** 2).mean()) for image in (shards, calmed)]
+    assert error[1] < 0.65 * error[0]
+    far = cv2.dilate((~seen).astype(np.uint8), np.ones((9, 9))) == 0
+    np.testing.assert_array_equal(calmed[far], shards[far])
+    slit = np.ones(size, bool)
+    slit[:, width // 2] = False
+    for none in (slit, np.ones(size, bool), np.zeros(size, bool)):  # nor where nothing is known to go on from
+        assert settled(shards, none) is shards
+    beside = _beside(truth, 0.0)
+    np.testing.assert_array_equal(
+        confirmed(_render(shards), shards, replace(beside, seen=lambda: seen)),
+        settled(confirmed(_render(shards), shards, beside), seen),
+    )
+
+
+def test_what_is_known_goes_on_smoothly() -> None:
+    image = _photo(37, 53)
+    known = RNG.random((37, 53)) < 0.3
+    made = continued(image, known)
+    np.testing.assert_allclose(made[known], image[known], atol=1e-6)
+    low, high = image[known].min(0), image[known].max(0)
+    assert ((made >= low - 1e-5) & (made <= high + 1e-5)).all()
+    one = np.zeros((37, 53), bool)
+    one[20, 30] = True
+    np.testing.assert_allclose(continued(image, one), np.broadcast_to(image[20, 30], image.shape), atol=1e-5)

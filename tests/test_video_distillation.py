@@ -62,6 +62,15 @@ class Watched(Blended):
         return made
 
 
+def test_a_place_at_a_pictures_very_edge_is_inside() -> None:
+    """The last half pixel belongs to the last pixel."""
+    camera = Camera(np.eye(4), 40.0, 40.0, 24.0, 24.0, 48, 48)
+    shifted = Camera(np.eye(4), 40.0, 40.0, 24.5 - 1e-9, 24.5 - 1e-9, 48, 48)
+    picture, depth = np.ones((48, 48, 3), np.float32), np.full((48, 48), 2.0, np.float32)
+    shown, seen = brought(picture, depth, shifted, depth, camera)
+    assert seen.all() and shown.min() == 1
+
+
 @pytest.fixture(scope="module")
 def split_file(arc: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Three photos of the arc train, one between each two of them is measured."""

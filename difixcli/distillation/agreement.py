@@ -74,7 +74,8 @@ def brought(
         inside = (wanted > 0) & (z > 0) & (u >= 0) & (v >= 0) & (u < beside.width) & (v < beside.height)
     across, down = (np.where(inside, place - 0.5, 0).astype(np.float32) for place in (u, v))
     shown = cv2.remap(picture, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    there = depth[np.clip(np.rint(down).astype(int), 0, None), np.clip(np.rint(across).astype(int), 0, None)]
+    column, row = (np.where(inside, place, 0).astype(int) for place in (u, v))
+    there = depth[row, column]
     return shown, (inside & (there > 0) & (there > (1 - _BEFORE) * z)).astype(np.float32)
 
 

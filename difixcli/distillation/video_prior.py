@@ -22,6 +22,7 @@ from difixcli.distillation.agreement import agreements, reprojected_difference
 from difixcli.distillation.prior import Context, Proposal, Round, View
 from difixcli.distillation.ways import Way
 from difixcli.errors import InputError
+from difixcli.evidence import settled
 from difixcli.novel_views import view_seed
 from difixcli.priors.video.span import Span
 
@@ -49,7 +50,7 @@ class VideoPrior:
             mean = max(float(np.mean(list(trusts.values()))), 1e-3)
             for name in trusts:
                 with np.load(Path(folder) / f"{name}.npz", allow_pickle=False) as held:
-                    yield self._proposal(views[name], dict(held), mean)
+                    yield self._proposal(views[name], dict(held), mean, shown.seen(views[name]))
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -102,8 +103,10 @@ class VideoPrior:
             for place, name in enumerate(way.names, start=1)
         }
 
-    def _proposal(self, view: View, made: dict[str, Any], mean: float) -> Proposal:
+    def _proposal(self, view: View, made: dict[str, Any], mean: float, seen: np.ndarray) -> Proposal:
         image, agreement = np.clip(made["picture"], 0, 1).astype(np.float32), made["agreement"]
+        if not self._believes:
+            image = settled(image, seen)
         figures = {
             "change": float(np.abs(image - made["render"]).mean()),
             "mean_confidence": float(agreement.mean()),
