@@ -121,12 +121,13 @@ def confirmed(render: Render, fixed: np.ndarray, references: References) -> np.n
         denied = _between((drawn + NO_CONTRAST) / (known + NO_CONTRAST), *DENIED) * (seen > 0.3)
         taken = np.maximum(taken, denied)
     image = np.clip(render.color + coarse + taken[..., None] * (change - coarse), 0, 1).astype(np.float32)
-    return image if references.seen is None else settled(image, references.seen())
+    return image if references.seen is None else settled(image, references.seen(), render.accumulation)
 
 
-def settled(image: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """(H, W, 3) float32: an image (H, W, 3) that is, where no photo has seen it (`seen` (H, W) is False), half as it
-    is and half a smooth continuation of what is seen around.
+def settled(image: np.ndarray, seen: np.ndarray, accumulation: np.ndarray) -> np.ndarray:
+    """(H, W, 3) float32: an image (H, W, 3) of a render that is, where no photo has seen it (`seen` (H, W) is False),
+    half as it is and half a smooth continuation of what is seen around; by the latter alone where the render shows
+    nothing (accumulation (H, W)).
 
     Photos do not keep a reconstruction from showing anything at all there.
     """
@@ -137,8 +138,9 @@ def settled(image: np.ndarray, seen: np.ndarray) -> np.ndarray:
     unseen = cv2.morphologyEx((~seen).astype(np.uint8), cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
     if not unseen.any() or unseen.all():
         return image
-    share = _SETTLED * smooth(unseen, max(1.0, _UNSEEN_EDGE * long))[..., None]
-    return (image + share * (continued(image, unseen == 0) - image)).astype(np.float32)
+    own = (1 - _SETTLED) * np.clip(accumulation, 0, 1)
+    share = (1 - own) * smooth(unseen, max(1.0, _UNSEEN_EDGE * long))
+    return (image + share[..., None] * (continued(image, unseen == 0) - image)).astype(np.float32)
 
 
 def confidence(render: Render, fixed: np.ndarray, references: References) -> np.ndarray:

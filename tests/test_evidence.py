@@ -201,7 +201,8 @@ def test_what_no_photo_has_seen_is_calmed(size: tuple[int, int]) -> None:
     seen = np.ones(size, bool)
     seen[: height // 2, : width // 4] = False
     shards[~seen] = RNG.random((int((~seen).sum()), 3))
-    calmed = settled(shards, seen)
+    opaque = np.ones(size, np.float32)
+    calmed = settled(shards, seen, opaque)
     error = [np.sqrt(((image - truth)[~seen] ** 2).mean()) for image in (shards, calmed)]
     assert error[1] < 0.65 * error[0]
     far = cv2.dilate((~seen).astype(np.uint8), np.ones((9, 9))) == 0
@@ -209,12 +210,17 @@ def test_what_no_photo_has_seen_is_calmed(size: tuple[int, int]) -> None:
     slit = np.ones(size, bool)
     slit[:, width // 2] = False
     for none in (slit, np.ones(size, bool), np.zeros(size, bool)):  # nor where nothing is known to go on from
-        assert settled(shards, none) is shards
+        assert settled(shards, none, opaque) is shards
     beside = _beside(truth, 0.0)
     np.testing.assert_array_equal(
         confirmed(_render(shards), shards, replace(beside, seen=lambda: seen)),
-        settled(confirmed(_render(shards), shards, beside), seen),
+        settled(confirmed(_render(shards), shards, beside), seen, opaque),
     )
+    holes = np.where(seen[..., None], truth, 0)  # nothing of black is left
+    filled = settled(holes, seen, seen.astype(np.float32))
+    deep = cv2.erode((~seen).astype(np.uint8), np.ones((9, 9)), borderValue=1) > 0
+    np.testing.assert_allclose(filled[deep], continued(holes, seen)[deep], atol=1e-3)
+    assert filled[deep].min() > 0.15
 
 
 def test_what_is_known_goes_on_smoothly() -> None:

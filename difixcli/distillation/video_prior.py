@@ -50,7 +50,7 @@ class VideoPrior:
             mean = max(float(np.mean(list(trusts.values()))), 1e-3)
             for name in trusts:
                 with np.load(Path(folder) / f"{name}.npz", allow_pickle=False) as held:
-                    yield self._proposal(views[name], dict(held), mean, shown.seen(views[name]))
+                    yield self._proposal(shown, views[name], dict(held), mean)
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -103,10 +103,10 @@ class VideoPrior:
             for place, name in enumerate(way.names, start=1)
         }
 
-    def _proposal(self, view: View, made: dict[str, Any], mean: float, seen: np.ndarray) -> Proposal:
+    def _proposal(self, shown: Round, view: View, made: dict[str, Any], mean: float) -> Proposal:
         image, agreement = np.clip(made["picture"], 0, 1).astype(np.float32), made["agreement"]
         if not self._believes:
-            image = settled(image, seen)
+            image = settled(image, shown.seen(view), shown.render_photos_only(view).accumulation)
         figures = {
             "change": float(np.abs(image - made["render"]).mean()),
             "mean_confidence": float(agreement.mean()),
