@@ -229,8 +229,9 @@ def test_the_writers_are_all_that_the_samples_import() -> None:
                 room, _, inner = (node.module or "").removeprefix("difixcli.").partition(".")
                 names = [inner] if inner else [alias.name for alias in node.names]
                 left |= {f"{room}/{one}.py" for one in names} - found
-    # what a split file is called, and what is read
+    # what a split file and the samples are called, and what is read
     read = {f"scenes/{name}.py" for name in ("splits", "sparse_views", "source", "image_paths", "lenses", "tracks")}
+    read.add("samples/names.py")
     assert found - read == set(sample.WRITERS)
 
 

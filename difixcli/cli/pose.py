@@ -13,7 +13,7 @@ from difixcli.cli.options import ForceOption, JsonOption, OutputOption, SeedOpti
 from difixcli.cli.outputs import Made
 from difixcli.cli.requests import Request, filling, working
 from difixcli.errors import InputError
-from difixcli.runs import check_output
+from difixcli.runs import check_folder, check_output
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class PoseRequest(Request):
         from difixcli.posing.pose import check_source
         from difixcli.scenes.unposed import left_out, photo_folder
 
+        check_folder(self.folder)
         source = self.source.expanduser().absolute()
         photos = photo_folder(source)
         if photos is not None and (line := left_out(photos)):

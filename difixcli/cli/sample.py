@@ -13,7 +13,7 @@ from difixcli.cli.options import ForceOption, JsonOption, SeedOption
 from difixcli.cli.requests import Request, filling, working
 from difixcli.errors import InputError
 from difixcli.runs import check_folder, make_folder
-from difixcli.samples.names import SIDE, check_sample
+from difixcli.samples.names import check_sample
 
 _MOST_SIZE = 4096  # pixels
 
@@ -58,10 +58,11 @@ class SampleRequest(Request):
         with working():
             self.validate()
             from difixcli.samples.sample import write_sample
+            from difixcli.samples.views import LONG_SIDE
             from difixcli.scenes import load_scene
 
             make_folder(self.folder)
-            long = self.size is not None and self.size > SIDE
+            long = self.size is not None and self.size > LONG_SIDE
             console.say(f"Painting {self.name}; this takes {'minutes' if long else 'a minute'}.")
             write_sample(self.name, self.folder, self.seed, self.size, console.progress)
             frames = len(load_scene(str(self.folder)).frames)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from difixcli.errors import unknown
 
 NAMES = ("room", "street", "table", "interior")
-SIDE = 320
-"""The long side of their photos, in pixels, where no other is asked for."""
 
 
 def check_sample(name: str) -> None:
