@@ -28,15 +28,15 @@ _BOLD = (33.0, 35.0)  # dB of agreement up to which a fixer's bolder weights cou
 _RELATED = (15.0, 19.0)  # dB of agreement: photos of other scenes come to 7 to 14, those of the scene to more than 20
 _UNSEEN_SIDE = 1 / 80  # of the long side: what is narrower stays as it is where no photo has seen it
 _UNSEEN_EDGE = 1 / 240  # of the long side, the width of the seam
-_SETTLED = 0.5  # how far the smooth continuation counts there: wholly, figures of likeness fall
+_OWN = 0.5  # how far an image counts there beside the smooth continuation: not at all, figures of likeness fall
 _SEEN = 5e-4  # smoothed visibility from which on a photo has a say: it reaches three widths beyond its edge
 
 
-def enhanced(fixer: Fixer, render: Render, references: References) -> np.ndarray:
+def enhanced(fixer: Fixer, render: Render, references: References, taught: bool) -> np.ndarray:
     """(H, W, 3) float32 in [0, 1]: a final render, fixed once more where that makes it more like the photos (see
     `nearer`).
     """
-    return nearer(render, fix_render(fixer, render, references), references)
+    return nearer(render, fix_render(fixer, render, references), references, taught)
 
 
 def fix_render(fixer: Fixer, render: Render, references: References) -> np.ndarray:
@@ -80,13 +80,14 @@ def boldness(image: np.ndarray, references: References) -> float:
     return float(np.interp(value, _BOLD, (1, 0)) * np.interp(value, _RELATED, (0, 1)))
 
 
-def nearer(render: Render, fixed: np.ndarray, references: References) -> np.ndarray:
-    """(H, W, 3) float32 in [0, 1]: the render with what of its fix (H, W, 3) makes it more like the photos.
+def nearer(render: Render, fixed: np.ndarray, references: References, taught: bool) -> np.ndarray:
+    """(H, W, 3) float32 in [0, 1]: the render with what of its fix (H, W, 3) makes it more like the photos. `taught`
+    says that its model has learned from fixes.
 
     What of the fix is confirmed (see `confirmed`) counts as far as it brings the render nearer to the photo that is
     nearest to each; where no photo sees the place it counts wholly.
     """
-    fixed = confirmed(render, fixed, references)
+    fixed = confirmed(render, fixed, references, taught)
     if not len(references.aligned):
         return fixed
     sigma = tone_sigma(fixed)
@@ -97,9 +98,10 @@ def nearer(render: Render, fixed: np.ndarray, references: References) -> np.ndar
     return np.clip(render.color + weight * (fixed - render.color), 0, 1).astype(np.float32)
 
 
-def confirmed(render: Render, fixed: np.ndarray, references: References) -> np.ndarray:
+def confirmed(render: Render, fixed: np.ndarray, references: References, taught: bool = False) -> np.ndarray:
     """(H, W, 3) float32 in [0, 1]: the fixed image (H, W, 3) without what it does to detail for no reason, and calmed
-    where no photo has seen it (see `settled`).
+    where no photo has seen it (see `settled`); there only its holes are filled if the render's model is `taught` by
+    fixes, which were calmed before.
 
     Tone and structure are the fix's. Detail is the fix's where it has clearly more of it than the render, and where
     the render has clearly more than any photo that sees the place (needles, speckle); elsewhere it is the render's:
@@ -121,13 +123,15 @@ def confirmed(render: Render, fixed: np.ndarray, references: References) -> np.n
         denied = _between((drawn + NO_CONTRAST) / (known + NO_CONTRAST), *DENIED) * (seen > 0.3)
         taken = np.maximum(taken, denied)
     image = np.clip(render.color + coarse + taken[..., None] * (change - coarse), 0, 1).astype(np.float32)
-    return image if references.seen is None else settled(image, references.seen(), render.accumulation)
+    if references.seen is None:
+        return image
+    return settled(image, references.seen(), render.accumulation, 1.0 if taught else _OWN)
 
 
-def settled(image: np.ndarray, seen: np.ndarray, accumulation: np.ndarray) -> np.ndarray:
-    """(H, W, 3) float32: an image (H, W, 3) of a render that is, where no photo has seen it (`seen` (H, W) is False),
-    half as it is and half a smooth continuation of what is seen around; by the latter alone where the render shows
-    nothing (accumulation (H, W)).
+def settled(image: np.ndarray, seen: np.ndarray, accumulation: np.ndarray, own: float = _OWN) -> np.ndarray:
+    """(H, W, 3) float32: an image (H, W, 3) of a render that is, where no photo has seen it (`seen` (H, W) is False), a
+    mean of itself, with the weight `own`, and of a smooth continuation of what is seen around; the latter alone where
+    the render shows nothing (accumulation (H, W)).
 
     Photos do not keep a reconstruction from showing anything at all there.
     """
@@ -138,8 +142,7 @@ def settled(image: np.ndarray, seen: np.ndarray, accumulation: np.ndarray) -> np
     unseen = cv2.morphologyEx((~seen).astype(np.uint8), cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
     if not unseen.any() or unseen.all():
         return image
-    own = (1 - _SETTLED) * np.clip(accumulation, 0, 1)
-    share = (1 - own) * smooth(unseen, max(1.0, _UNSEEN_EDGE * long))
+    share = (1 - own * np.clip(accumulation, 0, 1)) * smooth(unseen, max(1.0, _UNSEEN_EDGE * long))
     return (image + share[..., None] * (continued(image, unseen == 0) - image)).astype(np.float32)
 
 

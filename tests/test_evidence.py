@@ -162,14 +162,14 @@ def test_a_final_render_takes_of_a_fix_what_brings_it_nearer_to_a_photo() -> Non
     photo = _photo(180, 240)
     half = np.zeros(photo.shape[:2], np.float32)
     half[:, :120] = 1
-    better, worse = nearer(_render(photo - 0.1), photo, _beside(photo, 1.0)), photo - 0.1
+    better, worse = nearer(_render(photo - 0.1), photo, _beside(photo, 1.0), False), photo - 0.1
     assert np.abs(better - photo).mean() < 0.01
     # away from what a photo shows nothing is taken; where none sees the place, all of it
-    shown = nearer(_render(photo), worse, _beside(photo, half))
+    shown = nearer(_render(photo), worse, _beside(photo, half), False)
     assert np.abs(shown - photo)[:, :100].max() < 0.01 and np.abs(shown - worse)[:, 140:].max() < 0.01
     # without photos the fix counts as `confirmed` has it
     none = References([], [], np.zeros((0, *photo.shape), np.float32), np.zeros((0, 180, 240), np.float32))
-    np.testing.assert_array_equal(nearer(_render(photo), worse, none), confirmed(_render(photo), worse, none))
+    np.testing.assert_array_equal(nearer(_render(photo), worse, none, False), confirmed(_render(photo), worse, none))
 
 
 # The guard
@@ -218,6 +218,9 @@ def test_what_no_photo_has_seen_is_calmed(size: tuple[int, int]) -> None:
     )
     holes = np.where(seen[..., None], truth, 0)  # nothing of black is left
     filled = settled(holes, seen, seen.astype(np.float32))
+    taught = settled(shards, seen, opaque, own=1.0)  # only holes are
+    np.testing.assert_allclose(taught, shards, atol=1e-6)
+    np.testing.assert_array_equal(settled(holes, seen, seen.astype(np.float32), own=1.0), filled)
     deep = cv2.erode((~seen).astype(np.uint8), np.ones((9, 9)), borderValue=1) > 0
     np.testing.assert_allclose(filled[deep], continued(holes, seen)[deep], atol=1e-3)
     assert filled[deep].min() > 0.15

@@ -499,7 +499,7 @@ class Distillation:
         photos_only: Reconstruction | None = None,
     ) -> None:
         with self._timed("final renders"):
-            renders.write(model, variant, fixed, photos_only)
+            renders.write(model, variant, fixed, variant == "distilled", photos_only)
 
     def _figures(self) -> dict[str, dict[str, Any]]:
         if not self.split.test:

@@ -61,11 +61,18 @@ class FinalRenders:
         paths = [(target.name, target.camera) for target in targets if target.frame is None]
         self._views: Mapping[str, Sequence[tuple[str, Camera]]] = {"renders": views, "path": paths}
 
-    def write(self, model: Reconstruction, variant: str, fixed: str, photos_only: Reconstruction | None = None) -> None:
+    def write(
+        self,
+        model: Reconstruction,
+        variant: str,
+        fixed: str,
+        taught: bool,
+        photos_only: Reconstruction | None = None,
+    ) -> None:
         """Write a model's renders as `variant`, and the same fixed once as `fixed`; and the truth beside them.
 
-        `photos_only` is what photos alone have taught, where the model has seen more than photos: what it was taught
-        by fixes speaks for none of them.
+        `taught` says that the model has learned from fixes. `photos_only` is what photos alone have taught, where the
+        model has seen more than photos: what it was taught by fixes speaks for none of them.
         """
         write_truth(self._run, self._scene, self._split)
         beside_all = ReferenceViews(self._scene, self._split.train, model, self._count)
@@ -79,7 +86,9 @@ class FinalRenders:
             return render, looked_up(beside_all.beside(view[2], render, align=align), self._fixer), known
 
         def cleaned(batch: Sequence[tuple[_View, tuple[Render, References, Render]]]) -> list[np.ndarray]:
-            return [(enhanced if supported else fix_render)(self._fixer, *made[:2]) for _, made in batch]
+            if supported:
+                return [enhanced(self._fixer, *made[:2], taught=taught) for _, made in batch]
+            return [fix_render(self._fixer, *made[:2]) for _, made in batch]
 
         def write(view: _View, made: tuple[Render, References, Render], clean: np.ndarray) -> None:
             folder, name, _ = view

@@ -106,7 +106,9 @@ class VideoPrior:
     def _proposal(self, shown: Round, view: View, made: dict[str, Any], mean: float) -> Proposal:
         image, agreement = np.clip(made["picture"], 0, 1).astype(np.float32), made["agreement"]
         if not self._believes:
-            image = settled(image, shown.seen(view), shown.render_photos_only(view).accumulation)
+            seen = shown.seen(view)
+            image = settled(image, seen, shown.render_photos_only(view).accumulation)
+            agreement = np.where(seen, agreement, mean)  # nobody knows better what is there
         figures = {
             "change": float(np.abs(image - made["render"]).mean()),
             "mean_confidence": float(agreement.mean()),

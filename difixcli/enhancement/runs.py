@@ -53,19 +53,27 @@ def by_fixer(
     def cleaner(reconstruction: Reconstruction, photos_only: Reconstruction | None) -> Prepare:
         beside_all = ReferenceViews(scene, split.train, reconstruction, count)
 
+        taught = _is_distilled(reconstruction.folder)
+
         def prepared(camera: Camera, render: Render) -> Callable[[], Clean]:
             align = marked or supported or fixer.config.references == "aligned"
             known = photos_only.render(camera) if marked and photos_only is not None else render
-            return partial(clean, render, looked_up(beside_all.beside(camera, render, align=align), fixer), known)
+            beside = looked_up(beside_all.beside(camera, render, align=align), fixer)
+            return partial(clean, render, beside, known, taught)
 
         return prepared
 
-    def clean(render: Render, beside: References, known: Render) -> Clean:
+    def clean(render: Render, beside: References, known: Render, taught: bool) -> Clean:
         fixed = fix_render(fixer, render, beside)
-        color = nearer(render, fixed, beside) if supported else fixed
+        color = nearer(render, fixed, beside, taught) if supported else fixed
         return Clean(color, marks_of(known, color, beside) if marked else None)
 
     return cleaner
+
+
+def _is_distilled(run: Path) -> bool:
+    """Whether a run has learned from more than photos, which its folder then keeps a model of."""
+    return (run / PHOTOS / "config.yml").is_file()
 
 
 def by_resolver(resolver: SuperResolver, operator: Operator, seed: int) -> Cleaner:
@@ -115,7 +123,7 @@ def enhance_run(
     same_size = _of_one_size(cameras)
     reconstruction = Reconstruction.load(source, scene, split.train, device)
     photos_only = None
-    if confidence and (source / PHOTOS / "config.yml").is_file():
+    if confidence and _is_distilled(source):
         photos_only = Reconstruction.load(source / PHOTOS, scene, split.train, device)
     clean = cleaner(reconstruction, photos_only)
 
