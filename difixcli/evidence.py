@@ -85,7 +85,7 @@ def nearer(render: Render, fixed: np.ndarray, references: References, taught: bo
     says that its model has learned from fixes.
 
     What of the fix is confirmed (see `confirmed`) counts as far as it brings the render nearer to the photo that is
-    nearest to each; where no photo sees the place it counts wholly.
+    nearest to each; where none of the references sees the place it counts wholly.
     """
     fixed = confirmed(render, fixed, references, taught)
     if not len(references.aligned):
@@ -98,7 +98,7 @@ def nearer(render: Render, fixed: np.ndarray, references: References, taught: bo
     return np.clip(render.color + weight * (fixed - render.color), 0, 1).astype(np.float32)
 
 
-def confirmed(render: Render, fixed: np.ndarray, references: References, taught: bool = False) -> np.ndarray:
+def confirmed(render: Render, fixed: np.ndarray, references: References, taught: bool) -> np.ndarray:
     """(H, W, 3) float32 in [0, 1]: the fixed image (H, W, 3) without what it does to detail for no reason, and calmed
     where no photo has seen it (see `settled`); there only its holes are filled if the render's model is `taught` by
     fixes, which were calmed before.
@@ -123,12 +123,12 @@ def confirmed(render: Render, fixed: np.ndarray, references: References, taught:
         denied = _between((drawn + NO_CONTRAST) / (known + NO_CONTRAST), *DENIED) * (seen > 0.3)
         taken = np.maximum(taken, denied)
     image = np.clip(render.color + coarse + taken[..., None] * (change - coarse), 0, 1).astype(np.float32)
-    if references.seen is None:
+    if references.seen_by_any is None:
         return image
-    return settled(image, references.seen(), render.accumulation, 1.0 if taught else _OWN)
+    return settled(image, references.seen_by_any(), render.accumulation, 1.0 if taught else _OWN)
 
 
-def settled(image: np.ndarray, seen: np.ndarray, accumulation: np.ndarray, own: float = _OWN) -> np.ndarray:
+def settled(image: np.ndarray, seen: np.ndarray, accumulation: np.ndarray, own: float) -> np.ndarray:
     """(H, W, 3) float32: an image (H, W, 3) of a render that is, where no photo has seen it (`seen` (H, W) is False), a
     mean of itself, with the weight `own`, and of a smooth continuation of what is seen around; the latter alone where
     the render shows nothing (accumulation (H, W)).
@@ -152,7 +152,8 @@ def confidence(render: Render, fixed: np.ndarray, references: References) -> np.
     Where references are visible, the one that agrees best with the fix at low frequencies decides: what all of them
     contradict is invented. Where none is visible the fix may only change the tone a little, against the render's colour
     without the background that shines through. Without references nothing contradicts it. Where the render shows
-    next to nothing (accumulation) there is no trust at all.
+    next to nothing (accumulation) there is no trust at all. It is the fix that is judged: what calms it afterwards
+    (see `settled`) is believed as far as the fix was.
     """
     weight = _substance(render)
     if len(references.aligned):

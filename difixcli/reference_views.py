@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 _DEPTHS_HELD = 64
+_DEPTH_BYTES = 2**28  # of depths at half size: more of them are held where they are small
 # Photos are aligned from up to this many times the working size, where they have it: sampled at the working size
 # they would lose detail to interpolation.
 _DETAIL = 2
@@ -30,7 +31,9 @@ _LONGEST_EDGE = 1 / 12  # of the long side: points that are farther apart know n
 _SAME_DEPTH = 1.2  # so many times farther than another, a point is of another surface
 _OPAQUE = 0.5  # accumulation from which on depth is believed
 _IN_FRONT = 0.05  # of the depth: so much nearer, something hides a point
-_EVERYWHERE = 0.99  # of a photo's pixels that show something: then emptiness is a hole
+_EVERYWHERE = 0.99  # of photos' pixels that show something: then emptiness is a hole
+_ASKED = 8  # photos that say so
+_LOOKED_AT = 200  # pixels of a render's long side whose points are looked for in photos
 _NO_MORE = 1e-3  # of a render's pixels: no further photo is asked about fewer
 
 
@@ -42,8 +45,8 @@ class References:
     (V, H, W, 3) are the same photos reprojected into the render's view, `visibility` (V, H, W) in [0, 1] says where
     that is believable. `correspondence` makes, for fixers that look references up by their geometry, which places of
     the first so many photos the render's pixels show, (V, 3, H, W) as `fixer.correspondence.correspond` does for photos
-    brought to the render's size; None where no geometry is known. `seen` makes, likewise, which of the render's pixels
-    any photo of the scene has seen, (H, W) bool (see `ReferenceViews.seen`).
+    brought to the render's size; None where no geometry is known. `seen_by_any` makes, likewise, which of the
+    render's pixels any photo has seen, not only these (see `ReferenceViews.seen_by_any`).
     """
 
     frames: Sequence[int]
@@ -51,7 +54,7 @@ class References:
     aligned: np.ndarray
     visibility: np.ndarray
     correspondence: Callable[[int], np.ndarray] | None = None
-    seen: Callable[[], np.ndarray] | None = None
+    seen_by_any: Callable[[], np.ndarray] | None = None
 
 
 class ReferenceViews:
@@ -64,13 +67,18 @@ class ReferenceViews:
     def __init__(self, scene: Scene, frames: Sequence[int], reconstruction: Reconstruction, count: int) -> None:
         self.scene, self.frames, self.reconstruction, self.count = scene, list(frames), reconstruction, count
         # neighbours on a path share references; the rest of a long one need not be held
-        self._depths = lru_cache(_DEPTHS_HELD)(partial(_half_size_depth, scene, reconstruction))
+        halved = [_halved(scene.frames[frame].camera) for frame in self.frames]
+        bytes_of_one = max((4 * one.width * one.height for one in halved), default=1)
+        held = max(_DEPTHS_HELD, _DEPTH_BYTES // bytes_of_one)
+        self._depths = lru_cache(held)(partial(_half_size_depth, scene, reconstruction))
         self._seen_depths = lru_cache(_DEPTHS_HELD)(partial(seen_depth, scene, reconstruction))
+        self._are_full = lru_cache(1)(self._show_something)
 
     def refresh(self) -> None:
         """Forget the rendered depths, because the reconstruction has changed."""
         self._depths.cache_clear()
         self._seen_depths.cache_clear()
+        self._are_full.cache_clear()
 
     def photo(self, frame: int) -> np.ndarray:
         """(H, W, 3) the reference photo; read-only."""
@@ -108,46 +116,54 @@ class ReferenceViews:
         )
         return found[0].numpy()
 
-    def seen(self, camera: Camera, render: Render) -> np.ndarray:
-        """(H, W) bool: what of a render made at `camera` any of the frames' photos has seen, by the depths of both; to
-        two pixels. What a photo's mask leaves out it has not seen.
+    def seen_by_any(self, camera: Camera, render: Render) -> np.ndarray:
+        """(H, W) bool: what of a render made at `camera` any of the frames' photos has seen, by the depths of both and
+        to a 200th of its long side. What a photo's mask leaves out it has not seen.
 
-        Where the render shows nothing it is seen, unless photos show something everywhere.
+        Where the render is not opaque it counts as seen, unless photos show something everywhere: then it is a hole.
         """
         import cv2
 
         height, width = render.depth.shape
-        size = (max(1, width // 2), max(1, height // 2))
-        depth = cv2.resize(render.depth, size, interpolation=cv2.INTER_NEAREST)
+        less = min(1.0, _LOOKED_AT / max(height, width))
+        size = (max(1, round(width * less)), max(1, round(height * less)))
+        depth = cv2.resize(opaque_depth(render), size, interpolation=cv2.INTER_NEAREST)
         x, y = np.meshgrid(np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5)
         unseen = depth > 0
         points = camera.resized(*size).unproject(x, y, depth.astype(np.float64))
-        everywhere = True
         for frame in self.nearest(camera, count=len(self.frames)):
-            theirs = self.depth(frame)
-            everywhere &= bool((theirs > 0).mean() > _EVERYWHERE)
             left = np.nonzero(unseen)
-            unseen[left] = ~self._shown(frame, theirs, points[left])
+            unseen[left] = ~self._shown(frame, points[left])
             if unseen.mean() < _NO_MORE:
                 break
-        if everywhere:
+        if self._are_full():
             unseen |= depth <= 0
         return cv2.resize(unseen.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) == 0
 
-    def _shown(self, frame: int, depth: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """(N,) bool: which of the points (N, 3) a frame's photo shows, where the reconstruction has this depth (h, w)
-        there.
-        """
-        camera = self.scene.frames[frame].camera.resized(depth.shape[1], depth.shape[0])
+    def _shown(self, frame: int, points: np.ndarray) -> np.ndarray:
+        """(N,) bool: which of the points (N, 3) a frame's photo shows."""
+        camera = _halved(self.scene.frames[frame].camera)
         u, v, z = camera.project(points)
         with np.errstate(invalid="ignore"):
-            inside = (z > 0) & (u >= 0) & (v >= 0) & (u < camera.width) & (v < camera.height)
-        column, row = (np.where(inside, place, 0).astype(int) for place in (u, v))
-        there = depth[row, column]
-        shown = inside & ((there <= 0) | (there > (1 - _IN_FRONT) * z))
+            shown = (z > 0) & (u >= 0) & (v >= 0) & (u < camera.width) & (v < camera.height)
+        if not shown.any():  # most photos of a large scene, whose depth need not be rendered
+            return shown
+        column, row = (np.where(shown, place, 0).astype(int) for place in (u, v))
+        there = self.depth(frame)[row, column]
+        shown &= (there <= 0) | (there > (1 - _IN_FRONT) * z)
         if (mask := load_mask(replace(self.scene.frames[frame], camera=camera))) is not None:
             shown &= mask[row, column]
         return shown
+
+    def _show_something(self) -> bool:
+        """Whether photos show something everywhere but where their masks leave it out, by a few of them."""
+        shares = []
+        for frame in self.frames[:: max(1, len(self.frames) // _ASKED)]:
+            depth = self.depth(frame)
+            mask = load_mask(replace(self.scene.frames[frame], camera=_halved(self.scene.frames[frame].camera)))
+            there = depth > 0 if mask is None else (depth > 0)[mask]
+            shares.append(there.mean() if there.size else 1.0)
+        return bool(np.mean(shares) > _EVERYWHERE) if shares else False
 
     def nearest(self, camera: Camera, exclude: Iterable[int] = (), count: int | None = None) -> list[int]:
         """The frames nearest to the camera by pose distance, nearest first, without those excluded; at most `count`,
@@ -188,8 +204,8 @@ class ReferenceViews:
             nothing = np.zeros((0, height, width), np.float32)
             return References(frames, photos, np.zeros((0, height, width, 3), np.float32), nothing, geometry)
 
-        def seen() -> np.ndarray:
-            return self.seen(camera, render)
+        def seen_by_any() -> np.ndarray:
+            return self.seen_by_any(camera, render)
 
         # references of one lens share one size; others are brought to the first one's
         detailed = [_detailed(self.scene.frames[f]) for f in frames]
@@ -217,7 +233,7 @@ class ReferenceViews:
             ref_masks=None if masks is None else masks.to(device),
         )
         aligned, visibility = aligned[0].permute(0, 2, 3, 1).cpu(), visibility[0, :, 0].cpu()
-        return References(frames, photos, aligned.numpy(), visibility.numpy(), geometry, seen)
+        return References(frames, photos, aligned.numpy(), visibility.numpy(), geometry, seen_by_any)
 
 
 def _detailed(frame: Frame) -> Frame:
@@ -232,7 +248,11 @@ def _detailed(frame: Frame) -> Frame:
 def _half_size_depth(scene: Scene, reconstruction: Reconstruction, frame: int) -> np.ndarray:
     camera = scene.frames[frame].camera
     # it only tells what hides what: half the size serves, at a quarter of a ray method's time
-    return reconstruction.render(camera.resized(max(1, camera.width // 2), max(1, camera.height // 2))).depth
+    return reconstruction.render(_halved(camera)).depth
+
+
+def _halved(camera: Camera) -> Camera:
+    return camera.resized(max(1, camera.width // 2), max(1, camera.height // 2))
 
 
 def seen_depth(scene: Scene, reconstruction: Reconstruction, frame: int, size: tuple[int, int]) -> np.ndarray:
@@ -300,11 +320,13 @@ def _places_by_points(scene: Scene, frame: int, reference: int, size: tuple[int,
     return np.nan_to_num(nothing, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def looked_up(references: References, fixer: Fixer) -> References:
-    """The same, with what `evidence` will ask for found now: in a thread ahead, as a rule."""
-    if references.seen is not None:
-        seen = references.seen()
-        references = replace(references, seen=lambda: seen)
+def looked_up(references: References, fixer: Fixer, confirming: bool) -> References:
+    """The same, with what `evidence.fix_render` and, where it will be asked, `evidence.confirmed` look up found now: in
+    a thread ahead, as a rule.
+    """
+    if confirming and references.seen_by_any is not None:
+        seen = references.seen_by_any()
+        references = replace(references, seen_by_any=lambda: seen)
     count = min(fixer.config.views, len(references.frames))
     if fixer.config.references != "geometry" or references.correspondence is None or not count:
         return references

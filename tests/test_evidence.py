@@ -56,7 +56,7 @@ def _soft(image: np.ndarray, width: float) -> np.ndarray:
 def test_a_fix_does_not_soften_what_it_trains(size: tuple[int, int]) -> None:
     photo = _photo(*size)
     fixed = np.clip(_soft(photo, 0.4) - 0.1, 0, 1)  # a better tone, and a little smooth
-    taken = confirmed(_render(photo), fixed, _beside(photo, 1.0))
+    taken = confirmed(_render(photo), fixed, _beside(photo, 1.0), False)
     wanted = photo - 0.1
     assert np.abs(taken - wanted).mean() < 0.4 * np.abs(fixed - wanted).mean()
 
@@ -80,7 +80,9 @@ def test_that_aligning_softens_a_photo_denies_no_detail(size: tuple[int, int]) -
     beside = _beside(_soft(photo, 0.4), 1.0)
     fixed = _soft(photo, 0.6)
     kept, lost = (
-        np.abs(confirmed(_render(photo), fixed, References([0], [own], beside.aligned, beside.visibility)) - photo)
+        np.abs(
+            confirmed(_render(photo), fixed, References([0], [own], beside.aligned, beside.visibility), False) - photo
+        )
         for own in (photo, beside.aligned[0])
     )
     assert kept.mean() < 0.5 * np.abs(fixed - photo).mean() < lost.mean() * 0.75
@@ -90,7 +92,7 @@ def test_that_aligning_softens_a_photo_denies_no_detail(size: tuple[int, int]) -
 def test_detail_that_only_the_fix_has_is_taken(size: tuple[int, int]) -> None:
     photo = _photo(*size)
     soft = _soft(photo, 1.0)
-    taken = confirmed(_render(soft), photo, _beside(photo, 1.0))
+    taken = confirmed(_render(soft), photo, _beside(photo, 1.0), False)
     assert np.abs(taken - photo).mean() < 0.2 * np.abs(soft - photo).mean()
 
 
@@ -99,10 +101,10 @@ def test_needles_that_no_photo_has_are_removed(size: tuple[int, int]) -> None:
     photo = _soft(_photo(*size), 1.0)
     needles = photo.copy()
     needles[:, ::7] = np.clip(needles[:, ::7] + 0.3, 0, 1)
-    taken = confirmed(_render(needles), photo, _beside(photo, 1.0))
+    taken = confirmed(_render(needles), photo, _beside(photo, 1.0), False)
     assert np.abs(taken - photo).mean() < 0.1 * np.abs(needles - photo).mean()
     # where no photo sees the place, the render's detail stays: nothing denies it
-    kept = confirmed(_render(needles), photo, _beside(photo, 0.0))
+    kept = confirmed(_render(needles), photo, _beside(photo, 0.0), False)
     assert np.abs(kept - photo).mean() > 0.3 * np.abs(needles - photo).mean()
 
 
@@ -169,7 +171,9 @@ def test_a_final_render_takes_of_a_fix_what_brings_it_nearer_to_a_photo() -> Non
     assert np.abs(shown - photo)[:, :100].max() < 0.01 and np.abs(shown - worse)[:, 140:].max() < 0.01
     # without photos the fix counts as `confirmed` has it
     none = References([], [], np.zeros((0, *photo.shape), np.float32), np.zeros((0, 180, 240), np.float32))
-    np.testing.assert_array_equal(nearer(_render(photo), worse, none, False), confirmed(_render(photo), worse, none))
+    np.testing.assert_array_equal(
+        nearer(_render(photo), worse, none, False), confirmed(_render(photo), worse, none, False)
+    )
 
 
 # The guard
@@ -202,7 +206,7 @@ def test_what_no_photo_has_seen_is_calmed(size: tuple[int, int]) -> None:
     seen[: height // 2, : width // 4] = False
     shards[~seen] = RNG.random((int((~seen).sum()), 3))
     opaque = np.ones(size, np.float32)
-    calmed = settled(shards, seen, opaque)
+    calmed = settled(shards, seen, opaque, own=0.5)
     error = [np.sqrt(((image - truth)[~seen] ** 2).mean()) for image in (shards, calmed)]
     assert error[1] < 0.65 * error[0]
     far = cv2.dilate((~seen).astype(np.uint8), np.ones((9, 9))) == 0
@@ -210,16 +214,17 @@ def test_what_no_photo_has_seen_is_calmed(size: tuple[int, int]) -> None:
     slit = np.ones(size, bool)
     slit[:, width // 2] = False
     for none in (slit, np.ones(size, bool), np.zeros(size, bool)):  # nor where nothing is known to go on from
-        assert settled(shards, none, opaque) is shards
-    beside = _beside(truth, 0.0)
-    np.testing.assert_array_equal(
-        confirmed(_render(shards), shards, replace(beside, seen=lambda: seen)),
-        settled(confirmed(_render(shards), shards, beside), seen, opaque),
-    )
+        assert settled(shards, none, opaque, own=0.5) is shards
+    # of a model that has learned from calmed views, only holes are filled
+    beside = replace(_beside(truth, 0.0), seen_by_any=lambda: seen)
+    for taught, wanted in ((False, calmed), (True, shards)):
+        for made in (
+            confirmed(_render(shards), shards, beside, taught),
+            nearer(_render(shards), shards, beside, taught),
+        ):
+            np.testing.assert_allclose(made, wanted, atol=1e-6)
     holes = np.where(seen[..., None], truth, 0)  # nothing of black is left
-    filled = settled(holes, seen, seen.astype(np.float32))
-    taught = settled(shards, seen, opaque, own=1.0)  # only holes are
-    np.testing.assert_allclose(taught, shards, atol=1e-6)
+    filled = settled(holes, seen, seen.astype(np.float32), own=0.5)
     np.testing.assert_array_equal(settled(holes, seen, seen.astype(np.float32), own=1.0), filled)
     deep = cv2.erode((~seen).astype(np.uint8), np.ones((9, 9)), borderValue=1) > 0
     np.testing.assert_allclose(filled[deep], continued(holes, seen)[deep], atol=1e-3)

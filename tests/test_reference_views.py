@@ -12,7 +12,8 @@ from small_scenes import small_sample
 
 from difixcli.reconstruction import Reconstruction, Render
 from difixcli.reference_views import ReferenceViews, _detailed
-from difixcli.scenes import load_photo, load_scene
+from difixcli.runs import write_image
+from difixcli.scenes import Camera, load_photo, load_scene
 
 
 @pytest.mark.parametrize(("working", "detailed"), [(16, 32), (32, 64), (40, 64), (64, 64)])
@@ -55,29 +56,51 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Reconstruction:
 
 
 def test_what_photos_have_seen_is_what_lies_in_them(plane: Reconstruction) -> None:
-    """Left of what the leftmost photo shows nothing is seen; one photo sees less than all."""
     scene = load_scene(str(plane.folder.parent / "plane"), 48)
-    middle = scene.frames[4].camera
-    scale = np.linalg.norm(scene.frames[5].camera.position - middle.position) / np.hypot(0.15, 0.05)
-    beyond = replace(middle, camera_to_world=middle.camera_to_world.copy())
-    depth = 3 * scale
-    beyond.camera_to_world[:3, 3] -= middle.camera_to_world[:3, 0] * depth  # a whole picture's width
-    everything = np.full((48, 48), depth, np.float32)
-    render = Render(np.zeros((48, 48, 3), np.float32), np.ones((48, 48), np.float32), everything)
-    leftmost = scene.frames[0].camera
+    middle, leftmost = scene.frames[4].camera, scene.frames[0].camera
+    depth = 3 * float(np.linalg.norm(scene.frames[5].camera.position - middle.position) / np.hypot(0.15, 0.05))
+    wall = np.full((48, 48), depth, np.float32)
+    render = Render(np.zeros((48, 48, 3), np.float32), np.ones((48, 48), np.float32), wall)
     x, y = np.meshgrid(np.arange(48) + 0.5, np.arange(48) + 0.5)
-    for frames in (range(9), [0]):
-        seen = ReferenceViews(scene, frames, plane, 2).seen(beyond, render)
-        u, v, _ = leftmost.project(beyond.unproject(x, y, everything.astype(np.float64)))
-        inside = (u >= 0) & (u < 48) & (v >= 0) & (v < 48)
-        assert 0.2 < inside.mean() < 0.8
-        assert (seen == inside)[:, :40].mean() > 0.93  # the photos stand a little higher and lower
-    of_itself = ReferenceViews(scene, range(9), plane, 2)
-    assert of_itself.seen(middle, render).mean() > 0.99
-    behind = replace(render, depth=1.5 * everything)  # hidden by the plane
-    assert of_itself.seen(middle, behind).mean() < 0.02
-    hole = replace(render, depth=np.where(x < 24, 0, everything).astype(np.float32))
-    shown = of_itself.seen(middle, hole)
-    assert not shown[:, :22].any() and shown[:, 26:].mean() > 0.99  # photos show something everywhere
-    beside = of_itself.beside(middle, plane.render(middle))
-    assert beside.seen is not None and beside.seen().mean() > 0.98
+    # a whole picture's width to the left of the middle, only the leftmost photos see something
+    beyond = _moved(middle, -depth)
+    u, v, _ = leftmost.project(beyond.unproject(x, y, wall.astype(np.float64)))
+    inside = (u >= 0) & (u < 48) & (v >= 0) & (v < 48)
+    assert 0.2 < inside.mean() < 0.8
+    by_it, by_all, by_another = (
+        ReferenceViews(scene, frames, plane, 2).seen_by_any(beyond, render) for frames in ([0], range(9), [8])
+    )
+    assert (by_it == inside).mean() > 0.97 and not by_another.any()
+    assert not (by_it & ~by_all).any() and by_all.sum() > by_it.sum()  # others stand higher and lower
+    # what is behind the wall is hidden; what a mask leaves out is not seen
+    views = ReferenceViews(scene, range(9), plane, 2)
+    assert views.seen_by_any(middle, render).mean() > 0.97
+    assert views.seen_by_any(middle, replace(render, depth=1.5 * wall)).mean() < 0.03
+    mask = np.zeros((48, 48), np.uint8)
+    mask[:, :24] = 255
+    write_image(plane.folder.parent / "mask.png", mask / 255)
+    masked = [replace(frame, mask_path=plane.folder.parent / "mask.png") for frame in scene.frames]
+    half = ReferenceViews(replace(scene, frames=masked), [4], plane, 2).seen_by_any(middle, render)
+    assert half[:, :22].mean() > 0.97 and not half[:, 26:].any()
+    assert views.beside(middle, plane.render(middle)).seen_by_any().mean() > 0.97
+
+
+def test_emptiness_is_a_hole_where_photos_show_something_everywhere(plane: Reconstruction) -> None:
+    scene = load_scene(str(plane.folder.parent / "plane"), 48)
+    camera = scene.frames[4].camera
+    shown = plane.render(camera)
+    left = np.zeros((48, 48), bool)
+    left[:, :20] = True
+    hole = replace(shown, depth=np.where(left, 0, shown.depth), accumulation=np.where(left, 0, shown.accumulation))
+    assert not ReferenceViews(scene, range(9), plane, 2).seen_by_any(camera, hole)[:, :18].any()
+    # photos that look past the end of what there is
+    away = [replace(frame, camera=_moved(frame.camera, 40 * np.ptp(shown.depth[24]) + 20)) for frame in scene.frames]
+    past = ReferenceViews(replace(scene, frames=[*scene.frames[:5], *away[5:]]), range(9), plane, 2)
+    assert past.seen_by_any(camera, hole)[:, :18].all()
+
+
+def _moved(camera: Camera, across: float) -> Camera:
+    """The camera, so far to its right."""
+    moved = camera.camera_to_world.copy()
+    moved[:3, 3] += across * moved[:3, 0]
+    return replace(camera, camera_to_world=moved)

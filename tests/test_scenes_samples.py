@@ -15,6 +15,7 @@ import pytest
 
 from difixcli.errors import InputError
 from difixcli.samples import paint, raycast, sample
+from difixcli.samples.names import NAMES
 from difixcli.samples.raycast import Light, Solid, World, box, cylinder, sphere
 from difixcli.samples.sample import sample_folder, write_sample
 from difixcli.samples.views import sees_freely
@@ -219,6 +220,7 @@ def test_another_writer_keeps_its_samples_elsewhere(tmp_path: Path) -> None:
 
 
 def test_the_writers_are_all_that_the_samples_import() -> None:
+    assert tuple(sample.SAMPLES) == NAMES
     package = Path(sample.__file__).parents[1]
     found, left = set(), {"samples/sample.py"}
     while left:

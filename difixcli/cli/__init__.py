@@ -1,7 +1,7 @@
 """The `difix` program: one file a command, nothing but parsing and printing.
 
-No torch and no nerfstudio at import: `difix --help` answers at once. A command's own module is imported where the
-command is asked for: typer takes as long over the options of all as over anything else.
+No torch and no nerfstudio at import: `difix --help` answers at once. A command's own module is imported where that
+command, or the list of all, is asked for: typer takes as long over the options of all as over anything else.
 """
 
 from __future__ import annotations
@@ -64,6 +64,9 @@ class _Made(MutableMapping[str, Any]):
     def __delitem__(self, name: str) -> None:
         del self._held[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._held  # without making it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._held)
 
@@ -82,6 +85,11 @@ class _Commands(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        if name not in self.commands:  # what a module's import raises is no unknown command
+            return None
+        return self.commands[name]
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:
         self._as_json = "--json" in (sys.argv[1:] if args is None else args)

@@ -57,6 +57,12 @@ def distilled_as(source: Path) -> dict[str, Any]:
     return held
 
 
+def _has_learned(source: Path) -> bool:
+    """Whether a round of a distillation's is in its model."""
+    rounds = (run_record(source) or {}).get("rounds")
+    return isinstance(rounds, dict) and bool(rounds.get("accepted"))
+
+
 def enhanced_images(request: EnhanceRequest) -> Made:
     """Fix images, or the frames of a video, of unknown pose."""
     from difixcli.enhancement import check_images, enhance_images
@@ -117,13 +123,13 @@ def enhanced_run(request: EnhanceRequest) -> Made:
     if trajectory is not None and (note := path_world_note(trajectory)):
         console.say(note)
     cameras = views(scene, split, path, film)[1]
-    network = None
+    network, taught = None, _has_learned(source)
     if asked is not None:
         cleaner, read_by_it = resolver_cleaner(asked, on, held["seed"])
     else:
         network = _opened(request, on)
         trust = held.get("trust", "supported")
-        cleaner = by_fixer(network, scene, split, held.get("references"), trust, request.confidence)
+        cleaner = by_fixer(network, scene, split, held.get("references"), trust, taught, request.confidence)
         read_by_it = fixer_input(request.fixer)
     # a run that has trained on since makes other frames
     checkpoint = latest_checkpoint(source)
@@ -138,6 +144,7 @@ def enhanced_run(request: EnhanceRequest) -> Made:
         "dtype": None if network is None else str(network.dtype),
     }
     arguments |= {"references": held.get("references"), "trust": held.get("trust"), "enlargement": asked}
+    arguments["taught"] = taught
     part = "-".join(["enhanced", *([path.name] if path else []), *(["steady"] if film.steady else [])])
     folder = request.output or beside_others(source / part, "enhance", arguments)
     run = Run.open(folder, "enhance", arguments, inputs, request.force, reads=reads)

@@ -126,7 +126,7 @@ def parameters_of(kind: type[Request]) -> list[inspect.Parameter]:
             default=inspect.Parameter.empty if field.default is MISSING else field.default,
             annotation=hints[field.name],
         )
-        for field in sorted(fields(kind), key=lambda field: field.kw_only is True)  # as a base's are, which stand first
+        for field in sorted(fields(kind), key=lambda field: field.kw_only is True)  # last, though a base's stand first
     ]
 
 

@@ -498,8 +498,9 @@ class Distillation:
         fixed: str,
         photos_only: Reconstruction | None = None,
     ) -> None:
+        taught = variant == "distilled" and bool(self.rounds.records())
         with self._timed("final renders"):
-            renders.write(model, variant, fixed, variant == "distilled", photos_only)
+            renders.write(model, variant, fixed, taught, photos_only)
 
     def _figures(self) -> dict[str, dict[str, Any]]:
         if not self.split.test:

@@ -48,18 +48,18 @@ class FixerPrior:
         if self._trust == "all":
             # only the references are brought in through photos' geometry, if the fixer takes them so
             beside = shown.beside(view, self._count, align=self._fixer.config.references == "aligned")
-            return partial(self._as_it_is, shown.render(view), looked_up(beside, self._fixer))
+            return partial(self._as_it_is, shown.render(view), looked_up(beside, self._fixer, confirming=False))
         if shown.kept(view) is not None:
             return None
         beside = shown.beside(view, self._count)
         render = shown.render_photos_only(view)
-        before = agreement(render.color, beside)
+        before, taught = agreement(render.color, beside), False
         if shown.number > 1:
             present = shown.render(view)
             now = agreement(present.color, beside)
             if now is not None and before is not None and now > before + _BETTER:
-                render, before = present, now
-        return partial(self._supported, render, looked_up(beside, self._fixer), before)
+                render, before, taught = present, now, True
+        return partial(self._supported, render, looked_up(beside, self._fixer, confirming=True), before, taught)
 
     @staticmethod
     def _proposals(batch: Sequence[tuple[View, Callable[[], Proposal] | None]]) -> list[Proposal | None]:
@@ -70,9 +70,9 @@ class FixerPrior:
         weight = np.clip(render.accumulation, 0, 1)
         return Proposal(fixed, weight, self._terms, figures=_figures(render, fixed, weight), pictures=_shown(render))
 
-    def _supported(self, render: Render, beside: References, before: float | None) -> Proposal:
+    def _supported(self, render: Render, beside: References, before: float | None, taught: bool) -> Proposal:
         fixed = fix_render(self._fixer, render, beside)
-        learned, weight = confirmed(render, fixed, beside), confidence(render, fixed, beside)
+        learned, weight = confirmed(render, fixed, beside, taught), confidence(render, fixed, beside)
         support = mean_support(render, weight)
         dropped = None
         if is_bad_fix(render, fixed):

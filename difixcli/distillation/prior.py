@@ -131,10 +131,6 @@ class Round:
         """
         return self._references.beside(view.camera, self.render_photos_only(view), align=align, count=count)
 
-    def seen(self, view: View) -> np.ndarray:
-        """(H, W) bool: what of a view any photo has seen, by the geometry that photos alone have taught."""
-        return self._references.seen(view.camera, self.render_photos_only(view))
-
     def kept(self, view: View) -> Kept | None:
         """What stands for the view at this pose since an earlier round, if anything does."""
         read = self._kept.get(view.name)

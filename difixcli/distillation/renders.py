@@ -83,7 +83,8 @@ class FinalRenders:
         def prepared(view: _View) -> tuple[Render, References, Render]:
             render = model.render(view[2])
             known = photos_only.render(view[2]) if self._confidence and photos_only is not None else render
-            return render, looked_up(beside_all.beside(view[2], render, align=align), self._fixer), known
+            beside = beside_all.beside(view[2], render, align=align)
+            return render, looked_up(beside, self._fixer, confirming=supported), known
 
         def cleaned(batch: Sequence[tuple[_View, tuple[Render, References, Render]]]) -> list[np.ndarray]:
             if supported:

@@ -22,7 +22,6 @@ from difixcli.distillation.agreement import agreements, reprojected_difference
 from difixcli.distillation.prior import Context, Proposal, Round, View
 from difixcli.distillation.ways import Way
 from difixcli.errors import InputError
-from difixcli.evidence import settled
 from difixcli.novel_views import view_seed
 from difixcli.priors.video.span import Span
 
@@ -50,7 +49,7 @@ class VideoPrior:
             mean = max(float(np.mean(list(trusts.values()))), 1e-3)
             for name in trusts:
                 with np.load(Path(folder) / f"{name}.npz", allow_pickle=False) as held:
-                    yield self._proposal(shown, views[name], dict(held), mean)
+                    yield self._proposal(views[name], dict(held), mean)
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -103,12 +102,8 @@ class VideoPrior:
             for place, name in enumerate(way.names, start=1)
         }
 
-    def _proposal(self, shown: Round, view: View, made: dict[str, Any], mean: float) -> Proposal:
+    def _proposal(self, view: View, made: dict[str, Any], mean: float) -> Proposal:
         image, agreement = np.clip(made["picture"], 0, 1).astype(np.float32), made["agreement"]
-        if not self._believes:
-            seen = shown.seen(view)
-            image = settled(image, seen, shown.render_photos_only(view).accumulation)
-            agreement = np.where(seen, agreement, mean)  # nobody knows better what is there
         figures = {
             "change": float(np.abs(image - made["render"]).mean()),
             "mean_confidence": float(agreement.mean()),

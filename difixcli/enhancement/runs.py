@@ -39,13 +39,13 @@ _TEST_FPS = 8.0  # test views lie far apart
 
 
 def by_fixer(
-    fixer: Fixer, scene: Scene, split: Split, references: int | None, trust: str, marked: bool = False
+    fixer: Fixer, scene: Scene, split: Split, references: int | None, trust: str, taught: bool, marked: bool = False
 ) -> Cleaner:
     """Fixes renders with the nearest training photos by pose beside them, aligned through the run's depth.
 
     There are `references` of them, or as many as the fixer takes. With the trust `supported` a fix leaves alone what no
-    evidence says is wrong (`evidence.nearer`); with `all` it is taken as it is. `marked`: say what photos, and what
-    they alone had taught, say of it.
+    evidence says is wrong (`evidence.nearer`); with `all` it is taken as it is. `taught` says that the run has learned
+    from fixes. `marked`: say what photos, and what they alone had taught, say of it.
     """
     count = fixer.config.views if references is None else references
     supported = trust == "supported"
@@ -53,27 +53,20 @@ def by_fixer(
     def cleaner(reconstruction: Reconstruction, photos_only: Reconstruction | None) -> Prepare:
         beside_all = ReferenceViews(scene, split.train, reconstruction, count)
 
-        taught = _is_distilled(reconstruction.folder)
-
         def prepared(camera: Camera, render: Render) -> Callable[[], Clean]:
             align = marked or supported or fixer.config.references == "aligned"
             known = photos_only.render(camera) if marked and photos_only is not None else render
-            beside = looked_up(beside_all.beside(camera, render, align=align), fixer)
-            return partial(clean, render, beside, known, taught)
+            beside = beside_all.beside(camera, render, align=align)
+            return partial(clean, render, looked_up(beside, fixer, confirming=supported), known)
 
         return prepared
 
-    def clean(render: Render, beside: References, known: Render, taught: bool) -> Clean:
+    def clean(render: Render, beside: References, known: Render) -> Clean:
         fixed = fix_render(fixer, render, beside)
         color = nearer(render, fixed, beside, taught) if supported else fixed
         return Clean(color, marks_of(known, color, beside) if marked else None)
 
     return cleaner
-
-
-def _is_distilled(run: Path) -> bool:
-    """Whether a run has learned from more than photos, which its folder then keeps a model of."""
-    return (run / PHOTOS / "config.yml").is_file()
 
 
 def by_resolver(resolver: SuperResolver, operator: Operator, seed: int) -> Cleaner:
@@ -123,7 +116,7 @@ def enhance_run(
     same_size = _of_one_size(cameras)
     reconstruction = Reconstruction.load(source, scene, split.train, device)
     photos_only = None
-    if confidence and _is_distilled(source):
+    if confidence and (source / PHOTOS / "config.yml").is_file():
         photos_only = Reconstruction.load(source / PHOTOS, scene, split.train, device)
     clean = cleaner(reconstruction, photos_only)
 

@@ -218,12 +218,16 @@ def _pictures(world: World, views: Sequence[View]) -> Iterator[tuple[np.ndarray,
     count = min(4, os.cpu_count() or 1)
     begun: deque[Future[tuple[np.ndarray, np.ndarray, np.ndarray]]] = deque()
     with ThreadPoolExecutor(count) as pool:
-        for view in views:
-            if len(begun) > count:
+        try:
+            for view in views:
+                if len(begun) > count:
+                    yield begun.popleft().result()
+                begun.append(pool.submit(world.look, view.camera))
+            while begun:
                 yield begun.popleft().result()
-            begun.append(pool.submit(world.look, view.camera))
-        while begun:
-            yield begun.popleft().result()
+        finally:  # whoever stops early does not wait for what has not begun
+            for one in begun:
+                one.cancel()
 
 
 def _sees(camera: Camera, depth: np.ndarray, points: np.ndarray) -> np.ndarray:
