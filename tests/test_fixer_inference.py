@@ -280,7 +280,7 @@ def test_too_little_memory_falls_back_to_tiles_with_a_message(monkeypatch: pytes
         fixer(image[:1])
 
 
-def test_4k_needs_little_more_memory_than_1024() -> None:
+def test_four_times_the_pixels_need_little_more_memory() -> None:
     code = """
 import resource, sys, torch
 torch.set_num_threads(1)
@@ -295,7 +295,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         done = subprocess.run([sys.executable, "-c", code, str(height), str(width)], capture_output=True, check=True)
         return float(done.stdout)
 
-    assert peak(1080, 3840) < 1.5 * peak(1024, 1024)  # half of it, four times as many pixels
+    assert peak(1080, 3840) < 1.5 * peak(1024, 1024)  # half of a 4K image, four tiles and more
 
 
 # what was not seen
