@@ -93,7 +93,7 @@ def test_what_no_photo_shows_is_not_seen(marked: tuple[Path, dict], line: list[o
     paths = [folder / "renders" / "enhanced", folder / "rounds" / "01"]
     for path, ending in zip(paths, (CONFIDENCE, ".target.confidence.png"), strict=True):
         near, far = (shares(read_marks(path / f"{name}{ending}")) for name in (NEAR, FAR))
-        assert near["seen"] > far["seen"] + 0.2 and far["invented"] > near["invented"] + 0.05, (near, far)
+        assert near["seen"] > far["seen"] + 0.2 and far["invented"] > 2 * near["invented"], (near, far)
         for name in (NEAR, FAR):
             index = next(i for i in chosen.test if scene.file_names[i] == name)
             shown = photos_only.render(scene.frames[index].camera).accumulation
@@ -194,7 +194,7 @@ def test_an_enhanced_run_has_maps_that_know_what_photos_taught(
     line = ("enhance", run, "--fixer", fixer, "--confidence", "--json")
     told(difix(*line, "-o", tmp_path / "test"))
     near, far = (shares(read_marks(tmp_path / "test" / f"{name}{CONFIDENCE}")) for name in (NEAR, FAR))
-    assert near["seen"] > far["seen"] + 0.2 and far["invented"] > near["invented"] + 0.05, (near, far)
+    assert near["seen"] > far["seen"] + 0.2 and far["invented"] > 2 * near["invented"], (near, far)
     # the views, the fixer and its photos are those of the run's own fixes
     for name in (NEAR, FAR):
         np.testing.assert_allclose(
@@ -211,10 +211,16 @@ def test_an_enhanced_run_has_maps_that_know_what_photos_taught(
     frames = sorted(path.name for path in Path(said["output"]).glob("*.png"))
     assert frames == [f"frame_{i:05d}{end}" for i in (1, 2, 3) for end in (CONFIDENCE, ".png")]
     assert read_marks(Path(said["output"]) / f"frame_00001{CONFIDENCE}").shape == (36, 48, 3)
-    # what a distilled model has learned from fixes would speak for them
+    # what a distilled model has learned from fixes would speak for them, where no photo does
+    aside = (*line, "--trajectory", "shift:1")
+    told(difix(*aside, "-o", tmp_path / "aside"))
     shutil.rmtree(run / "photos")
-    told(difix(*line, "-o", tmp_path / "own"))
-    assert shares(read_marks(tmp_path / "own" / f"{FAR}{CONFIDENCE}"))["invented"] < far["invented"]
+    told(difix(*aside, "-o", tmp_path / "own"))
+    invented = [
+        np.mean([shares(read_marks(path))["invented"] for path in (tmp_path / name).glob(f"*{CONFIDENCE}")])
+        for name in ("aside", "own")
+    ]
+    assert invented[0] > invented[1] + 0.002
 
 
 def test_films_show_how_far_their_pixels_are_believed(arc: Path, line: list[object], tmp_path: Path) -> None:
