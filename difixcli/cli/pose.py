@@ -40,7 +40,7 @@ class PoseRequest(Request):
         from difixcli.posing.pose import check_source
         from difixcli.scenes.unposed import left_out, photo_folder
 
-        check_folder(self.folder)
+        check_folder(self.folder)  # first: a link to nothing has no place to be compared below
         source = self.source.expanduser().absolute()
         photos = photo_folder(source)
         if photos is not None and (line := left_out(photos)):

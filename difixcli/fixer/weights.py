@@ -222,7 +222,7 @@ def _may_hold_geometry(path: Path) -> bool:
             with opened.open(header) as file:
                 return _GEOMETRY.encode() in file.read(_HEADER_BYTES)
     except RuntimeError:
-        return False  # encrypted, or packed as torch never writes it (a NotImplementedError, which is one of these)
+        return False  # encrypted, or packed in a way that zipfile cannot read and torch never writes
     except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError) as error:  # what it says may be nonsense
         if is_the_systems(error):
             raise unreadable(path, error) from error
