@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from difixcli.cli import app
+
+IMPORT_PATH = os.pathsep.join(filter(None, sys.path))
+"""PYTHONPATH of programs that import the very files that the tests import: what is compiled is kept by their place."""
 
 
 def difix(*words: object) -> Result:

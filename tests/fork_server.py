@@ -64,11 +64,11 @@ class ForkServer:
             with open(script, "w", encoding="utf-8") as file:
                 file.write(f'#!/bin/sh\n{own}exec "{sys.executable}" -I -S "{__file__}" "{path}"{more} "$@"\n')
             os.chmod(script, 0o755)
-        # the programs run the checkout that these tests are of
-        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        # the programs import the very files that the tests import: what is compiled is kept by their place
+        places = os.pathsep.join(filter(None, sys.path))
         self._process = subprocess.Popen(
             [sys.executable, __file__, path, "--serve", os.path.join(self.folder, "python")],
-            env={**os.environ, "PYTHONPATH": root},
+            env={**os.environ, "PYTHONPATH": places},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -182,9 +182,12 @@ def _run(asked: dict) -> None:
     """What `python WORD…` runs."""
     import runpy
 
+    import numba
+
     os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(asked["environment"])
+    numba.config.reload_config()  # else it would hold to the server's, or fail where a thread was begun
     words = [word for word in asked["words"] if word != "-u"]
     if words[0] == "-m":
         sys.path.insert(0, os.getcwd())

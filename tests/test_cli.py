@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import begun, difix, refused, told
+from commands import IMPORT_PATH, begun, difix, refused, told
 from PIL import Image
 from small_fixers import smallest_fixer
 from small_scenes import HALF_ROOM, small_sample
@@ -547,7 +547,7 @@ def test_options_are_checked_before_the_heavy_imports(room: Path) -> None:
                 "atexit.register(lambda: print('torch' in sys.modules))", "main()"]  # fmt: skip
         ended = subprocess.run(
             [sys.executable, "-c", "\n".join(line), *words],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            env={**os.environ, "PYTHONPATH": IMPORT_PATH},
             capture_output=True,
             text=True,
             check=False,
@@ -597,7 +597,7 @@ main()
         output = ("-o", tmp_path / "o.ply") if words[0] != "download" and "--export" not in words else ()
         ended = subprocess.run(
             [sys.executable, "-c", program, *map(str, (*words, *output))],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            env={**os.environ, "PYTHONPATH": IMPORT_PATH},
             capture_output=True,
             text=True,
             check=False,

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commands import difix, refused, told
+from commands import IMPORT_PATH, difix, refused, told
 from small_scenes import small_sample
 
 from difixcli.cli.checking import check_options, options_end
@@ -62,7 +62,7 @@ while True:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return {**os.environ, "PYTHONPATH": IMPORT_PATH}
 
 
 def _taken(home: Path) -> list[str]:

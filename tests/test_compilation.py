@@ -7,14 +7,14 @@ import subprocess
 import sys
 
 import pytest
+from commands import IMPORT_PATH
 
 
 def _fresh(code: str, *arguments: object, **environment: str) -> list[str]:
     """The lines that Python code prints in a process of its own, where nothing is compiled yet."""
-    paths = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": paths, **environment},
+        env={**os.environ, "PYTHONPATH": IMPORT_PATH, **environment},
         check=True,
         stdout=subprocess.PIPE,
         text=True,

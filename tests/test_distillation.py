@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import difix, killed, refused, told
+from commands import IMPORT_PATH, difix, killed, refused, told
 from small_fixers import smallest_fixer
 from small_scenes import HALF_ROOM, small_sample
 
@@ -201,7 +201,7 @@ def test_what_is_plainly_wrong_is_told_without_torch(room: Path, tmp_path: Path)
         "assert set(codes) == {2}, codes\n"
         "assert not {'torch', 'nerfstudio'} & set(sys.modules)"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    environment = {**os.environ, "PYTHONPATH": IMPORT_PATH}
     subprocess.run([sys.executable, "-W", "ignore", "-c", code, json.dumps(wrong)], env=environment, check=True)
 
 

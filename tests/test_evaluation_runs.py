@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from commands import told
+from commands import IMPORT_PATH, told
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -802,9 +801,7 @@ def test_a_path_that_only_the_truth_follows_has_its_chart() -> None:
 def test_a_run_that_was_measured_by_jobs_is_still_a_run(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    )
+    monkeypatch.setenv("PYTHONPATH", IMPORT_PATH)
     own = Path(shutil.copytree(run, tmp_path / "own"))
     quick = ["--metrics", "psnr", "--json"]
     by_jobs = told(difix(own, *quick, "--cluster", "local", "--wait", "-o", tmp_path / "by-jobs"))

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from commands import IMPORT_PATH
 
 from difixcli.reconstruction.adam import CpuAdam, CpuOptimizers
 
@@ -60,7 +61,7 @@ print(*(bits(threads) for threads in (1, 2, 3)))
 def test_one_two_and_three_threads_give_the_same_bits() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", STEPS_OF_TRAINING],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "NUMBA_NUM_THREADS": "3"},
+        env={**os.environ, "PYTHONPATH": IMPORT_PATH, "NUMBA_NUM_THREADS": "3"},
         check=True,
         stdout=subprocess.PIPE,
         text=True,

@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin
 
 import pytest
 import typer
-from commands import difix, told
+from commands import IMPORT_PATH, difix, told
 from PIL import Image
 from small_scenes import small_sample
 from typer.models import OptionInfo
@@ -430,7 +430,7 @@ def test_contradictions_are_told_before_torch(room: Path, images: Path, tmp_path
         "    heavy = sorted({'torch', 'nerfstudio'} & set(sys.modules))\n"
         "    print(json.dumps([ended.exit_code, ended.stderr, heavy]))"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    environment = {**os.environ, "PYTHONPATH": IMPORT_PATH}
     environment.pop("NERFSTUDIO_METHOD_CONFIGS", None)
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import IMPORT_PATH
 from PIL import Image
 
 _MEASURE = "from difixcli.cli import main; main()"
@@ -32,12 +33,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def _eval(folders: list[str], output: Path, redirection: str, *words: str, **environment: str) -> subprocess.Popen:
     """`difix eval` in a shell, its streams as the redirection says."""
     line = [sys.executable, "-c", _MEASURE, "eval", *folders, "--metrics", "psnr", "--output", str(output), *words]
-    path = os.pathsep.join(one for one in sys.path if one)
     return subprocess.Popen(
         ["bash", "-c", f'exec "$@" {redirection}', "bash", *line],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path, **environment},
+        env={**os.environ, "PYTHONPATH": IMPORT_PATH, **environment},
     )
 
 

@@ -20,7 +20,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from commands import difix, done, refused
+from commands import IMPORT_PATH, difix, done, refused
 from PIL import Image
 from safetensors.torch import load_file
 from small_fixers import smallest_fixer
@@ -175,7 +175,7 @@ def test_a_signal_to_every_process_saves_first(pairs: Path, tmp_path: Path) -> N
     line.append(torch.get_num_threads())
     process = subprocess.Popen(
         [*map(str, line)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        env={**os.environ, "PYTHONPATH": IMPORT_PATH},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -961,7 +961,7 @@ def test_two_processes_train_like_one_and_go_on_where_one_stopped(pairs: Path, s
         check=False,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": IMPORT_PATH},
         cwd=tmp_path,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
@@ -1005,7 +1005,7 @@ def test_one_process_goes_on_where_two_stopped(shared: Path, pairs: Path, tmp_pa
     )
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": IMPORT_PATH}
     ran = subprocess.run(
         [*launch, str(program)], capture_output=True, text=True, env=surroundings, check=False, cwd=tmp_path
     )
@@ -1043,7 +1043,7 @@ def test_the_first_process_may_work_longer_than_others_would_wait(tmp_path: Path
     )
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": IMPORT_PATH}
     surroundings["ACCELERATE_USE_CPU"] = "true"
     ran = subprocess.run([*launch, str(program)], capture_output=True, text=True, env=surroundings, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from commands import IMPORT_PATH
 from commands import difix as here
 from small_scenes import small_sample
 
@@ -51,9 +52,8 @@ def environment(slurm: Slurm, forked: Path) -> dict[str, str]:
     Who is killed is known by its number, so these are processes of their own.
     """
     compile_ahead("splatfacto", "cpu", print)  # or each of the jobs that begin together would
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     path = os.pathsep.join([str(forked), slurm.environment["PATH"]])
-    more = {"PATH": path, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    more = {"PATH": path, "PYTHONPATH": IMPORT_PATH, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     return {**slurm.environment, **more, "DIFIX_TESTS_OWN": "a"}
 
 
