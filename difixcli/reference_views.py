@@ -33,7 +33,8 @@ _OPAQUE = 0.5  # accumulation from which on depth is believed
 _IN_FRONT = 0.05  # of the depth: so much nearer, something hides a point
 _EVERYWHERE = 0.99  # of photos' pixels that show something: then emptiness is a hole
 _ASKED = 8  # photos that say so
-_LOOKED_AT = 200  # pixels of a render's long side whose points are looked for in photos
+_LOOKED_AT = 200  # pixels of a long side, of renders whose points are looked for in photos and of these photos' depth
+_PHOTOS_HELD = 4096  # depths of that size
 _NO_MORE = 1e-3  # of a render's pixels: no further photo is asked about fewer
 
 
@@ -72,12 +73,14 @@ class ReferenceViews:
         held = max(_DEPTHS_HELD, _DEPTH_BYTES // bytes_of_one)
         self._depths = lru_cache(held)(partial(_half_size_depth, scene, reconstruction))
         self._seen_depths = lru_cache(_DEPTHS_HELD)(partial(seen_depth, scene, reconstruction))
+        self._shown_depths = lru_cache(_PHOTOS_HELD)(self._shown_depth)
         self._are_full = lru_cache(1)(self._show_something)
 
     def refresh(self) -> None:
         """Forget the rendered depths, because the reconstruction has changed."""
         self._depths.cache_clear()
         self._seen_depths.cache_clear()
+        self._shown_depths.cache_clear()
         self._are_full.cache_clear()
 
     def photo(self, frame: int) -> np.ndarray:
@@ -142,27 +145,29 @@ class ReferenceViews:
 
     def _shown(self, frame: int, points: np.ndarray) -> np.ndarray:
         """(N,) bool: which of the points (N, 3) a frame's photo shows."""
-        camera = _halved(self.scene.frames[frame].camera)
+        camera = _looked_at(self.scene.frames[frame].camera)
         u, v, z = camera.project(points)
         with np.errstate(invalid="ignore"):
             shown = (z > 0) & (u >= 0) & (v >= 0) & (u < camera.width) & (v < camera.height)
         if not shown.any():  # most photos of a large scene, whose depth need not be rendered
             return shown
         column, row = (np.where(shown, place, 0).astype(int) for place in (u, v))
-        there = self.depth(frame)[row, column]
-        shown &= (there <= 0) | (there > (1 - _IN_FRONT) * z)
-        if (mask := load_mask(replace(self.scene.frames[frame], camera=camera))) is not None:
-            shown &= mask[row, column]
-        return shown
+        there = self._shown_depths(frame)[row, column]
+        return shown & ((there <= 0) | (there > (1 - _IN_FRONT) * z))
+
+    def _shown_depth(self, frame: int) -> np.ndarray:
+        """(h, w) the z-depth of what a frame's photo shows, at its size of `_looked_at`: 0 where that is nothing, NaN
+        where its mask leaves it out.
+        """
+        small, half = _looked_at(self.scene.frames[frame].camera), _halved(self.scene.frames[frame].camera)
+        depth = self.depth(frame) if small.width == half.width else self.reconstruction.render(small).depth
+        mask = load_mask(replace(self.scene.frames[frame], camera=small))
+        return depth if mask is None else np.where(mask, depth, np.float32(np.nan))
 
     def _show_something(self) -> bool:
         """Whether photos show something everywhere but where their masks leave it out, by a few of them."""
-        shares = []
-        for frame in self.frames[:: max(1, len(self.frames) // _ASKED)]:
-            depth = self.depth(frame)
-            mask = load_mask(replace(self.scene.frames[frame], camera=_halved(self.scene.frames[frame].camera)))
-            there = depth > 0 if mask is None else (depth > 0)[mask]
-            shares.append(there.mean() if there.size else 1.0)
+        some = (self._shown_depths(frame) for frame in self.frames[:: max(1, len(self.frames) // _ASKED)])
+        shares = [(depth[~np.isnan(depth)] > 0).mean() if not np.isnan(depth).all() else 1.0 for depth in some]
         return bool(np.mean(shares) > _EVERYWHERE) if shares else False
 
     def nearest(self, camera: Camera, exclude: Iterable[int] = (), count: int | None = None) -> list[int]:
@@ -253,6 +258,15 @@ def _half_size_depth(scene: Scene, reconstruction: Reconstruction, frame: int) -
 
 def _halved(camera: Camera) -> Camera:
     return camera.resized(max(1, camera.width // 2), max(1, camera.height // 2))
+
+
+def _looked_at(camera: Camera) -> Camera:
+    """Half its size, or `_LOOKED_AT` where that is less."""
+    half = _halved(camera)
+    factor = _LOOKED_AT / max(half.width, half.height)
+    return (
+        half if factor >= 1 else half.resized(max(1, round(half.width * factor)), max(1, round(half.height * factor)))
+    )
 
 
 def seen_depth(scene: Scene, reconstruction: Reconstruction, frame: int, size: tuple[int, int]) -> np.ndarray:

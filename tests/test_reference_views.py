@@ -85,6 +85,36 @@ def test_what_photos_have_seen_is_what_lies_in_them(plane: Reconstruction) -> No
     assert views.beside(middle, plane.render(middle)).seen_by_any().mean() > 0.97
 
 
+def test_photos_of_any_size_are_asked_by_a_small_depth_made_once(
+    plane: Reconstruction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = load_scene(str(plane.folder.parent / "plane"), 48)
+    large = [replace(frame, camera=frame.camera.resized(1200, 1200)) for frame in scene.frames]
+    views = ReferenceViews(replace(scene, frames=large), range(9), plane, 2)
+    made, render = [], plane.render
+
+    def counted(camera: Camera) -> Render:
+        made.append((camera.width, camera.height))
+        return render(camera)
+
+    shown = plane.render(scene.frames[4].camera)
+    beside = _moved(scene.frames[4].camera, -float(shown.depth[24, 24]))  # much of it no photo sees, so all are asked
+    shown = plane.render(beside)
+    wall = replace(
+        shown, accumulation=np.ones_like(shown.accumulation), depth=np.full_like(shown.depth, shown.depth[24, 40])
+    )
+    small = ReferenceViews(scene, range(9), plane, 2).seen_by_any(beside, wall)
+    monkeypatch.setattr(plane, "render", counted)
+    seen = views.seen_by_any(beside, wall)
+    assert 0.1 < seen.mean() < 0.9 and (seen == small).mean() > 0.95
+    assert made == [(200, 200)] * 9
+    views.seen_by_any(beside, wall)
+    assert len(made) == 9
+    views.refresh()
+    views.seen_by_any(beside, wall)
+    assert made == [(200, 200)] * 18
+
+
 def test_emptiness_is_a_hole_where_photos_show_something_everywhere(plane: Reconstruction) -> None:
     scene = load_scene(str(plane.folder.parent / "plane"), 48)
     camera = scene.frames[4].camera
