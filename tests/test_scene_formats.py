@@ -113,7 +113,10 @@ def test_nerfstudios_lists_are_the_split(tmp_path: Path) -> None:
     (tmp_path / names[0]).unlink()  # indices follow the photos that are there
     assert make_split(load_scene(tmp_path), "own").train == (0, 3)
     (tmp_path / "split.json").write_text(json.dumps({"train": ["1"], "test": ["2"]}))
-    assert default_split_rule(load_scene(tmp_path)) == "file:split.json"
+    scene = load_scene(tmp_path)
+    assert default_split_rule(scene) == "file:split.json"
+    assert make_split(scene, "own").train == make_split(scene, "file:split.json").train != (0, 3)
+    assert make_split(scene, "own").rule == "own"
 
 
 def test_lists_that_cannot_be_the_split(tmp_path: Path) -> None:

@@ -261,8 +261,8 @@ class DistillRequest(ReconstructionRequest):
         bool,
         typer.Option(
             "--confidence",
-            help="Also write beside each fix, as NAME.confidence.png, what of it photos know (green: seen by a photo, "
-            "blue: agreed, red: invented).",
+            help="Also write beside each fix what of it photos know (green: seen by a photo, blue: agreed, red: "
+            "invented): NAME.confidence.png of the renders, NAME.target.confidence.png of the rounds'.",
         ),
     ] = False
     compare: Annotated[

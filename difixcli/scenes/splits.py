@@ -83,8 +83,9 @@ def make_split(scene: Scene, rule: str, need_test: bool = True) -> Split:
     - `file:JSON`: `{"train": [names], "test": [names]}`, `test` defaulting to all others; names may be whole or the
       file's name. The path is relative to the current folder or, failing that, to the scene's; `file:split.json` is
       the scene's own, where it has one.
-    - `own`: as the scene's file says: `train_filenames` and `test_filenames` (failing that, `val_filenames`) of a
-      transforms.json, or `transforms_train.json` beside `transforms_test.json` (failing that, `transforms_val.json`).
+    - `own`: as the scene's own layout says (see `default_split_rule`); of the scene's file: `train_filenames` and
+      `test_filenames` (failing that, `val_filenames`) of a transforms.json, or `transforms_train.json` beside
+      `transforms_test.json` (failing that, `transforms_val.json`).
     - `all`: every frame trains; there are no targets.
 
     Raises InputError for an unknown rule (with near matches), for a split without training views and, with
@@ -116,12 +117,15 @@ def make_split(scene: Scene, rule: str, need_test: bool = True) -> Split:
     elif kind == "camera":
         train, test = _by_camera(scene, argument, rule)
     elif kind == "own":
-        if scene.own_split is None:
+        own = default_split_rule(scene)
+        if own == DEFAULT_RULE:
             raise InputError(
-                f"{scene.name} has no split of its own (train_filenames and test_filenames, or transforms_train.json "
-                "and transforms_test.json); choose another --split."
+                f"{scene.name} has no split of its own ({SPLIT_FILE}, train_filenames and test_filenames, or "
+                "transforms_train.json and transforms_test.json); choose another --split."
             )
-        train, test = list(scene.own_split.train), list(scene.own_split.test)
+        halves = scene.own_split if own == "own" else make_split(scene, own, need_test=False)
+        assert halves is not None  # the rule is `own` where it is there
+        train, test = list(halves.train), list(halves.test)
     elif kind == "all":
         train, test = list(range(len(scene.frames))), []
     else:
