@@ -152,8 +152,8 @@ def confidence(render: Render, fixed: np.ndarray, references: References) -> np.
     Where references are visible, the one that agrees best with the fix at low frequencies decides: what all of them
     contradict is invented. Where none is visible the fix may only change the tone a little, against the render's colour
     without the background that shines through. Without references nothing contradicts it. Where the render shows
-    next to nothing (accumulation) there is no trust at all. It is the fix that is judged: what calms it afterwards
-    (see `settled`) is believed as far as the fix was.
+    next to nothing (accumulation), and in what is no number, there is no trust at all. It is the fix that is judged:
+    what calms it afterwards (see `settled`) is believed as far as the fix was.
     """
     weight = _substance(render)
     if len(references.aligned):
@@ -169,7 +169,7 @@ def confidence(render: Render, fixed: np.ndarray, references: References) -> np.
         opaque = smooth(render.color, sigma) / np.maximum(smooth(accumulation, sigma), SUBSTANCE)[..., None]
         unseen = (1 - seen) * _closeness(low - np.clip(opaque, 0, 1), TONE_CHANGE)
         weight = weight * np.clip(support + unseen, 0, 1)
-    return np.clip(weight, 0, 1).astype(np.float32)
+    return np.nan_to_num(np.clip(weight, 0, 1)).astype(np.float32)
 
 
 def marks_of(render: Render, fixed: np.ndarray, references: References) -> np.ndarray:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from difixcli.reconstruction import Reconstruction, Render
 
 
-_DEPTHS_HELD = 64
-_DEPTH_BYTES = 2**28  # of depths at half size: more of them are held where they are small
+_DEPTHS_HELD = 8  # of large photos; of small ones as many as take so many bytes
+_DEPTH_BYTES = 2**28
 # Photos are aligned from up to this many times the working size, where they have it: sampled at the working size
 # they would lose detail to interpolation.
 _DETAIL = 2
@@ -32,6 +32,7 @@ _SAME_DEPTH = 1.2  # so many times farther than another, a point is of another s
 _OPAQUE = 0.5  # accumulation from which on depth is believed
 _IN_FRONT = 0.05  # of the depth: so much nearer, something hides a point
 _EVERYWHERE = 0.99  # of photos' pixels that show something: then emptiness is a hole
+_OF_AN_OBJECT = 0.1  # of photos' pixels that masks leave out: from there on it is what lies around an object
 _ASKED = 8  # photos that say so
 _LOOKED_AT = 200  # pixels of a long side, of renders whose points are looked for in photos and of these photos' depth
 _PHOTOS_HELD = 4096  # depths of that size
@@ -68,20 +69,26 @@ class ReferenceViews:
     def __init__(self, scene: Scene, frames: Sequence[int], reconstruction: Reconstruction, count: int) -> None:
         self.scene, self.frames, self.reconstruction, self.count = scene, list(frames), reconstruction, count
         # neighbours on a path share references; the rest of a long one need not be held
-        halved = [_halved(scene.frames[frame].camera) for frame in self.frames]
-        bytes_of_one = max((4 * one.width * one.height for one in halved), default=1)
-        held = max(_DEPTHS_HELD, _DEPTH_BYTES // bytes_of_one)
-        self._depths = lru_cache(held)(partial(_half_size_depth, scene, reconstruction))
-        self._seen_depths = lru_cache(_DEPTHS_HELD)(partial(seen_depth, scene, reconstruction))
-        self._shown_depths = lru_cache(_PHOTOS_HELD)(self._shown_depth)
-        self._are_full = lru_cache(1)(self._show_something)
+        whole = max(
+            (4 * scene.frames[frame].camera.width * scene.frames[frame].camera.height for frame in self.frames),
+            default=4,
+        )
+        # nothing of these holds on to this object, which would then be there until Python looks for such circles
+        self._depths = lru_cache(max(_DEPTHS_HELD, 4 * _DEPTH_BYTES // whole))(
+            partial(_half_size_depth, scene, reconstruction)
+        )
+        self._seen_depths = lru_cache(max(_DEPTHS_HELD, _DEPTH_BYTES // whole))(
+            partial(seen_depth, scene, reconstruction)
+        )
+        self._shown_depths = lru_cache(_PHOTOS_HELD)(partial(_shown_depth, scene, reconstruction, self._depths))
+        self._full: bool | None = None  # whether photos show something everywhere, once it was asked
 
     def refresh(self) -> None:
         """Forget the rendered depths, because the reconstruction has changed."""
         self._depths.cache_clear()
         self._seen_depths.cache_clear()
         self._shown_depths.cache_clear()
-        self._are_full.cache_clear()
+        self._full = None
 
     def photo(self, frame: int) -> np.ndarray:
         """(H, W, 3) the reference photo; read-only."""
@@ -139,7 +146,9 @@ class ReferenceViews:
             unseen[left] = ~self._shown(frame, points[left])
             if unseen.mean() < _NO_MORE:
                 break
-        if self._are_full():
+        if self._full is None:
+            self._full = self._show_something()
+        if self._full:
             unseen |= depth <= 0
         return cv2.resize(unseen.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) == 0
 
@@ -155,20 +164,15 @@ class ReferenceViews:
         there = self._shown_depths(frame)[row, column]
         return shown & ((there <= 0) | (there > (1 - _IN_FRONT) * z))
 
-    def _shown_depth(self, frame: int) -> np.ndarray:
-        """(h, w) the z-depth of what a frame's photo shows, at its size of `_looked_at`: 0 where that is nothing, NaN
-        where its mask leaves it out.
-        """
-        small, half = _looked_at(self.scene.frames[frame].camera), _halved(self.scene.frames[frame].camera)
-        depth = self.depth(frame) if small.width == half.width else self.reconstruction.render(small).depth
-        mask = load_mask(replace(self.scene.frames[frame], camera=small))
-        return depth if mask is None else np.where(mask, depth, np.float32(np.nan))
-
     def _show_something(self) -> bool:
-        """Whether photos show something everywhere but where their masks leave it out, by a few of them."""
-        some = (self._shown_depths(frame) for frame in self.frames[:: max(1, len(self.frames) // _ASKED)])
-        shares = [(depth[~np.isnan(depth)] > 0).mean() if not np.isnan(depth).all() else 1.0 for depth in some]
-        return bool(np.mean(shares) > _EVERYWHERE) if shares else False
+        """Whether photos show something everywhere but where their masks leave it out, by a few of them; not where
+        masks cut out an object.
+        """
+        some = [self._shown_depths(frame) for frame in self.frames[:: max(1, len(self.frames) // _ASKED)]]
+        if not some or np.mean([np.isnan(depth).mean() for depth in some]) > _OF_AN_OBJECT:
+            return False
+        shares = [(depth[~np.isnan(depth)] > 0).mean() for depth in some if not np.isnan(depth).all()]
+        return bool(np.mean(shares) > _EVERYWHERE)
 
     def nearest(self, camera: Camera, exclude: Iterable[int] = (), count: int | None = None) -> list[int]:
         """The frames nearest to the camera by pose distance, nearest first, without those excluded; at most `count`,
@@ -254,6 +258,18 @@ def _half_size_depth(scene: Scene, reconstruction: Reconstruction, frame: int) -
     camera = scene.frames[frame].camera
     # it only tells what hides what: half the size serves, at a quarter of a ray method's time
     return reconstruction.render(_halved(camera)).depth
+
+
+def _shown_depth(
+    scene: Scene, reconstruction: Reconstruction, halved: Callable[[int], np.ndarray], frame: int
+) -> np.ndarray:
+    """(h, w) the z-depth of what a frame's photo shows, at its size of `_looked_at`: 0 where that is nothing, NaN where
+    its mask leaves it out. `halved` makes `_half_size_depth` of a frame.
+    """
+    small, half = _looked_at(scene.frames[frame].camera), _halved(scene.frames[frame].camera)
+    depth = halved(frame) if small.width == half.width else reconstruction.render(small).depth
+    mask = load_mask(replace(scene.frames[frame], camera=small))
+    return depth if mask is None else np.where(mask, depth, np.float32(np.nan))
 
 
 def _halved(camera: Camera) -> Camera:

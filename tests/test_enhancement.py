@@ -78,7 +78,7 @@ def write_video(frames: Path, path: Path, fps: float) -> Path:
 def test_a_folder_with_references_and_a_small_fixer(frames, photos, tmp_path):
     fixer = new_small_fixer("tiny")
     result = enhance_images(frames, tmp_path / "out", fixer, references=photos[:2])
-    assert result["frames"] == 3 and result["kept"] == 0 and result["video"] is None
+    assert result["frames"] == 3 and result["kept"] == 0 and result["video"] is None and not result["bad"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["frame_10.png", "frame_8.png", "frame_9.png"]
     assert read_image(tmp_path / "out/frame_8.png").shape == (47, 65, 3)
     enhance_images(frames / "frame_9.png", tmp_path / "again", fixer, references=photos[:2])
@@ -92,6 +92,7 @@ def test_frames_already_there_are_kept(frames, tmp_path):
     before = (out / "frame_8.png").stat().st_mtime_ns
     result = enhance_images(frames, out, fixer)
     assert result["kept"] == 2 and len(fixer.calls) == 4
+    assert result["bad"] == ["frame_9"]  # a negative is no fix
     assert (out / "frame_8.png").stat().st_mtime_ns == before
     np.testing.assert_allclose(read_image(out / "frame_9.png"), 1 - read_image(frames / "frame_9.png"), atol=1 / 255)
     assert enhance_images(frames, out, fixer)["seconds_per_frame"] is None

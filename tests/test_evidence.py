@@ -146,6 +146,15 @@ def test_nothing_is_trusted_where_the_render_was_empty() -> None:
     assert confidence(_render(photo * 0, accumulation=0.0), photo, _beside(photo, 1.0)).max() == 0
 
 
+def test_what_is_no_number_is_not_trusted() -> None:
+    photo = _photo(48, 64)
+    broken = photo.copy()
+    broken[20, 30] = np.nan
+    for beside in (_beside(photo, 1.0), _beside(photo, 0.0)):
+        trusted = confidence(_render(photo), broken, beside)
+        assert np.isfinite(trusted).all() and trusted[20, 30] == 0
+
+
 def test_agreement_is_with_what_photos_see() -> None:
     photo = _photo(48, 64)
     left = np.zeros((48, 64), np.float32)

@@ -99,6 +99,9 @@ def test_loading_shows_the_same(trained: Reconstruction, scene: Scene) -> None:
     again = Reconstruction.load(trained.folder)
     camera = scene.frames[3].camera
     np.testing.assert_allclose(again.render(camera).color, trained.render(camera).color, atol=1e-6)
+    # what only renders holds no photos
+    assert "cached_train" in vars(trained._trainer.pipeline.datamanager)
+    assert "cached_train" not in vars(again._trainer.pipeline.datamanager)
     with pytest.raises(InputError, match="other photos"):
         Reconstruction.load(trained.folder, dataclasses.replace(scene, frames=scene.frames[:5]))
     with pytest.raises(InputError, match="restore the split"):
@@ -219,6 +222,7 @@ def test_rays_of_pseudo_views_join_those_of_photos(scene: Scene, tmp_path: Path)
     black = np.zeros((camera.height, camera.width, 3), dtype=np.float32)
     with pytest.raises(InputError, match="below 1"):
         made.set_pseudo_views([pseudo_view(tmp_path, camera, black, None, nearest=4)], 1.0)
+    made._trainer.train(0)  # photos are read when training begins
     photos = len(made._trainer.next_train(0)[1]["image"])
     camera = scene.frames[3].camera
     red = np.zeros((camera.height, camera.width, 3), dtype=np.float32)
@@ -276,6 +280,7 @@ def test_the_seed_moves_the_order_of_the_photos(method: str, scene: Scene, tmp_p
     orders = []
     for number, seed in enumerate((1, 2, 1)):
         trainer = create(scene, tmp_path / f"{number}", method, seed=seed)._trainer
+        trainer.train(0)  # photos are read when training begins
         with trainer._working():
             batches = [trainer.next_train(step)[1] for step in range(12)]
         orders.append([batch["indices"].tolist() if "indices" in batch else batch["image_idx"] for batch in batches])

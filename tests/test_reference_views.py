@@ -123,6 +123,18 @@ def test_emptiness_is_a_hole_where_photos_show_something_everywhere(plane: Recon
     left[:, :20] = True
     hole = replace(shown, depth=np.where(left, 0, shown.depth), accumulation=np.where(left, 0, shown.accumulation))
     assert not ReferenceViews(scene, range(9), plane, 2).seen_by_any(camera, hole)[:, :18].any()
+    # an object that masks cut out of its surroundings: what lies around it may well be empty
+    mask = np.ones((48, 48), np.float32)
+    mask[:, :12] = 0
+    write_image(plane.folder.parent / "object.png", mask)
+    cut = [replace(frame, mask_path=plane.folder.parent / "object.png") for frame in scene.frames]
+    assert ReferenceViews(replace(scene, frames=cut), range(9), plane, 2).seen_by_any(camera, hole)[:, :18].all()
+    # masks of a little leave the scene as full as it is
+    mask = np.ones((48, 48), np.float32)
+    mask[:, -1] = 0
+    write_image(plane.folder.parent / "rim.png", mask)
+    rim = [replace(frame, mask_path=plane.folder.parent / "rim.png") for frame in scene.frames]
+    assert not ReferenceViews(replace(scene, frames=rim), range(9), plane, 2).seen_by_any(camera, hole)[:, :18].any()
     # photos that look past the end of what there is
     away = [replace(frame, camera=_moved(frame.camera, 40 * np.ptp(shown.depth[24]) + 20)) for frame in scene.frames]
     past = ReferenceViews(replace(scene, frames=[*scene.frames[:5], *away[5:]]), range(9), plane, 2)

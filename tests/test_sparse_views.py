@@ -63,6 +63,12 @@ def test_photos_that_overlap_are_as_far_apart_as_can_be() -> None:
     assert (share.diagonal() == 1).all() and (share[0, [1, 11]] > 0.6).all() and share[0, 6] < 0.1
     # of what one saw, what the other saw too
     assert share[0, 2] == pytest.approx((scene.tracks.counts([0, 2]) == 2).sum() / scene.tracks.counts([0]).sum())
+    # of very many points some are asked
+    many = cloud(9000)
+    seen = facing(cameras, many)
+    some = overlaps(scene_of(cameras, many, seen), range(3, 9))
+    np.testing.assert_allclose(some, overlaps(scene_of(cameras, many[::3], seen[:, ::3]), range(3, 9)))
+    assert np.abs(some - overlaps(scene, range(12))[3:9, 3:9]).max() < 0.1
     together = np.minimum(share, share.T) >= 0.25
     distances = pose_spread(cameras)
     taken = farthest_views(scene, range(12), 2)

@@ -16,6 +16,7 @@ import pytest
 from difixcli.errors import InputError
 from difixcli.scenes import Camera, Frame, Scene, make_trajectory, pose_distance
 from difixcli.scenes.poses import apply_similarity, look_at
+from difixcli.scenes.ring import around
 from difixcli.scenes.trajectories import blend_poses, path_world_note
 
 UP = np.array([0.0, 0.0, 1.0])
@@ -55,6 +56,28 @@ def test_paths_have_the_number_asked_for_and_move_evenly(kind: str) -> None:
     assert min(steps) > 0 and max(steps) < 3 * np.median(steps)
     lone = make_trajectory(scene, [2], f"{kind}:5")
     assert len(lone.cameras) == 5 and np.isfinite(_positions(lone.cameras)).all()
+
+
+def test_photos_of_several_shapes_make_a_film_whose_pixels_are_square() -> None:
+    """A phone that was turned: the same lens in two shapes."""
+    scene = _ring(6)
+    turned = [
+        replace(frame, camera=replace(frame.camera, cx=32.0, cy=48.0, width=64, height=96)) if i in (0, 3) else frame
+        for i, frame in enumerate(scene.frames)
+    ]
+    scene = replace(scene, frames=turned)
+    for kind in ("interpolate", "spiral"):
+        for camera in make_trajectory(scene, range(6), f"{kind}:30").cameras:
+            assert camera.fx == pytest.approx(90) and camera.fy == pytest.approx(90)
+            assert (camera.cx, camera.cy) == pytest.approx((camera.width / 2, camera.height / 2))
+    cameras = make_trajectory(scene, range(6), "interpolate:30").cameras
+    assert {(camera.width, camera.height) for camera in cameras} == {(96, 64)}  # as most of them are
+    made = around([frame.camera for frame in turned], 5)
+    assert all(one.fx == pytest.approx(90) and (one.width, one.height) == (96, 64) for one in made)
+    # the same view at another size, to a pixel that was rounded
+    wide = scene.frames[1].camera
+    assert vars(wide.reshaped(193, 128)) == vars(wide.resized(193, 128))
+    assert vars(wide.reshaped(48, 32)) == vars(wide.resized(48, 32))
 
 
 def test_an_orbit_goes_all_the_way_round_or_stays_where_photos_are() -> None:

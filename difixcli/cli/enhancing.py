@@ -20,7 +20,7 @@ from difixcli.cli.inputs import (
     tell_loading,
 )
 from difixcli.cli.options import Device
-from difixcli.cli.outputs import Made, announce, beside_others, folder_beside, tell_frames
+from difixcli.cli.outputs import Made, announce, beside_others, folder_beside, tell_bad, tell_frames
 from difixcli.errors import InputError
 from difixcli.runs import Run, fingerprint, run_record
 from difixcli.shapes import check_shape
@@ -118,6 +118,8 @@ def enhanced_run(request: EnhanceRequest) -> Made:
     trajectory = request.trajectory
     if trajectory is None and "test" not in (aims := held.get("targets", ["test"])):
         trajectory = aims[0]  # the views that the run was made for
+        if more := aims[1:]:
+            console.say(f"Of the run's targets this is {trajectory}; for others write --trajectory {more[0]}.")
     split = make_split(scene, held["split"], need_test=trajectory is None)
     path = None if trajectory is None else make_trajectory(scene, split.train, trajectory)
     if trajectory is not None and (note := path_world_note(trajectory)):
@@ -167,6 +169,7 @@ def _opened(request: EnhanceRequest, device: str) -> Fixer:
 def _told(folder: Path, results: dict[str, Any]) -> Made:
     """Say what was written."""
     tell_frames("Images", folder, results)
+    tell_bad(results)
     for name in ("video", "side_by_side", "split_screen"):
         if results[name]:
             console.say(f"{results[name]}: {results['fps']:g} frames a second")

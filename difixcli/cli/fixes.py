@@ -77,7 +77,6 @@ def distill_fixes(request: DistillRequest) -> Distilled:
     rounds, step, share = request.rounds, request.step, request.share
     drawn = "images" if draws_images(method_config(method)) else "rays"
     terms = read_terms(request.loss or ()) or dict(preset_values.terms[drawn])
-    check_terms(terms, loaded.frames[0].camera.height, loaded.frames[0].camera.width)
     steps = request.iterations or default_iterations(method, sizes)
     of_rounds = (
         (request.further or steps) if request.start is not None and request.schedule != "none" else request.further
@@ -112,6 +111,10 @@ def distill_fixes(request: DistillRequest) -> Distilled:
         guard=request.guard,
     )
     distillation = Distillation(loaded, chosen, plan)
+    smallest = min(
+        (target.camera for target in distillation.targets), key=lambda camera: min(camera.height, camera.width)
+    )
+    check_terms(terms, smallest.height, smallest.width)
     arguments = recorded(request, plan, request.size, rule, ("enlargement", "seeking", "filming"))
     arguments["fixer"] = request.fixer
     paths = [Path(aim).expanduser() for aim in aims if aim.lower().endswith(".json")]

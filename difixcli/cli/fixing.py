@@ -24,7 +24,7 @@ from difixcli.cli.inputs import (
     tell_slow,
 )
 from difixcli.cli.options import Resize
-from difixcli.cli.outputs import Made, announce, beside_others, folder_beside, tell_frames
+from difixcli.cli.outputs import Made, announce, beside_others, folder_beside, tell_bad, tell_frames
 from difixcli.errors import InputError
 from difixcli.model_folders import FIXER_PARTS, PUBLISHED_PARTS
 from difixcli.runs import Run, check_folder, fingerprint
@@ -126,11 +126,7 @@ def _tell(results: dict[str, Any], folder: Path, chosen: bool) -> None:
             console.say(f"References of {name}: {', '.join(beside)}")
         if results["frames"] > 5:
             console.say(f"Those of the other images: {folder / 'run.json'}")
-    if bad := results["bad"]:
-        console.warn(
-            f"{len(bad)} of {results['frames']} fixes look broken (false colours, collapsed, noise or moved): "
-            f"{', '.join(bad[:5])}{', …' if len(bad) > 5 else ''}. Look at them before you use them."
-        )
+    tell_bad(results)
 
 
 def check_export(fixer: str, folder: Path, layout: Layout | None) -> None:

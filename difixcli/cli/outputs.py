@@ -39,6 +39,15 @@ def tell_frames(what: str, folder: Path, results: Mapping[str, Any]) -> None:
     console.say(f"{what} in {folder}: {results['frames']}" + (f", {pace:.2f} s each" if pace else ""))
 
 
+def tell_bad(results: Mapping[str, Any]) -> None:
+    """Warn of fixes that are broken."""
+    if bad := results["bad"]:
+        console.warn(
+            f"{len(bad)} of {results['frames']} fixes look broken (false colours, collapsed, noise or moved): "
+            f"{', '.join(bad[:5])}{', …' if len(bad) > 5 else ''}. Look at them before you use them."
+        )
+
+
 def announce(run: Run, **facts: Any) -> None:
     """Print what is about to happen, defaults included."""
     console.say(f"Output: {run.folder}" + (" (going on with an earlier run)" if run.resumed else ""))

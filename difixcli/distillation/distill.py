@@ -19,10 +19,11 @@ with every render fixed once, `enhanced` the same of `distilled` (Difix3D+).
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -94,13 +95,14 @@ class Distillation:
             self._render(renders, model, "plain", "fixed")
             return self._figures()
         model = self._update(model)
+        gc.collect()  # the parts of a model hold on to each other, and there may be no room for another one
         taught_by_photos = None
         if settings.confidence:
             taught_by_photos = Reconstruction.load(self.folder / PHOTOS, self.scene, self.split.train)
         self._render(renders, model, "distilled", "enhanced", taught_by_photos)
         del taught_by_photos
         del model
-        gc.collect()  # the parts of a model hold on to each other, and there may be no room for a second one
+        gc.collect()
         self._render(renders, self._plain(), "plain", "fixed")
         return self._figures()
 
@@ -541,6 +543,17 @@ def _sweep(folder: Path) -> None:
         stale.unlink() if stale.is_file() else shutil.rmtree(stale)
 
 
+def _copied(source: str, target: str) -> None:
+    """A photo becomes a second name of the file where the file system knows such: photos may be gigabytes, and are
+    never written again.
+    """
+    if source.endswith(".png"):
+        with suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copy2(source, target)
+
+
 def _fork(source: Path, target: Path) -> None:
     """Copy a nerfstudio run as it stands, unless that was done before: training may go on from the same checkpoint."""
     if (target / "config.yml").exists():
@@ -550,5 +563,5 @@ def _fork(source: Path, target: Path) -> None:
     left_out = shutil.ignore_patterns(
         "run.json", "rounds", "renders", "path", LARGE, CLOUD, PHOTOS, PLAIN, MEAN, POINTS, *COMPARED, ".*"
     )
-    shutil.copytree(source, part, ignore=left_out)
+    shutil.copytree(source, part, ignore=left_out, copy_function=_copied)
     part.rename(target)

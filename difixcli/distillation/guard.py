@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from difixcli.distillation.targets import Target
 from difixcli.evidence import agreement
@@ -78,7 +78,9 @@ class Guard:
         views = ReferenceViews(scene, photos, photos_only, _REFERENCES)
         for camera in self._cameras:
             render = photos_only.render(camera)
-            self._references.append(views.beside(camera, render))
+            beside = views.beside(camera, render)
+            # the photos themselves, and what depth is asked of, would stay in memory to the end of the run
+            self._references.append(replace(beside, photos=(), correspondence=None, seen_by_any=None))
             self.before.append(agreement(render.color, self._references[-1]))
 
     def judge(self, model: Reconstruction) -> Verdict:

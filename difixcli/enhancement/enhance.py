@@ -14,7 +14,7 @@ import numpy as np
 from difixcli.enhancement.sequence import FILM_FILE, SIDE_BY_SIDE, SPLIT_SCREEN, VIDEO, Film, Source, make_film
 from difixcli.errors import InputError
 from difixcli.frames.pictures import Picture, listed_images, read_picture, shrunk
-from difixcli.frames.pipeline import FrameOptions, FramePipeline
+from difixcli.frames.pipeline import FrameOptions, FramePipeline, is_bad
 from difixcli.frames.references import ReferencePhotos, check_references
 from difixcli.frames.writing import Shot, write_frames
 from difixcli.runs import Progress
@@ -62,7 +62,8 @@ def enhance_images(
         options: how each frame is fixed.
 
     Returns {"frames": how many, "kept": how many of them an earlier call had made, "announced": how many the source
-    said it has, "seconds_per_frame": of those made now, or None, "output": the folder} and what `make_film` returns.
+    said it has, "bad": the names of fixes made now that are broken (see `bad_fixes`), "seconds_per_frame": of those
+    made now, or None, "output": the folder} and what `make_film` returns.
     Raises InputError naming the file that is missing, broken or too small, and for a film of what is no sequence.
     """
     output = output.expanduser()
@@ -82,6 +83,7 @@ def enhance_images(
         pipeline.alike,
         options.confidence,
         film is not None and film.steady,
+        told=is_bad,
         stale=[output / FILM_FILE],
         progress=progress,
     )
@@ -94,6 +96,7 @@ def enhance_images(
         "frames": fixed.frames,
         "kept": fixed.kept,
         "announced": opened.length,
+        "bad": [name for name, bad in fixed.told.items() if bad],
         "seconds_per_frame": fixed.seconds_per_frame,
         "output": str(output),
         **made,

@@ -20,7 +20,7 @@ from difixcli.frames.pictures import check_large_enough
 from difixcli.frames.writing import Clean, Shot, write_frames
 from difixcli.images import Operator, as_pixels, as_planes
 from difixcli.reconstruction import Reconstruction, Render
-from difixcli.reference_views import References, ReferenceViews, looked_up
+from difixcli.reference_views import References, ReferenceViews, is_bad_fix, looked_up
 from difixcli.runs import PHOTOS, Progress, read_image, write_image
 from difixcli.scenes import Camera, Trajectory
 from difixcli.scenes.scene import Scene, Split
@@ -106,10 +106,10 @@ def enhance_run(
     this trajectory and this choice of `film.steady`. With `confidence` NAME.confidence.png says what of a frame photos
     have seen (see `frames.marks`): what the run has learned from fixes speaks for none of them.
 
-    Returns {"frames", "kept", "seconds_per_frame", "output"} and what `make_film` returns; there is no video where the
-    views have several sizes, and no steadiness of test views, which do not follow each other. Raises InputError when
-    `source` holds no trained reconstruction or trains on other photos than the split says, for steady test views, and
-    for comparisons of views of several sizes.
+    Returns {"frames", "kept", "bad", "seconds_per_frame", "output"} as `enhance_images` does, and what `make_film`
+    returns; there is no video where the views have several sizes, and no steadiness of test views, which do not follow
+    each other. Raises InputError when `source` holds no trained reconstruction or trains on other photos than the split
+    says, for steady test views, and for comparisons of views of several sizes.
     """
     film = film or Film()
     names, cameras = views(scene, split, trajectory, film)
@@ -126,12 +126,12 @@ def enhance_run(
             write_image(path, reconstruction.render(camera).color)
         return read_image(path)
 
-    def prepared(name: str, camera: Camera) -> Callable[[], Clean]:
+    def prepared(name: str, camera: Camera) -> tuple[Render, Callable[[], Clean]]:
         check_large_enough(name, camera.width, camera.height)
         # not from the picture on disk: depth, opacity and what 8 bits lose belong to it
         render = reconstruction.render(camera)
         write_image(output / RENDERS / f"{name}.png", render.color)
-        return clean(camera, render)
+        return render, clean(camera, render)
 
     def shots() -> Iterator[Shot]:
         for name, camera in zip(names, cameras, strict=True):
@@ -142,9 +142,10 @@ def enhance_run(
         shots(),
         len(cameras),
         output,
-        lambda batch: [finish() for finish in batch],
+        lambda batch: [finish() for _, finish in batch],
         confidence=confidence,
         steady=film.steady,
+        told=lambda prepared, color: is_bad_fix(prepared[0], color / np.float32(255)),
         stale=[output / FILM_FILE],
         progress=progress,
     )
@@ -155,6 +156,7 @@ def enhance_run(
     return {
         "frames": done.frames,
         "kept": done.kept,
+        "bad": [name for name, bad in done.told.items() if bad],
         "seconds_per_frame": done.seconds_per_frame,
         "output": str(output),
         **made,

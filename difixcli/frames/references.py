@@ -21,6 +21,7 @@ from difixcli.scenes import load_photo, nearest_cameras
 from difixcli.scenes.scene import Scene
 
 _HELD_BYTES = 2**27  # of photos that neighbouring images share; about thirty of 640×480 pixels, one of 4K
+_DECODED_AT_ONCE = 16  # photos, at most
 _STRETCH = 1.03  # of a reference's shape that nobody minds
 _NAMED = 5  # how many photos a warning names
 _LOOK = 128  # pixels that are enough of a photo to see what it shows
@@ -48,6 +49,8 @@ class ReferencePhotos:
         # those that others hold, however large
         self._in_use: weakref.WeakValueDictionary[tuple, np.ndarray] = weakref.WeakValueDictionary()
         self._lock = threading.RLock()
+        # several threads read several photos, and none of them twice
+        self._decoding = [threading.Lock() for _ in range(_DECODED_AT_ONCE)]
 
     @classmethod
     def by_likeness(cls, paths: Sequence[Path], count: int | None = None) -> ReferencePhotos:
@@ -123,15 +126,17 @@ class ReferencePhotos:
 
     def _photo(self, i: int, size: tuple[int, int], as_they_are: bool) -> np.ndarray:
         key = (i, size, as_they_are)
-        with self._lock:
-            photo = self._in_use.get(key)
+        with self._decoding[hash(key) % len(self._decoding)]:
+            with self._lock:
+                photo = self._in_use.get(key)
             if photo is None:
-                photo = self._in_use[key] = self._made(i, size, as_they_are)
-            self._held[key] = photo
-            self._held.move_to_end(key)
-            while self._held and sum(held.nbytes for held in self._held.values()) > _HELD_BYTES:
-                self._held.popitem(last=False)
-            return photo
+                photo = self._made(i, size, as_they_are)
+            with self._lock:
+                self._in_use[key] = self._held[key] = photo
+                self._held.move_to_end(key)
+                while self._held and sum(held.nbytes for held in self._held.values()) > _HELD_BYTES:
+                    self._held.popitem(last=False)
+        return photo
 
     def _made(self, i: int, size: tuple[int, int], as_they_are: bool) -> np.ndarray:
         photo = self._read(i)

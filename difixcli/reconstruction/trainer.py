@@ -65,10 +65,13 @@ class Trainer:
         self._pseudo_order: dict[str, Any] | None = None  # of the views that a loaded run was training on
         self._random = RandomState(recipe.seed)
         self._model_class: type = config.pipeline.model._target
+        self._photos_are_held = self._restored = False
+        self._rays = rays if rays is not None and len(rays.pixels) else None
         if seeds is None and has_gaussians(config):
             seeds = _PLACEHOLDERS
         with self._working(), quiet(), no_perceptual_download(self._model_class):
-            self._build(seeds, rays)
+            self._build(seeds)
+        self._built = self._random.state_dict()
 
     @property
     def renders_rays(self) -> bool:
@@ -87,6 +90,7 @@ class Trainer:
 
         It ends after one of them, too, when `stop` says so.
         """
+        self._hold_photos()
         with self._working():
             self.pipeline.train()
             for done in range(1, iterations + 1):
@@ -135,6 +139,7 @@ class Trainer:
         self._pseudo = None
         if not views or not share:
             return
+        self._hold_photos()
         from difixcli.reconstruction.pseudo_views import PseudoViewSource
 
         with self._undisturbed(), self._working(), quiet():
@@ -220,6 +225,7 @@ class Trainer:
             }
         self._set_sampler_counters(extra["sampler"])
         self._random.load_state_dict(extra["random"])
+        self._restored = True
 
     def next_train(self, step: int) -> tuple[Any, dict[str, Any]]:
         """The batch of a step: photos, pseudo-views, or rays of both."""
@@ -239,7 +245,7 @@ class Trainer:
         self.pipeline.train()
         return color.reshape(camera.height, camera.width, 3).cpu().numpy()
 
-    def _build(self, seeds: tuple[np.ndarray, np.ndarray] | None, rays: SeedRays | None) -> None:
+    def _build(self, seeds: tuple[np.ndarray, np.ndarray] | None) -> None:
         self._torch_device = "cuda:0" if self._recipe.device == "cuda" else "cpu"
         amp = self._recipe.device == "cuda" and self.config.mixed_precision
         self._autocast = amp
@@ -251,9 +257,10 @@ class Trainer:
                 device=self._torch_device, test_mode="inference", grad_scaler=self._scaler
             )
         self.model = self.pipeline.model
-        self._draw_batches(rays)
+        # the pipeline takes its batches from here
+        self._photos_next, self.pipeline.datamanager.next_train = self.pipeline.datamanager.next_train, self.next_train
         extras = []
-        if self._mixer is not None:
+        if self._rays is not None:
             extras.append(partial(seed_depth_loss, factor=own_settings(self._recipe)["seed_depth_mult"]))
         install(self.model, extras)
         if has_gaussians(self.config):
@@ -274,16 +281,27 @@ class Trainer:
             self.model.psnr = NoMetric()  # of every training image; a fiftieth of the step
         self._optimize()
 
-    def _draw_batches(self, rays: SeedRays | None) -> None:
-        """Let the pipeline take its batches from `next_train`."""
-        manager = self.pipeline.datamanager
-        manager.setup_train()
-        if hasattr(manager, "cached_train"):
-            _ = manager.cached_train  # loads the photos now, while nerfstudio's progress bars are silent
-        self._photos_next = manager.next_train
-        manager.next_train = self.next_train
-        if rays is not None and len(rays.pixels):
-            self._mixer = SeedRayMixer(rays, manager.train_ray_generator)
+    def _hold_photos(self) -> None:
+        """Read the photos when they are first needed, while nerfstudio's progress bars are silent: what only renders
+        has no use for them.
+
+        nerfstudio shuffles them as it does: after a restart as when the model was first built.
+        """
+        if self._photos_are_held:
+            return
+        with ExitStack() as stack:
+            if self._restored:
+                stack.enter_context(self._undisturbed())
+                self._random.load_state_dict(self._built)
+            stack.enter_context(self._working())
+            stack.enter_context(quiet())
+            manager = self.pipeline.datamanager
+            manager.setup_train()
+            if hasattr(manager, "cached_train"):
+                _ = manager.cached_train
+            if self._rays is not None:
+                self._mixer = SeedRayMixer(self._rays, manager.train_ray_generator)
+        self._photos_are_held = True
 
     def _optimize(self) -> None:
         """Optimisers for the parameters that the model has now, and the callbacks that hold on to them."""

@@ -4,6 +4,7 @@ each a little higher or lower.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -130,7 +131,7 @@ def _raised(offset: np.ndarray, up: np.ndarray, angle: float) -> np.ndarray:
 
 
 def _mean_lens(cameras: Sequence[Camera]) -> Camera:
-    first = cameras[0]
-    same = [camera.resized(first.width, first.height) for camera in cameras]
+    (width, height), _ = Counter((camera.width, camera.height) for camera in cameras).most_common(1)[0]
+    same = [camera.reshaped(width, height) for camera in cameras]
     fx, fy, cx, cy = np.mean([[one.fx, one.fy, one.cx, one.cy] for one in same], axis=0).tolist()
-    return replace(first, fx=fx, fy=fy, cx=cx, cy=cy)
+    return replace(same[0], fx=fx, fy=fy, cx=cx, cy=cy)

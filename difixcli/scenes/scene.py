@@ -19,6 +19,9 @@ WORLDS = ("scene", "normalised")
 """The worlds that something may be written in: the one of the poses in the scene's file, and `Scene`'s."""
 
 
+_SAME_SHAPE = 0.02  # relative difference of two ratios of the sides: rounding a size to whole pixels makes as much
+
+
 @dataclass(frozen=True, eq=False)
 class Camera:
     """A pinhole camera.
@@ -93,6 +96,17 @@ class Camera:
         return replace(
             self, fx=self.fx * sx, fy=self.fy * sy, cx=self.cx * sx, cy=self.cy * sy, width=width, height=height
         )
+
+    def reshaped(self, width: int, height: int) -> Camera:
+        """`resized` to a grid of the same shape; on one of another shape the view is cut and widened in place of being
+        squeezed, at the scale that keeps its area.
+        """
+        sx, sy = width / self.width, height / self.height
+        if abs(sx / sy - 1) < _SAME_SHAPE:
+            return self.resized(width, height)
+        scale = (sx * sy) ** 0.5
+        cx, cy = (self.cx - self.width / 2) * scale + width / 2, (self.cy - self.height / 2) * scale + height / 2
+        return replace(self, fx=self.fx * scale, fy=self.fy * scale, cx=cx, cy=cy, width=width, height=height)
 
 
 @dataclass(frozen=True, eq=False)

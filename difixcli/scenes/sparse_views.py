@@ -40,12 +40,12 @@ def overlaps(scene: Scene, frames: Sequence[int]) -> np.ndarray:
     whatever is before them. Without seed points it is how much of the photo's field of view, from a quarter to eight
     times the cameras' distance, the other's covers. A photo that sees nothing has 0.
     """
-    seen = _seen(scene, frames)
+    every = max(1, -(-len(scene.points) // _POINTS))
+    seen = _seen(scene, frames, every)
     cameras = [scene.frames[i].camera for i in frames]
     if seen is None:
         return frustum_overlaps(cameras)
-    every = -(-seen.shape[1] // _POINTS)
-    seen, points = seen[:, ::every], scene.points[::every]
+    points = scene.points[::every]
     ways = np.stack([points - camera.position.astype(np.float32) for camera in cameras])
     shared = np.empty((len(frames), len(frames)))
     for i, (one, way) in enumerate(zip(seen, ways, strict=True)):
@@ -135,16 +135,24 @@ def check_sparse_views(scene: Scene, frames: Sequence[int]) -> None:
         )
 
 
-def _seen(scene: Scene, frames: Sequence[int]) -> np.ndarray | None:
-    """(N, P) bool: which seed points each photo saw or, where that is not known, has in its field of view.
+def _seen(scene: Scene, frames: Sequence[int], every: int = 1) -> np.ndarray | None:
+    """(N, P) bool: which seed points, or every so many-th of them, each photo saw or, where that is not known, has in
+    its field of view.
 
     None without seed points.
     """
-    if not len(scene.points):
+    points = scene.points[::every]
+    if not len(points):
         return None
-    if scene.tracks is not None:
-        return np.stack([scene.tracks.counts([i]) == 1 for i in frames])
-    return np.stack([_inside(scene.frames[i].camera, scene.points) for i in frames])
+    if scene.tracks is None:
+        return np.stack([_inside(scene.frames[i].camera, points) for i in frames])
+    tracks = scene.tracks.of_points(np.arange(0, len(scene.points), every))
+    rows = np.full(len(scene.frames), -1)
+    rows[list(frames)] = np.arange(len(frames))
+    row = rows[tracks.frames]
+    seen = np.zeros((len(frames), len(points)), bool)
+    seen[row[row >= 0], tracks.points[row >= 0]] = True
+    return seen
 
 
 def _inside(camera: Camera, points: np.ndarray) -> np.ndarray:

@@ -145,16 +145,16 @@ def step_towards(pose: Camera | np.ndarray, target: Camera | np.ndarray, step: f
 def interpolate(cameras: Sequence[Camera], n: int) -> list[Camera]:
     """`n` cameras along a smooth path through `cameras`, ends included, at even pose distance.
 
-    Positions follow a monotone cubic (no overshoot), rotations slerp, lenses blend; the image size is the first
-    camera's. Raises InputError without cameras or for n < 1.
+    Positions follow a monotone cubic (no overshoot), rotations slerp, lenses blend; the image size is that of most
+    cameras, to which others are reshaped (see `Camera.reshaped`). Raises InputError without cameras or for n < 1.
     """
     from scipy.interpolate import PchipInterpolator
     from scipy.spatial.transform import Rotation, Slerp
 
     if not cameras or n < 1:
         raise InputError(f"A path needs at least one camera and one frame, not {len(cameras)} and {n}.")
-    width, height = cameras[0].width, cameras[0].height
-    cameras = [camera.resized(width, height) for camera in cameras]
+    (width, height), _ = Counter((camera.width, camera.height) for camera in cameras).most_common(1)[0]
+    cameras = [camera.reshaped(width, height) for camera in cameras]
     # Poses that coincide would stop the path's parameter from growing.
     keys = [cameras[0]]
     for camera in cameras[1:]:
