@@ -43,6 +43,7 @@ from difixcli.evidence import marks_of
 from difixcli.frames.marks import shares
 from difixcli.frames.stages import Behind
 from difixcli.reconstruction import PseudoView, Reconstruction
+from difixcli.reference_views import ReferenceViews
 from difixcli.runs import PHOTOS, Progress, Run, read_image, write_image
 from difixcli.scenes import nearest_cameras
 from difixcli.scenes.scene import Camera, Scene, Split
@@ -201,10 +202,12 @@ class Distillation:
         """The rounds that are still to do, or what is left of the iterations after one was taken back."""
         schedule, rounds, settings = self.schedule, self.rounds, self.settings
         photos_only = Reconstruction.load(self.folder / PHOTOS, self.scene, self.split.train)
+        # it stays as it is, and so do its depths
+        photos = ReferenceViews(self.scene, self.split.train, photos_only, len(self.split.train))
         guard = None
         if settings.guard:
             with self._timed("guard"):
-                guard = Guard(self.scene, self.split.train, self.targets, photos_only)
+                guard = Guard(photos, self.targets)
         going = schedule.finished_rounds(model.step) + 1
         rounds.forget_from(going + 1)  # begun by a process that never saved a step of it
         if rounds.accepted(going):
@@ -218,7 +221,7 @@ class Distillation:
                 break
             if rounds.accepted(number) is None:
                 self._further(model)
-                self._round(model, photos_only, prior, guard, number)
+                self._round(model, photos, prior, guard, number)
             if not rounds.accepted(number):
                 rounds.take_back(number)
                 model.go_back()
@@ -253,7 +256,7 @@ class Distillation:
         )
 
     def _round(
-        self, model: Reconstruction, photos_only: Reconstruction, prior: Prior, guard: Guard | None, number: int
+        self, model: Reconstruction, photos: ReferenceViews, prior: Prior, guard: Guard | None, number: int
     ) -> None:
         """Let the prior propose a round's views, train on them, and write the guard's verdict."""
         schedule, rounds = self.schedule, self.rounds
@@ -263,7 +266,7 @@ class Distillation:
                 model.save()  # the further phase is part of what a round begins from
             rounds.keep_checkpoint(number)
             with self._timed("proposing views"):
-                proposed = self._proposed(model, photos_only, prior, number, f"{label}: views")
+                proposed = self._proposed(model, photos, prior, number, f"{label}: views")
             model.save(beside={"prior": prior.state()})
             rounds.write(number, proposed)
         # from disk, so that a run that was stopped in the middle of a round goes on with the very same views
@@ -302,7 +305,7 @@ class Distillation:
             self._train(model, until, f"{label}, the end", prior)
 
     def _proposed(
-        self, model: Reconstruction, photos_only: Reconstruction, prior: Prior, number: int, label: str
+        self, model: Reconstruction, photos: ReferenceViews, prior: Prior, number: int, label: str
     ) -> dict[str, Any]:
         """A round's record, not judged yet; its pictures are written on the way."""
         cameras = self._cameras(number)
@@ -320,7 +323,7 @@ class Distillation:
             for view in views
             if view.name in stands and same_pose(_camera(stands[view.name]), view.camera)
         }
-        shown = Round(number, self.schedule.rounds, self.scene, self.split.train, views, model, photos_only, kept)
+        shown = Round(number, self.schedule.rounds, views, model, photos, kept)
         entries: list[dict[str, Any]] = []
         behind: Behind[None] = Behind()
         with self._progress(label, len(views)) as update, behind:

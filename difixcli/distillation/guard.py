@@ -17,7 +17,7 @@ from difixcli.distillation.targets import Target
 from difixcli.evidence import agreement
 from difixcli.reconstruction import Reconstruction
 from difixcli.reference_views import References, ReferenceViews
-from difixcli.scenes.scene import Camera, Scene
+from difixcli.scenes.scene import Camera
 
 BOUND = 0.3
 """dB by which a round may make the views less like the photos before it is said to do harm."""
@@ -63,22 +63,19 @@ def compare(before: Sequence[float | None], after: Sequence[float | None]) -> Ve
 
 
 class Guard:
-    """Judges models by views of the targets, against `photos_only`, whose training saw nothing but photos.
+    """Judges models by views of the targets, against the model of `photos`, whose training saw nothing but photos.
 
-    `photos` are the frames that may be brought in. `before` is how like them `photos_only` shows each view (dB), None
-    where no photo sees it.
+    `photos` are those that may be brought in. `before` is how like them that model shows each view (dB), None where no
+    photo sees it.
     """
 
-    def __init__(
-        self, scene: Scene, photos: Sequence[int], targets: Sequence[Target], photos_only: Reconstruction
-    ) -> None:
+    def __init__(self, photos: ReferenceViews, targets: Sequence[Target]) -> None:
         self._cameras = [_smaller(targets[i].camera) for i in _spread(len(targets), _VIEWS)]
         self._references: list[References] = []
         self.before: list[float | None] = []
-        views = ReferenceViews(scene, photos, photos_only, _REFERENCES)
         for camera in self._cameras:
-            render = photos_only.render(camera)
-            beside = views.beside(camera, render)
+            render = photos.reconstruction.render(camera)
+            beside = photos.beside(camera, render, count=_REFERENCES)
             # the photos themselves, and what depth is asked of, would stay in memory to the end of the run
             self._references.append(replace(beside, photos=(), correspondence=None, seen_by_any=None))
             self.before.append(agreement(render.color, self._references[-1]))

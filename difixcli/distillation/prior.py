@@ -102,20 +102,17 @@ class Round:
         self,
         number: int,
         rounds: int,
-        scene: Scene,
-        photos: Sequence[int],
         views: Sequence[View],
         model: Reconstruction,
-        photos_only: Reconstruction,
+        photos: ReferenceViews,
         kept: Mapping[str, Callable[[], Kept]],
     ) -> None:
         self.number, self.rounds = number, rounds
-        self.scene, self.photos, self.views = scene, list(photos), list(views)
-        self.model, self.photos_only = model, photos_only
-        self._kept = kept
+        self.scene, self.photos, self.views = photos.scene, list(photos.frames), list(views)
+        self.model, self.photos_only = model, photos.reconstruction
+        self._references, self._kept = photos, kept
         # neighbouring questions are about one view; all of a long path need not be held
         self._renders = lru_cache(_RENDERS_HELD)(lambda view, which: which.render(view.camera))
-        self._references = ReferenceViews(scene, photos, photos_only, len(self.photos))
 
     def render(self, view: View) -> Render:
         """Colour, accumulation and depth of a view by the model as it is."""
