@@ -216,6 +216,17 @@ def test_training_on_pseudo_views_goes_on_exactly_after_a_load(method: str, scen
     assert np.array_equal(made.render(cameras[0]).color, again.render(cameras[0]).color)
 
 
+def test_what_is_saved_before_its_first_step_goes_on_exactly(scene: Scene, tmp_path: Path) -> None:
+    """Photos that are drawn by rays are shuffled when they are first read."""
+    made = create(scene, tmp_path / "run", "nerfacto")
+    made.save()
+    made.train(2)
+    again = Reconstruction.load(tmp_path / "run", scene)
+    again.train(2)
+    shown = made.render(scene.frames[1].camera).color
+    assert np.array_equal(shown, again.render(scene.frames[1].camera).color)
+
+
 def test_rays_of_pseudo_views_join_those_of_photos(scene: Scene, tmp_path: Path) -> None:
     made = create(scene, tmp_path / "run", "nerfacto")
     camera = scene.frames[3].camera

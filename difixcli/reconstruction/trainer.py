@@ -65,7 +65,7 @@ class Trainer:
         self._pseudo_order: dict[str, Any] | None = None  # of the views that a loaded run was training on
         self._random = RandomState(recipe.seed)
         self._model_class: type = config.pipeline.model._target
-        self._photos_are_held = self._restored = False
+        self._photos_are_held = self._shuffled = False
         self._rays = rays if rays is not None and len(rays.pixels) else None
         if seeds is None and has_gaussians(config):
             seeds = _PLACEHOLDERS
@@ -181,6 +181,7 @@ class Trainer:
         extra: dict[str, Any] = {"iterations": self.step, "random": self._random.state_dict()}
         extra["sampler"] = self._sampler_counters()
         extra["photo_order"] = order_of(self.pipeline.datamanager)
+        extra["shuffled"] = self._shuffled  # whether reading the photos has drawn its random numbers
         if self._pseudo is not None:
             extra["pseudo_order"] = self._pseudo.state
         if hasattr(self.model, "strategy_state"):
@@ -225,7 +226,7 @@ class Trainer:
             }
         self._set_sampler_counters(extra["sampler"])
         self._random.load_state_dict(extra["random"])
-        self._restored = True
+        self._shuffled = extra.get("shuffled", True)
 
     def next_train(self, step: int) -> tuple[Any, dict[str, Any]]:
         """The batch of a step: photos, pseudo-views, or rays of both."""
@@ -290,7 +291,7 @@ class Trainer:
         if self._photos_are_held:
             return
         with ExitStack() as stack:
-            if self._restored:
+            if self._shuffled:
                 stack.enter_context(self._undisturbed())
                 self._random.load_state_dict(self._built)
             stack.enter_context(self._working())
@@ -301,7 +302,7 @@ class Trainer:
                 _ = manager.cached_train
             if self._rays is not None:
                 self._mixer = SeedRayMixer(self._rays, manager.train_ray_generator)
-        self._photos_are_held = True
+        self._photos_are_held = self._shuffled = True
 
     def _optimize(self) -> None:
         """Optimisers for the parameters that the model has now, and the callbacks that hold on to them."""
