@@ -144,8 +144,8 @@ def _watch(connection: socket.socket) -> dict | None:
     """Fork a program, hand signals on to it, and tell how it ended; in the program itself, what it was asked for."""
     length, streams, _, _ = socket.recv_fds(connection, 8, 3)
     asked = b""
-    while len(asked) < int.from_bytes(length, "big"):
-        more = connection.recv(1 << 16)
+    while left := int.from_bytes(length, "big") - len(asked):
+        more = connection.recv(min(left, 1 << 16))  # a signal's number may follow
         if not more:  # whoever asked has gone
             os._exit(0)
         asked += more
@@ -203,11 +203,11 @@ def _ask(path: str, words: list[str]) -> int:
     """Have the server run a program, and end as it does."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(path)
-    for number in _SIGNALS:
-        signal.signal(number, lambda number, _: connection.sendall(bytes([number])))
     asked = json.dumps({"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
     socket.send_fds(connection, [len(asked).to_bytes(8, "big")], [0, 1, 2])
     connection.sendall(asked)
+    for number in _SIGNALS:  # not before: the number would stand in what is asked
+        signal.signal(number, lambda number, _: connection.sendall(bytes([number])))
     code = int(connection.recv(16) or b"70")
     if code < 0:
         if -code != signal.SIGKILL:

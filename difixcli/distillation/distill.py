@@ -19,11 +19,10 @@ with every render fixed once, `enhanced` the same of `distilled` (Difix3D+).
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from difixcli.disk import copy_folder
 from difixcli.distillation.guard import Guard, Verdict
 from difixcli.distillation.prior import Context, Kept, Prior, Proposal, Refreshing, Round, View, make_prior
 from difixcli.distillation.renders import FinalRenders
@@ -546,25 +546,12 @@ def _sweep(folder: Path) -> None:
         stale.unlink() if stale.is_file() else shutil.rmtree(stale)
 
 
-def _copied(source: str, target: str) -> None:
-    """A photo becomes a second name of the file where the file system knows such: photos may be gigabytes, and are
-    never written again.
-    """
-    if source.endswith(".png"):
-        with suppress(OSError):
-            os.link(source, target)
-            return
-    shutil.copy2(source, target)
-
-
 def _fork(source: Path, target: Path) -> None:
     """Copy a nerfstudio run as it stands, unless that was done before: training may go on from the same checkpoint."""
     if (target / "config.yml").exists():
         return
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    left_out = shutil.ignore_patterns(
-        "run.json", "rounds", "renders", "path", LARGE, CLOUD, PHOTOS, PLAIN, MEAN, POINTS, *COMPARED, ".*"
-    )
-    shutil.copytree(source, part, ignore=left_out, copy_function=_copied)
+    left_out = ("run.json", "rounds", "renders", "path", LARGE, CLOUD, PHOTOS, PLAIN, MEAN, POINTS, *COMPARED, ".*")
+    copy_folder(source, part, left_out, shared=("*.png",))  # photos may be gigabytes
     part.rename(target)
