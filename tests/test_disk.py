@@ -27,6 +27,6 @@ def test_what_cannot_be_copied_says_why(tmp_path: Path) -> None:
     """A full disk is told by its errno."""
     (tmp_path / "run" / "scene").mkdir(parents=True)
     (tmp_path / "run" / "scene" / "gone.json").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(OSError, match="nowhere|gone") as told:
+    with pytest.raises(OSError, match="No such file") as told:
         copy_folder(tmp_path / "run", tmp_path / "copy")
     assert told.value.errno == errno.ENOENT
