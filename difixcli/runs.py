@@ -607,8 +607,8 @@ def open_image(path: Openable) -> Iterator[Image]:
             raise unreadable(path, error) from error
         if out_of_memory(error):
             raise
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(f"{path} cannot be read as an image ({reason}); restore it or remove it.") from error
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        raise InputError(f"{path} cannot be read as an image{reason}; restore it or remove it.") from error
 
 
 def _check_claim(image: Image, file: IO[bytes]) -> None:

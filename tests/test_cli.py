@@ -157,7 +157,7 @@ def test_bad_images_for_fix_and_eval(tmp_path: Path, tiny_fixer: Path) -> None:
     (tmp_path / "walk.mp4").write_bytes(b"")
     refused(difix("eval", tmp_path / "walk.mp4", tmp_path / "a"), "walk.mp4 is a video", "its frames")
     refused(difix("eval", tmp_path / "a"), "is no run", "the true ones")
-    refused(difix("curate", tmp_path / "o"), "does not exist")
+    refused(difix("curate", tmp_path / "o"), "There is no scene")
     (tmp_path / "o").mkdir()
     refused(difix("curate", tmp_path / "o"), "no photos to pose")
 

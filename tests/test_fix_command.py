@@ -248,12 +248,14 @@ def test_fix_and_enhance_take_transparency_alike(images: Path, tiny: Path, tmp_p
     outputs = {}
     for command in ("fix", "enhance"):
         line = (command, tmp_path / "holes", "--fixer", tiny, "--reference", images / "1.png")
-        told(difix(*line, "-o", tmp_path / command, "--json"))
+        made = difix(*line, "-o", tmp_path / command, "--json")
+        assert told(made) and "1 of 1 image has an alpha channel" in " ".join(made.stderr.split())
         outputs[command] = read_image(tmp_path / command / "0.png")
     np.testing.assert_array_equal(outputs["fix"], outputs["enhance"])
     Image.fromarray((read_image(tmp_path / "holes" / "0.png") * 255 + 0.5).astype(np.uint8)).save(tmp_path / "0.png")
     line = ("enhance", tmp_path / "0.png", "--fixer", tiny, "--reference", images / "1.png")
-    told(difix(*line, "-o", tmp_path / "black", "--json"))
+    made = difix(*line, "-o", tmp_path / "black", "--json")
+    assert told(made) and "alpha" not in made.stderr
     assert np.abs(read_image(tmp_path / "black" / "0.png") - outputs["enhance"]).max() > 1 / 255
 
 

@@ -227,7 +227,7 @@ def _wrong_images(folder: Path, room: Path, images: Path) -> list[tuple[str, str
         (f"fix {folder / 'film.mp4'} --sr bundled", "make its frames images first"),
         (f"fix {folder / 'film.mp4'}", "use difix enhance"),
         (f"fix {images} --scene {room} --reference {images}", "both choose the photos"),
-        (f"fix {images} --scene {folder / 'lost'}", "does not exist"),
+        (f"fix {images} --scene {folder / 'lost'}", "There is no scene"),
         (f"enhance {images} --trajectory spiral", "no run of difix distill"),
         *((f"enhance {folder / 'run'} {option}", f"leave out {option.split()[0]}")
           for option in (f"--reference {images}", "--references 1", "--size 48", "--batch 2", "--seed 3")),

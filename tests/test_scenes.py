@@ -401,8 +401,12 @@ def test_written_scene_reads_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_bad_folders(tmp_path: Path) -> None:
-    with refused("nowhere", "does not exist"):
+    with refused("There is no scene", "nowhere"):
         load_scene(tmp_path / "nowhere")
+    (tmp_path / "herzjesu_p25").mkdir()
+    with refused("Did you mean", str(tmp_path / "herzjesu_p25")):
+        load_scene(tmp_path / "herzjesu")
+    (tmp_path / "herzjesu_p25").rmdir()
     with refused("neither", "COLMAP"):
         load_scene(tmp_path)
     (tmp_path / "transforms.json").write_text("{")

@@ -133,8 +133,8 @@ class EnhanceRequest(Request):
 
         if said := self.given("reference", "references", "size", "batch", "seed"):
             raise InputError(
-                f"{self.source} is a run: its references are its own photos, and its size is the one it was trained "
-                f"at; leave out {said[0]}."
+                f"{said[0]} says nothing to a run of difix distill, as {self.source} is: its own photos stand beside "
+                "its renders, at the size it was trained at. Leave it out."
             )
         if self.trajectory is not None:
             check_trajectory(self.trajectory)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 def fixed_images(request: FixRequest, source: Path) -> Made:
     """Fix an image, or the images of a folder."""
     from difixcli.enhancement.fix import fix_images
-    from difixcli.frames.pictures import listed_images
+    from difixcli.frames.pictures import alpha_notes, listed_images
     from difixcli.frames.pipeline import FrameOptions
     from difixcli.frames.references import ReferencePhotos, check_references
 
@@ -49,7 +49,7 @@ def fixed_images(request: FixRequest, source: Path) -> Made:
     _check_apart(folder, request.export)
     tell_slow(sizes)
     photos = photos_named(request.reference)
-    for warning in check_references(files, photos):
+    for warning in [*alpha_notes(files), *check_references(files, photos)]:
         console.warn(warning)
     on, _ = pick_device(request.device)
     posed = None if request.scene is None else open_scene(request.scene, None, "gpu")

@@ -13,7 +13,7 @@ import numpy as np
 
 from difixcli.enhancement.sequence import FILM_FILE, SIDE_BY_SIDE, SPLIT_SCREEN, VIDEO, Film, Source, make_film
 from difixcli.errors import InputError
-from difixcli.frames.pictures import Picture, listed_images, read_picture, shrunk
+from difixcli.frames.pictures import Picture, alpha_notes, listed_images, read_picture, shrunk
 from difixcli.frames.pipeline import FrameOptions, FramePipeline, is_bad
 from difixcli.frames.references import ReferencePhotos, check_references
 from difixcli.frames.writing import Shot, write_frames
@@ -112,11 +112,11 @@ def check_images(
 ) -> list[str]:
     """Look at what `enhance_images` is going to read, at the images' headers only.
 
-    Returns warnings, a sentence each (see `check_references`, and `Video.notes`). Raises InputError for what
-    `enhance_images` would refuse.
+    Returns warnings, a sentence each (see `alpha_notes`, `check_references` and `Video.notes`). Raises InputError for
+    what `enhance_images` would refuse.
     """
     opened = _open(source, output, size, film)
-    return [*opened.notes, *check_references(opened.files, references)]
+    return [*opened.notes, *alpha_notes(opened.files), *check_references(opened.files, references)]
 
 
 @dataclass(frozen=True)

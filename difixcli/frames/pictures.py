@@ -5,6 +5,7 @@ Images are (H, W, 3) RGB, uint8 or float32 in [0, 1].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from difixcli.evaluation.pictures import image_files
 from difixcli.images import as_floats, resized_to
 from difixcli.runs import CONFIDENCE, IMAGE_SUFFIXES, open_image, read_image
 from difixcli.scenes.loading import natural_order
+from difixcli.wording import counted
 
 SMALLEST = 16
 """Pixels of an image's shorter side: optical flow and the networks' lowest level need something to look at."""
@@ -121,6 +123,17 @@ def check_large_enough(name: str, width: int, height: int) -> None:
         raise InputError(
             f"The image {name} is {width}×{height} pixels; the fixer needs {SMALLEST}×{SMALLEST} at least."
         )
+
+
+def alpha_notes(files: Sequence[Path]) -> list[str]:
+    """What is said of images with an alpha channel, if there are any; their headers alone are read."""
+    count = sum(map(has_alpha, files))
+    if not count:
+        return []
+    return [
+        f"{count} of {counted(len(files), 'image')} {'has' if count == 1 else 'have'} an alpha channel, which is taken "
+        "for how far a render shows anything: what is transparent comes out before black."
+    ]
 
 
 def has_alpha(path: Path) -> bool:

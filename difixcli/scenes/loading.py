@@ -6,12 +6,13 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from difixcli.errors import InputError, short
+from difixcli.errors import InputError, near, short
 from difixcli.runs import fingerprint, run_record
 from difixcli.scenes.co3d import ANNOTATIONS, annotations_of, read_co3d
 from difixcli.scenes.colmap import MODEL_FOLDERS, borrow_tracks, find_model, read_colmap
@@ -90,7 +91,14 @@ def check_scene(spec: str | Path) -> None:
         return
     root = Path(spec)
     if not root.exists():
-        raise InputError(f"The scene folder {root} does not exist; give a folder with posed photos or sample:room.")
+        beside: list[str] = []
+        with suppress(OSError):
+            beside = os.listdir(root.parent)
+        close = near(short(root.name), beside)
+        hint = f" Did you mean {' or '.join(str(root.parent / name) for name in close)}?" if close else ""
+        raise InputError(
+            f"There is no scene {root}; name a folder of photos, posed or not, a video, or sample:room.{hint}"
+        )
     if not os.access(root, os.R_OK | (os.X_OK if root.is_dir() else 0)):
         raise InputError(f"{root} cannot be read (Permission denied); allow it to be read and run the same line again.")
     if not root.is_dir() and (not root.is_file() or (root.name != TRANSFORMS and not is_video(root))):
