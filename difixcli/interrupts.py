@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 _asked: int | None = None  # the first signal that asked for the end
 _raised = False
 _saving = 0  # how many blocks are open that save before they end
+_SOON = 0.1  # seconds
 
 
 class Terminated(KeyboardInterrupt):
@@ -56,6 +60,7 @@ def listen() -> None:
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, hear)
+        sys.unraisablehook = partial(_lost, owner, sys.unraisablehook)
 
 
 def leave_to_parent(_: int = 0) -> None:
@@ -89,6 +94,21 @@ def _hear(number: int) -> None:
     # one signal may come from several sides (a terminal's whole group, a scheduler and whoever forwards it)
     if insisting or not (_saving or _raised):
         _interrupt()
+
+
+def _lost(owner: int, tell: Callable[[Any], object], problem: Any) -> None:
+    """An interruption that came while something was being destroyed, where nothing can be raised, comes once more."""
+    global _asked, _raised  # noqa: PLW0603
+    if os.getpid() != owner or not isinstance(problem.exc_value, KeyboardInterrupt):
+        tell(problem)
+        return
+    number = _asked or signal.SIGINT
+    _raised = False
+    if not _saving:
+        _asked = None  # or the same one would be taken for a second
+    again = threading.Timer(_SOON, os.kill, (owner, number))
+    again.daemon = True
+    again.start()
 
 
 def _interrupt() -> None:

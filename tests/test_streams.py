@@ -78,9 +78,14 @@ def test_what_cannot_be_encoded_is_said_in_ascii(folders: list[str], tmp_path: P
 NAMING = "type('Named', (), {'name': type('Name', (), {'__set_name__': work})()})"
 
 
-@pytest.mark.parametrize("at_work", ["work()", NAMING])
+DESTROYING = "type('Dying', (), {'__del__': work})(); time.sleep(60)"
+
+
+@pytest.mark.parametrize("at_work", ["work()", NAMING, DESTROYING])
 def test_sigterm_is_told_as_ctrl_c_is(at_work: str) -> None:
-    """Also in the middle of an import, where Python makes another error of what interrupts it."""
+    """Also in the middle of an import, where Python makes another error of what interrupts it, and while something is
+    destroyed, where it makes nothing of it.
+    """
     program = (
         "import sys, time, typer; from difixcli import console, interrupts; app = typer.Typer()\n"
         "def work(*_):\n    print('at work', flush=True); time.sleep(60)\n"
