@@ -99,9 +99,10 @@ def test_loading_shows_the_same(trained: Reconstruction, scene: Scene) -> None:
     again = Reconstruction.load(trained.folder)
     camera = scene.frames[3].camera
     np.testing.assert_allclose(again.render(camera).color, trained.render(camera).color, atol=1e-6)
-    # what only renders holds no photos
-    assert "cached_train" in vars(trained._trainer.pipeline.datamanager)
-    assert "cached_train" not in vars(again._trainer.pipeline.datamanager)
+    # what only renders holds no photos, drawn as images or by rays
+    photos = {"cached_train", "train_image_dataloader"}
+    assert photos & vars(trained._trainer.pipeline.datamanager).keys()
+    assert not photos & vars(again._trainer.pipeline.datamanager).keys()
     with pytest.raises(InputError, match="other photos"):
         Reconstruction.load(trained.folder, dataclasses.replace(scene, frames=scene.frames[:5]))
     with pytest.raises(InputError, match="restore the split"):

@@ -214,7 +214,7 @@ def _wrong_images(folder: Path, room: Path, images: Path) -> list[tuple[str, str
         *((f"fix {images} --upscale 2 {option}", f"{option.split()[0]} belongs to fixing, not to --upscale")
           for option in (*of_images, *of_fixers, "--export x")),
         (f"{views} --view-diffusion nowhere", "no view-conditioned diffusion model called nowhere"),
-        (f"fix {folder / 'lost'} --task novel-view", "does not exist"),
+        (f"fix {folder / 'lost'} --task novel-view", "There is no scene"),
         (f"fix {images} --merge-lora", "--merge-lora belongs to --export"),
         (f"fix {images} --layout ours", "--layout belongs to --export"),
         (f"fix {images} --upscale 2 --sr nowhere", "super-resolver called nowhere"),
@@ -311,7 +311,7 @@ def _wrong_others(folder: Path, scene: Path) -> list[tuple[str, str]]:
                            "--push-to-hub a/b", "--accumulate 2", "--gradient-checkpointing")
         ),
         (f"{scene} {few} --patience 3", "--patience is for other tasks"),
-        (f"{folder / 'none'} {larger}", "does not exist"),
+        (f"{folder / 'none'} {larger}", "There is no scene"),
         (f"{scene} {larger} --base tiny", "holds no super-resolver"),
         (f"{scene} {larger} --base bundled --set factor=2", "factor is the base's own"),
         (f"{scene} {larger} --base scratch --perceptual st-lpips-vgg", "cannot train too"),

@@ -133,8 +133,8 @@ class EnhanceRequest(Request):
 
         if said := self.given("reference", "references", "size", "batch", "seed"):
             raise InputError(
-                f"{said[0]} says nothing to a run of difix distill, as {self.source} is: its own photos stand beside "
-                "its renders, at the size it was trained at. Leave it out."
+                f"{self.source} is a run of difix distill: its own photos stand beside its renders, at the size that "
+                f"it was trained at; leave out {said[0]}."
             )
         if self.trajectory is not None:
             check_trajectory(self.trajectory)
