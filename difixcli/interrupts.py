@@ -20,7 +20,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, 
 _asked: int | None = None  # the first signal that asked for the end
 _raised = False
 _saving = 0  # how many blocks are open that save before they end
-_SOON = 0.1  # seconds
+_SOON = 0.1  # seconds until an interruption that was lost comes again
 
 
 class Terminated(KeyboardInterrupt):

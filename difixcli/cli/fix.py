@@ -88,7 +88,8 @@ class FixRequest(Request):
         typer.Option(help="With --upscale, what does it: bundled, a file that spandrel reads, a folder, a hub name."),
     ] = None
     split: Annotated[
-        str | None, typer.Option(help=f"Of a scene whose photos are looked at. {SPLIT_RULES}.", rich_help_panel=VIEWS)
+        str | None,
+        typer.Option(help=f"With --task novel-view, the photos to look at. {SPLIT_RULES}.", rich_help_panel=VIEWS),
     ] = None
     trajectory: Annotated[
         str | None,

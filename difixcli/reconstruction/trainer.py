@@ -286,7 +286,8 @@ class Trainer:
         """Read the photos when they are first needed, while nerfstudio's progress bars are silent: what only renders
         has no use for them.
 
-        nerfstudio shuffles them as it does: after a restart as when the model was first built.
+        Where rays are drawn, nerfstudio shuffles the photos as it reads them: after a restart into the order that they
+        had at first.
         """
         if self._photos_are_held:
             return
