@@ -12,12 +12,14 @@ import torch
 from commands import difix, refused, told
 from small_scenes import HALF_ROOM, small_sample
 from test_masks import masked_scene
-from test_super_resolvers import published  # noqa: F401
+from test_super_resolvers import compact, published  # noqa: F401
 
+from difixcli.distillation.super_resolution_prior import SuperResolutionPrior
 from difixcli.errors import InputError
 from difixcli.images import as_pixels, as_planes, enlarged, reduced, resized
 from difixcli.priors.super_resolution.enlargement import Enlargement, small_and_large
 from difixcli.priors.super_resolution.network import SuperResolutionConfig, SuperResolutionNetwork
+from difixcli.priors.super_resolution.single_step import SingleStep
 from difixcli.runs import read_image, write_image
 from difixcli.scenes import load_photo, load_scene
 from difixcli.training import train_super_resolver
@@ -131,6 +133,41 @@ def test_a_diffusing_super_resolver_goes_on_from_its_latents(
         assert (tmp_path / "run" / "rounds" / "03" / name).read_bytes() == pixels
         first = (tmp_path / "run" / "rounds" / "01" / name).read_bytes()
         assert first != pixels
+
+
+def test_what_is_made_once_of_each_photo_is_no_part_of_checkpoints(
+    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that looks at no render is asked once for each photo; the large images lie on disk between rounds, and
+    a run that goes on without them makes them again.
+    """
+    torch.manual_seed(5)
+    network, asked = compact(), []
+    torch.save({"params": network.state_dict()}, tmp_path / "x4.pth")
+    inside = SingleStep._enlarged
+    monkeypatch.setattr(SingleStep, "_enlarged", lambda *given: asked.append(1) or inside(*given))
+    shown = []
+    own = SuperResolutionPrior.state
+
+    def state(prior: SuperResolutionPrior) -> dict:
+        held = own(prior)
+        shown.append(({name for one in held["states"].values() for name in one}, sorted(prior._folder.glob("*"))))
+        return held
+
+    monkeypatch.setattr(SuperResolutionPrior, "state", state)
+    line = ["distill", room, "--prior", "super-resolution", "--sr", tmp_path / "x4.pth", "--reduce", "4"]
+    line += ["--size", "96", "--iterations", "20", "--rounds", "3", "--further", "6", "--split", "every:4"]
+    line += ["--set", "max_gaussians=400", "--json", "-o", tmp_path / "run"]
+    said = told(difix(*line))
+    photos = len(list((tmp_path / "run" / "rounds" / "03").glob("*.target.png")))
+    enhanced = len(list((tmp_path / "run" / "renders" / "enhanced").iterdir()))
+    assert len(asked) == photos + enhanced
+    assert shown and all(names == {"round", "rounds"} and len(files) == photos for names, files in shown)
+    assert not (tmp_path / "run" / "made").exists()
+    last = {path.name: path.read_bytes() for path in (tmp_path / "run" / "rounds" / "03").glob("*.target.png")}
+    assert told(difix(*line, "--from-round", "3"))["results"] == said["results"]
+    for name, pixels in last.items():
+        assert (tmp_path / "run" / "rounds" / "03" / name).read_bytes() == pixels
 
 
 def test_a_run_is_enhanced_by_its_super_resolver(compared: tuple[Path, dict], tmp_path: Path) -> None:

@@ -169,8 +169,8 @@ class Context:
 
     `fixer` is None where another of our priors is asked for: `resolver` is the super-resolution prior's, `operator` is
     how the scene's photos were made smaller (see `images.reduced`); `novel_views` and `seeking` are view diffusion's;
-    `ways` and `video` the video prior's, and `scratch` a folder of the run's for what it does not hold in memory, where
-    a run that goes on removes all that is called `.*.part`.
+    `ways` and `video` the video prior's, and `scratch` a folder of the run's for what these two do not hold in memory,
+    where a run that goes on removes all that is called `.*.part`.
     `references` is how many photos stand beside a view (None: as many as the prior takes); `trust` and `drop_below` say
     what is trained on and `terms` by which loss terms (see `settings.Settings`).
     """

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,7 +32,7 @@ from difixcli.distillation.distill import COMPARED, LARGE, Distillation, Say
 from difixcli.distillation.prior import Context
 from difixcli.distillation.renders import write_truth
 from difixcli.distillation.settings import Settings
-from difixcli.distillation.super_resolution_prior import IDENTICAL, photos_alone
+from difixcli.distillation.super_resolution_prior import IDENTICAL, MADE, photos_alone
 from difixcli.distillation.targets import PHOTOS
 from difixcli.evaluation.metrics import psnr
 from difixcli.images import as_pixels, as_planes, enlarged, reduced
@@ -88,6 +89,7 @@ class SuperResolution(Distillation):
         self._begin(run, progress, say)
         self.resolver = resolver
         model = self._update(self._photos())
+        shutil.rmtree(self.folder / MADE, ignore_errors=True)  # no round is left that would ask for it
         self._run.save(agreement=self._agreement(model))
         self._write(model, "distilled", enhanced=True)
         del model
@@ -98,7 +100,9 @@ class SuperResolution(Distillation):
         return self._figures()
 
     def _context(self) -> Context:
-        return replace(super()._context(), resolver=self.resolver, operator=self.enlargement.operator)
+        return replace(
+            super()._context(), resolver=self.resolver, operator=self.enlargement.operator, scratch=self.folder
+        )
 
     def _told(self, record: dict[str, Any]) -> str:
         shape = {"views": [{"figures": {"low_resolution_psnr": float, "detail": float}}]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from difixcli.distillation.prior import Context, Proposal, Round, View
 from difixcli.evaluation.metrics import psnr
 from difixcli.images import as_pixels, as_planes, enlarged, reduced
 from difixcli.priors.super_resolution.resolver import State
+from difixcli.runs import atomic, make_folder
 from difixcli.scenes import load_mask, load_photo
 
+MADE = "made"
+"""The folder, in a run's, of what a super-resolver makes once of each photo, while there are rounds."""
 IDENTICAL = 100.0
 """dB that stand for the infinite PSNR of identical images, so that there is a mean."""
 
@@ -35,8 +39,9 @@ class SuperResolutionPrior:
     """
 
     def __init__(self, context: Context) -> None:
-        assert context.resolver is not None
+        assert context.resolver is not None and context.scratch is not None
         self._resolver, self._scene = context.resolver, context.scene
+        self._folder = context.scratch / MADE
         self._operator, self._seed, self._terms = context.operator, context.seed, dict(context.terms)
         self._states: dict[str, State] = {}
 
@@ -60,12 +65,12 @@ class SuperResolutionPrior:
         if shown.number == 1:
             state = resolver.begin(photo, shown.rounds, self._seed ^ zlib.crc32(os.fsencode(view.name)))
         else:
-            state = resolver.advance(photo, self._states[view.name], render)
+            state = resolver.advance(photo, self._state_of(view.name), render)
         if shown.number == 1 and shown.rounds > 1 and resolver.takes_renders and (alone := photos_alone(terms)):
             terms, estimate = alone, enlarged(photo, resolver.factor)
-            self._states[view.name] = state
         else:
-            estimate, self._states[view.name] = resolver.estimate(photo, state)
+            estimate, state = resolver.estimate(photo, state)
+        self._keep(view.name, state)
         image = as_pixels(estimate)
         small = reduced(render, resolver.factor, self._operator)
         mask = load_mask(frame)
@@ -78,3 +83,24 @@ class SuperResolutionPrior:
         if mask is not None:
             weight = np.kron(mask, np.ones((resolver.factor, resolver.factor), bool)).astype(np.float32)
         return Proposal(image, weight, terms, photo=pixels, figures=figures, pictures={"render": as_pixels(render)})
+
+    # What a resolver makes once of each photo is a large image, too much to hold for many in memory and checkpoints
+
+    def _state_of(self, name: str) -> State:
+        """A view's state, with what of it lies on disk."""
+        state = dict(self._states[name])
+        for part in self._resolver.made_once - state.keys():
+            if (file := self._file(name, part)).is_file():
+                state[part] = torch.from_numpy(np.load(file, allow_pickle=False))
+        return state
+
+    def _keep(self, name: str, state: State) -> None:
+        for part in self._resolver.made_once & state.keys():
+            if not (file := self._file(name, part)).is_file():
+                make_folder(self._folder)
+                with atomic(file) as temporary, temporary.open("wb") as opened:
+                    np.save(opened, state[part].numpy())
+        self._states[name] = {part: value for part, value in state.items() if part not in self._resolver.made_once}
+
+    def _file(self, name: str, part: str) -> Path:
+        return self._folder / f"{name}.{part}.npy"

@@ -141,6 +141,7 @@ class LatentDiffusion:
         noise_level: int = NOISE_LEVEL,
     ) -> None:
         self.factor, self.device, self.steps_alone, self.takes_renders = upscaler.factor, device, True, False
+        self.made_once = frozenset[str]()
         self.tile_done: TileDone = untold
         self._upscaler, self._operator, self._update, self._eta = upscaler, operator, update, eta
         if not 0 <= eta <= 1:

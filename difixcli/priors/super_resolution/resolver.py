@@ -28,13 +28,15 @@ class SuperResolver(Protocol):
     Photos are (1, 3, h, w), large images and renders (1, 3, h · factor, w · factor), float32 in [0, 1], on `device`.
     `steps_alone` says whether an image without any scene, too, takes all rounds, each from the last one's estimate;
     `takes_renders` whether an estimate looks at the last render itself, so that it is worth waiting for the first.
-    `tile_done` is called where an image has several tiles.
+    `made_once` names what of a state follows from the photo alone and is as large as its image, so that whoever holds
+    many states can hold it elsewhere; an estimate makes it anew where it is missing. `tile_done` is called where an image has several tiles.
     """
 
     factor: int
     device: str
     steps_alone: bool
     takes_renders: bool
+    made_once: frozenset[str]
     tile_done: TileDone
 
     def begin(self, photo: Tensor, rounds: int, seed: int) -> State:

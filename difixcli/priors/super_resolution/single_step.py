@@ -42,6 +42,7 @@ class SingleStep:
         if tile % _MULTIPLE or tile <= OVERLAP:
             raise ValueError(f"tiles have a multiple of {_MULTIPLE} pixels and more than {OVERLAP}, not {tile}")
         self.factor, self.device, self.steps_alone, self.takes_renders = factor, device, False, takes_renders
+        self.made_once = frozenset({"made"})
         self.tile_done: TileDone = untold
         self._network, self._operator, self._tile = network, operator, tile
 
