@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 import zlib
@@ -22,6 +23,7 @@ from difixcli.frames.pipeline import FramePipeline
 from difixcli.frames.references import ReferencePhotos
 from difixcli.runs import read_image, write_image, write_json
 from difixcli.scenes import load_scene
+from difixcli.scenes.scene import Scene
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +176,55 @@ def test_references_by_scene(arc: Path, tiny: Path, tmp_path: Path) -> None:
     refused(difix(*line, "-o", tmp_path / "o"), "unposed.png", "no frame of the scene")
     with pytest.raises(InputError, match="no frame"):
         ReferencePhotos.by_pose(scene, [tmp_path / "renders" / "unposed.png"], 1)
+
+
+def test_photos_that_were_held_out_stand_beside_no_image(arc: Path, tiny: Path, tmp_path: Path) -> None:
+    """By --split, by the run that the images are a part of, and by the scene's own split; without any, it is said."""
+    arc = shutil.copytree(arc, tmp_path / "arc")
+    (arc / "split.json").unlink()
+    scene = load_scene(arc, 48)
+    run, own = tmp_path / "run", shutil.copytree(arc, tmp_path / "own")
+    train = [0, 2, 4]
+    held_out = [i for i in range(len(scene.frames)) if i not in train]
+    names = [frame.name for frame in scene.frames]
+    (run / "renders").mkdir(parents=True)
+    for i in (0, held_out[0]):
+        Image.open(scene.frames[i].image_path).resize((48, 36)).save(run / "renders" / f"{scene.file_names[i]}.png")
+    shutil.copytree(run / "renders", tmp_path / "renders")
+    trained = {names[i] for i in train}
+
+    def beside(source: Path, *more: object, of: Path = arc) -> tuple[set[str], str]:
+        line = ("fix", source, "--fixer", tiny, "--scene", of, "--size", "48", "--references", "3", "--json", *more)
+        made = difix(*line)
+        found = told(made)["results"]["references"]
+        assert names[0] not in found[scene.file_names[0]]
+        return {name for each in found.values() for name in each}, made.stderr
+
+    found, said = beside(tmp_path / "renders", "-o", tmp_path / "any")
+    assert not found <= trained and "were some held out?" in said
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({"train": sorted(trained)}))
+    found, said = beside(tmp_path / "renders", "--split", f"file:{file}", "-o", tmp_path / "asked")
+    assert found == trained and "of the 3 that train" in said
+    shutil.copy(file, own / "split.json")
+    assert beside(tmp_path / "renders", "-o", tmp_path / "of-scene", of=own)[0] == trained
+    (run / "reconstruction.json").write_text(json.dumps({"frames": names, "train": train}))
+    assert beside(run / "renders", "-o", tmp_path / "of-run")[0] == trained
+    # points that only held-out photos saw say nothing about where things are
+    asked: list[Scene] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("difixcli.frames.references.places_by_points", lambda scene, *_: asked.append(scene))
+        files = sorted((run / "renders").iterdir())
+        ReferencePhotos.by_pose(scene, files, 2, train).places(files[0].stem, [2, 4], (36, 48))
+    assert len(asked[0].points) == len(scene.known_to(train).points)
+    refused(difix("fix", tmp_path / "renders", "--split", "every:2"), "--split belongs to --scene")
+    refused(difix("fix", tmp_path / "renders", "--scene", arc, "--split", "evry:2"), "did you mean")
+    lone = tmp_path / "one.json"
+    lone.write_text(json.dumps({"train": [names[0]]}))
+    refused(
+        difix("fix", tmp_path / "renders", "--fixer", tiny, "--scene", arc, "--split", f"file:{lone}"),
+        "the only photo",
+    )
 
 
 def test_a_scene_of_few_photos_says_how_many_stand_beside_an_image(arc: Path, tiny: Path, tmp_path: Path) -> None:

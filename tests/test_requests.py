@@ -202,8 +202,9 @@ def _wrong_images(folder: Path, room: Path, images: Path) -> list[tuple[str, str
     return [
         ("fix", "Nothing to fix"),
         (f"fix {images} --task deblur", "no task called deblur"),
+        (f"fix {images} --split all", "--split belongs to --scene or --task novel-view"),
         *((f"fix {images} {option}", f"{option.split()[0]} belongs to --task novel-view")
-          for option in ("--split all", "--trajectory spiral", "--camera c.json", "--view-diffusion x",
+          for option in ("--trajectory spiral", "--camera c.json", "--view-diffusion x",
                          "--denoise-steps 2")),
         *((f"{views} {option}", f"{option.split()[0]} says nothing to --task novel-view")
           for option in (*of_images, *of_fixers, "--export x", "--upscale 2", "--sr bundled", "--merge-lora",

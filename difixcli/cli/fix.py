@@ -89,7 +89,10 @@ class FixRequest(Request):
     ] = None
     split: Annotated[
         str | None,
-        typer.Option(help=f"With --task novel-view, the photos to look at. {SPLIT_RULES}.", rich_help_panel=VIEWS),
+        typer.Option(
+            help="Of a --scene the photos that may stand beside images, with --task novel-view those to look at. "
+            f"{SPLIT_RULES}."
+        ),
     ] = None
     trajectory: Annotated[
         str | None,
@@ -143,9 +146,11 @@ class FixRequest(Request):
             check_output(self.output, "fix", self.force, self.arguments)
 
     def _check_task(self) -> None:
-        of_views = ("split", "trajectory", "camera", "view_diffusion", "denoise_steps")
+        of_views = ("trajectory", "camera", "view_diffusion", "denoise_steps")
         if self.task == IMAGES and (said := self.given(*of_views)):
             raise InputError(f"{said[0]} belongs to --task novel-view; name that, or leave it out.")
+        if self.task == IMAGES and self.split is not None and self.scene is None:
+            raise InputError("--split belongs to --scene or --task novel-view; name one of them, or leave it out.")
         if self.task == NOVEL_VIEW:
             self._check_views()
             return
@@ -220,7 +225,7 @@ class FixRequest(Request):
 
     def _check_images(self, source: Path) -> None:
         """InputError for photos that are chosen in two ways or in none, and for what is no image."""
-        from difixcli.scenes import check_scene
+        from difixcli.scenes import check_rule, check_scene, scene_root
         from difixcli.scenes.unposed import is_video
 
         if self.scene is not None and self.reference:
@@ -232,6 +237,8 @@ class FixRequest(Request):
         check_source(source, self.output)
         if self.scene is not None:
             check_scene(self.scene)
+            if self.split is not None:
+                check_rule(self.split, scene_root(self.scene))
 
     def run(self) -> Made:
         """Do it, or go on with it where it was stopped. Raises InputError as `validate` does, and for what turns out to

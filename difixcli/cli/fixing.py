@@ -27,13 +27,14 @@ from difixcli.cli.options import Resize
 from difixcli.cli.outputs import Made, announce, beside_others, folder_beside, tell_bad, tell_frames
 from difixcli.errors import InputError
 from difixcli.model_folders import FIXER_PARTS, PUBLISHED_PARTS
-from difixcli.runs import Run, check_folder, fingerprint
+from difixcli.runs import Run, check_folder, fingerprint, read_json
 from difixcli.wording import counted
 
 if TYPE_CHECKING:
     from difixcli.cli.fix import FixRequest
     from difixcli.fixer import Fixer
     from difixcli.frames.pipeline import FrameOptions
+    from difixcli.scenes.scene import Scene, Split
 
 
 def fixed_images(request: FixRequest, source: Path) -> Made:
@@ -52,18 +53,21 @@ def fixed_images(request: FixRequest, source: Path) -> Made:
     for warning in [*alpha_notes(files), *check_references(files, photos)]:
         console.warn(warning)
     on, _ = pick_device(request.device)
-    posed = None if request.scene is None else open_scene(request.scene, None, "gpu")
+    posed, among = None if request.scene is None else open_scene(request.scene, None, "gpu"), None
     network = open_fixer(request.fixer, on, request.dtype, request.compiled, request.tile)
     _check_fitting(request, network, files, photos)
     count = photo_count(request.references, network)
     if posed is None:
         choice = ReferencePhotos.by_likeness(photos, count)
     else:
-        count = min(count, len(posed.frames) - 1)  # an image's own frame is none of them
-        choice = ReferencePhotos.by_pose(posed, files, count)
+        among = _may_stand_beside(request.split, source, posed)
+        choice = ReferencePhotos.by_pose(posed, files, count, among and among.train)
+        count = choice.most
     fill_seed = request.seed if request.fill_unseen or network.config.fill_unseen else None
     options = FrameOptions(request.resize is Resize.release, request.confidence, fill_seed, request.batch)
     arguments = _recorded(request, photos, options, count, network)
+    if among is not None and posed is not None:
+        arguments["photos"] = [posed.frames[i].name for i in among.train]
     # by content: renders made anew often have the names and sizes of those before
     inputs = {"source": fingerprint(files), "references": fingerprint(photos)}
     inputs |= fixer_input(request.fixer) | ({} if posed is None else scene_inputs(posed))
@@ -72,14 +76,51 @@ def fixed_images(request: FixRequest, source: Path) -> Made:
         folder = beside_others(folder, "fix", arguments)
         _check_apart(folder, request.export)
     run = Run.open(folder, "fix", arguments, inputs, request.force, reads=reads)
-    announce(
-        run, references=photos_told(photos, count), scene=posed and f"{posed.name}, nearest {counted(count, 'photo')}"
-    )
+    announce(run, references=photos_told(photos, count), scene=posed and _scene_told(posed, among, count))
     written = None if request.export is None else exported(request, told=True)
     results = fix_images(files, run.folder, network, choice, options, request.size, console.progress)
     run.finish(results)
     _tell(results, run.folder, chosen=posed is not None or len(photos) > count)
     return Made(run.folder, results, written)
+
+
+def _may_stand_beside(rule: str | None, source: Path, scene: Scene) -> Split | None:
+    """The photos that may stand beside images: those that train by the rule, or in the run that the images are a part
+    of, or by the scene's own layout. None for all of them, where none of these says that some were held out.
+    """
+    from difixcli.scenes import default_split_rule, make_split
+    from difixcli.scenes.splits import DEFAULT_RULE
+
+    if rule is not None:
+        return make_split(scene, rule, need_test=False)
+    for folder in source.absolute().parents:
+        if (record := folder / "reconstruction.json").is_file():
+            return _trained(record, scene)
+    own = default_split_rule(scene)
+    return None if own == DEFAULT_RULE else make_split(scene, own, need_test=False)
+
+
+def _trained(record: Path, scene: Scene) -> Split | None:
+    """The photos that trained a run, by its record; None for a run of another scene."""
+    from difixcli.scenes.scene import Split
+
+    held = read_json(record, {"frames": [str], "train": [int]})
+    by_name = {frame.name: i for i, frame in enumerate(scene.frames)}
+    names = [name for i, name in enumerate(held["frames"]) if i in set(held["train"])]
+    if not names or not all(name in by_name for name in names):
+        return None
+    train = sorted(by_name[name] for name in names)
+    test = [i for i in range(len(scene.frames)) if i not in set(train)]
+    return Split(tuple(train), tuple(test), f"of {record.parent.name}")
+
+
+def _scene_told(scene: Scene, among: Split | None, count: int) -> str:
+    if among is None:
+        return (
+            f"{scene.name}, nearest {counted(count, 'photo')} of all but the image's own (were some held out? name "
+            "those that train with --split)"
+        )
+    return f"{scene.name}, nearest {counted(count, 'photo')} of the {len(among.train)} that train ({among.rule})"
 
 
 def _check_apart(folder: Path, export: Path | None) -> None:

@@ -30,10 +30,11 @@ _LOOK = 128  # pixels that are enough of a photo to see what it shows
 class ReferencePhotos:
     """Clean photos of a scene, and which of them stand beside an image.
 
-    `names` are the photos'. `read` gives one of them by its index, (h, w, 3), uint8 or in [0, 1]; `choose` gives the
-    indices of those for an image, by its name without suffix and its pixels (H, W, 3), likewise. `places` says, where
-    geometry is known, which of their places an image shows, by its name, their indices and the size (height, width)
-    that all are brought to: (V, 3, H, W) as `fixer.correspondence.correspond` gives it, or None.
+    `names` are the photos', `most` how many of them an image may have beside it. `read` gives one of them by its index,
+    (h, w, 3), uint8 or in [0, 1]; `choose` gives the indices of those for an image, by its name without suffix and its
+    pixels (H, W, 3), likewise. `places` says, where geometry is known, which of their places an image shows, by its
+    name, their indices and the size (height, width) that all are brought to: (V, 3, H, W) as
+    `fixer.correspondence.correspond` gives it, or None.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class ReferencePhotos:
         names: Sequence[str],
         read: Callable[[int], np.ndarray],
         choose: Callable[[str, np.ndarray], Sequence[int]],
+        most: int,
         places: Callable[[str, Sequence[int], tuple[int, int]], np.ndarray | None] = lambda *asked: None,
     ) -> None:
-        self.names, self.places = list(names), places
+        self.names, self.most, self.places = list(names), most, places
         self._read, self._choose = read, choose
         self._held: OrderedDict[tuple[int, tuple[int, int], bool], np.ndarray] = OrderedDict()
         # those that others hold, however large
@@ -67,18 +69,25 @@ class ReferencePhotos:
                 return range(len(paths))
             return similar().nearest(image, count)
 
-        return cls([path.name for path in paths], lambda i: read_pixels(paths[i]), choose)
+        most = len(paths) if count is None else min(count, len(paths))
+        return cls([path.name for path in paths], lambda i: read_pixels(paths[i]), choose, most)
 
     @classmethod
-    def by_pose(cls, scene: Scene, images: Sequence[Path], count: int) -> ReferencePhotos:
+    def by_pose(
+        cls, scene: Scene, images: Sequence[Path], count: int, among: Sequence[int] | None = None
+    ) -> ReferencePhotos:
         """The `count` photos of a scene nearest by pose to the frame that an image's name says it shows, never that
-        frame's own.
+        frame's own. With `among`, of the frames with these indices alone, and by the seed points that they know.
 
-        Raises InputError for images that are named like no frame of the scene, or like several, and for a scene of one
-        photo.
+        Raises InputError for images that are named like no frame of the scene, or like several, and where no photo is
+        left to stand beside one.
         """
         if len(scene.frames) < 2:
             raise InputError(f"The scene {scene.name} has one photo, so none can stand beside it; leave out --scene.")
+        if among is None:
+            among = range(len(scene.frames))
+        else:
+            scene = scene.known_to(among)
         frames: dict[str, int] = {}
         shared: set[str] = set()  # a rig's cameras often number their photos alike
         for i, frame in enumerate(scene.frames):
@@ -103,14 +112,21 @@ class ReferencePhotos:
                     f"{path.name} is named like several frames of the scene {scene.name}; name it after the one it "
                     f"shows with its folder, as {scene.file_names[own]}."
                 )
-            order = nearest_cameras(cameras[own], cameras, min(count + 1, len(cameras)))
-            nearest[path.stem] = [i for i in order if i != own][:count]
+            others = [i for i in among if i != own]
+            if not others:
+                raise InputError(
+                    f"{path.name} shows the only photo of {scene.name} that trains, so none can stand beside it; leave "
+                    "the image out, or choose another --split."
+                )
+            order = nearest_cameras(cameras[own], [cameras[i] for i in others], min(count, len(others)))
+            nearest[path.stem] = [others[i] for i in order]
         names = [frame.name for frame in scene.frames]
 
         def places(name: str, chosen: Sequence[int], size: tuple[int, int]) -> np.ndarray | None:
             return places_by_points(scene, frames[name], chosen, size)
 
-        return cls(names, lambda i: load_photo(scene.frames[i]), lambda name, _: nearest[name], places)
+        most = max(map(len, nearest.values()), default=0)
+        return cls(names, lambda i: load_photo(scene.frames[i]), lambda name, _: nearest[name], most, places)
 
     def chosen(self, name: str, image: np.ndarray) -> list[str]:
         """The names of the photos beside an image (H, W, 3), the nearest first."""

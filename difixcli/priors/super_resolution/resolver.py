@@ -29,7 +29,8 @@ class SuperResolver(Protocol):
     `steps_alone` says whether an image without any scene, too, takes all rounds, each from the last one's estimate;
     `takes_renders` whether an estimate looks at the last render itself, so that it is worth waiting for the first.
     `made_once` names what of a state follows from the photo alone and is as large as its image, so that whoever holds
-    many states can hold it elsewhere; an estimate makes it anew where it is missing. `tile_done` is called where an image has several tiles.
+    many states can hold it elsewhere; an estimate makes it anew where it is missing. `tile_done` is called where an
+    image has several tiles.
     """
 
     factor: int
