@@ -87,12 +87,12 @@ def test_a_folder_with_references_and_a_small_fixer(frames, photos, tmp_path):
 
 def test_frames_already_there_are_kept(frames, tmp_path):
     out, fixer = tmp_path / "out", Inverter()
-    enhance_images(frames, out, fixer)
+    first = enhance_images(frames, out, fixer)
     (out / "frame_9.png").unlink()
     before = (out / "frame_8.png").stat().st_mtime_ns
     result = enhance_images(frames, out, fixer)
     assert result["kept"] == 2 and len(fixer.calls) == 4
-    assert result["bad"] == ["frame_9"]  # a negative is no fix
+    assert first["bad"] == result["bad"] == ["frame_8", "frame_9", "frame_10"]  # a negative is no fix
     assert (out / "frame_8.png").stat().st_mtime_ns == before
     np.testing.assert_allclose(read_image(out / "frame_9.png"), 1 - read_image(frames / "frame_9.png"), atol=1 / 255)
     assert enhance_images(frames, out, fixer)["seconds_per_frame"] is None

@@ -124,6 +124,8 @@ def test_broken_fixes_are_counted_and_named(images: Path, tmp_path: Path) -> Non
     result = difix("fix", images, "--fixer", folder, "--json")
     assert told(result)["results"]["bad"] == ["0", "1", "2"]
     assert "3 of 3 fixes look broken" in result.stderr
+    again = difix("fix", images, "--fixer", folder, "--json")  # all of them are kept
+    assert told(again)["results"]["bad"] == ["0", "1", "2"] and told(again)["results"]["kept"] == 3
 
 
 def test_a_transparent_render_brings_its_opacity(images: Path, tiny: Path, tmp_path: Path) -> None:

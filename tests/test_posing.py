@@ -309,6 +309,16 @@ def test_photos_lie_in_their_folder_or_where_tools_keep_them(tmp_path: Path, inn
     assert photo_folder(tmp_path) is None
 
 
+def test_a_picture_beside_the_photos_folder_is_told_and_left_out(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("preview.jpg", "images/0.jpg", "images/1.jpg"):
+        Image.new("RGB", (120, 90)).save(tmp_path / name)
+    assert photo_folder(tmp_path) == tmp_path / "images"
+    result = difix("pose", tmp_path, "--output", tmp_path / "out")
+    refused(result, f"{tmp_path / 'images'} holds 2 photos")
+    assert f"1 photo in {tmp_path} left out" in " ".join(result.stderr.split())
+
+
 HEIC = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic"
 
 

@@ -38,13 +38,15 @@ class PoseRequest(Request):
 
     def _check(self) -> None:
         from difixcli.posing.pose import check_source
-        from difixcli.scenes.unposed import left_out, photo_folder
+        from difixcli.scenes.unposed import left_out, other_photos, photo_folder
 
         check_folder(self.folder)  # first: a link to nothing has no place to be compared below
         source = self.source.expanduser().absolute()
         photos = photo_folder(source)
         if photos is not None and (line := left_out(photos)):
             console.warn(line)  # now: too few may be left by it
+        if line := other_photos(source):
+            console.warn(line)
         check_source(source)
         # photos that are read in place must not lie where the scene is going to be
         if self.folder.resolve() in ((photos or source).resolve(), source.resolve()):

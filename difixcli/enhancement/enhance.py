@@ -62,8 +62,8 @@ def enhance_images(
         options: how each frame is fixed.
 
     Returns {"frames": how many, "kept": how many of them an earlier call had made, "announced": how many the source
-    said it has, "bad": the names of fixes made now that are broken (see `bad_fixes`), "seconds_per_frame": of those
-    made now, or None, "output": the folder} and what `make_film` returns.
+    said it has, "bad": the names of fixes that are broken (see `bad_fixes`), "seconds_per_frame": of those made now, or
+    None, "output": the folder} and what `make_film` returns.
     Raises InputError naming the file that is missing, broken or too small, and for a film of what is no sequence.
     """
     output = output.expanduser()
@@ -83,7 +83,7 @@ def enhance_images(
         pipeline.alike,
         options.confidence,
         film is not None and film.steady,
-        told=is_bad,
+        broken=is_bad,
         stale=[output / FILM_FILE],
         progress=progress,
     )
@@ -96,7 +96,7 @@ def enhance_images(
         "frames": fixed.frames,
         "kept": fixed.kept,
         "announced": opened.length,
-        "bad": [name for name, bad in fixed.told.items() if bad],
+        "bad": list(fixed.broken),
         "seconds_per_frame": fixed.seconds_per_frame,
         "output": str(output),
         **made,

@@ -12,8 +12,7 @@ from difixcli.frames.pictures import read_picture
 from difixcli.frames.pipeline import FrameOptions, FramePipeline, is_bad
 from difixcli.frames.references import ReferencePhotos
 from difixcli.frames.writing import write_frames
-from difixcli.images import as_bytes
-from difixcli.runs import Progress, read_image
+from difixcli.runs import Progress
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
@@ -49,7 +48,8 @@ def fix_images(
         pipeline.pace,
         pipeline.alike,
         pipeline.options.confidence,
-        told=lambda prepared, color: (prepared.names, is_bad(prepared, color)),
+        told=lambda prepared, color: prepared.names,
+        broken=is_bad,
         unreadable=unreadable,
         progress=progress,
     )
@@ -60,21 +60,20 @@ def fix_images(
             f"{first}{more} All others are fixed ({len(files) - len(unreadable)} of {len(files)}), in {output}; what "
             "you restore, fix by itself."
         )
-    # of those of before too; nothing on disk says what was found of them
-    kept = [path for path in files if path.stem not in done.told]
-    told = done.told | {path.stem: _found(path, output, pipeline, size) for path in kept}
+    # of those of before too; nothing on disk says which stood beside them
+    references = {path.stem: done.told.get(path.stem) or _beside(path, pipeline, size) for path in files}
     return {
         "frames": done.frames,
         "kept": done.kept,
-        "bad": [path.stem for path in files if told[path.stem][1]],
-        "references": {path.stem: list(told[path.stem][0]) for path in files},
+        "bad": list(done.broken),
+        "references": {name: list(names) for name, names in references.items()},
         "seconds_per_frame": done.seconds_per_frame,
         "output": str(output),
     }
 
 
-def _found(path: Path, output: Path, pipeline: FramePipeline, size: int | None) -> tuple[Sequence[str], bool]:
-    """What is told of an image that is fixed already: the photos beside it, and whether the fix is broken."""
-    picture = read_picture(path, size)
-    names = pipeline.references.chosen(path.stem, picture.color) if pipeline.references else ()
-    return names, is_bad(pipeline.beside(picture, ()), as_bytes(read_image(output / f"{path.stem}.png")))
+def _beside(path: Path, pipeline: FramePipeline, size: int | None) -> Sequence[str]:
+    """The photos beside an image that is fixed already."""
+    if not pipeline.references:
+        return ()
+    return pipeline.references.chosen(path.stem, read_picture(path, size).color)

@@ -145,7 +145,7 @@ def enhance_run(
         lambda batch: [finish() for _, finish in batch],
         confidence=confidence,
         steady=film.steady,
-        told=lambda prepared, color: is_bad_fix(prepared[0], color / np.float32(255)),
+        broken=lambda prepared, color: is_bad_fix(prepared[0], color / np.float32(255)),
         stale=[output / FILM_FILE],
         progress=progress,
     )
@@ -156,7 +156,7 @@ def enhance_run(
     return {
         "frames": done.frames,
         "kept": done.kept,
-        "bad": [name for name, bad in done.told.items() if bad],
+        "bad": list(done.broken),
         "seconds_per_frame": done.seconds_per_frame,
         "output": str(output),
         **made,

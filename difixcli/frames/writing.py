@@ -6,6 +6,7 @@ it was stopped counts.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -22,6 +23,9 @@ from difixcli.frames.stages import Pace, carried
 from difixcli.images import as_bytes, as_floats
 from difixcli.runs import CONFIDENCE, Progress, make_folder, write_image
 from difixcli.video import Moment
+
+BROKEN = "broken.txt"
+"""The file beside frames that names those that are broken, a line each."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ class Clean:
 @dataclass(frozen=True)
 class Fixed:
     """How many frames there are, how many of them an earlier call had made, their sizes (width, height), the seconds
-    that each of the others took (None without any), the names of those that were kept, and what `told` said of the
-    others.
+    that each of the others took (None without any), what `told` said of the others by name, and the names of all that
+    are broken, in the order of the shots.
     """
 
     frames: int
@@ -67,6 +71,7 @@ class Fixed:
     sizes: frozenset[tuple[int, int]]
     seconds_per_frame: float | None
     told: dict[str, Any] = field(default_factory=dict)
+    broken: tuple[str, ...] = ()
 
 
 def write_frames(
@@ -79,6 +84,7 @@ def write_frames(
     confidence: bool = False,
     steady: bool = False,
     told: Callable[[Any, np.ndarray], Any] = lambda prepared, color: None,
+    broken: Callable[[Any, np.ndarray], bool] = lambda prepared, color: False,
     unreadable: dict[str, InputError] | None = None,
     stale: Sequence[Path] = (),
     progress: Progress | None = None,
@@ -87,8 +93,9 @@ def write_frames(
     frames that are there are kept.
 
     Shots are prepared in threads ahead, `work` makes of neighbours that are `alike` what is then written in threads
-    behind (see `stages.carried`). `told` is asked there about what was prepared and the (H, W, 3) uint8 that was
-    written. `total` is about how many shots there are; files that are `stale` once a frame is made anew are removed.
+    behind (see `stages.carried`). `told` is asked there about what was prepared and the (H, W, 3) uint8 that is
+    written, and `broken` whether that is broken, which `output`/broken.txt remembers. `total` is about how many shots
+    there are; files that are `stale` once a frame is made anew are removed.
 
     With `steady`, each frame's fix is averaged with the one before it in the order of the shots. All that it takes
     from there is what 8 bits hold, so a call that goes on with another's frames makes what that would have made.
@@ -100,7 +107,9 @@ def write_frames(
     for part in output.glob("**/.*.part"):  # of a process that was killed while it wrote
         part.unlink()
     there = sum(1 for path in output.glob("*.png") if not path.name.endswith(CONFIDENCE))
-    frames = kept = made = 0
+    remembered = _Broken(output / BROKEN)
+    names: list[str] = []
+    kept = made = 0
     sizes: set[tuple[int, int]] = set()
     followed: dict[str, Shot | None] = {}
     steadier = _Steadier(output) if steady else None
@@ -108,8 +117,8 @@ def write_frames(
     previous: Shot | None = None
 
     def there_already(shot: Shot) -> bool:
-        nonlocal frames, kept, previous
-        frames += 1
+        nonlocal kept, previous
+        names.append(shot.name)
         whole = all(path.exists() for path in _targets(output, shot.name, confidence))
         if whole:
             kept += 1
@@ -134,6 +143,8 @@ def write_frames(
         if confidence:
             assert one.confidence is not None
             write_image(output / f"{shot.name}{CONFIDENCE}", one.confidence)
+        if broken(prepared, color):
+            remembered.add(shot.name)  # before the frame is there, which is not looked at again
         write_image(output / f"{shot.name}.png", color)
         return (color.shape[1], color.shape[0]), told(prepared, color)
 
@@ -151,7 +162,22 @@ def write_frames(
     if unreadable is not None and failed:
         unreadable |= {shot.name: error for shot, error in failed.items()}
     seconds = round((time.monotonic() - begun) / made, 4) if made else None
-    return Fixed(frames, kept, frozenset(sizes), seconds, said)
+    bad = remembered.names()
+    return Fixed(len(names), kept, frozenset(sizes), seconds, said, tuple(name for name in names if name in bad))
+
+
+class _Broken:
+    """Names of frames in a file, a line each, to which several threads add."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lock = path, threading.Lock()
+
+    def names(self) -> frozenset[str]:
+        return frozenset(self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else ())
+
+    def add(self, name: str) -> None:
+        with self._lock, self._path.open("a", encoding="utf-8") as file:
+            file.write(f"{name}\n")
 
 
 def _targets(output: Path, name: str, confidence: bool) -> list[Path]:

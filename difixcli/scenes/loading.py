@@ -165,7 +165,7 @@ def scene_fingerprint(scene: Scene) -> str:
 def natural_order(name: str) -> list[tuple[int, int, str]]:
     """Sort key under which `frame_9` comes before `frame_10`."""
     parts = re.split(r"(\d+)", name)
-    return [(1, int(part), part) if part.isdigit() else (0, 0, part) for part in parts]
+    return [(1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts]
 
 
 def working_size(width: int, height: int, size: int | None) -> tuple[int, int]:

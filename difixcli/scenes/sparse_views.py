@@ -156,7 +156,7 @@ def _seen(scene: Scene, frames: Sequence[int], every: int = 1) -> np.ndarray | N
 
 
 def _inside(camera: Camera, points: np.ndarray) -> np.ndarray:
-    """(N,) bool: which points (N, 3) lie in a camera's field of view."""
+    """(…) bool: which points (…, 3) lie in a camera's field of view."""
     x, y, z = camera.project(points)
     return (z > 0) & (x >= 0) & (x < camera.width) & (y >= 0) & (y < camera.height)
 
@@ -167,14 +167,16 @@ def frustum_overlaps(cameras: Sequence[Camera]) -> np.ndarray:
     apart = np.linalg.norm(positions[:, None] - positions[None], axis=2)
     others = apart[apart > 0]
     depths = _DEPTHS * (float(np.median(others)) if others.size else 1.0)
-    found = np.eye(len(cameras))
-    for i, camera in enumerate(cameras):
-        x, y = np.meshgrid((np.arange(8) + 0.5) / 8 * camera.width, (np.arange(8) + 0.5) / 8 * camera.height)
-        points = camera.unproject(x.ravel()[:, None], y.ravel()[:, None], depths[None]).reshape(-1, 3)
-        for j, other in enumerate(cameras):
-            if i != j:
-                found[i, j] = _inside(other, points).mean()
+    samples = np.stack([_samples(camera, depths) for camera in cameras])
+    found = np.stack([_inside(camera, samples).mean(axis=1) for camera in cameras], axis=1)
+    np.fill_diagonal(found, 1)
     return found
+
+
+def _samples(camera: Camera, depths: np.ndarray) -> np.ndarray:
+    """Points (64·D, 3) in a camera's field of view at D depths."""
+    x, y = np.meshgrid((np.arange(8) + 0.5) / 8 * camera.width, (np.arange(8) + 0.5) / 8 * camera.height)
+    return camera.unproject(x.ravel()[:, None], y.ravel()[:, None], depths[None]).reshape(-1, 3)
 
 
 def _viewing_distance(scene: Scene, cameras: Sequence[Camera]) -> float:

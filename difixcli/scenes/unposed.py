@@ -23,8 +23,12 @@ def is_video(path: Path) -> bool:
 
 
 def photo_folder(root: Path) -> Path | None:
-    """The folder that holds the photos of `root`: itself or one of `PHOTO_FOLDERS` in it; None where there are none."""
-    return next((folder for folder in _places(root) if any(_is_photo(path) for path in folder.iterdir())), None)
+    """The folder that holds the photos of `root`: itself or one of `PHOTO_FOLDERS` in it, the one with the most; None
+    where there are none.
+    """
+    counts = {folder: sum(1 for path in folder.iterdir() if _is_photo(path)) for folder in _places(root)}
+    found = max(counts, key=counts.__getitem__, default=None)
+    return found if found is not None and counts[found] else None
 
 
 def photos_in(folder: Path) -> list[Path]:
@@ -53,6 +57,14 @@ def left_out(folder: Path) -> str | None:
         f"{count} of {counted(count + others, 'photo')} in {folder} left out, because {_listed(formats)} cannot be "
         f"decoded here; {format_cure(formats)}."
     )
+
+
+def other_photos(root: Path) -> str | None:
+    """What to say of photos of `root` that do not lie where most of them are (see `photo_folder`); None without any."""
+    chosen = photo_folder(root)
+    others = [(len(photos_in(folder)), folder) for folder in _places(root) if folder != chosen]
+    told = " and ".join(f"{counted(count, 'photo')} in {folder}" for count, folder in others if count)
+    return f"{told} left out: those in {chosen} are taken; move them there if they belong to them." if told else None
 
 
 def check_formats(root: Path) -> None:
