@@ -46,14 +46,17 @@ class VideoFrame:
 
 @dataclass(frozen=True)
 class Video:
-    """A video file being read: frames a second on average, about how many frames, the frames one by one, the unit of
-    their times in seconds, and what to say of how it is read, a sentence each.
+    """A video file being read: frames a second on average, about how many frames, whether the file counts them (or they
+    follow from its `seconds`), the frames one by one, the unit of their times in seconds, and what to say of how it is
+    read, a sentence each.
 
     Every frame comes once, none is repeated or dropped to keep a rate. The frames can be taken once.
     """
 
     fps: float
     length: int
+    counted: bool
+    seconds: float
     time_base: Fraction
     notes: tuple[str, ...]
     frames: Generator[VideoFrame, None, None]
@@ -97,7 +100,7 @@ def read_video(path: Path, width: int | None = None) -> Video:
         if not given:
             raise no_video(path)
 
-    return Video(float(rate), length, time_base, notes, frames())
+    return Video(float(rate), length, stream.frames > 0, seconds, time_base, notes, frames())
 
 
 def first_moment(container: av.container.InputContainer) -> Fraction:

@@ -37,6 +37,7 @@ from difixcli.frames.pictures import Picture
 from difixcli.frames.pipeline import FramePipeline
 from difixcli.frames.similar import SimilarPhotos
 from difixcli.frames.steadiness import steadied
+from difixcli.frames.writing import BROKEN
 from difixcli.images import in_unit
 from difixcli.runs import read_image, write_image
 from difixcli.scenes.poses import look_at
@@ -220,7 +221,7 @@ def test_a_truncated_frame_leaves_the_whole_ones(frames, tmp_path):
     (frames / "frame_9.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"frame_9\.png"):
         enhance_images(frames, tmp_path / "out", Inverter())
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["frame_8.png"]
+    assert [p.name for p in (tmp_path / "out").glob("*.png")] == ["frame_8.png"]
     (frames / "frame_9.png").write_bytes(whole)
     assert enhance_images(frames, tmp_path / "out", Inverter())["kept"] == 1
 
@@ -378,6 +379,22 @@ def test_a_film_wants_frames_of_one_size(frames, photos, tmp_path):
     assert enhance_images(frames, tmp_path / "out", Inverter(), film=Film())["video"] is None
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_only_a_video_that_is_cut_short_is_called_so(suffix, tmp_path):
+    """Frames need not be evenly long: what counts is how long they last, or how many the file says it has."""
+    import imageio_ffmpeg
+
+    whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
+    line = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", "testsrc2=s=64x48:r=30:d=1"]
+    line += ["-vf", "setpts='(N*0.033+gt(N,5)*1.5)/TB'", "-fps_mode", "vfr", "-g", "5", "-movflags", "faststart"]
+    subprocess.run([*line, str(whole)], check=True)
+    assert enhance_images(whole, tmp_path / "a", Inverter(), film=Film())["cut_short"] is None
+    content = whole.read_bytes()
+    cut.write_bytes(content[: len(content) // 2])
+    result = enhance_images(cut, tmp_path / "b", Inverter(), film=Film())
+    assert "only" in result["cut_short"] and result["frames"] < 27
+
+
 def test_a_video_without_pictures_is_refused(frames, tmp_path):
     import imageio_ffmpeg
 
@@ -410,7 +427,7 @@ def test_a_full_disk_loses_no_frame(frames, tmp_path):
     line = [sys.executable, "-c", code, str(frames), str(tmp_path / "out")]
     shown = subprocess.run(line, capture_output=True, text=True, env=env, check=True).stdout
     assert "video.mp4 could not be written" in shown and "run the same line again" in shown
-    assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".png"] * 16
+    assert sorted(p.suffix for p in (tmp_path / "out").iterdir() if p.name != BROKEN) == [".png"] * 16
     assert enhance_images(frames, tmp_path / "out", Inverter(), film=Film())["kept"] == 16
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 

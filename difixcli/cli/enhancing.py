@@ -93,10 +93,8 @@ def enhanced_images(request: EnhanceRequest) -> Made:
     announce(run, references=photos_told(photos, count))
     results = enhance_images(source, run.folder, network, photos, request.size, film, count, console.progress, options)
     run.finish(results)
-    if results["frames"] < 0.9 * results["announced"] - 1:
-        console.warn(
-            f"{source} says it has {counted(results['announced'], 'frame')}, but only {results['frames']} can be read."
-        )
+    if results["cut_short"]:
+        console.warn(f"{source} {results['cut_short']}.")
     return _told(run.folder, results)
 
 

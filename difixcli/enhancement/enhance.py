@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,14 @@ from difixcli.frames.writing import Shot, write_frames
 from difixcli.runs import Progress
 from difixcli.scenes.unposed import is_video
 from difixcli.video import Moment, read_video
+from difixcli.wording import counted
 
 if TYPE_CHECKING:
     from difixcli.fixer import Fixer
 
 _Frame = tuple[str, Callable[[], Picture], Moment | None]
 _FPS = 24.0  # of a folder of frames, which does not say
+_WHOLE, _BLINK = 0.9, 0.1  # a video is cut short where less than this share of it, and so many seconds less, is there
 
 
 def enhance_images(
@@ -61,9 +64,10 @@ def enhance_images(
         progress: makes a progress bar from a label and a total.
         options: how each frame is fixed.
 
-    Returns {"frames": how many, "kept": how many of them an earlier call had made, "announced": how many the source
-    said it has, "bad": the names of fixes that are broken (see `bad_fixes`), "seconds_per_frame": of those made now, or
-    None, "output": the folder} and what `make_film` returns.
+    Returns {"frames": how many, "kept": how many of them an earlier call had made, "announced": about how many the
+    source has by its own account, "cut_short": by how much it ends before that, in words, or None, "bad": the names of
+    fixes that are broken (see `bad_fixes`), "seconds_per_frame": of those made now, or None, "output": the folder} and
+    what `make_film` returns.
     Raises InputError naming the file that is missing, broken or too small, and for a film of what is no sequence.
     """
     output = output.expanduser()
@@ -71,8 +75,14 @@ def enhance_images(
     pipeline = FramePipeline(fixer, ReferencePhotos.by_likeness(references, count), options)
     opened = _open(source, output, size, film)
 
+    end = Fraction(0)  # of the last frame that could be read
+
     def shots() -> Iterator[Shot]:
-        return (pipeline.shot(name, read, moment) for name, read, moment in opened.frames())
+        nonlocal end
+        for name, read, moment in opened.frames():
+            if moment is not None:
+                end = moment.start + moment.duration
+            yield pipeline.shot(name, read, moment)
 
     fixed = write_frames(
         shots(),
@@ -96,6 +106,7 @@ def enhance_images(
         "frames": fixed.frames,
         "kept": fixed.kept,
         "announced": opened.length,
+        "cut_short": opened.cut_short(fixed.frames, float(end)),
         "bad": list(fixed.broken),
         "seconds_per_frame": fixed.seconds_per_frame,
         "output": str(output),
@@ -123,7 +134,7 @@ def check_images(
 class _Opened:
     """A source: its frames as (name, function that reads it), which can be taken again, about how many there are, the
     frames a second, whether they follow each other, the images that they are (none of a video), the video that they
-    are of and what to say of it.
+    are of, what to say of it, and whether it counts its frames or only says how many seconds it lasts.
     """
 
     frames: Callable[[], Iterator[_Frame]]
@@ -133,6 +144,19 @@ class _Opened:
     files: Sequence[Path]
     video: Source | None = None
     notes: Sequence[str] = ()
+    counted: bool = True
+    seconds: float = 0.0
+
+    def cut_short(self, frames: int, seconds: float) -> str | None:
+        """What to say where much less than the source announces could be read: a file that does not count its frames
+        says how long it is, and theirs need not be evenly long.
+        """
+        if self.counted:
+            short = frames < _WHOLE * self.length - 1
+            return f"says it has {counted(self.length, 'frame')}, but only {frames} can be read" if short else None
+        if seconds >= _WHOLE * self.seconds - _BLINK:
+            return None
+        return f"says it lasts {self.seconds:.1f} s, but only its first {seconds:.1f} s can be read"
 
 
 def _open(source: Path, output: Path, size: int | None, film: Film | None) -> _Opened:
@@ -142,7 +166,9 @@ def _open(source: Path, output: Path, size: int | None, film: Film | None) -> _O
         opened = read_video(source)
         frames_of = partial(_video_frames, source, size)
         video = Source(source, opened.time_base)
-        return _Opened(frames_of, opened.length, opened.fps, True, (), video, opened.notes)
+        return _Opened(
+            frames_of, opened.length, opened.fps, True, (), video, opened.notes, opened.counted, opened.seconds
+        )
     files = listed_images(source, output, size)
     sizes: dict[tuple[int, int], Path] = {}
     for path, at in files.items():
