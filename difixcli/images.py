@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # importing torch takes longer than reading a scene
 
 Operator = Literal["area", "bicubic"]
 OPERATORS: tuple[Operator, ...] = get_args(Operator)
+_AT_ONCE = 1 << 22  # numbers of an image that are converted together
 
 
 def check_operator(name: str) -> Operator:
@@ -77,11 +78,21 @@ def enlarged(images: Tensor, factor: int) -> Tensor:
 
 def agreeing(images: Tensor, photos: Tensor, factor: int, operator: Operator = "area", rounds: int = 5) -> Tensor:
     """Large images (B, C, H, W) whose reductions are the photos (B, C, h, w): what differs is added back, enlarged
-    (iterative back-projection, Irani and Peleg 1991), in so many rounds. In [0, 1].
+    (iterative back-projection, Irani and Peleg 1991), in so many rounds. In [0, 1]. Differentiable.
     """
-    for _ in range(rounds):
-        images = images + enlarged(photos - reduced(images, factor, operator), factor)
-    return images.clamp(0, 1)
+    import torch
+
+    def agreed(large: Tensor, small: Tensor) -> Tensor:
+        for _ in range(rounds):
+            large = large + enlarged(small - reduced(large, factor, operator), factor)
+        return large.clamp(0, 1)
+
+    if torch.is_grad_enabled() and images.requires_grad:
+        return agreed(images, photos)
+    made = torch.empty_like(images)
+    for channel in range(images.shape[1]):  # a plane at a time: large images take gigabytes
+        made[:, channel, None] = agreed(images[:, channel, None], photos[:, channel, None])
+    return made
 
 
 def averaged(images: Tensor, size: Sequence[int]) -> Tensor:
@@ -183,7 +194,13 @@ def as_floats(pixels: np.ndarray) -> np.ndarray:
 
 def as_bytes(pixels: np.ndarray) -> np.ndarray:
     """Pixels in [0, 1] as `write_image` writes them: uint8, which stays what it is."""
-    return pixels if pixels.dtype == np.uint8 else (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
+    if pixels.dtype == np.uint8:
+        return pixels
+    made = np.empty(pixels.shape, np.uint8)
+    rows = max(1, _AT_ONCE * len(pixels) // max(pixels.size, 1))
+    for top in range(0, len(pixels), rows):  # in strips, since all of a large image's numbers would be there thrice
+        made[top : top + rows] = np.clip(pixels[top : top + rows], 0, 1) * 255 + 0.5
+    return made
 
 
 def as_planes(pixels: np.ndarray, device: str = "cpu") -> Tensor:

@@ -70,7 +70,7 @@ def blended(
         tile.of(weight, factor).add_(weights)
         told(done, len(tiles))
     assert total is not None and weight is not None
-    return total / weight
+    return total.div_(weight)
 
 
 def gaussian(span: Span, length: int) -> Tensor:
