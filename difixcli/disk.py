@@ -6,7 +6,6 @@ import fnmatch
 import math
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 
@@ -31,7 +30,14 @@ def copy_folder(source: Path, target: Path, left_out: tuple[str, ...] = (), shar
             copy_folder(path, place, left_out, shared)
             continue
         if any(fnmatch.fnmatch(path.name, pattern) for pattern in shared):
-            with suppress(OSError):
-                os.link(path, place)
-                continue
-        shutil.copy2(path, place)
+            name_again(path, place)
+        else:
+            shutil.copy2(path, place)
+
+
+def name_again(source: Path, target: Path) -> None:
+    """Give a file a second name, which costs nothing; where the file system knows none, copy it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

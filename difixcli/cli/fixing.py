@@ -111,7 +111,7 @@ def _trained(record: Path, scene: Scene) -> Split | None:
         return None
     train = sorted(by_name[name] for name in names)
     test = [i for i in range(len(scene.frames)) if i not in set(train)]
-    return Split(tuple(train), tuple(test), f"of {record.parent.name}")
+    return Split(tuple(train), tuple(test), f"of the run {record.parent.name}")
 
 
 def _scene_told(scene: Scene, among: Split | None, count: int) -> str:

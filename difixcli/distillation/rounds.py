@@ -18,6 +18,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from difixcli.disk import name_again
 from difixcli.errors import InputError, short
 from difixcli.reconstruction.run_files import MODELS, latest_checkpoint
 from difixcli.runs import read_json, write_json
@@ -212,10 +213,7 @@ def _link(source: Path, target: Path) -> None:
         target.parents[1] / f".{target.name}.{os.getpid()}.part"
     )  # nerfstudio reads a step from every name beside it
     try:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
+        name_again(source, temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
