@@ -539,6 +539,41 @@ def test_tars_train_like_folders(sparse: tuple[list[object], Path], tmp_path: Pa
     refused(difix("finetune", tmp_path / "tars", "--base", "tiny", "-o", tmp_path / "f"), Path(tars[0]).name)
 
 
+def test_scenes_chosen_for_testing_later(sparse: tuple[list[object], Path], tmp_path: Path) -> None:
+    line, made = sparse
+    out = Path(shutil.copytree(made, tmp_path / "out"))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png") if path.name != "sheet.png"}
+    changed = difix(*line, "--test-scene", "c", "--json", "-o", out)
+    said = done(changed)
+    assert (said["train"], said["test"], said["failed"]) == (2, 4, {})
+    assert "c: its pairs are for testing from now on" in changed.stderr and "b: its pairs" not in changed.stderr
+    entries, first = manifest(out), manifest(made)
+    assert entries["train"] | entries["test"] == first["train"] | first["test"]
+    assert {entry["scene"] for entry in entries["test"].values()} == {"b", "c"}
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing is made again
+    assert done(difix(*line, "--json", "-o", out))["test"] == 2
+    assert _files(out) == _files(made)
+
+
+def test_tars_of_a_scene_chosen_for_testing_later(three: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    line = ["curate", three[0], "--split", "every:2", *QUICK, "--keep", "failed", "--format", "webdataset", "-o", out]
+    done(difix(*line, "--json"))
+    name, moved = (f"{part}/a__sparse-every-2.tar" for part in ("train", "test"))
+    held = (out / name).read_bytes()
+
+    def tars() -> dict[str, bytes]:
+        return {name: content for name, content in _files(out).items() if name.endswith(".tar")}
+
+    assert done(difix(*line, "--test-scene", "a", "--json"))["test"] == 2
+    assert tars() == {moved: held}
+    assert done(difix(*line, "--json"))["train"] == 2  # and back
+    # killed between the two: the tar has moved, and the record has not
+    (out / name).rename(out / moved)
+    assert done(difix(*line, "--json"))["train"] == 2
+    assert tars() == {name: held}
+
+
 # Bad input
 
 

@@ -9,7 +9,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import chain, islice
@@ -247,16 +247,20 @@ def _scene(scene: Scene, recipe: Recipe, run: Run, test: bool, progress: Progres
     home = run.folder / file_name(scene.name)
     stages = plan(scene, recipe, home)
     record = SceneRecord(scene.name, scene_fingerprint(scene), test, recipe.format)
-    begun = (home / SCENE_FILE).is_file()
-    if begun and read_scene(home / SCENE_FILE) != record:
+    held = read_scene(home / SCENE_FILE) if (home / SCENE_FILE).is_file() else None
+    if held is not None and replace(held, test=test) != record:
         if any(home.glob(f"*/{STAGE_FILE}")):
             raise InputError(
-                f"The photos or poses of {scene.root} have changed since {home} was begun; remove that folder, or "
-                "curate into another --output."
+                f"{_changed(held, record, scene)} since {home} was begun; remove that folder, or curate into another "
+                "--output."
             )
         shutil.rmtree(home)
-        begun = False
-    if not begun:
+        held = None
+    if held is not None:
+        _move_tars(home, test)
+        if held.test != test:
+            say(f"{scene.name}: its pairs are for {'testing' if test else 'training'} from now on.")
+    if held != record:
         write_json(home / SCENE_FILE, asdict(record))
     for leftover in home.rglob(".*.part"):  # of a process that was killed
         leftover.unlink()
@@ -273,7 +277,8 @@ def _scene(scene: Scene, recipe: Recipe, run: Run, test: bool, progress: Progres
     )
     todo = [stage for stage in stages if not stage_stands(home / stage.name, stage.split)]
     for stage in todo:
-        for stale in (home / stage.name / STAGE_FILE, run.folder / tar_name(home / stage.name, test)):
+        tars = (run.folder / tar_name(home / stage.name, part) for part in (False, True))
+        for stale in (home / stage.name / STAGE_FILE, *tars):
             stale.unlink(missing_ok=True)
     if todo:
         # a clip without some of its pictures would be none
@@ -285,6 +290,24 @@ def _scene(scene: Scene, recipe: Recipe, run: Run, test: bool, progress: Progres
             shutil.rmtree(folder, ignore_errors=True)
     if not recipe.keep_models:
         shutil.rmtree(home / MODELS, ignore_errors=True)
+
+
+def _changed(held: SceneRecord, record: SceneRecord, scene: Scene) -> str:
+    """What tells a scene's record from the one that its folder holds, in words."""
+    if held.name != record.name:
+        return f"The scene's name has changed from {held.name} to {record.name}"
+    if held.format != record.format:
+        return f"The format has changed from {held.format} to {record.format}"
+    return f"The photos or poses of {scene.root} have changed"
+
+
+def _move_tars(home: Path, test: bool) -> None:
+    """Tars of a scene's finished stages go to where those of its part lie; no others do, whenever it was killed."""
+    for record in home.glob(f"*/{STAGE_FILE}"):
+        held, wanted = (home.parent / tar_name(record.parent, part) for part in (not test, test))
+        if held.is_file():
+            wanted.parent.mkdir(exist_ok=True)
+            held.replace(wanted)
 
 
 def _stage(
