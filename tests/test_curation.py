@@ -352,7 +352,13 @@ def test_filters(rig: Path) -> None:
     fine = Pair(0, frame.camera, whole, whole.color, nothing, 20.0, 0.5, {})
     empty = replace(fine, render=replace(whole, accumulation=np.full(shape, 0.3, np.float32)))
     bad, good = replace(fine, psnr=9.0), replace(fine, psnr=36.0)
+    # an object on a ground that its masks leave out
+    inside = np.zeros(shape, bool)
+    inside[:20, :20] = True
+    cut_out = replace(fine, render=replace(whole, accumulation=inside.astype(np.float32)), mask=inside)
+    missing = replace(cut_out, mask=~inside)
     filters = Filters(scene, [])
+    assert [filters.reason(pair) for pair in (cut_out, missing)] == [None, "failed"]
     assert [filters.reason(pair) for pair in (fine, empty, bad, good)] == [None, "failed", "failed", "perfect"]
     keeping = Filters(scene, ["failed", "perfect"])
     assert not any(keeping.reason(pair) for pair in (fine, empty, bad, good))

@@ -11,7 +11,7 @@ from difixcli.scenes import load_photo
 from difixcli.scenes.scene import Scene
 
 FAILED_OPACITY = 0.5
-"""Mean accumulation below which a render shows too little of the scene."""
+"""Mean accumulation, where the photo counts, below which a render shows too little of the scene."""
 FAILED_PSNR = 10.0
 PERFECT_PSNR = 35.0
 BLURRED = 0.25
@@ -27,7 +27,10 @@ class Filters:
 
     def reason(self, pair: Pair) -> str | None:
         """The name of the filter that drops this pair, or None."""
-        failed = pair.render.accumulation.mean() < FAILED_OPACITY or pair.psnr < FAILED_PSNR
+        opacity = pair.render.accumulation
+        if pair.mask is not None:  # around an object that was cut out nothing is rendered, rightly
+            opacity = opacity[pair.mask]
+        failed = opacity.mean() < FAILED_OPACITY or pair.psnr < FAILED_PSNR
         found = {"failed": failed, "perfect": pair.psnr > PERFECT_PSNR, "blurred": pair.frame in self._blurred}
         return next((name for name, yes in found.items() if yes and name not in self._keep), None)
 

@@ -30,8 +30,9 @@ class Pair:
     """A degraded render and the photo taken from the same place, (H, W, 3) float32 RGB in [0, 1] both.
 
     Where the photo does not count (a mask, or what undistorting could not fill) it shows the render, so that nothing is
-    learnt there; then it is `masked`. `frame` is the index of the photo in its scene; `psnr` (dB) and `ssim` compare
-    the two where the photo counts; `parameters` say how the strategy was set. `variant` tells pairs of one frame apart.
+    learnt there; `mask` (H, W) bool is where it counts (None: everywhere). `frame` is the index of the photo in its
+    scene; `psnr` (dB) and `ssim` compare the two where the photo counts; `parameters` say how the strategy was set.
+    `variant` tells pairs of one frame apart.
     """
 
     frame: int
@@ -42,7 +43,7 @@ class Pair:
     psnr: float
     ssim: float
     parameters: Mapping[str, Any]
-    masked: bool = False
+    mask: np.ndarray | None = None
     variant: str = ""
 
 
@@ -97,7 +98,7 @@ def render_pair(
         camera=camera,
         render=render,
         photo=photo,
-        masked=mask is not None,
+        mask=mask,
         references=beside.beside(camera, render, exclude=exclude),
         psnr=min(psnr(render.color, photo, mask), _PERFECT),
         ssim=ssim(render.color, photo, mask),
@@ -139,9 +140,9 @@ def write_pair(home: Path, scene: Scene, pair: Pair, files: PairFiles, made: Map
     entry = {
         "image": written("render", pair.render.color, files.suffix),
         "target_image": (
-            written("target", pair.photo, files.suffix)
-            if pair.masked
-            else _photo(home.parent, scene, pair.frame, pair.photo, files.suffix)
+            _photo(home.parent, scene, pair.frame, pair.photo, files.suffix)
+            if pair.mask is None
+            else written("target", pair.photo, files.suffix)
         ),
         "ref_image": references[0] if references else None,
         "prompt": PROMPT,
