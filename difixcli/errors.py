@@ -22,6 +22,12 @@ class InputError(Exception):
         super().__init__(re.sub(rf"\S{{{_LONG},}}", lambda word: short(word[0], _LONG // 2), message))
 
 
+class DamagedError(InputError):
+    """A file was read, and does not hold what it should: it is damaged, or of another version. To be read again would
+    not help it; what can be made anew may be.
+    """
+
+
 def short(text: str, most: int = 100) -> str:
     """A text of at most so many characters: the middle of a longer one is left out, and its length is said."""
     if len(text) <= most:

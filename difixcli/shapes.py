@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from difixcli.errors import InputError, short
+from difixcli.errors import DamagedError, short
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ def built(kind: type[T], value: Any, where: object, cure: str) -> T:
     """
     check_shape(value, shape_of(kind), where)
     if extra := sorted(set(value) - {field.name for field in dataclasses.fields(kind)}):  # type: ignore[arg-type]
-        raise InputError(f"{where} has unknown entries ({short(', '.join(extra))}); {cure}.")
+        raise DamagedError(f"{where} has unknown entries ({short(', '.join(extra))}); {cure}.")
     return kind(**value)
 
 
@@ -99,20 +99,20 @@ def parsed(text: str, where: object, cure: str = RESTORE) -> Any:
         if text.count("[") + text.count("{") > DEEPEST and _depth_exceeds(value, DEEPEST):
             raise RecursionError
     except RecursionError:
-        raise InputError(f"{where} is nested more than {DEEPEST} levels deep; {cure}.") from None
+        raise DamagedError(f"{where} is nested more than {DEEPEST} levels deep; {cure}.") from None
     except ValueError as error:  # json's own, and that of whole numbers of thousands of digits
-        raise InputError(f"{where} is not valid JSON ({short(str(error))}); {cure}.") from None
+        raise DamagedError(f"{where} is not valid JSON ({short(str(error))}); {cure}.") from None
     if "\\u0000" in text or "\\ud" in text.lower():
         for one in _texts(value):
             if not _is_text(one):
-                raise InputError(f"{where} has the text {short(one)!a}, which is none; {cure}.")
+                raise DamagedError(f"{where} has the text {short(one)!a}, which is none; {cure}.")
     return value
 
 
 def check_shape(value: Any, shape: Any, where: object, cure: str = RESTORE) -> None:
     """Raises InputError, naming `where` and the first entry that does not fit, where a value has another shape."""
     if (fault := fault_of(value, shape)) is not None:
-        raise InputError(f"{where} has another form than expected: {fault}; {cure}.")
+        raise DamagedError(f"{where} has another form than expected: {fault}; {cure}.")
 
 
 def fault_of(value: Any, shape: Any, name: str = "") -> str | None:

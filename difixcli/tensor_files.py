@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from difixcli.errors import InputError, out_of_memory, short
+from difixcli.errors import DamagedError, InputError, out_of_memory, short
 from difixcli.runs import CappedFile, atomic, is_the_systems, unreadable
 
 _SMALL = 2**28  # bytes; a file of fewer that takes more memory than there is claims what it does not have
@@ -110,10 +110,10 @@ def _ends_within(path: Path, name: str) -> bool:
     return rest.endswith(last) or rest[:-1].endswith(last)  # torch takes the last byte for the end of the line
 
 
-def _damaged(path: Path, error: Exception, cure: str) -> InputError:
+def _damaged(path: Path, error: Exception, cure: str) -> DamagedError:
     # torch says after its first sentence how to read the file without care
     lines = str(error).strip().splitlines() or [type(error).__name__]
     reason = "it is no file of tensors" if "eights only" in lines[0] or "weights_only" in lines[0] else lines[0]
     if out_of_memory(error):
         reason = "it claims to hold more than it does"
-    return InputError(f"{path} is damaged or not whole ({short(reason, 160)}); {cure}.")
+    return DamagedError(f"{path} is damaged or not whole ({short(reason, 160)}); {cure}.")

@@ -9,18 +9,21 @@ import random
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import begun, difix, done, killed, refused, told
 from PIL import Image
 from small_scenes import small_sample
 
 from difixcli.cli.curate import CurateRequest
 from difixcli.cli.curating import ended
+from difixcli.curation.build import Build
 from difixcli.curation.curated import Curated
 from difixcli.curation.filters import Filters, blurred_photos
 from difixcli.curation.manifest import StageSummary, sparkline
@@ -452,8 +455,10 @@ def test_shards_at_the_same_time_in_one_folder(
 ) -> None:
     both = [begun(forked, *_line(three, tmp_path / "out", "--shard", f"{i}/2")) for i in range(2)]
     assert [process.wait() for process in both] == [0, 0]
+    written = (tmp_path / "out" / "data.json").stat().st_mtime_ns
     for _ in range(2):  # whoever came last has written the manifest; merging changes nothing
         assert done(difix("curate", "--merge", tmp_path / "out", "--json"))["pairs"] == 15
+        assert (tmp_path / "out" / "data.json").stat().st_mtime_ns == written
         assert _files(tmp_path / "out") == _files(undisturbed)
     # into another folder
     assert done(difix("curate", "--merge", tmp_path / "out", "-o", tmp_path / "merged", "--json"))["test"] == 5
@@ -578,6 +583,45 @@ def test_tars_of_a_scene_chosen_for_testing_later(three: list[Path], tmp_path: P
     (out / name).rename(out / moved)
     assert done(difix(*line, "--json"))["train"] == 2
     assert tars() == {name: held}
+
+
+def test_a_trained_reconstruction_is_given_up_for_a_reason_alone(three: list[Path], tmp_path: Path) -> None:
+    scene, said = load_scene(three[0]), []
+    build = Build(tmp_path, "splatfacto", "cpu", "cpu", 2, ["max_gaussians=300"], 0, _no_bars, said.append)
+    build(scene, [0, 2, 4], "a")
+    (checkpoint,) = tmp_path.glob("a/nerfstudio_models/*.ckpt")
+    trained, record = checkpoint.read_bytes(), tmp_path / "a" / "reconstruction.json"
+    recipe = record.read_text()
+    said.clear()
+    if not torch.cuda.is_available():
+        record.write_text(json.dumps({**json.loads(recipe), "device": "cuda"}))
+        with pytest.raises(InputError, match="no CUDA device"):
+            build(scene, [0, 2, 4], "a")
+        record.write_text(recipe)
+    checkpoint.rename(tmp_path / "aside")
+    checkpoint.mkdir()  # which the system reads no bytes of, as of a server that is away
+    with pytest.raises(InputError, match="cannot be read"):
+        build(scene, [0, 2, 4], "a")
+    checkpoint.rmdir()
+    (tmp_path / "aside").rename(checkpoint)
+    assert build(scene, [4, 2, 0], "a").step == 2 and not said and checkpoint.read_bytes() == trained
+    checkpoint.write_bytes(trained[:1000])
+    build(scene, [0, 2, 4], "a")
+    checkpoint.unlink()
+    build(scene, [0, 2, 4], "a")
+    record.write_text("{")
+    build(scene, [0, 2, 4], "a")
+    build(scene, [1, 3], "a")
+    build(scene, [1, 3], "a", 1)
+    told = [line for line in said if "anew" in line]
+    for line, why in zip(told, ("damaged", "before its first", "damaged", "other photos", "beyond 1 it"), strict=True):
+        assert line.startswith("a: a is reconstructed anew: it was") or why == "damaged"
+        assert why in line
+
+
+@contextmanager
+def _no_bars(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    yield lambda done: None
 
 
 # Bad input

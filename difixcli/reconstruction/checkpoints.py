@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from difixcli.errors import InputError
+from difixcli.errors import DamagedError
 from difixcli.tensor_files import read_pickled
 
 
@@ -21,7 +21,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     with torch.serialization.safe_globals(_numpy_numbers()):
         state = read_pickled(path, "restore it, or train again")
     if not isinstance(state, dict) or not isinstance(state.get("pipeline"), dict):
-        raise InputError(f"{path} is no checkpoint of nerfstudio; name a run that ns-train or difix made.")
+        raise DamagedError(f"{path} is no checkpoint of nerfstudio; name a run that ns-train or difix made.")
     return state
 
 

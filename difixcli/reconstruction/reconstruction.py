@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from difixcli import interrupts
-from difixcli.errors import InputError, unknown
+from difixcli.errors import DamagedError, InputError, unknown
 from difixcli.reconstruction.adoption import Origin, moved
 from difixcli.reconstruction.checkpoints import read_checkpoint
 from difixcli.reconstruction.configuration import (
@@ -199,7 +199,9 @@ class Reconstruction:
         try:
             loaded._restore(state)
         except KeyError as error:
-            raise InputError(f"{checkpoint} was written by another version (it has no {error}); train again.") from None
+            raise DamagedError(
+                f"{checkpoint} was written by another version (it has no {error}); train again."
+            ) from None
         except RuntimeError as error:
             if recipe.device == held.device:
                 raise

@@ -9,11 +9,14 @@ from difixcli.runs import read_json
 from difixcli.scenes.ply import count_vertices
 
 MODELS = "nerfstudio_models"
+CHECKPOINTS = "step-*.ckpt"
+RECIPE = "reconstruction.json"
+"""What a run of ours was created with."""
 
 
 def latest_checkpoint(folder: Path) -> Path:
     """The newest checkpoint of a run; InputError when it has none."""
-    found = sorted((folder / MODELS).glob("step-*.ckpt"))
+    found = sorted((folder / MODELS).glob(CHECKPOINTS))
     if not found:
         raise InputError(f"{folder} holds no checkpoint in {MODELS}; train it first.")
     return found[-1]
@@ -23,7 +26,7 @@ def own_method(run: Path) -> str | None:
     """The method of a run of ours; None for another's. A configuration knows variants (nerfacto-big) by their parent's
     name.
     """
-    own = run / "reconstruction.json"
+    own = run / RECIPE
     return str(read_json(own, {"method": str})["method"]) if own.is_file() else None
 
 

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from difixcli.errors import InputError
+from difixcli.errors import DamagedError
 from difixcli.reconstruction.checkpoints import read_checkpoint, write_checkpoint
 from difixcli.reconstruction.configuration import Recipe
-from difixcli.reconstruction.run_files import latest_checkpoint
+from difixcli.reconstruction.run_files import RECIPE, latest_checkpoint
 from difixcli.runs import atomic, read_json, write_json
 from difixcli.shapes import built
 
@@ -44,16 +44,16 @@ class RunFolder:
 
     def read_recipe(self) -> Recipe:
         """What the run was created with; InputError for a folder that holds no run, or another version's."""
-        path = self.path / "reconstruction.json"
+        path = self.path / RECIPE
         recipe = built(Recipe, read_json(path), path, "it was written by another version: train again")
         for world in (recipe.world, recipe.source_to_world):
             if world is not None and [len(row) for row in world] != [4] * 4:
-                raise InputError(f"{path} has a world that is no matrix of 4 by 4 numbers; restore it.")
+                raise DamagedError(f"{path} has a world that is no matrix of 4 by 4 numbers; restore it.")
         return recipe
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write what the run was created with: from here on the folder holds a run."""
-        write_json(self.path / "reconstruction.json", asdict(recipe))
+        write_json(self.path / RECIPE, asdict(recipe))
 
     def write_seed_rays(self, rays: SeedRays) -> None:
         """Keep what the seed points say about depth."""
