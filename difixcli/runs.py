@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import hashlib
 import io
 import json
@@ -20,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
 from difixcli import __version__
 from difixcli.digests import digests_of
-from difixcli.errors import InputError, out_of_memory, short
+from difixcli.errors import DamagedError, InputError, out_of_memory, short
 from difixcli.shapes import RESTORE, Each, check_shape, parsed
 
 if TYPE_CHECKING:  # numpy alone costs a third of what `difix --help` does
@@ -377,12 +378,13 @@ def fingerprint(files: Sequence[Path], content: bool = True) -> str:
     """A short hash of the files' names, sizes and content.
 
     Above 64 MiB, and without `content` (of many files that are large together), a file counts by its time of change
-    instead, unless it is a small text: reading gigabytes takes too long, and weights of one architecture all have one
-    size.
+    instead: reading gigabytes takes too long, and weights of one architecture all have one size. Small texts do not,
+    nor does JSON of any size, which is a manifest that is written again.
     """
     digest = hashlib.sha256()
     facts = {path: path.stat() for path in files}
-    read = [p for p in facts if facts[p].st_size <= _READ_WHOLE and (content or p.suffix in {".json", ".txt"})]
+    small = {path for path in facts if facts[path].st_size <= _READ_WHOLE}
+    read = [p for p in facts if p.suffix == ".json" or (p in small and (content or p.suffix == ".txt"))]
     contents = dict(zip(read, digests_of(read), strict=True))
     for path in sorted(facts, key=lambda one: (one.name, one)):
         said = contents.get(path) or facts[path].st_mtime_ns
@@ -470,7 +472,7 @@ def read_json(path: Path, shape: Any = object, cure: str = RESTORE) -> Any:
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing.") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not valid JSON (it is no UTF-8 text); {cure}.") from error
+        raise DamagedError(f"{path} is not valid JSON (it is no UTF-8 text); {cure}.") from error
     except OSError as error:
         raise unreadable(path, error) from error
     value = parsed(text, path, cure)
@@ -645,10 +647,13 @@ def _shortened(name: str) -> str:
 
 
 class atomic:
-    """`with atomic(path) as temporary:` write there; on success it becomes `path`, on failure nothing does."""
+    """`with atomic(path) as temporary:` write there; on success it becomes `path`, on failure nothing does.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    With `kept`, a file that holds the very same already is left alone, with its dates.
+    """
+
+    def __init__(self, path: Path, kept: bool = False) -> None:
+        self.path, self.kept = path, kept
         # processes of several machines, which may have one number, write into shared runs
         self.temporary = path.with_name(f".{_shortened(path.name)}.{os.getpid()}-{os.urandom(4).hex()}.part")
 
@@ -658,7 +663,10 @@ class atomic:
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         if kind is None:
-            os.replace(self.temporary, self.path)
+            if self.kept and self.path.is_file() and filecmp.cmp(self.temporary, self.path, shallow=False):
+                self.temporary.unlink()
+            else:
+                os.replace(self.temporary, self.path)
             return
         self.temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno and error.filename in (None, str(self.temporary)):

@@ -252,6 +252,33 @@ def test_very_large_files_count_by_their_date(tmp_path: Path) -> None:
     assert fingerprint([path]) != first
 
 
+def test_large_manifests_count_by_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFIX_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "data.json"
+    with path.open("wb") as file:
+        file.truncate(2**26 + 1)
+    first = fingerprint([path], content=False)
+    os.utime(path, ns=(1, 1))
+    assert fingerprint([path], content=False) == first
+    with path.open("r+b") as file:
+        file.write(b"{")
+    os.utime(path, ns=(1, 1))
+    assert fingerprint([path], content=False) != first
+
+
+def test_a_file_that_holds_the_same_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    for text in ("one", "two"):
+        with atomic(path, kept=True) as temporary:
+            temporary.write_text(text)
+        os.utime(path, ns=(1, 1))
+    for text in ("two", "six"):
+        with atomic(path, kept=True) as temporary:
+            temporary.write_text(text)
+        assert path.read_text() == text and (path.stat().st_mtime_ns == 1) == (text == "two")
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_json_has_no_infinity(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"psnr": [math.inf, math.nan, 1.5], "n": (2,)})
     assert read_json(tmp_path / "a.json") == {"psnr": [None, None, 1.5], "n": [2]}

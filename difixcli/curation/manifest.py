@@ -99,9 +99,10 @@ def write_manifest(folder: Path) -> None:
     """Gather the finished stages under `folder` into its `data.json`, one stage in memory at a time.
 
     A scene's pairs are all in `train` or all in `test`. The bytes depend on the pairs alone: neither on the order in
-    which they were made, nor on the number of attempts or shards. Raises InputError for a record that is broken.
+    which they were made, nor on the number of attempts or shards; a manifest that has them already is not replaced.
+    Raises InputError for a record that is broken.
     """
-    with atomic(folder / MANIFEST) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with atomic(folder / MANIFEST, kept=True) as temporary, temporary.open("w", encoding="utf-8") as file:
         for test in (False, True):
             file.write(', "test": {' if test else '{"train": {')
             first = True
