@@ -28,6 +28,7 @@ from test_fixer_inference import raw_network
 from torch.utils.data import DataLoader
 
 from difixcli import interrupts
+from difixcli.cli.finetuning import _training_news
 from difixcli.errors import InputError
 from difixcli.evaluation.perceptual import Lpips, lpips_available
 from difixcli.fixer import Fixer, new_small_fixer
@@ -279,7 +280,24 @@ def test_photos_are_held_no_larger_than_they_are_used(tmp_path: Path) -> None:
     Image.new("RGB", (1500, 1100), "teal").save(tmp_path / "large.jpg")
     Image.new("RGB", (90, 60), "teal").save(tmp_path / "small.jpg")
     photos = PhotoPairs(tmp_path)
-    assert [photos.photo(path).shape for path in photos.train] == [(751, 1024, 3), (60, 90, 3)]
+    assert [photos.photo(path).shape for path in (*photos.train, *photos.test)] == [(751, 1024, 3), (60, 90, 3)]
+
+
+def test_one_of_few_photos_is_never_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(4):
+        save(tmp_path / f"{i}.png", texture(i, 64, 80))
+    whole = (tmp_path / "3.png").read_bytes()
+    (tmp_path / "3.png").write_bytes(whole[: len(whole) // 2])  # its header is whole
+    photos = PhotoPairs(tmp_path)
+    assert [[path.name for path in part] for part in (photos.train, photos.test)] == [["0.png", "1.png"], ["2.png"]]
+    assert list(photos.dropped) == [str(tmp_path / "3.png")]
+    # which is said where there is only one
+    for i in (1, 2, 3):
+        (tmp_path / f"{i}.png").unlink()
+    options = {**FAST, "perceptual_weight": 0.0, "validation_pairs": 1, "iterations": 1}
+    results = finetune([], "tiny", tmp_path / "out", photos=tmp_path, report=_training_news, **options)
+    assert results["pairs"]["photos"] == 1 and results["validation"]["fixed"]
+    assert "validated on alike" in " ".join(capsys.readouterr().err.split())
 
 
 def test_collapse_stops_training(pairs: Path, tmp_path: Path) -> None:
@@ -557,7 +575,7 @@ def test_photos_alone_train_and_validate(tmp_path: Path) -> None:
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"no image")
     options = {**FAST, "perceptual_weight": 0.0, "validation_pairs": 2}
     results = finetune([], "tiny", tmp_path / "out", photos=tmp_path / "photos", iterations=2, **options)
-    assert results["pairs"] == {"train": 0, "test": 0, "dropped": 1, "photos": 3}
+    assert results["pairs"] == {"train": 0, "test": 0, "dropped": 1, "photos": 2}
     assert results["validation"]["fixed"]["psnr"] > 5
     with pytest.raises(InputError, match="No readable photo"):
         PhotoPairs(tmp_path / "out" / "checkpoints")

@@ -382,6 +382,11 @@ def _training_news(record: Mapping[str, Any]) -> None:
                 "There are no pairs for testing, so nothing is validated and the last weights are kept, whether they "
                 "are the best or not; difix curate --test-scene NAME sets a scene's pairs aside."
             )
+        if counts["photos"] == 1 and not counts["test"]:
+            console.warn(
+                "There is one photo, which is trained on and validated on alike, so the figures say little; give "
+                "--photos two or more."
+            )
     elif record["event"] == "validation":
         console.say(
             f"step {record['step']}: PSNR {record['psnr']:.2f} ({record['psnr_gain']:+.2f}), "

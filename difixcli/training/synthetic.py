@@ -43,8 +43,9 @@ class PhotoPairs:
     """A folder of photos from which pairs are drawn; they are read when they are needed.
 
     Photos are used, and kept as far as `cache_mib` goes, as 8-bit images of at most 1024 pixels. Every `holdout`-th
-    photo (sorted by path) is kept for validation and never drawn for training. Files whose header cannot be read are
-    listed in `dropped`, others that cannot when they are drawn. Raises InputError when there is no usable photo.
+    photo (sorted by path), or of fewer the last, is kept for validation and never drawn for training; an only one is
+    trained on. Files whose header cannot be read are listed in `dropped`, others that cannot when they are drawn.
+    Raises InputError when there is no usable photo.
     """
 
     def __init__(self, folder: Path, holdout: int = 40, cache_mib: float = 512) -> None:
@@ -64,6 +65,13 @@ class PhotoPairs:
                 self.train.append(path)
         if not self.train:
             raise InputError(f"No readable photo lies under {folder}; name a folder of JPEG or PNG photos.")
+        while not self.test and len(self.train) > 1:
+            last = self.train.pop()
+            try:  # it would be the only one to validate on
+                self.photo(last)
+                self.test.append(last)
+            except InputError as error:
+                self.dropped[str(last)] = str(error)
 
     def draw(self, size: int, views: int, rng: np.random.Generator) -> Sample:
         """A random training pair of `size` × `size` pixels with `views` references."""
@@ -71,7 +79,7 @@ class PhotoPairs:
         return synthesise(self._readable(self.train, first), self._readable(self.train, second), size, views, rng)
 
     def validation(self, count: int, size: int, views: int) -> list[Sample]:
-        """The same pairs at every call, made from the photos that are never trained on."""
+        """The same pairs at every call, made from the photos that are never trained on, or from the only one."""
         rng = np.random.default_rng(20_240)
         files = self.test or self.train
         return [
