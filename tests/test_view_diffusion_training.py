@@ -26,7 +26,7 @@ from difixcli.priors.view_diffusion.published import from_published
 from difixcli.scenes import load_scene
 from difixcli.training import ViewDiffusionOptions, train_view_diffusion
 from difixcli.training.view_diffusion import baselines, depth_loss
-from difixcli.training.view_diffusion_samples import ViewBatch, ViewPhotos, held_view
+from difixcli.training.view_diffusion_samples import ViewBatch, ViewPhotos, held_view, shares
 
 SHARED = Path(os.environ.get("DIFIX_SHARED", "/nowhere"))
 DEPTH, SIDE = 3.0, 48
@@ -166,6 +166,26 @@ def test_a_held_view_is_never_drawn(folders: list[Path]) -> None:
     assert all(float(photos.chances[i]) == 0 for i in held)
     used = photos.mates[photos.chances > 0][photos.weights[photos.chances > 0] > 0]
     assert not set(held) & set(used.tolist()) and used.numel() > 0
+
+
+def test_what_photos_share_is_counted_on_some_of_many_points() -> None:
+    rng = np.random.default_rng(0)
+    axes = np.stack([np.sin(np.arange(9)), np.zeros(9), np.cos(np.arange(9))], axis=1)
+
+    def seen_by(points: int) -> np.ndarray:
+        seen = np.abs(rng.random(points) - np.linspace(0, 1, 9)[:, None]) < 0.3
+        seen[7] = np.arange(points) % (points // 60) == 1  # few points, and none of those that are chosen
+        seen[8] = np.arange(points) < 5  # too few
+        return seen
+
+    for points, apart in ((3_000, 1e-12), (100_000, 0.03)):
+        seen = seen_by(points)
+        found = shares(seen, axes)
+        both = np.einsum("np,mp->nm", seen.astype(np.int64), seen.astype(np.int64))
+        exact = both / both.diagonal()[:, None]
+        np.testing.assert_allclose(found[:7, :7], exact[:7, :7], atol=apart)
+        np.testing.assert_allclose(found[7], exact[7], atol=1e-12)
+        np.testing.assert_allclose(found[8], np.maximum(axes @ axes[8], 0), atol=1e-12)
 
 
 def test_depths_of_attention_are_told_to_the_loss(folders: list[Path]) -> None:

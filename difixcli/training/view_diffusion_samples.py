@@ -26,6 +26,8 @@ from difixcli.training.options import ViewDiffusionOptions
 _DEPTHS = 256  # seed points of a view whose depth is known to the loss
 _MATES = 32  # photos beside which a view may stand
 _LEAST_SHARED = 0.1  # of the seed points that a view shows, which a photo must show too to be one of them
+_LEAST_POINTS = 30  # of a view that says by its seed points what it shares
+_POINTS = 4000  # of more seed points, as many spread evenly over the list say what photos share
 _CELL = 1 / 128  # of the picture: seed points are few
 _HIDDEN = 1.1  # a seed point this many times deeper than one beside it is hidden by it
 _HELD_OUT_FROM = 8  # photos of a scene, of which one is never trained on
@@ -102,7 +104,7 @@ class ViewPhotos:
             check_views(scene)
             base = len(canvases)
             held = len(scene.frames) // 2 if len(scene.frames) >= _HELD_OUT_FROM else -1
-            seen = [_visible(scene.points, frame.camera) for frame in scene.frames]
+            seen, common = _seen(scene)
             for i, frame in enumerate(scene.frames):
                 if max(frame.camera.width, frame.camera.height) > side:
                     raise InputError(f"{frame.name} is larger than the canvas of {side} pixels; load it smaller.")
@@ -111,9 +113,8 @@ class ViewPhotos:
                 self.names.append(f"{scene.name}/{frame.name}")
                 near, far, known = _depths(frame.camera, scene.points, seen[i], scene.frames, i)
                 depths.append((near, far, known))
-                shared = np.array(
-                    [_shared(seen, scene.frames, i, j) if j not in (i, held) else 0.0 for j in range(len(seen))]
-                )
+                shared = common[i]
+                shared[[i, held] if held >= 0 else i] = 0
                 shared[shared < _LEAST_SHARED] = 0
                 order = np.argsort(-shared, kind="stable")[:_MATES]
                 mates.append(np.pad(order + base, (0, _MATES - len(order))))
@@ -295,13 +296,27 @@ def _visible(points: np.ndarray, camera) -> np.ndarray:  # type: ignore[no-untyp
     return inside
 
 
-def _shared(seen: Sequence[np.ndarray], frames, i: int, j: int) -> float:  # type: ignore[no-untyped-def]
-    """Of what view i shows, the share that photo j shows too: of the seed points; where there are few, as their axes
-    agree."""
-    if seen[i].sum() >= 30:
-        return float((seen[i] & seen[j]).sum() / seen[i].sum())
-    one, other = (frames[k].camera.camera_to_world[:3, 2] for k in (i, j))
-    return float(max(0.0, one @ other))
+def _seen(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """(N, P) bool: which seed points are in each photo's picture, and the `shares` of the photos."""
+    seen = np.stack([_visible(scene.points, frame.camera) for frame in scene.frames])
+    return seen, shares(seen, np.stack([frame.camera.camera_to_world[:3, 2] for frame in scene.frames]))
+
+
+def shares(seen: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """(N, N) in [0, 1]: of what the view of a row shows, the share that the photo of a column shows too.
+
+    `seen` (N, P) bool are the seed points in each one's picture: of many, evenly spread ones are counted. Where a view
+    shows few, it is how well both axes (N, 3) agree.
+    """
+    chosen = seen[:, :: max(1, -(-seen.shape[1] // _POINTS))].astype(np.float32)
+    counts, every = chosen.sum(axis=1, dtype=np.float64), seen.sum(axis=1)
+    found = (chosen @ chosen.T) / np.maximum(counts, 1)[:, None]
+    for i in np.flatnonzero(counts < _LEAST_POINTS):
+        if every[i] >= _LEAST_POINTS:  # too few of the chosen ones
+            found[i] = seen[:, seen[i]].sum(axis=1) / every[i]
+        else:
+            found[i] = np.maximum(axes @ axes[i], 0)
+    return found
 
 
 def _depths(camera, points: np.ndarray, seen: np.ndarray, frames, i: int):  # type: ignore[no-untyped-def]
@@ -357,8 +372,9 @@ def held_view(scene: Scene, held: int, count: int) -> HeldView:
     the one that shares least.
     """
     frame = scene.frames[held]
-    seen = [_visible(scene.points, each.camera) for each in scene.frames]
-    shared = np.array([_shared(seen, scene.frames, held, j) if j != held else 0.0 for j in range(len(seen))])
+    seen, common = _seen(scene)
+    shared = common[held]
+    shared[held] = 0
     order = [int(j) for j in np.argsort(-shared, kind="stable") if shared[j] >= _LEAST_SHARED]
     if len(order) < count:
         raise InputError(f"Fewer than {count} photos of {scene.name} share seed points with {frame.name}.")
