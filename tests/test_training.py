@@ -40,6 +40,7 @@ from difixcli.training.batches import Plan, TrainingBatches
 from difixcli.training.fixer import _Training
 from difixcli.training.losses import GRAM_WEIGHTS, FixerLoss, gram_distance
 from difixcli.training.options import learning_rate, parsed_options, with_options
+from difixcli.training.pair_lists import spread
 from difixcli.training.pairs import PairStore, inspect_pairs, read_manifests
 from difixcli.training.parts import AllViews, with_rank
 from difixcli.training.streaming import Lane, StreamedBatches
@@ -281,6 +282,14 @@ def test_photos_are_held_no_larger_than_they_are_used(tmp_path: Path) -> None:
     Image.new("RGB", (90, 60), "teal").save(tmp_path / "small.jpg")
     photos = PhotoPairs(tmp_path)
     assert [photos.photo(path).shape for path in (*photos.train, *photos.test)] == [(751, 1024, 3), (60, 90, 3)]
+
+
+def test_what_is_validated_on_is_spread_over_all() -> None:
+    for most in (1, 5, 12, 23, 40):
+        chosen = spread(range(23), most)
+        assert len(chosen) == min(most, 23) and sorted(set(chosen)) == chosen
+        apart = np.diff([*chosen, 23])
+        assert chosen[0] == 0 and apart.max() - apart.min() <= 1
 
 
 def test_one_of_few_photos_is_never_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

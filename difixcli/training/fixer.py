@@ -35,6 +35,7 @@ from difixcli.training.journal import Journal, picture
 from difixcli.training.loop import Parts, Report, ValidatedTraining
 from difixcli.training.losses import FixerLoss
 from difixcli.training.options import FREE, TrainingOptions, check_photo_share, judge_of, with_options
+from difixcli.training.pair_lists import spread
 from difixcli.training.pairs import Inspection, PairFiles, PairStore, decode, inspect_pairs, read_manifests
 from difixcli.training.parts import (
     AllViews,
@@ -254,7 +255,7 @@ class _Training(ValidatedTraining):
         if not (used or tars or pictures):
             raise _nothing_to_train_on(self.dropped)
         self.validation: list[Batch] = []
-        for pair in _spread(manifest.test, options.validation_pairs):
+        for pair in spread(manifest.test, options.validation_pairs):
             try:
                 loaded = decode(pair, config.references, config.views)
                 if np.array_equal(loaded.render, loaded.target):  # its PSNR is infinite, and so would be the mean
@@ -586,10 +587,3 @@ def _named(known: Mapping[str, str], name: str) -> str:
         number += 1
         free = f"{name} ({number})"
     return free
-
-
-def _spread(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` of the items, evenly spaced."""
-    if len(items) <= count:
-        return list(items)
-    return [items[i * len(items) // count] for i in range(count)]

@@ -18,7 +18,14 @@ import numpy as np
 T = TypeVar("T")
 
 
-class _Sliced(Sequence[T]):
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, evenly spaced."""
+    if len(items) <= count:
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+class Sliced(Sequence[T]):
     """A sequence that is indexed from either end and by slices, once `_item` gives what has a number from 0 on."""
 
     @abstractmethod
@@ -34,7 +41,7 @@ class _Sliced(Sequence[T]):
         return self._item(range(len(self))[index])
 
 
-class Entries(_Sliced[T]):
+class Entries(Sliced[T]):
     """Values that JSON can hold, each made into an object by `make` when it is asked for."""
 
     def __init__(self, make: Callable[[Any], T]) -> None:
@@ -53,7 +60,7 @@ class Entries(_Sliced[T]):
         return self._make(json.loads(self._text[self._ends[number] : self._ends[number + 1]]))
 
 
-class Joined(_Sliced[T]):
+class Joined(Sliced[T]):
     """Several sequences as one, or a choice from them; nothing is copied."""
 
     def __init__(self, parts: Sequence[Sequence[T]] = (), chosen: np.ndarray | None = None) -> None:

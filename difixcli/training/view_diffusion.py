@@ -36,6 +36,7 @@ from difixcli.training.options import (
     check_of_new,
     with_options,
 )
+from difixcli.training.pair_lists import spread
 from difixcli.training.view_diffusion_samples import HeldView, ViewBatch, ViewPhotos
 
 STAGES = ("epipolar", "vae", "diffusion")
@@ -136,8 +137,7 @@ class _Training(StagedTraining):
         options = self.options
         self.scenes = [scene.name for scene in scenes]
         self.photos = ViewPhotos(scenes, photos, options, self.device)
-        self.held = self.photos.held[:: max(1, len(self.photos.held) // options.validation_views)]
-        self.held = self.held[: options.validation_views]
+        self.held = spread(self.photos.held, options.validation_views)
         self.counts = {"scenes": len(scenes), "views": len(self.photos.canvases), "folder": len(self.photos.alone)}
         self.counts["held"] = len(self.held)
         identity = {
