@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -19,6 +20,8 @@ from test_video_prior import HEIGHT, WIDTH, raw_config, span
 from difixcli import interrupts
 from difixcli.curation.clips import clips_of
 from difixcli.errors import InputError
+from difixcli.evaluation.consistency import warped_difference
+from difixcli.evaluation.metrics import evaluate_images
 from difixcli.fixer import Fixer, new_small_fixer
 from difixcli.fixer.network import FixerNetwork
 from difixcli.priors.video.files import around, load_film
@@ -28,7 +31,7 @@ from difixcli.runs import write_image
 from difixcli.scenes import load_scene, make_split
 from difixcli.scenes.scene import Split
 from difixcli.training import VideoOptions, train_video
-from difixcli.training.video import _Training, base_network, unsteadiness
+from difixcli.training.video import Figures, _Training, base_network, unsteadiness
 from difixcli.training.video_clips import end_points, read_clips
 
 FAST: dict[str, Any] = {
@@ -163,10 +166,24 @@ def test_clips_that_lack_pictures_are_dropped(walls: Path, tmp_path: Path) -> No
     clips = read_clips([folder])
     assert len(clips.train) == len(clips.test) == 1
     assert sorted(clips.dropped.values()) == ["is no picture of a clip", "lacks some of its pictures"]
+    # of entries in any order, what JSON makes of all of them with sorted keys
+    text = json.dumps(manifest, sort_keys=True)
+    assert clips.fingerprint == hashlib.sha256(text.encode()).hexdigest()[:16]
     del manifest["train"]["wall-0-0"]
     (folder / "data.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"no clips to train on in .* \(wall-0-9 is no picture of a clip\)"):
         read_clips([folder])
+
+
+def test_figures_of_clips_one_after_another_are_those_of_all(walls: Path) -> None:
+    clips, found = [files.load() for files in read_clips([walls]).train], Figures()
+    for clip in clips:
+        found.add(clip.span.renders, clip)
+    inner = [picture for clip in clips for picture in clip.span.renders[1:-1]]
+    truths = [photo for clip in clips for photo in clip.targets[1:-1]]
+    apart = [pair for clip in clips for pair in warped_difference(list(clip.span.renders), list(clip.targets))]
+    wanted = evaluate_images(inner, truths)["mean"]
+    assert found.mean() == {**wanted, "warped_difference": np.mean([pair.difference for pair in apart if pair.share])}
 
 
 def test_the_way_back(walls: Path) -> None:

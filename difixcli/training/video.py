@@ -22,7 +22,7 @@ from torch import Tensor
 
 from difixcli.errors import InputError
 from difixcli.evaluation.consistency import warped_difference
-from difixcli.evaluation.metrics import evaluate_images
+from difixcli.evaluation.metrics import evaluate_images, summary
 from difixcli.fixer.correspondence import padded
 from difixcli.fixer.network import EncodedReferences
 from difixcli.fixer.weights import load_network
@@ -36,6 +36,7 @@ from difixcli.training.journal import Journal
 from difixcli.training.loop import Best, Report, StagedTraining
 from difixcli.training.losses import charbonnier, perceptual_network
 from difixcli.training.options import VIDEO_FREE, VideoOptions, with_options
+from difixcli.training.pair_lists import spread
 from difixcli.training.video_clips import Clip, ClipFiles, ClipSet, read_clips
 
 STAGES = ("structure", "film")
@@ -149,8 +150,7 @@ class _Training(StagedTraining):
     def load_data(self, sources: Sequence[Path], base: str) -> None:
         """Find the clips, and take up a checkpoint."""
         self.clips: ClipSet = read_clips(sources)
-        held = self.clips.test[:: max(1, len(self.clips.test) // self.options.validation_clips)]
-        self.validation = [_loaded(files) for files in held[: self.options.validation_clips]]
+        self.validation = spread(self.clips.test, self.options.validation_clips)
         self.counts = {"train": len(self.clips.train), "test": len(self.clips.test), "dropped": len(self.clips.dropped)}
         identity = {
             "base": base,
@@ -269,15 +269,15 @@ class _Training(StagedTraining):
 
     def _baselines(self) -> dict[str, Any]:
         """Figures of the renders, of the fixer alone, and how steady the photos are."""
-        rows = {"render": [clip.span.renders for clip in self.validation]}
+        found: dict[str, Figures] = {name: Figures(self.device) for name in ("render", "frame_by_frame")}
+        photos: list[float] = []
         film = FixerFilm(self.network, self.device)
-        with self.network.shut():
-            rows["frame_by_frame"] = [film.film(clip.span, 0) for clip in self.validation]
-        figures = {name: figures_of(row, self.validation, self.device) for name, row in rows.items()}
-        figures["photos"] = {
-            "warped_difference": _unsteady([clip.targets for clip in self.validation], self.validation)
-        }
-        return figures
+        for clip in map(_loaded, self.validation):  # one in memory at a time
+            found["render"].add(clip.span.renders, clip)
+            with self.network.shut():
+                found["frame_by_frame"].add(film.film(clip.span, 0), clip)
+            photos += _unsteady(clip.targets, clip)
+        return {**{name: one.mean() for name, one in found.items()}, "photos": {"warped_difference": _mean(photos)}}
 
     def validate(self) -> None:
         """Figures of the averaged weights, on clips kept for it; keep them if they are best."""
@@ -286,17 +286,20 @@ class _Training(StagedTraining):
         with averaged(self.weights, self.average):
             self.network.eval()
             film = FixerFilm(self.network, self.device)
-            made = [film.film(clip.span, 0) for clip in self.validation]
-            figures = figures_of(made, self.validation, self.device)
+            found = Figures(self.device)
+            rows: list[np.ndarray] = []
+            for clip in map(_loaded, self.validation):
+                pictures = film.film(clip.span, 0)
+                found.add(pictures, clip)
+                if len(rows) < _SHOWN:
+                    i = len(pictures) // 2
+                    rows.append(np.concatenate([clip.span.renders[i], pictures[i], clip.targets[i]], axis=1))
+            figures = found.mean()
             score = gain(figures, self.baselines["frame_by_frame"])
             better = self.best.offer(step, score, figures)
             if better:
                 save_film(self.network, self.output)
         self.journal({"event": "validation", "stage": name, "step": step, **figures, "gain": score, "best": better})
-        rows = []
-        for clip, pictures in list(zip(self.validation, made, strict=True))[:_SHOWN]:
-            i = len(pictures) // 2
-            rows.append(np.concatenate([clip.span.renders[i], pictures[i], clip.targets[i]], axis=1))
         width = max(row.shape[1] for row in rows)
         rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
         write_image(make_folder(self.output / "validation") / f"{step:07}.png", np.concatenate(rows, axis=0))
@@ -323,22 +326,30 @@ def unsteadiness(made: Tensor, truth: Tensor, places: Tensor, visible: Tensor) -
     return apart.sum() / (3 * visible.sum()).clamp_min(1)
 
 
-def figures_of(made: Sequence[np.ndarray], clips: Sequence[Clip], device: str = "cpu") -> dict[str, float]:
-    """Mean figures of clips' pictures (T, H, W, 3) between their photos; `warped_difference` is of whole clips."""
-    inner = [picture for pictures in made for picture in pictures[1:-1]]
-    truths = [photo for clip in clips for photo in clip.targets[1:-1]]
-    figures: dict[str, float] = dict(evaluate_images(inner, truths, device=device)["mean"])
-    return {**figures, "warped_difference": _unsteady(made, clips)}
+class Figures:
+    """Mean figures of clips' pictures between their photos; `warped_difference` is of whole clips."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = device
+        self._rows: list[dict[str, float]] = []
+        self._unsteady: list[float] = []
+
+    def add(self, pictures: np.ndarray, clip: Clip) -> None:
+        """Let a clip's pictures (T, H, W, 3) in [0, 1] count."""
+        self._rows += evaluate_images(pictures[1:-1], clip.targets[1:-1], device=self._device)["per_image"]
+        self._unsteady += _unsteady(pictures, clip)
+
+    def mean(self) -> dict[str, float]:
+        """Over all pictures so far; InputError where there are none."""
+        return {**summary(self._rows)[0], "warped_difference": _mean(self._unsteady)}
 
 
-def _unsteady(made: Sequence[np.ndarray], clips: Sequence[Clip]) -> float:
-    """The mean warped difference between pictures that follow each other, along the photos' motion."""
-    found = [
-        pair.difference
-        for pictures, clip in zip(made, clips, strict=True)
-        for pair in warped_difference(list(pictures), list(clip.targets))
-        if pair.share
-    ]
+def _unsteady(pictures: np.ndarray, clip: Clip) -> list[float]:
+    """The warped differences between pictures that follow each other, along the photos' motion."""
+    return [pair.difference for pair in warped_difference(list(pictures), list(clip.targets)) if pair.share]
+
+
+def _mean(found: Sequence[float]) -> float:
     return float(np.mean(found)) if found else math.nan
 
 

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from difixcli.priors.video.film import Seen, planar
 from difixcli.priors.video.span import Span
 from difixcli.scenes.scene import Camera
 from difixcli.shapes import fault_of
+from difixcli.training.pair_lists import Entries, Joined
 from difixcli.training.pairs import decode, manifest_entries, pair_of_entry, unit
 from difixcli.training.sources import pair_files
 
@@ -51,10 +53,11 @@ class ClipFiles:
 
     def load(self) -> Clip:
         """The clip decoded; InputError or ValueError where it cannot be read."""
-        pairs = [pair_of_entry(f"{self.name} {i}", entry, self.folder) for i, entry in enumerate(self.entries)]
+        entries = list(self.entries)
+        pairs = [pair_of_entry(f"{self.name} {i}", entry, self.folder) for i, entry in enumerate(entries)]
         loaded = [decode(pair, "raw", 0) for pair in pairs]
-        cameras = [_camera(entry["camera"]) for entry in self.entries]
-        depth = np.stack([_depth(self.folder / entry["depth"]) for entry in self.entries])
+        cameras = [_camera(entry["camera"]) for entry in entries]
+        depth = np.stack([_depth(self.folder / entry["depth"]) for entry in entries])
         targets = np.stack([unit(one.target) for one in loaded])
         if depth.shape != targets.shape[:3] or any((c.height, c.width) != depth.shape[1:] for c in cameras):
             raise ValueError(f"the pictures, depths and cameras of {self.name} are of several sizes")
@@ -146,10 +149,11 @@ def read_clips(sources: Sequence[Path]) -> ClipSet:
         file = pair_files(source)[0]
         if file.suffix == ".tar":
             raise InputError(f"{source} holds tars, but clips are read from folders; curate them with --format folder.")
-        halves: dict[str, dict[str, Any]] = {"train": {}, "test": {}}
+        halves = {"train": _Half(), "test": _Half()}
         for half, key, entry in manifest_entries(file):
-            halves[half][key] = entry
-        found.update(json.dumps(halves, sort_keys=True).encode())
+            halves[half].add(key, entry)
+        for part in chain(['{"test": '], halves["test"].text(), [', "train": '], halves["train"].text(), ["}"]):
+            found.update(part.encode())
         clips.train.extend(_grouped(halves["train"], file, clips.dropped))
         clips.test.extend(_grouped(halves["test"], file, clips.dropped))
     clips.fingerprint = found.hexdigest()[:16]
@@ -163,21 +167,45 @@ def read_clips(sources: Sequence[Path]) -> ClipSet:
     return clips
 
 
-def _grouped(entries: Mapping[str, Any], file: Path, dropped: dict[str, str]) -> Iterator[ClipFiles]:
-    groups: dict[tuple[str, str, int], list[tuple[str, Any]]] = defaultdict(list)
-    for key in sorted(entries):
-        if fault_of(entries[key], _ENTRY) is None:
-            told = entries[key]["strategy_params"]
-            stage = str(Path(entries[key]["depth"]).parent.parent)
-            groups[stage, entries[key]["scene"], told["clip"]].append((key, entries[key]))
+class _Half:
+    """The entries of a manifest's half, in little memory; one by one in the order of their keys."""
+
+    def __init__(self) -> None:
+        self.entries: Entries[Any] = Entries(lambda entry: entry)
+        self.numbers: dict[str, int] = {}
+
+    def add(self, key: str, entry: Any) -> None:
+        self.numbers[key] = len(self.entries)
+        self.entries.append(entry)
+
+    def __iter__(self) -> Iterator[tuple[str, int, Any]]:
+        """Key, number and entry."""
+        for key in sorted(self.numbers):
+            yield key, self.numbers[key], self.entries[self.numbers[key]]
+
+    def text(self) -> Iterator[str]:
+        """What JSON has of all of them, its keys sorted, part by part."""
+        yield "{"
+        for i, (key, _, entry) in enumerate(self):
+            yield f"{', ' if i else ''}{json.dumps(key)}: {json.dumps(entry, sort_keys=True)}"
+        yield "}"
+
+
+def _grouped(half: _Half, file: Path, dropped: dict[str, str]) -> Iterator[ClipFiles]:
+    groups: dict[tuple[str, str, int], list[tuple[int, int, int]]] = defaultdict(list)
+    for key, at, entry in half:
+        if fault_of(entry, _ENTRY) is None:
+            told = entry["strategy_params"]
+            stage = str(Path(entry["depth"]).parent.parent)
+            groups[stage, entry["scene"], told["clip"]].append((told["place"], told["of"], at))
         else:
             dropped[f"{file}: {key}"] = "is no picture of a clip"
     for (stage, _, number), held in groups.items():
-        ordered = sorted((entry for _, entry in held), key=lambda entry: entry["strategy_params"]["place"])
-        places = [entry["strategy_params"]["place"] for entry in ordered]
+        ordered = sorted(held, key=lambda one: one[0])
+        places = [place for place, _, _ in ordered]
         name = f"{stage} clip {number}"
-        if places == list(range(ordered[0]["strategy_params"]["of"])) and len(places) > 2:
-            yield ClipFiles(name, file.parent, ordered)
+        if places == list(range(ordered[0][1])) and len(places) > 2:
+            yield ClipFiles(name, file.parent, Joined([half.entries], np.array([at for _, _, at in ordered])))
         else:
             dropped[f"{file}: {name}"] = "lacks some of its pictures"
 
