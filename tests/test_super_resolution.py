@@ -193,6 +193,10 @@ def test_super_resolvers_train_on_what_a_run_shows(
     assert len(views) == len(entries)
     shown = read_image(folder / "rounds" / entries[0]["files"]["render"])
     assert np.abs(views[0].render / 255 - shown).max() < 0.6 / 255
+    # read when they are needed, and kept as far as there is memory for them
+    anew = scene_views(folder, 2, cache_mib=0)
+    assert views[1] is views[-len(views) + 1] and anew[1] is not anew[1]
+    assert np.array_equal(anew[1].truth, views[1].truth) and anew.sizes()[1] == anew[1].truth.shape[:2]
     rng = np.random.default_rng(0)
     for _ in range(8):
         crop = view_crop(views, 32, 2, rng)

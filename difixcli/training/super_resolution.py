@@ -36,6 +36,7 @@ from difixcli.training.options import (
     check_photo_share,
     with_options,
 )
+from difixcli.training.pair_lists import Joined, spread
 from difixcli.training.super_resolution_runs import scene_views
 from difixcli.training.super_resolution_samples import (
     LargePhotos,
@@ -130,18 +131,21 @@ class _Training(ValidatedTraining):
         """Find the photos, and take up a checkpoint."""
         options = self.options
         self.scenes = [scene.name for scene in scenes]
-        self.photos = LargePhotos(photos, scenes, options.crop, options.cache_mib)
-        held_out = self.photos.test[: options.validation_photos]
+        trained = max(len(runs) - 1, min(len(runs), 1))  # runs: of several the last validates
+        share = options.cache_mib / (1 + trained)
+        self.photos = LargePhotos(photos, scenes, options.crop, share)
         factor = self.network.factor
-        views = [scene_views(run, factor) for run in runs]
         if len(runs) > 1:
-            self.validation = view_batches(views.pop()[: options.validation_photos], factor)
+            shown = scene_views(runs[-1], factor, 0)
+            chosen = spread(range(len(shown)), options.validation_photos)
+            self.validation = view_batches((shown[i] for i in chosen), factor)
         else:
+            held_out = spread(self.photos.test, options.validation_photos)
             self.validation = validation_batches(self.photos, held_out, factor)
-        drawn = [view for of_run in views for view in of_run]
-        for view in drawn:
-            if min(view.truth.shape[:2]) < options.crop:
-                height, width = view.truth.shape[:2]
+        views = [scene_views(run, factor, share) for run in runs[:trained]]
+        drawn = Joined(views)
+        for height, width in (size for of_run in views for size in of_run.sizes()):
+            if min(height, width) < options.crop:
                 raise InputError(f"A run's views of {width}×{height} pixels are smaller than the crop {options.crop}.")
         self.counts = {
             "folder": len(self.photos.files),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import numpy as np
 
 from difixcli.errors import InputError, short
 from difixcli.priors.super_resolution.enlargement import SHAPE, Enlargement, small_and_large
-from difixcli.runs import read_image, read_json
+from difixcli.runs import open_image, read_image, read_json
 from difixcli.scenes import load_photo, load_scene
+from difixcli.scenes.scene import Frame
+from difixcli.training.pair_lists import Sliced
 
 _VIEW = {"frame": str, "files": {"photo": str, "render": str}}
 
@@ -37,7 +40,44 @@ def run_files(folder: Path) -> list[Path]:
     return [folder / "run.json", *sorted(last.glob("*.render.png")), *sorted(last.glob("*.photo.png"))]
 
 
-def scene_views(folder: Path, factor: int) -> list[SceneView]:
+class SceneViews(Sliced[SceneView]):
+    """The views of a run, read when they are needed, and kept as far as `cache_mib` goes.
+
+    Args:
+        files: of each the photo and the render.
+        frames: the photos as they were.
+
+    Raises InputError, also when a view is asked for, for files that cannot be read.
+    """
+
+    def __init__(self, files: Sequence[tuple[Path, Path]], frames: Sequence[Frame], cache_mib: float) -> None:
+        self._files, self._frames = files, frames
+        self._kept: dict[int, SceneView] = {}
+        self._free = cache_mib * 2**20
+        for file in chain.from_iterable(files):  # says now what is missing
+            with open_image(file):
+                pass
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each truth in pixels."""
+        return [(frame.camera.height, frame.camera.width) for frame in self._frames]
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def _item(self, number: int) -> SceneView:
+        if number in self._kept:
+            return self._kept[number]
+        photo, render = (_bytes(read_image(file)) for file in self._files[number])
+        view = SceneView(photo, render, _bytes(load_photo(self._frames[number])))
+        size = view.photo.nbytes + view.render.nbytes + view.truth.nbytes
+        if size <= self._free:
+            self._kept[number] = view
+            self._free -= size
+        return view
+
+
+def scene_views(folder: Path, factor: int, cache_mib: float = 512) -> SceneViews:
     """All training views of a run, as they were before its last round, in the order of the round's record.
 
     Raises InputError for a run that is not done, whose photos were not reduced as often as it is large (it has no
@@ -56,16 +96,16 @@ def scene_views(folder: Path, factor: int) -> list[SceneView]:
         )
     scene = load_scene(record["arguments"]["scene"], record["arguments"]["size"])
     large = {frame.name: frame for frame in small_and_large(scene, enlargement)[1].frames}
-    views = []
+    files, frames = [], []
     for entry in read_json(_last_round(folder) / "round.json", {"views": [_VIEW]})["views"]:
-        files = {kind: folder / "rounds" / entry["files"][kind] for kind in ("photo", "render")}
         if entry["frame"] not in large:
             raise InputError(
                 f"The run {folder} shows {short(entry['frame'])}, which its scene does not have; run again."
             )
-        truth = _bytes(load_photo(large[entry["frame"]]))
-        views.append(SceneView(_bytes(read_image(files["photo"])), _bytes(read_image(files["render"])), truth))
-    return views
+        photo, render = (folder / "rounds" / entry["files"][kind] for kind in ("photo", "render"))
+        files.append((photo, render))
+        frames.append(large[entry["frame"]])
+    return SceneViews(files, frames, cache_mib)
 
 
 def view_crop(views: Sequence[SceneView], size: int, factor: int, rng: np.random.Generator) -> Mapping[str, np.ndarray]:

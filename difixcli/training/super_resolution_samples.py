@@ -9,7 +9,7 @@ own answer to the photo alone, since that is what the scene was trained on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -177,7 +177,7 @@ def validation_batches(
     return batches
 
 
-def view_batches(views: Sequence[SceneView], factor: int, side: int = 512) -> list[SuperResolutionBatch]:
+def view_batches(views: Iterable[SceneView], factor: int, side: int = 512) -> list[SuperResolutionBatch]:
     """The middle of each view of a run, `side` pixels at most, beside what the scene shows there; batches of one."""
     batches = []
     for view in views:
