@@ -61,7 +61,7 @@ def fixed_images(request: FixRequest, source: Path) -> Made:
         choice = ReferencePhotos.by_likeness(photos, count)
     else:
         among = _may_stand_beside(request.split, source, posed)
-        choice = ReferencePhotos.by_pose(posed, files, count, among and among.train)
+        choice = ReferencePhotos.by_pose(posed, files, count, None if among is None else among.train)
         count = choice.most
     fill_seed = request.seed if request.fill_unseen or network.config.fill_unseen else None
     options = FrameOptions(request.resize is Resize.release, request.confidence, fill_seed, request.batch)

@@ -61,12 +61,12 @@ def fix_images(
             "you restore, fix by itself."
         )
     # of those of before too; nothing on disk says which stood beside them
-    references = {path.stem: done.told.get(path.stem) or _beside(path, pipeline, size) for path in files}
+    beside = {path.stem: done.told.get(path.stem) or _beside(path, pipeline, size) for path in files}
     return {
         "frames": done.frames,
         "kept": done.kept,
         "bad": list(done.broken),
-        "references": {name: list(names) for name, names in references.items()},
+        "references": {name: list(names) for name, names in beside.items()},
         "seconds_per_frame": done.seconds_per_frame,
         "output": str(output),
     }
