@@ -13,11 +13,20 @@ import torch
 from PIL import Image
 
 from difixcli.errors import InputError
-from difixcli.evaluation import evaluate_folders, evaluate_run
-from difixcli.evaluation.metrics import best_unsharp, evaluate_images, image_metrics, psnr, ssim, unsharp_mask
+from difixcli.evaluation import evaluate_folders, evaluate_run, metrics, perceptual
+from difixcli.evaluation.metrics import (
+    best_unsharp,
+    evaluate_images,
+    image_metrics,
+    metrics_against,
+    psnr,
+    ssim,
+    unsharp_mask,
+)
 from difixcli.evaluation.perceptual import Lpips, StLpips, lpips_available, shared_network
 from difixcli.evaluation.pictures import contact_sheet, error_map
 from difixcli.evaluation.report import write_report
+from difixcli.images import as_planes
 
 
 def photo(path: Path, size: tuple[int, int] = (96, 64)) -> np.ndarray:
@@ -78,6 +87,45 @@ def test_lpips_is_refused_without_its_weights(tmp_path, monkeypatch):
         Lpips("vgg")
     with pytest.raises(InputError, match="vgg or alex"):
         StLpips("squeeze")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["st_lpips", "st_lpips_alex", "lpips", "lpips_vgg"])
+def test_a_large_images_distance_is_found_band_by_band(photos, monkeypatch, key):
+    """It is that of the whole image, at borders and under a mask, too, whatever the bands' height."""
+    import lpips
+
+    kind, net = metrics._NETWORKS[key]
+    network: StLpips | Lpips
+    if kind == "lpips":  # its own weights are a download
+        torch.manual_seed(0)
+        package = lpips.LPIPS(net=net, pretrained=True, pnet_rand=True, verbose=False).eval()
+        network = Lpips(net, package)
+    else:
+        network = shared_network(kind, net)
+    monkeypatch.setattr(perceptual, "shared_network", lambda *_: network)
+    for size in ((33, 120), (20, 70)):  # width and height; what is below 32 pixels is continued
+        truth, other = (photo(path, size) for path in photos[:2])
+        mask = np.zeros(truth.shape[:2], bool)
+        mask[30:60, 4:] = True
+
+        def found(truth=truth, other=other, mask=mask) -> list[float]:
+            return [
+                figures[key]
+                for counted in (None, mask)
+                for figures in metrics_against(truth, [other, other[::-1]], counted, metrics=(key,))
+            ]
+
+        with torch.no_grad():
+            expected = [
+                float(network(as_planes(np.where(counted[..., None], image, truth)), as_planes(truth)))
+                for counted in (np.ones_like(mask), mask)
+                for image in (other, other[::-1])
+            ]
+        with monkeypatch.context() as patch:
+            assert found() == expected  # of one band, so no number differs
+            patch.setattr(perceptual, "_BAND", 1)
+            patch.setattr(perceptual, "_FEWEST_ROWS", 11)
+            assert found() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -186,6 +186,9 @@ def ssim(image: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -
     return float(inner.mean(dtype=np.float64)) if inner.size else math.nan
 
 
+_BY_PIXEL = {"psnr": psnr, "ssim": ssim}
+
+
 def default_metrics() -> tuple[str, ...]:
     """The figures of an image unless others are asked for: `psnr`, `ssim`, `st_lpips` (VGG) and, where its weights
     are cached, `lpips` (AlexNet).
@@ -232,36 +235,29 @@ def metrics_against(
     correction: Correction | None = None,
 ) -> list[dict[str, float]]:
     """`image_metrics` of several images of one view; the truth goes through the perceptual networks once."""
-    import torch
-
     from difixcli.evaluation.color_correction import color_correct
     from difixcli.evaluation.perceptual import shared_network
 
     keys = [key for key in (default_metrics() if metrics is None else metrics) if key in _IMAGE_METRICS]
     networks = {key: shared_network(*_NETWORKS[key], device) for key in keys if key in _NETWORKS}
     found = []
-    with torch.no_grad():
-        features = {key: network.features(as_planes(truth).to(device)) for key, network in networks.items()}
-
-        def figures(image: np.ndarray) -> dict[str, float]:
-            counted = _checked(image, truth, mask)[0]
-            made = {}
-            for key in keys:
-                if key == "psnr":
-                    made[key] = psnr(image, truth, mask)
-                elif key == "ssim":
-                    made[key] = ssim(image, truth, mask)
-                else:
-                    planar = as_planes(counted).to(device)
-                    made[key] = float(networks[key].between(networks[key].features(planar), features[key]))
-            return made
-
-        for image in images:
-            row = figures(image)
-            if correction is not None:
-                corrected = figures(color_correct(image, truth, mask, correction))
-                row |= {f"{CORRECTED}{key}": value for key, value in corrected.items()}
-            found.append(row)
+    shown: list[tuple[dict[str, float], str, np.ndarray]] = []  # rows, beginnings of keys, images for the networks
+    for image in images:
+        row: dict[str, float] = {}
+        versions = {"": image}
+        if correction is not None:
+            versions[CORRECTED] = color_correct(image, truth, mask, correction)
+        for prefix, version in versions.items():
+            counted = _checked(version, truth, mask)[0]
+            # a network's figure has its place in the order here, and is found below
+            row |= {f"{prefix}{key}": _BY_PIXEL[key](version, truth, mask) if key in _BY_PIXEL else 0 for key in keys}
+            if networks:
+                shown.append((row, prefix, counted))
+        found.append(row)
+    for key, network in networks.items():
+        distances = network.distances(truth, [counted for _, _, counted in shown])
+        for (row, prefix, _), distance in zip(shown, distances, strict=True):
+            row[f"{prefix}{key}"] = distance
     return found
 
 
