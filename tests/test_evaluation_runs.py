@@ -33,8 +33,8 @@ from difixcli.evaluation.consistency import (
     tsed,
     warped_difference,
 )
-from difixcli.evaluation.cross_view import FAR, View, cross_view, path_pairs
-from difixcli.evaluation.evaluate import suggested_metrics
+from difixcli.evaluation.cross_view import FAR, View, _sampled, correspondence, cross_view, path_pairs
+from difixcli.evaluation.evaluate import over_scenes, read_evaluated, suggested_metrics
 from difixcli.evaluation.fid import FrechetDistance, inception, inception_file
 from difixcli.evaluation.geometry import visible_pixels
 from difixcli.evaluation.metrics import METRICS, how_made, image_metrics, parse_metrics, psnr, ssim
@@ -663,6 +663,27 @@ def test_cameras_are_found_from_views_of_one_scene_alone() -> None:
             for one, wave in zip(photos, waves, strict=True)
         ]  # fmt: skip
         aucs.append(pose_auc(pose_errors(cameras, found_poses(bent, cameras))))
+def test_at_the_border_of_what_is_seen_a_cell_is_looked_up_where_its_seen_pixels_are(texture: np.ndarray) -> None:
+    """On a map that holds where it is itself."""
+    cameras = camera_at(0), camera_at(0.53)
+    one, two = (View(wall_seen(texture, c), wall_depth(c)[1].astype(np.float32), c) for c in cameras)
+    places, seen = correspondence(one, two)
+    rows, columns = HEIGHT // 16, WIDTH // 16
+    x_of_cells = (2 * np.arange(columns) + 1) / columns - 1
+    ramp = torch.from_numpy(np.tile(x_of_cells, (rows, 1)).astype(np.float32))[None, None]
+    grid, weights = torch.from_numpy(places).permute(2, 0, 1)[None], torch.from_numpy(seen)[None, None].float()
+    found = _sampled(ramp, grid, weights)[0, 0].numpy()
+    cells = [
+        (r, c, slice(16 * r, 16 * r + 16), slice(16 * c, 16 * c + 16)) for r in range(rows) for c in range(columns)
+    ]
+    shares = [seen[y, x].mean() for _, _, y, x in cells]
+    assert any(0 < share < 0.9 for share in shares)
+    for (r, c, y, x), share in zip(cells, shares, strict=True):
+        if share:
+            expected = places[y, x, 0][seen[y, x]].mean()
+            assert found[r, c] == pytest.approx(np.clip(expected, x_of_cells[0], x_of_cells[-1]), abs=1e-4)
+
+
     assert aucs[0] > 0.9 and aucs[0] > aucs[1] > aucs[2]
 
 

@@ -93,7 +93,7 @@ def cross_view(views: Callable[[int], View], pairs: Sequence[tuple[int, int]], d
                     continue
                 grid = torch.from_numpy(places.transpose(2, 0, 1))[None].to(device)
                 weights = torch.from_numpy(seen.astype(np.float32))[None, None].to(device)
-                carried = [_sampled(other, grid) for other in others]
+                carried = [_sampled(other, grid, weights) for other in others]
                 directions.append((float(network.between(features, carried, weights)) / share, share))
             found.append(CrossPair(*map(float, np.mean(directions, axis=0))))
     return found
@@ -113,7 +113,11 @@ def correspondence(one: View, two: View) -> tuple[np.ndarray, np.ndarray]:
     return np.where(inside[..., None], places, 0).astype(np.float32), inside & (np.abs(there - z) <= AGREEMENT * z)
 
 
-def _sampled(features: Tensor, places: Tensor) -> Tensor:
-    """Feature maps (1, C, h, w) at places (1, 2, H, W) that each of their cells has on average."""
-    grid = F.adaptive_avg_pool2d(places, (features.shape[-2], features.shape[-1])).permute(0, 2, 3, 1)
+def _sampled(features: Tensor, places: Tensor, seen: Tensor) -> Tensor:
+    """Feature maps (1, C, h, w) at the places (1, 2, H, W) that those pixels of each cell have on average which are
+    `seen` (1, 1, H, W), 1 or 0; where none is, anything.
+    """
+    size = (features.shape[-2], features.shape[-1])
+    share = F.adaptive_avg_pool2d(seen, size)
+    grid = (F.adaptive_avg_pool2d(places * seen, size) / share.clamp_min(1e-6)).permute(0, 2, 3, 1)
     return F.grid_sample(features, grid, mode="bilinear", padding_mode="border", align_corners=False)
