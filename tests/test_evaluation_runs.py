@@ -7,7 +7,8 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +24,7 @@ from typer.testing import CliRunner
 
 from difixcli.cli import app
 from difixcli.errors import InputError
-from difixcli.evaluation import Plan, evaluate_folders, evaluate_run, evaluate_runs
+from difixcli.evaluation import Plan, consistency, evaluate_folders, evaluate_run, evaluate_runs
 from difixcli.evaluation.charts import line_chart
 from difixcli.evaluation.color_correction import color_correct
 from difixcli.evaluation.consistency import (
@@ -296,6 +297,26 @@ def test_tsed_knows_the_true_path_from_a_wrong_one(texture: np.ndarray) -> None:
     assert blank is not None and blank.matches == 0 and math.isnan(blank.error) and not blank.consistent
 
 
+@pytest.mark.parametrize("held", [1, 2000, 2**22])
+def test_matches_are_those_of_opencvs_two_searches(
+    texture: np.ndarray, monkeypatch: pytest.MonkeyPatch, held: int
+) -> None:
+    monkeypatch.setattr(consistency, "_DISTANCES", held)
+    cameras = [camera.resized(3 * WIDTH, 3 * HEIGHT) for camera in (camera_at(0), camera_at(0.15, 0.05))]
+    detector: Any = cv2.SIFT.create()
+    one, two = (detector.detectAndCompute(consistency._gray(wall_seen(texture, camera)), None)[1] for camera in cameras)
+    two = np.concatenate([two, two[:9]])  # with equals among them
+
+    def passing(here: np.ndarray, there: np.ndarray) -> dict[int, int]:
+        pairs: Any = cv2.BFMatcher(cv2.NORM_L2).knnMatch(here, there, k=2)
+        return {m.queryIdx: m.trainIdx for m, n in pairs if m.distance < 0.75 * n.distance}
+
+    back = passing(two, one)
+    expected = [(i, j) for i, j in passing(one, two).items() if back.get(j) == i]
+    assert len(expected) > 20 and consistency._matches(one, two) == expected
+    assert consistency._matches(one[:1], two) == [] == consistency._matches(None, two)
+
+
 # -- visibility -------------------------------------------------------------------------------------------------------
 
 
@@ -382,6 +403,18 @@ def test_the_whole_of_a_run_is_measured(run: Path, tmp_path: Path) -> None:
     page = write_report(found, tmp_path / "report.html", "run").read_text(encoding="utf-8")
     assert page.count("<svg") == 6 and "Holdout psnr by round" in page
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|https?:", page)
+
+
+def test_how_far_consistency_is_can_be_seen(run: Path) -> None:
+    """Each frame of the truth and of both variants is taken once for each figure."""
+    seen: dict[tuple[str, int], list[int]] = {}
+
+    @contextmanager
+    def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+        yield seen.setdefault((label, total), []).append
+
+    evaluate_run(run, plan=Plan(("psnr", "tsed", "warped")), progress=progress)
+    assert seen == {("measure", 6): list(range(1, 7)), ("compare neighbours", 36): list(range(1, 37))}
 
 
 def test_every_says_which_views_train(run: Path, scene: Path, tmp_path: Path) -> None:

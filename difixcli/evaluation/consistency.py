@@ -28,6 +28,7 @@ SMALLEST = 16
 """Pixels of a frame's shorter side; below this optical flow has no coarse level to begin at."""
 
 _RATIO = 0.75  # Lowe's: the best match must be this much nearer than the second
+_DISTANCES = 2**22  # of descriptors that are held at once
 
 
 @dataclass(frozen=True)
@@ -190,15 +191,33 @@ def symmetric_epipolar_distance(matrix: np.ndarray, one: np.ndarray, two: np.nda
 
 
 def _matches(one: np.ndarray | None, two: np.ndarray | None) -> list[tuple[int, int]]:
-    """Indices of SIFT descriptors (N, 128) that are each other's nearest and pass the ratio test."""
-    import cv2
+    """Indices of SIFT descriptors (N, 128) that are each other's nearest and pass the ratio test both ways.
 
+    Descriptors are whole numbers, so that squared distances, below 2^24, are exact in float32 however they are added.
+    """
     if one is None or two is None or len(one) < 2 or len(two) < 2:
         return []
-    matcher = cv2.BFMatcher(cv2.NORM_L2)
-    there = {m.queryIdx: m.trainIdx for m, n in matcher.knnMatch(one, two, k=2) if m.distance < _RATIO * n.distance}
-    back = {m.queryIdx: m.trainIdx for m, n in matcher.knnMatch(two, one, k=2) if m.distance < _RATIO * n.distance}
-    return [(i, j) for i, j in there.items() if back.get(j) == i]
+    squares_one, squares_two = (one**2).sum(axis=1), (two**2).sum(axis=1)
+    nearest = np.empty(len(one), int)
+    passed = np.empty(len(one), bool)
+    back = np.zeros(len(two), int)
+    least = np.full((2, len(two)), np.inf, np.float32)  # the two least squared distances from each of `two` so far
+    rows = max(_DISTANCES // len(two), 1)
+    for start in range(0, len(one), rows):
+        part = slice(start, start + rows)
+        apart = squares_one[part, None] + squares_two - 2 * (one[part] @ two.T)
+        nearest[part] = apart.argmin(axis=1)
+        passed[part] = _passes(*np.partition(apart, 1, axis=1)[:, :2].T)
+        closer = apart.min(axis=0) < least[0]
+        back[closer] = start + apart[:, closer].argmin(axis=0)
+        least = np.partition(np.concatenate([least, apart]), 1, axis=0)[:2]
+    mutual = passed & _passes(*least)[nearest] & (back[nearest] == np.arange(len(one)))
+    return [(int(i), int(nearest[i])) for i in np.flatnonzero(mutual)]
+
+
+def _passes(best: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The ratio test of squared distances."""
+    return np.sqrt(best).astype(np.float64) < _RATIO * np.sqrt(second).astype(np.float64)
 
 
 def _gray(frame: np.ndarray) -> np.ndarray:

@@ -6,10 +6,10 @@ What is returned is plain data, as `eval.json` holds it; `report` and `tables` m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -442,14 +442,18 @@ def _measure(
         parts = _one_size(paths, views.size)
         if not parts:
             raise InputError("Consistency needs two consecutive views of one size; leave tsed and warped out.")
-        for name in (TRUTH, *views.variants):
-            pairs[name] = _pairs(views, name, parts, cameras, metrics)
-            mean, spread = _consistency(pairs[name])
-            if name == TRUTH:
-                reference = mean
-            else:
-                results[name] |= mean
-                std[name] |= spread
+        shown = (TRUTH, *views.variants)
+        frames = sum(map(len, parts)) * len({"tsed", "warped"} & set(metrics))
+        with (progress or _silent)("compare neighbours", len(shown) * frames) as update:
+            number = count(1)
+            for name in shown:
+                pairs[name] = _pairs(views, name, parts, cameras, metrics, lambda: update(next(number)))
+                mean, spread = _consistency(pairs[name])
+                if name == TRUTH:
+                    reference = mean
+                else:
+                    results[name] |= mean
+                    std[name] |= spread
     across: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
     if geometry is not None and "cross_view" in metrics:
         protocol |= {key: f"{how}; depth of {geometry.said}" for key, how in _across_made(plan).items()}
@@ -505,15 +509,24 @@ def _counted(views: _Views, name: str, stem: str) -> np.ndarray:
 
 
 def _pairs(
-    views: _Views, name: str, paths: Sequence[Sequence[str]], cameras: Mapping[str, Camera], metrics: Sequence[str]
+    views: _Views,
+    name: str,
+    paths: Sequence[Sequence[str]],
+    cameras: Mapping[str, Camera],
+    metrics: Sequence[str],
+    advance: Callable[[], None],
 ) -> list[dict[str, Any]]:
-    """The consistency of each pair of consecutive views of a variant, or of the truth."""
+    """The consistency of each pair of consecutive views of a variant, or of the truth; for every figure each frame is
+    taken once, which `advance` is called for.
+    """
     found = []
     for path in paths:
         entries: list[dict[str, Any]] = [{"from": one, "to": two} for one, two in pairwise(path)]
 
-        def frames(path: Sequence[str] = path) -> Any:
-            return (views.truth(stem) if name == TRUTH else views.image(name, stem) for stem in path)
+        def frames(path: Sequence[str] = path) -> Iterator[np.ndarray]:
+            for stem in path:
+                yield views.truth(stem) if name == TRUTH else views.image(name, stem)
+                advance()
 
         if "warped" in metrics:
             warped: list[WarpedPair] = warped_difference(frames(), (views.truth(stem) for stem in path))
