@@ -69,12 +69,14 @@ def evaluate_folders(
     plan: Plan | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Figures of the images in a folder against those of the same stem in another, or of one file against one.
+    """Figures of the images in a folder against those of the same stem in another, or of one file against one; all are
+    turned upright as their EXIF orientation says, and masks are of the upright images' size.
 
     Returns `results` (mean figures by key), `std` (population, over images), `per_image` ({"images": {stem: figures}}),
     `images` (their number), `marks` ({"images": {stem: shares of what is seen, agreed, invented}} of those with a map
     NAME.confidence.png beside them), `protocol` (how each figure is made), `conditions` (protocol, split, views, crop,
-    resize, size, mask, colour correction, in words), `reference` (the truth's own consistency) and `folders`.
+    resize, size, mask, colour correction, in words), `reference` (the truth's own consistency), `upright` (whether
+    images were turned) and `folders`.
     Raises InputError where names do not match, sizes differ or an image is broken, for a protocol (a folder has no
     split) and for figures of POSED (it has no poses).
     """
@@ -99,7 +101,9 @@ def _folders(prediction: Path, truth: Path, plan: Plan) -> _Views:
         raise InputError(
             f"{METRICS[posed[0]].name} needs the cameras' poses, which a folder of images does not have; name a run."
         )
-    return _Views({"images": prediction}, truth, [plan.masks] if plan.masks else [], plan.protocol)
+    masks = [plan.masks] if plan.masks else []
+    # `difix fix` and `difix enhance` write their images upright
+    return _Views({"images": prediction}, truth, masks, plan.protocol, upright=True)
 
 
 def evaluate_run(
@@ -210,10 +214,19 @@ class _Views:
     """The images of one scene as a protocol measures them, read one at a time.
 
     `variants` are folders of images (or one image) by name. A pixel counts where every folder of masks that has the
-    view says so.
+    view says so. With `upright` images and masks are turned as their EXIF orientation says.
     """
 
-    def __init__(self, variants: Mapping[str, Path], truth: Path, masks: Sequence[Path], protocol: Protocol) -> None:
+    def __init__(
+        self,
+        variants: Mapping[str, Path],
+        truth: Path,
+        masks: Sequence[Path],
+        protocol: Protocol,
+        upright: bool = False,
+    ) -> None:
+        self.upright = upright
+        self._sizes: dict[Path, tuple[int, int]] = {}
         self.variants, self.truth_folder, self.masks, self.protocol = dict(variants), truth, masks, protocol
         self.files = {name: matched_files(folder, truth) for name, folder in self.variants.items()}
         self.stems = list(next(iter(self.files.values())))
@@ -224,18 +237,18 @@ class _Views:
 
     def truth(self, stem: str) -> np.ndarray:
         """(H, W, 3) in [0, 1]."""
-        return self._shown(read_image(self._truth_file(stem)), stem)
+        return self._shown(read_image(self._truth_file(stem), upright=self.upright), stem)
 
     def image(self, name: str, stem: str) -> np.ndarray:
         """(H, W, 3) in [0, 1] of one variant; InputError when its size is not the truth's."""
         image, photo = self.files[name][stem]
-        ours, theirs = image_size(image), image_size(photo)
+        ours, theirs = self._size(image), self._size(photo)
         if ours != theirs:
             raise InputError(
                 f"{image} is {ours[0]}×{ours[1]} pixels but {photo} is {theirs[0]}×{theirs[1]}; "
                 "render or resize them to one size."
             )
-        return self._shown(read_image(image), stem)
+        return self._shown(read_image(image, upright=self.upright), stem)
 
     def mask(self, stem: str) -> np.ndarray | None:
         """(H, W) bool, or None where every pixel of the view counts, as every one of an object's before black does."""
@@ -272,8 +285,8 @@ class _Views:
             path = folder / f"{stem}.png"
             if not path.is_file():
                 continue
-            mask = read_image(path).mean(axis=-1) > 0.5
-            size = image_size(self._truth_file(stem))
+            mask = read_image(path, upright=self.upright).mean(axis=-1) > 0.5
+            size = self._size(self._truth_file(stem))
             if (mask.shape[1], mask.shape[0]) != size:
                 raise InputError(
                     f"The mask {path} is {mask.shape[1]}×{mask.shape[0]} pixels but its view is {size[0]}×{size[1]}; "
@@ -284,7 +297,13 @@ class _Views:
 
     def size(self, stem: str) -> tuple[int, int]:
         """(width, height) at which a view is measured."""
-        return self.protocol.size(*image_size(self._truth_file(stem)))
+        return self.protocol.size(*self._size(self._truth_file(stem)))
+
+    def _size(self, path: Path) -> tuple[int, int]:
+        """(width, height) of an image file as it is read; each is opened once, as a PNG's turn may stand at its end."""
+        if path not in self._sizes:
+            self._sizes[path] = image_size(path, self.upright)
+        return self._sizes[path]
 
     def _truth_file(self, stem: str) -> Path:
         return next(iter(self.files.values()))[stem][1]
@@ -486,6 +505,7 @@ def _frechet(plan: Plan) -> tuple[FrechetDistance, str]:
     from difixcli.evaluation.fid import FrechetDistance, identity_of, inception, inception_file
 
     weights = inception_file(plan.inception)
+        "upright": views.upright,
     words = f"weights {weights.name}, SHA-256 {identity_of(weights)}…"
     return FrechetDistance(inception(weights, plan.device), plan.device), words
 

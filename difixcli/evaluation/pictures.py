@@ -12,6 +12,10 @@ from difixcli.runs import CONFIDENCE, IMAGE_SUFFIXES, open_image
 
 _GAP = 6  # pixels between the images of a contact sheet
 _LABEL = 22  # pixels of a line of labels
+ORIENTATION = 0x0112
+"""EXIF's tag of how an image is turned."""
+ON_ITS_SIDE = 5
+"""From this orientation on width and height change places."""
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -37,10 +41,14 @@ def _images(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) from an image file's header; InputError when it is missing or broken."""
+def image_size(path: Path, upright: bool = False) -> tuple[int, int]:
+    """(width, height) from an image file's header; InputError when it is missing or broken.
+
+    With `upright` it is that of the image turned as its EXIF orientation says, for which a PNG is read to its end.
+    """
     with open_image(path) as opened:
-        return opened.size
+        turned = upright and opened.getexif().get(ORIENTATION, 1) >= ON_ITS_SIDE
+        return opened.size[::-1] if turned else opened.size
 
 
 def fit(image: np.ndarray, width: int) -> np.ndarray:

@@ -188,13 +188,15 @@ def _scene(name: str, evaluated: Mapping[str, Any], scenes: int) -> list[str]:
     folders = {key: Path(folder) for key, folder in evaluated["folders"].items()}
     variants = [key for key in folders if key != TRUTH]
     per_image = evaluated["per_image"]
+    upright = evaluated.get("upright", False)
     files = {key: matched_files(folders[key], folders[TRUTH]) for key in variants}
     along = list(per_image[variants[-1]])
     judge = next((key for key in METRICS if key in per_image[variants[-1]][along[0]]), None)
     stems = sorted(along, key=lambda stem: _badness(per_image[variants[-1]][stem], judge)) if judge else along
     body = [f"<h2>{escape(name)}</h2>"] if name else []
+    sizes = _sizes(files[variants[-1]], upright)
     body.append(
-        f"<p>{len(stems)} {'image' if len(stems) == 1 else 'images'} against the truth, {_sizes(files[variants[-1]])}; "
+        f"<p>{len(stems)} {'image' if len(stems) == 1 else 'images'} against the truth, {sizes}; "
         f"± is the standard deviation over images.</p>"
     )
     body.append(_results(evaluated))
@@ -227,10 +229,12 @@ def _scene(name: str, evaluated: Mapping[str, Any], scenes: int) -> list[str]:
         )
     elif judge and shown > 1:
         section.append(f"<p>All {shown} views, {escape(by)}.</p>")
-    section += [_view(stem, variants, files, per_image, marked) for stem in stems[:worst]]
+    section += [_view(stem, variants, files, per_image, marked, upright) for stem in stems[:worst]]
     if best:
         section.append(f"<h2>{escape(f'{name}: ' if name else '')}Best views, best first</h2>")
-        section += [_view(stem, variants, files, per_image, marked) for stem in stems[: len(stems) - best - 1 : -1]]
+        section += [
+            _view(stem, variants, files, per_image, marked, upright) for stem in stems[: len(stems) - best - 1 : -1]
+        ]
     body += section
     by_run = evaluated.get("proposals") or {}
     for run, proposals in by_run.items():
@@ -474,10 +478,11 @@ def _view(
     files: Mapping[str, Mapping[str, tuple[Path, Path]]],
     per_image: Mapping[str, Mapping[str, Mapping[str, float]]],
     marked: Mapping[str, Mapping[str, Mapping[str, float]]],
+    upright: bool,
 ) -> str:
     """One view: the truth and each variant's picture, then each variant's errors, then what of it photos have seen."""
-    truth = read_image(files[variants[0]][stem][1])
-    images = {name: read_image(files[name][stem][0]) for name in variants}
+    truth = read_image(files[variants[0]][stem][1], upright=upright)
+    images = {name: read_image(files[name][stem][0], upright=upright) for name in variants}
     pictures: list[_Figure] = [(TRUTH, [], truth)]
     for name, image in images.items():
         figures = per_image[name][stem]
@@ -528,9 +533,9 @@ def _jpeg(image: np.ndarray) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _sizes(files: Mapping[str, tuple[Path, Path]]) -> str:
+def _sizes(files: Mapping[str, tuple[Path, Path]], upright: bool) -> str:
     """The images' sizes in pixels, in words."""
-    sizes = {image_size(image) for image, _ in files.values()}
+    sizes = {image_size(image, upright) for image, _ in files.values()}
     smallest, largest = min(sizes), max(sizes)
     one = f"{smallest[0]}×{smallest[1]}"
     return f"{one} pixels" if len(sizes) == 1 else f"{one} to {largest[0]}×{largest[1]} pixels"

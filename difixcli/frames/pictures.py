@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from difixcli.errors import InputError
-from difixcli.evaluation.pictures import image_files
+from difixcli.evaluation.pictures import ON_ITS_SIDE, ORIENTATION, image_files
 from difixcli.images import as_floats, resized_to
 from difixcli.runs import CONFIDENCE, IMAGE_SUFFIXES, open_image, read_image
 from difixcli.scenes.loading import natural_order
@@ -23,7 +23,6 @@ SMALLEST = 16
 
 _ROWS = 256  # of an image that are copied at once
 _MARKED = CONFIDENCE.removesuffix(".png")
-_ORIENTATION = 0x0112  # EXIF's tag; from 5 on the image lies on its side
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +112,7 @@ def checked_size(path: Path) -> tuple[int, int]:
     with open_image(path) as image:
         width, height = image.size
         # a PNG's may stand behind its pixels, which are not read here
-        turned = image.format != "PNG" and image.getexif().get(_ORIENTATION, 1) >= 5
+        turned = image.format != "PNG" and image.getexif().get(ORIENTATION, 1) >= ON_ITS_SIDE
         return (height, width) if turned else (width, height)
 
 
