@@ -824,6 +824,47 @@ def test_a_view_without_ssim_does_not_take_the_mean_away(run: Path, tmp_path: Pa
     assert found["std"]["psnr"] > 0
 
 
+def test_where_every_view_is_wholly_masked_that_is_said(
+    run: Path, two_paths: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    pair = (run / "renders/plain", run / "renders/truth")
+    for path in pair[1].glob("*.png"):
+        write_image(tmp_path / "black" / path.name, np.zeros((HEIGHT, WIDTH)))
+    with pytest.raises(InputError, match=r"Every view is wholly masked by .*black; white in a mask is what counts"):
+        evaluate_folders(*pair, plan=Plan(("psnr",), masks=tmp_path / "black"))
+    with pytest.raises(InputError, match="Every view is wholly masked"):
+        evaluate_run(run, plan=Plan(("psnr",), masks=tmp_path / "black"))
+    _, own, both = two_paths
+    plan = Plan(("psnr",), protocol=parse_protocol("nerfbusters"), geometry=[both])
+    evaluate_run(own, plan=plan, work=tmp_path)
+    for path in (tmp_path / "visibility").glob("*.png"):
+        write_image(tmp_path / "unseen" / path.name, 1 - read_image(path))
+    with pytest.raises(InputError, match=r"No training photo sees a pixel .*unseen leaves white.* nerfbusters"):
+        evaluate_run(own, plan=replace(plan, masks=tmp_path / "unseen"), work=tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_folders_are_measured_upright(texture: np.ndarray, tmp_path: Path, suffix: str) -> None:
+    """As `difix fix` writes what it was given."""
+    truth = wall_seen(texture, camera_at(0))
+    write_image(tmp_path / "fixed/a.png", truth)
+    (tmp_path / "photos").mkdir()
+    turned = Image.fromarray((truth * 255 + 0.5).astype(np.uint8)).transpose(Image.Transpose.ROTATE_90)
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    turned.save(tmp_path / f"photos/a.{suffix}", exif=tags, **({"quality": 98} if suffix == "jpg" else {}))
+    found = evaluate_folders(tmp_path / "fixed", tmp_path / "photos", plan=QUICK)
+    assert found["results"]["psnr"] > 25 and found["conditions"]["size"] == f"{WIDTH}×{HEIGHT} pixels"
+    same = evaluate_folders(tmp_path / "photos", tmp_path / "photos", plan=QUICK)
+    assert same["results"]["psnr"] == math.inf
+    page = write_report(same, tmp_path / "report.html", "turned").read_text(encoding="utf-8")
+    assert f"{WIDTH}×{HEIGHT} pixels" in page and f'width="{WIDTH}" height="{HEIGHT}"' in page
+    left = np.zeros((HEIGHT, WIDTH))
+    left[:, :30] = 1
+    write_image(tmp_path / "masks/a.png", left)
+    evaluate_folders(tmp_path / "fixed", tmp_path / "photos", plan=Plan(("psnr",), masks=tmp_path / "masks"))
+
+
 def test_views_of_alternating_sizes_have_no_consistency(tmp_path: Path) -> None:
     """It is left out unless asked for."""
     for i in range(4):

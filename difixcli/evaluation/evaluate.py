@@ -447,6 +447,8 @@ def _measure(
         protocol["fid"] += f"; {weights}; {len(measured)} images"
         for stem in measured:
             frechet.add(views.truth(stem), true=True)
+    if not all(per_image.values()):
+        raise InputError(_nothing_counts(views))
         if pool is not None:
             pool.add(TRUTH, frechet.moments(true=True))
         for name in views.variants:
@@ -508,6 +510,21 @@ def _frechet(plan: Plan) -> tuple[FrechetDistance, str]:
         "upright": views.upright,
     words = f"weights {weights.name}, SHA-256 {identity_of(weights)}…"
     return FrechetDistance(inception(weights, plan.device), plan.device), words
+
+
+def _nothing_counts(views: _Views) -> str:
+    """Why no pixel of any view can be measured, and what to do."""
+    masks = [folder for folder in views.masks if folder.name != _VISIBILITY]
+    if len(masks) < len(views.masks):
+        also = f" that {' and '.join(map(str, masks))} leaves white" if masks else ""
+        return (
+            f"No training photo sees a pixel of a held-out view{also}, and the protocol {views.protocol.name} counts "
+            "nothing else; check the scene's poses and its split, or leave the protocol out."
+        )
+    return (
+        f"Every view is wholly masked by {' and '.join(map(str, masks))}; white in a mask is what counts, so perhaps "
+        "black and white should change places."
+    )
 
 
 def _summary(rows: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
