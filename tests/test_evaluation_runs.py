@@ -45,7 +45,7 @@ from difixcli.evaluation.protocols import DL3DV, OWN, ObjectCrop, parse_protocol
 from difixcli.evaluation.report import _path_charts, write_report
 from difixcli.evaluation.run_folders import TRUTH, RunFolder, is_run, row_names
 from difixcli.posing.known_lenses import found_poses
-from difixcli.runs import read_image, write_image
+from difixcli.runs import read_image, write_image, write_json
 from difixcli.scenes import load_photo, load_scene, make_split
 from difixcli.scenes.ply import write_points
 from difixcli.scenes.scene import Camera
@@ -663,6 +663,27 @@ def test_the_same_thing_in_several_views_is_nearer_than_what_differs(texture: np
     assert math.isnan(hidden.distance) and hidden.share < 0.05
 
 
+def test_at_the_border_of_what_is_seen_a_cell_is_looked_up_where_its_seen_pixels_are(texture: np.ndarray) -> None:
+    """On a map that holds where it is itself."""
+    cameras = camera_at(0), camera_at(0.53)
+    one, two = (View(wall_seen(texture, c), wall_depth(c)[1].astype(np.float32), c) for c in cameras)
+    places, seen = correspondence(one, two)
+    rows, columns = HEIGHT // 16, WIDTH // 16
+    x_of_cells = (2 * np.arange(columns) + 1) / columns - 1
+    ramp = torch.from_numpy(np.tile(x_of_cells, (rows, 1)).astype(np.float32))[None, None]
+    grid, weights = torch.from_numpy(places).permute(2, 0, 1)[None], torch.from_numpy(seen)[None, None].float()
+    found = _sampled(ramp, grid, weights)[0, 0].numpy()
+    cells = [
+        (r, c, slice(16 * r, 16 * r + 16), slice(16 * c, 16 * c + 16)) for r in range(rows) for c in range(columns)
+    ]
+    shares = [seen[y, x].mean() for _, _, y, x in cells]
+    assert any(0 < share < 0.9 for share in shares)
+    for (r, c, y, x), share in zip(cells, shares, strict=True):
+        if share:
+            expected = places[y, x, 0][seen[y, x]].mean()
+            assert found[r, c] == pytest.approx(np.clip(expected, x_of_cells[0], x_of_cells[-1]), abs=1e-4)
+
+
 def test_a_pose_error_is_the_larger_of_turn_and_direction() -> None:
     cameras = [camera_at(0), camera_at(1), camera_at(2, 0.1)]
     poses = {i: camera.camera_to_world.copy() for i, camera in enumerate(cameras)}
@@ -696,27 +717,6 @@ def test_cameras_are_found_from_views_of_one_scene_alone() -> None:
             for one, wave in zip(photos, waves, strict=True)
         ]  # fmt: skip
         aucs.append(pose_auc(pose_errors(cameras, found_poses(bent, cameras))))
-def test_at_the_border_of_what_is_seen_a_cell_is_looked_up_where_its_seen_pixels_are(texture: np.ndarray) -> None:
-    """On a map that holds where it is itself."""
-    cameras = camera_at(0), camera_at(0.53)
-    one, two = (View(wall_seen(texture, c), wall_depth(c)[1].astype(np.float32), c) for c in cameras)
-    places, seen = correspondence(one, two)
-    rows, columns = HEIGHT // 16, WIDTH // 16
-    x_of_cells = (2 * np.arange(columns) + 1) / columns - 1
-    ramp = torch.from_numpy(np.tile(x_of_cells, (rows, 1)).astype(np.float32))[None, None]
-    grid, weights = torch.from_numpy(places).permute(2, 0, 1)[None], torch.from_numpy(seen)[None, None].float()
-    found = _sampled(ramp, grid, weights)[0, 0].numpy()
-    cells = [
-        (r, c, slice(16 * r, 16 * r + 16), slice(16 * c, 16 * c + 16)) for r in range(rows) for c in range(columns)
-    ]
-    shares = [seen[y, x].mean() for _, _, y, x in cells]
-    assert any(0 < share < 0.9 for share in shares)
-    for (r, c, y, x), share in zip(cells, shares, strict=True):
-        if share:
-            expected = places[y, x, 0][seen[y, x]].mean()
-            assert found[r, c] == pytest.approx(np.clip(expected, x_of_cells[0], x_of_cells[-1]), abs=1e-4)
-
-
     assert aucs[0] > 0.9 and aucs[0] > aucs[1] > aucs[2]
 
 
@@ -898,11 +898,35 @@ def test_a_run_that_was_measured_by_jobs_is_still_a_run(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", IMPORT_PATH)
     own = Path(shutil.copytree(run, tmp_path / "own"))
+    for path in (own / "renders/truth").glob("*.png"):
+        shutil.copy(path, own / "renders/plain")  # whose PSNR is infinite, which JSON does not have
     quick = ["--metrics", "psnr", "--json"]
     by_jobs = told(difix(own, *quick, "--cluster", "local", "--wait", "-o", tmp_path / "by-jobs"))
     assert (tmp_path / "by-jobs" / "jobs").is_dir() and not (own / "jobs").exists()
     again = told(difix(own, *quick, "-o", tmp_path / "again"))
-    assert by_jobs["results"] == again["results"]
+    assert by_jobs["results"] == again["results"] and by_jobs["results"]["plain"]["psnr"] is None
+    tables = [(tmp_path / name / "eval.csv").read_text() for name in ("by-jobs", "again")]
+    assert all(re.search(r"plain,mean,,inf", table) for table in tables)
+
+
+def test_figures_that_are_not_finite_come_back_from_a_file(run: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(run, tmp_path / "own"))
+    for i, path in enumerate(sorted((own / "renders/truth").glob("*.png"))):
+        shutil.copy(path, own / "renders/distilled")
+        border = np.zeros((HEIGHT, WIDTH))
+        border[:, : 3 if i else WIDTH] = 1
+        write_image(own / "renders/mask" / path.name, border)
+    found = evaluate_run(own, plan=Plan(("psnr", "ssim"), "affine"))
+    write_json(tmp_path / "eval.json", found, sort_keys=False)
+    again = read_evaluated(tmp_path / "eval.json")
+    assert again["results"]["distilled"]["psnr"] == math.inf and math.isnan(again["std"]["distilled"]["psnr"])
+    assert repr(again) == repr(found) and again["results"]["distilled"]["cc_psnr"] > 60
+    over = over_scenes({"a": again, "b": evaluate_run(run, plan=Plan(("psnr", "ssim"), "affine"))})
+    assert over["results"]["distilled"]["psnr"] < 60 and over["fewer"]["distilled"]["psnr"] == 1
+    write_report({**over, "scenes": {"a": again}}, tmp_path / "report.html", "again")
+    write_json(tmp_path / "eval.json", {**found, "results": 3})
+    with pytest.raises(InputError, match=r"eval\.json .*results.*measure again"):
+        read_evaluated(tmp_path / "eval.json")
 
 
 def test_a_job_of_eval_is_done_when_its_figures_are_written(
@@ -987,6 +1011,24 @@ def test_scenes_have_a_mean_and_a_spread(run: Path, texture: np.ndarray, scene: 
     names = row_names([RunFolder.read(one) for one in seeds])
     assert names == ["seed 0", "seed 0", "seed 1", "seed 1"]
     assert "seed 1 distilled" in evaluate_runs(seeds, QUICK)["results"]
+
+
+def test_a_scene_without_ssim_does_not_take_the_mean_away(run: Path, texture: np.ndarray, tmp_path: Path) -> None:
+    other = make_scene(tmp_path / "second", texture, {f"{i}.png": 1 + 0.1 * i for i in range(4)})
+    masked = make_run(tmp_path / "c", other, "every:2")
+    border = np.zeros((HEIGHT, WIDTH), np.float32)
+    border[:, :3] = 1
+    for path in (masked / "renders/truth").glob("*.png"):
+        write_image(masked / "renders/mask" / path.name, border)
+    found = evaluate_runs([run, masked], Plan(("psnr", "ssim")))
+    first = found["scenes"]["wall"]["results"]["plain"]
+    assert math.isnan(found["scenes"]["second"]["results"]["plain"]["ssim"])
+    assert found["results"]["plain"]["ssim"] == first["ssim"] and found["std"]["plain"]["psnr"] > 0
+    assert found["fewer"] == {"plain": {"ssim": 1}, "distilled": {"ssim": 1}}
+    assert "own (plain of 1 of 2, distilled of 1 of 2 that have a finite one)" in found["protocol"]["ssim"]
+    assert found["protocol"]["psnr"].endswith("own")
+    said = difix(run, masked, "--metrics", "psnr,ssim", "-o", tmp_path / "out")
+    assert "SSIM of plain: 1 of 2 scenes has a finite one, and the mean is over these." in " ".join(said.stderr.split())
 
 
 def test_rows_go_by_what_a_person_chose(tmp_path: Path) -> None:

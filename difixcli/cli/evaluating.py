@@ -16,7 +16,7 @@ from difixcli.cli.outputs import DISTILLED_OR_ENHANCED, folder_beside
 from difixcli.cli.requests import options_of
 from difixcli.cli.several import ClusterRequest, claimed, tell_failures, work
 from difixcli.errors import InputError
-from difixcli.runs import file_name, make_folder, read_json, write_json
+from difixcli.runs import file_name, make_folder, write_json
 from difixcli.wording import counted
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _of_runs(request: EvaluateRequest, runs: Sequence[Path], plan: Plan) -> tupl
 def _by_jobs(request: EvaluateRequest, runs: Sequence[Path], folder: Path) -> tuple[dict[str, Any], list[str]]:
     """What jobs, one a scene, have measured of runs, and the scenes whose job failed."""
     from difixcli.cluster.jobs import DONE, Jobs
-    from difixcli.evaluation.evaluate import by_scene, over_scenes
+    from difixcli.evaluation.evaluate import by_scene, over_scenes, read_evaluated
 
     folder = folder.absolute()
     named = by_scene([run.absolute() for run in runs])
@@ -151,7 +151,7 @@ def _by_jobs(request: EvaluateRequest, runs: Sequence[Path], folder: Path) -> tu
     bad = [job for job in outcome if job.state != DONE]
     tell_failures(jobs, bad)
     done = {job.name for job in outcome if job.state == DONE}
-    made = {scene: read_json(folder / key / "eval.json") for key, scene in scenes.items() if key in done}
+    made = {scene: read_evaluated(folder / key / "eval.json") for key, scene in scenes.items() if key in done}
     if not made:
         raise InputError("Not one of the scenes could be measured; see the lines above.")
     return {**over_scenes(made), "scenes": made}, [scenes[job.name] for job in bad]
@@ -164,6 +164,12 @@ def _tell(made: Measured) -> None:
     evaluated, scenes = made.evaluated, made.scenes
     if evaluated.get("partial"):
         console.warn(f"Not in every scene, so without a mean over scenes: {', '.join(evaluated['partial'])}.")
+    for row, few in evaluated.get("fewer", {}).items():
+        for key, count in few.items():
+            console.warn(
+                f"{METRICS[key].name} of {row}: {count} of {counted(len(scenes), 'scene')} "
+                f"{'has' if count == 1 else 'have'} a finite one, and the mean is over these."
+            )
     for name, value in evaluated.get("reference", {}).items():
         console.say(f"{METRICS[name].name} of the truth itself: {value:.{METRICS[name].digits}f}")
     if evaluated.get("reference", {}).get("pose_auc", 1) < _TELLING:

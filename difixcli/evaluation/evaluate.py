@@ -19,6 +19,7 @@ from difixcli.errors import InputError
 from difixcli.evaluation.consistency import SMALLEST, EpipolarPair, WarpedPair, tsed, warped_difference
 from difixcli.evaluation.geometry import Geometry, needed_geometry, own_geometry, reference_geometry, write_visibility
 from difixcli.evaluation.metrics import (
+    CORRECTED,
     METRICS,
     POSED,
     best_unsharp,
@@ -32,9 +33,10 @@ from difixcli.evaluation.protocols import OWN, Protocol, check_enlargement, chec
 from difixcli.evaluation.run_folders import TRUTH, RunFolder, row_names
 from difixcli.frames.marks import read_marks, shares
 from difixcli.images import resized
-from difixcli.runs import CONFIDENCE, Progress, read_image
+from difixcli.runs import CONFIDENCE, Progress, read_image, read_json
 from difixcli.scenes.loading import natural_order
 from difixcli.scenes.scene import Camera
+from difixcli.shapes import Each
 
 if TYPE_CHECKING:
     from difixcli.evaluation.color_correction import Correction
@@ -42,6 +44,12 @@ if TYPE_CHECKING:
 
 _NAMED = 5  # how many missing images a message names
 _VISIBILITY = "visibility"
+_OF_FIGURES = ("results", "std", "per_image", "reference", "pairs", "by_camera", "baselines")
+_EVALUATED = {
+    **dict.fromkeys(("results", "std", "per_image?", "scenes?"), Each(dict)),
+    **dict.fromkeys(("protocol", "conditions", "folders?"), Each(str)),
+    "images": int,
+}
 
 
 @dataclass(frozen=True)
@@ -137,8 +145,9 @@ def evaluate_runs(
     Runs of one scene must show the same views at one size against one truth; their variants get the run's name before
     their own, and what is returned is as of `evaluate_run`. With several scenes `results` and `std` are the mean and
     the population spread over scenes of each row's means, for the rows that every scene has; `partial` names the
-    others, and `scenes` holds each scene's own figures. FID is there twice: `fid` as that mean, and `fid_pooled` of all
-    scenes' images as one set, as papers have it.
+    others, `fewer` how many scenes count in a mean where not all do ({row: {key: number}}), and `scenes` holds each
+    scene's own figures. FID is there twice: `fid` as that mean, and `fid_pooled` of all scenes' images as one set, as
+    papers have it.
     Raises InputError for fewer than two runs, and where runs cannot be compared, naming the difference.
     """
     runs = [RunFolder.read(folder) for folder in folders]
@@ -438,6 +447,8 @@ def _measure(
                 for name, figures in zip(views.variants, rows, strict=True):
                     per_image[name][stem] = figures
             update(done)
+    if not all(per_image.values()):
+        raise InputError(_nothing_counts(views))
     means = {name: _summary(list(rows.values())) for name, rows in per_image.items()}
     results = {name: mean for name, (mean, _) in means.items()}
     std = {name: spread for name, (_, spread) in means.items()}
@@ -447,8 +458,6 @@ def _measure(
         protocol["fid"] += f"; {weights}; {len(measured)} images"
         for stem in measured:
             frechet.add(views.truth(stem), true=True)
-    if not all(per_image.values()):
-        raise InputError(_nothing_counts(views))
         if pool is not None:
             pool.add(TRUTH, frechet.moments(true=True))
         for name in views.variants:
@@ -496,20 +505,11 @@ def _measure(
         "pairs": pairs,
         "images": len(measured),
         "marks": marks,
+        "upright": views.upright,
         "protocol": protocol,
         "conditions": _conditions(views, plan, split, len(measured), masked),
         "folders": {TRUTH: str(views.truth_folder), **{name: str(folder) for name, folder in views.variants.items()}},
     }
-
-
-def _frechet(plan: Plan) -> tuple[FrechetDistance, str]:
-    """What computes FID, and in words from whose weights."""
-    from difixcli.evaluation.fid import FrechetDistance, identity_of, inception, inception_file
-
-    weights = inception_file(plan.inception)
-        "upright": views.upright,
-    words = f"weights {weights.name}, SHA-256 {identity_of(weights)}…"
-    return FrechetDistance(inception(weights, plan.device), plan.device), words
 
 
 def _nothing_counts(views: _Views) -> str:
@@ -525,6 +525,15 @@ def _nothing_counts(views: _Views) -> str:
         f"Every view is wholly masked by {' and '.join(map(str, masks))}; white in a mask is what counts, so perhaps "
         "black and white should change places."
     )
+
+
+def _frechet(plan: Plan) -> tuple[FrechetDistance, str]:
+    """What computes FID, and in words from whose weights."""
+    from difixcli.evaluation.fid import FrechetDistance, identity_of, inception, inception_file
+
+    weights = inception_file(plan.inception)
+    words = f"weights {weights.name}, SHA-256 {identity_of(weights)}…"
+    return FrechetDistance(inception(weights, plan.device), plan.device), words
 
 
 def _summary(rows: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
@@ -744,11 +753,45 @@ def _check_comparable(one: RunFolder, other: RunFolder) -> None:
             raise InputError(f"{one.folder} and {other.folder} have different masks of {stem}; run them on one scene.")
 
 
+def read_evaluated(file: Path) -> dict[str, Any]:
+    """What `evaluate_run` or `evaluate_runs` returned, from the eval.json that holds it.
+
+    A figure that is not finite is null there: of PSNR that is infinity, which identical images have, else NaN.
+    InputError where the file is missing or damaged.
+    """
+    evaluated: dict[str, Any] = read_json(file, _EVALUATED, "measure again")
+    return _with_numbers(evaluated)
+
+
+def _with_numbers(evaluated: dict[str, Any]) -> dict[str, Any]:
+    held = {part: _numbers(value, part != "std") for part, value in evaluated.items() if part in _OF_FIGURES}
+    if "scenes" in evaluated:
+        held["scenes"] = {name: _with_numbers(scene) for name, scene in evaluated["scenes"].items()}
+    return {**evaluated, **held}
+
+
+def _numbers(value: Any, infinite: bool, key: str = "") -> Any:
+    """Figures with numbers where JSON has null; `infinite` says that PSNR may be."""
+    if isinstance(value, dict):
+        return {name: _numbers(one, infinite, name) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_numbers(one, infinite) for one in value]
+    if value is not None:
+        return value
+    return math.inf if infinite and key.removeprefix(CORRECTED) == "psnr" else math.nan
+
+
 def over_scenes(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and spread over scenes of each row that all of them have; what `evaluate_runs` returns of several."""
+    """Mean and spread over scenes of each row that all of them have; what `evaluate_runs` returns of several.
+
+    A scene whose figure is none (NaN), or infinite where others' are not, does not count in that figure's mean; `fewer`
+    says of each such row and figure how many scenes did.
+    """
     rows = list(dict.fromkeys(row for scene in scenes.values() for row in scene["results"]))
     whole = [row for row in rows if all(row in scene["results"] for scene in scenes.values())]
-    over = {row: summary([_shared(scene["results"][row], scenes, row) for scene in scenes.values()]) for row in whole}
+    shared = {row: [_shared(scene["results"][row], scenes, row) for scene in scenes.values()] for row in whole}
+    over = {row: _summary(figures) for row, figures in shared.items()}
+    fewer = {row: few for row, figures in shared.items() if (few := _fewer(figures))}
     keys = dict.fromkeys(key for scene in scenes.values() for key in scene["conditions"])
     conditions = {}
     for key in keys:
@@ -764,12 +807,30 @@ def over_scenes(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "results": {row: mean for row, (mean, _) in over.items()},
         "std": {row: spread for row, (_, spread) in over.items()},
         "partial": [row for row in rows if row not in whole],
+        "fewer": fewer,
         "images": sum(scene["images"] for scene in scenes.values()),
         "protocol": {
-            key: f"{protocol[key]}; mean over scenes of each scene's own" for key in METRICS if key in protocol
+            key: f"{protocol[key]}; mean over scenes of each scene's own{_of_fewer(key, fewer, len(scenes))}"
+            for key in METRICS
+            if key in protocol
         },
         "conditions": conditions,
     }
+
+
+def _fewer(scenes: Sequence[Mapping[str, float]]) -> dict[str, int]:
+    """How many scenes count in the mean of each figure, where that is some and not all."""
+    counts = {}
+    for key in scenes[0]:
+        values = [figures[key] for figures in scenes if not math.isnan(figures[key])]
+        finite = sum(map(math.isfinite, values))
+        counts[key] = finite or len(values)
+    return {key: count for key, count in counts.items() if 0 < count < len(scenes)}
+
+
+def _of_fewer(key: str, fewer: Mapping[str, Mapping[str, int]], scenes: int) -> str:
+    rows = [f"{row} of {few[key]} of {scenes}" for row, few in fewer.items() if key in few]
+    return f" ({', '.join(rows)} that have a finite one)" if rows else ""
 
 
 def _shared(figures: Mapping[str, float], scenes: Mapping[str, Mapping[str, Any]], row: str) -> dict[str, float]:
