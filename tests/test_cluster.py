@@ -181,6 +181,21 @@ def test_a_holder_that_cannot_write_holds_on(tmp_path: Path, monkeypatch: pytest
     wait(len(beats) + 3)
     assert beats[-1] > before and claim.held
     claim.release()
+    asked: list[str] = []
+
+    def unknown(path: Path) -> bool:
+        asked.append(path.name)
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as broken:  # nor does it know whether it still holds it
+        broken.setattr(Path, "exists", unknown)
+        end = time.monotonic() + 20
+        while len(asked) < 3:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    before = beats[-1]
+    wait(len(beats) + 3)
+    assert beats[-1] > before and claim.held
 
 
 def test_a_process_that_may_not_be_looked_at_may_be_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,15 +60,15 @@ class Claim:
 
     def _live(self) -> None:
         while not self._over.wait(BEAT):
-            if not self.held:
-                if self._lost is not None:
-                    self._lost()
-                return
-            # a thread that ended here would leave the claim to others while its holder works on
+            # a thread that ended by an error would leave the claim to others while its holder works on
             with suppress(OSError):
-                os.utime(self.path)
-            if self._beat is not None:
+                if not self.held:
+                    if self._lost is not None:
+                        self._lost()
+                    return
                 with suppress(OSError):
+                    os.utime(self.path)
+                if self._beat is not None:
                     self._beat()
 
 
