@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from commands import IMPORT_PATH, difix, refused, told
 from small_scenes import small_sample
 
@@ -24,8 +25,8 @@ from difixcli.cli.several import _sources, _teller, finished_runs
 from difixcli.cluster import claims as claims_module
 from difixcli.cluster.claims import Claims
 from difixcli.cluster.jobs import FAILED, RUNNING, Job, Jobs
-from difixcli.cluster.submit import _devices, _sbatch, at_work, minutes
-from difixcli.cluster.worker import Worker
+from difixcli.cluster.submit import Wishes, _devices, _sbatch, at_work, minutes, submit
+from difixcli.cluster.worker import HELD, JOB, Worker
 from difixcli.errors import InputError
 from difixcli.runs import read_json, write_json
 
@@ -382,6 +383,54 @@ def test_failures_of_all_that_was_handed_out_count(most: int, begun: int, tmp_pa
     assert jobs.read("c").attempt == begun  # type: ignore[union-attr]
 
 
+def test_records_are_read_once_a_pass_to_count_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs, count = Jobs(tmp_path), 30
+    jobs.add({f"{number:02}": [] for number in range(count)})
+    for job in jobs:
+        with jobs.working(job.name):
+            pass
+    read, names = Jobs.read, []
+
+    def counting(self: Jobs, name: str) -> Job | None:
+        names.append(name)
+        return read(self, name)
+
+    monkeypatch.setattr(Jobs, "read", counting)
+    Worker(tmp_path, {f"{number:02}": 0 for number in range(count)}, max_failed=3)._work(lambda job: None)
+    assert len(names) <= 3 * count
+
+
+def test_workers_begin_with_scenes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handed_out: list[Worker] = []
+
+    def start(folder: Path, workers: list[Worker]) -> str:
+        handed_out.extend(workers)
+        return "1"
+
+    monkeypatch.setattr("difixcli.cluster.submit._local", start)
+    Jobs(tmp_path).add({name: [] for name in "abcde"})
+    for running, orders in ((3, ["abcde", "bcdea", "deabc"]), (9, ["abcde", "bcdea", "cdeab", "deabc", "eabcd"])):
+        handed_out.clear()
+        submit(tmp_path, dict.fromkeys("abcde", 0), Wishes("local", max_running=running), None, "toy")
+        assert ["".join(worker.attempts) for worker in handed_out] == orders
+
+
+def test_a_worker_waits_for_no_pairs_that_another_makes(
+    scenes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process ends at once, and it takes another scene."""
+    out, cpu = tmp_path / "out", ["--preset", "cpu", "--device", "cpu"]
+    monkeypatch.setattr("difixcli.cluster.submit._local", lambda folder, workers: "1")
+    assert difix("curate", *scenes, "--size", "48", *cpu, "--cluster", "local", "-o", out).exit_code == 0
+    jobs = Jobs(out)
+    line = jobs.read("a").line  # type: ignore[union-attr]
+    monkeypatch.setenv(JOB, f"{out}:a")
+    with jobs.working("a"):
+        assert difix(*line).exit_code == HELD
+    assert difix(*line).exit_code == 0  # and it is done meanwhile
+    assert jobs.read("a").attempt == 1  # type: ignore[union-attr]
+
+
 @pytest.mark.usefixtures("here")  # by its number it is known whose death it is
 def test_a_process_that_dies_without_a_word_has_failed(scenes: list[Path], tmp_path: Path) -> None:
     """And one that is told to stop has not: the same line goes on."""
@@ -418,9 +467,21 @@ def test_what_a_cluster_is_asked_for(scenes: list[Path], tmp_path: Path, monkeyp
     with pytest.raises(InputError, match="no option of sbatch"):
         _sbatch("rm -rf")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    assert [_devices(2, worker) for worker in range(2)] == ["4,5", "6,7"]
-    with pytest.raises(InputError, match="6 GPUs are wanted"):
-        _devices(2, 2)
+    assert _devices(2, 2) == ["4,5", "6,7"] and _devices(None, 1) == ["4,5,6,7"]
+    with pytest.raises(InputError, match="6 GPUs are wanted but CUDA_VISIBLE_DEVICES has 4; lower --max-running or"):
+        _devices(2, 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    for there, gpus, workers, sentence in (
+        (3, 1, 4, "4 GPUs are wanted but this machine has 3; lower --max-running or --gpus"),
+        (3, 4, 1, "4 GPUs are wanted but this machine has 3; lower --gpus or leave it out"),
+        (0, 1, 1, "1 GPU is wanted but this machine has none"),
+    ):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: there)
+        with pytest.raises(InputError, match=sentence):
+            _devices(gpus, workers)
+    assert _devices(0, 2) == ["", ""] and _devices(None, 2) == [None, None]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert _devices(1, 3) == ["0", "1", "2"]
     line = ["distill", *scenes, *TOY, "-o", tmp_path / "out"]
     refused(difix(*line, "--wait"), "--wait is for a cluster")
     refused(difix(*line, "--cluster", "pbs"), "no cluster called pbs", "local")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from difixcli import console
 from difixcli.cli.inputs import open_scene, pick_device, tell_loading
@@ -14,6 +17,7 @@ from difixcli.cli.outputs import announce
 from difixcli.cli.requests import options_of
 from difixcli.cli.several import ClusterRequest, work
 from difixcli.curation.strategies import DEFAULT_SHIFTS, DEFAULT_STOPS
+from difixcli.cluster.worker import HELD, JOB
 from difixcli.runs import Run, file_name
 from difixcli.wording import counted
 
@@ -110,7 +114,10 @@ def paired(request: CurateRequest) -> Paired:
     return ended(run.folder, curated, own)
 
 
+        wait=JOB not in os.environ,
 def _recipe(request: CurateRequest, preset: str, device: str) -> Recipe:
+    if curated is None:  # the worker whose process this is takes another scene meanwhile
+        raise typer.Exit(HELD)
     from difixcli.curation.curate import Recipe
 
     return Recipe(

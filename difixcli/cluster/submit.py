@@ -16,6 +16,7 @@ from difixcli.cluster.worker import Worker
 from difixcli.errors import InputError
 from difixcli.runs import read_json, write_json
 from difixcli.shapes import OneOf
+from difixcli.wording import counted
 
 CLUSTERS = ("local", "slurm")
 _SUBMITTED = "submitted"  # beside submitit's files: what was handed out last
@@ -51,8 +52,15 @@ def submit(folder: Path, attempts: Mapping[str, int], wishes: Wishes, max_failed
     """
     names = list(attempts)
     if wishes.cluster == "local":
-        parts = [names] * min(wishes.max_running or 1, len(names))
-        workers = [Worker(folder, attempts, max_failed, _devices(wishes.gpus, number)) for number in range(len(parts))]
+        count = min(wishes.max_running or 1, len(names))
+        devices = _devices(wishes.gpus, count)
+        # each begins elsewhere, or all would start a process for the first, of which one alone gets it
+        firsts = [number * len(names) // count for number in range(count)]
+        orders = [[*names[first:], *names[:first]] for first in firsts]
+        workers = [
+            Worker(folder, {one: attempts[one] for one in order}, max_failed, own)
+            for order, own in zip(orders, devices, strict=True)
+        ]
         number = _local(folder, workers)
     else:
         size = wishes.scenes_per_job
@@ -165,20 +173,29 @@ def _sbatch(word: str) -> tuple[str, str | bool]:
     return name, value if given else True
 
 
-def _devices(gpus: int | None, number: int) -> str | None:
-    """The CUDA devices of a local worker: so many each, of those that this process may use."""
-    if gpus is None:
-        return os.environ.get("CUDA_VISIBLE_DEVICES")
+def _devices(gpus: int | None, workers: int) -> list[str | None]:
+    """The CUDA devices of each local worker: `gpus` of those that this process may use, None for whatever it sees.
+
+    Raises InputError where there are too few: a worker without any would make its scenes on the CPU.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    mine = range(number * gpus, (number + 1) * gpus)
-    if visible is None:
-        return ",".join(map(str, mine))
-    there = [one for one in visible.split(",") if one]
-    if len(there) < mine.stop:
+    if gpus is None:
+        return [visible] * workers
+    wanted = gpus * workers
+    if visible is not None:
+        there, where = [one for one in visible.split(",") if one], "CUDA_VISIBLE_DEVICES"
+    elif wanted:
+        import torch  # so late, as it takes seconds
+
+        there, where = [str(device) for device in range(torch.cuda.device_count())], "this machine"
+    else:
+        there, where = [], ""
+    if len(there) < wanted:
+        cure = "lower --max-running or --gpus" if len(there) >= gpus else "lower --gpus or leave it out"
         raise InputError(
-            f"{mine.stop} GPUs are wanted but CUDA_VISIBLE_DEVICES has {len(there)}; lower --max-running or --gpus."
+            f"{counted(wanted, 'GPU is', 'GPUs are')} wanted but {where} has {len(there) or 'none'}; {cure}."
         )
-    return ",".join(there[i] for i in mine)
+    return [",".join(there[number * gpus : (number + 1) * gpus]) for number in range(workers)]
 
 
 def _alive(pid: int) -> bool:

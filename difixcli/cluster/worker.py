@@ -84,10 +84,11 @@ class Worker:
     def _work(self, tell: Callable[[Job], None]) -> None:
         jobs = Jobs(self.folder)
         left = list(self.attempts)
-        while left and not self._stopped:
+        # counted once a pass, as all records are read for it; a pass ends with a job of one's own
+        while left and not self._stopped and not self._too_many_failed(jobs):
             taken = False
             for name in list(left):
-                if self._stopped or self._too_many_failed(jobs):
+                if self._stopped:
                     return
                 job = jobs.read(name)
                 if job is None or job.state == DONE or _failed(job, self.attempts):

@@ -106,7 +106,8 @@ def curate(
     progress: Progress,
     say: Callable[[str], None],
     max_failed: int | None = None,
-) -> Curated:
+    wait: bool = True,
+) -> Curated | None:
     """Make the pairs of all scenes (by name, with what `load` takes) into the run's folder.
 
     Finished stages (a split, a shift or a stop of a scene) are kept when the run is resumed, and so are trained
@@ -117,6 +118,8 @@ def curate(
 
     Other processes may be at it in the same folder: each scene is made by one of them, and one that another process has
     finished or failed at in the meantime is not tried again. What a process that died was working on is taken over.
+    Without `wait`, as in a worker's process, what is done is left as it is, and the end of others' work is not waited
+    for: None where all that is left of these scenes is theirs.
     The manifest is written when every scene of the run, not only of these, is finished or has failed. Raises OSError
     when nothing more can be written, and InputError for a damaged record.
     """
@@ -129,7 +132,8 @@ def curate(
         taken = None
         for key in list(left):
             job = jobs.read(key)
-            if job is not None and job.attempt > attempts[key] and job.state in (DONE, FAILED):
+            since = job is not None and (job.attempt > attempts[key] or (job.state == DONE and not wait))
+            if job is not None and since and job.state in (DONE, FAILED):
                 failed += job.state == FAILED  # by another process
                 del left[key]
                 continue
@@ -145,6 +149,8 @@ def curate(
                 del left[key]
                 break
         if left and taken is None:
+            if not wait:
+                return None
             if not waited:
                 say(f"Other processes are at work on {', '.join(left)}; waiting for them.")
                 waited = True
