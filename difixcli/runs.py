@@ -41,6 +41,8 @@ PHOTOS = "photos"
 """The folder, in a distilled run's, of the model as photos alone have taught it."""
 JOBS = "jobs"
 """The folder, in a run over several scenes, of what is known of each (see `cluster.jobs`)."""
+JOB_RECORD = ".job.json"
+"""What follows a job's name in that of its record."""
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Makes a progress bar from a label and a total; what it gives is called with how much is done."""
 
@@ -64,6 +66,7 @@ RECORD = {
     "seconds": float,
     "timings": Each(float),
     "results": dict,
+    "preset?": str,
 }
 """The shape of a run's record."""
 _at_work: set[Path] = set()  # records of the runs that this process has open
@@ -338,9 +341,14 @@ def run_record(folder: Path) -> dict[str, Any] | None:
 
 
 def _has_outputs(folder: Path) -> bool:
+    """Whether a run has written anything, or has jobs: others may be at work on them, or wait in a cluster's queue."""
     own = (folder / _RECORD, folder / _LOCK)
     files = (path for path in folder.rglob("*") if path.is_file())
-    return any(path not in own and folder / JOBS not in path.parents for path in files)
+    jobs = folder / JOBS
+    return any(
+        path not in own and (jobs not in path.parents or (path.parent == jobs and path.name.endswith(JOB_RECORD)))
+        for path in files
+    )
 
 
 def _replaced(folder: Path, begin: Callable[[], Run]) -> Run:

@@ -181,7 +181,6 @@ def test_a_holder_that_cannot_write_holds_on(tmp_path: Path, monkeypatch: pytest
     before = beats[-1]
     wait(len(beats) + 3)
     assert beats[-1] > before and claim.held
-    claim.release()
     asked: list[str] = []
 
     def unknown(path: Path) -> bool:
@@ -197,6 +196,7 @@ def test_a_holder_that_cannot_write_holds_on(tmp_path: Path, monkeypatch: pytest
     before = beats[-1]
     wait(len(beats) + 3)
     assert beats[-1] > before and claim.held
+    claim.release()
 
 
 def test_a_process_that_may_not_be_looked_at_may_be_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -596,3 +596,50 @@ def test_what_has_not_changed_is_not_said_again(
     tell(Job("room", state=FAILED, message="no room"))
     said = [line.split(",")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("room: ")]
     assert said == ["room: running on one", "room: running: train 3/9", "room: failed: no room"]
+
+
+def test_what_one_machine_hands_out_another_makes_whatever_auto_is_there(
+    scenes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the same run, whose pairs are all made alike."""
+    out = tmp_path / "out"
+    line = ["curate", *scenes, "--split", "every:2", "--iterations", "10", "--size", "48", "--keep", "failed"]
+    handed_out: list[Worker] = []
+
+    def sbatch(folder: Path, workers: list[Worker], *_: object) -> str:
+        handed_out.extend(workers)
+        return "4711"
+
+    monkeypatch.setattr("difixcli.cluster.submit._slurm", sbatch)
+    slurm = ["--cluster", "slurm", "--time", "20"]
+
+    def elsewhere(device: object, preset: object) -> tuple[str, str]:
+        return "cuda", "gpu"
+
+    with monkeypatch.context() as there:
+        there.setattr("difixcli.cli.curating.pick_device", elsewhere)
+        assert difix(*line, *slurm, "-o", out).stdout.strip() == "4711"
+    assert [list(worker.attempts) for worker in handed_out] == [["a"], ["b"]]
+    told = json.loads((out / "run.json").read_text())
+    assert (told["arguments"]["preset"], told["arguments"]["device"]) == ("auto", "auto") and "preset" not in told
+    jobs = Jobs(out)
+    words = {job.name: job.line for job in jobs}
+    monkeypatch.chdir(jobs.read("a").directory)  # type: ignore[union-attr]
+    monkeypatch.setenv(JOB, f"{out}:a")
+    assert difix(*words["a"]).exit_code == 0
+    assert {job.name: job.state for job in jobs} == {"a": "done", "b": "waiting"}
+    assert (out / "jobs" / "submitit" / "submitted.json").is_file()
+    assert list((out / "a").glob("*/render/*.png")) and read_json(out / "run.json")["preset"] == "cpu"
+    with monkeypatch.context() as there:
+        there.setattr("difixcli.cli.curating.pick_device", elsewhere)
+        there.setenv(JOB, f"{out}:b")
+        refused(difix(*words["b"]), "made with the preset cpu, and --preset auto is gpu on this machine")
+    assert list((out / "a").glob("*/render/*.png"))
+    # what is asked for by name is asked of SLURM's machines, not of this one
+    monkeypatch.delenv(JOB)
+    cuda = ["--device", "cuda", "-o", tmp_path / "cuda"]
+    if not torch.cuda.is_available():
+        for place in ((), ("--cluster", "local")):
+            refused(difix(*line, *cuda, *place), "no CUDA device here")
+    assert difix(*line, *cuda, *slurm).exit_code == 0
+    assert "--device=cuda" in Jobs(tmp_path / "cuda").read("a").line  # type: ignore[union-attr]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from difixcli.cluster.jobs import Jobs
 from difixcli.curation.scene_list import listed
 from difixcli.errors import InputError
 from difixcli.evaluation.fid import inception
@@ -497,3 +498,14 @@ def test_a_shared_run_may_be_begun_by_another_process_meanwhile(
     assert opened.resumed and (tmp_path / "run" / "scene.png").is_file() and len(looks) > 1
     with pytest.raises(InputError, match="another run"):
         Run.open(tmp_path / "run", "curate", {"seed": 1}, {}, shared=True)
+
+
+def test_a_shared_run_with_jobs_gives_way_to_none(tmp_path: Path) -> None:
+    """They may wait in a cluster's queue, or be at work on something that is not written yet."""
+    Run.open(tmp_path / "run", "curate", {"seed": 0}, {}, shared=True)
+    Jobs(tmp_path / "run").add({"room": ["curate", "room"]})
+    for command, seed in (("curate", 1), ("distill over scenes", 0)):
+        with pytest.raises(InputError, match="another run"):
+            Run.open(tmp_path / "run", command, {"seed": seed}, {}, shared=True)
+    assert Run.open(tmp_path / "run", "curate", {"seed": 0}, {}, shared=True).resumed
+    assert not Run.open(tmp_path / "run", "curate", {"seed": 1}, {}, force=True, shared=True).resumed

@@ -106,7 +106,8 @@ class CurateRequest(ClusterRequest, ReconstructionRequest):
         return len(named) == 1 and JOB not in os.environ and self.max_failed is None
 
     def _check_device(self) -> None:
-        if not self.merge:  # which computes nothing
+        # merging computes nothing, and SLURM's machines may have what this one has not
+        if not self.merge and self.cluster != "slurm":
             super()._check_device()
 
     def _check(self) -> None:

@@ -13,11 +13,13 @@ import typer
 
 from difixcli import console
 from difixcli.cli.inputs import open_scene, pick_device, tell_loading
+from difixcli.cli.options import Device
 from difixcli.cli.outputs import announce
 from difixcli.cli.requests import options_of
 from difixcli.cli.several import ClusterRequest, work
-from difixcli.curation.strategies import DEFAULT_SHIFTS, DEFAULT_STOPS
 from difixcli.cluster.worker import HELD, JOB
+from difixcli.curation.strategies import DEFAULT_SHIFTS, DEFAULT_STOPS
+from difixcli.errors import InputError
 from difixcli.runs import Run, file_name
 from difixcli.wording import counted
 
@@ -68,7 +70,8 @@ def paired(request: CurateRequest) -> Paired:
     """Make the pairs that a valid request asks for."""
     from difixcli.curation.scene_list import parse_shard, shard_of
 
-    on, sizes = pick_device(request.device, request.preset)
+    # SLURM's machines may have what this one has not
+    on, sizes = pick_device(Device.auto if request.cluster == "slurm" else request.device, request.preset)
     tell_loading("nerfstudio")
     from difixcli.cluster.jobs import Jobs
     from difixcli.curation.curate import curate, gather, plan
@@ -87,7 +90,9 @@ def paired(request: CurateRequest) -> Paired:
         spec = next(iter(named.values()))
         lone[spec] = open_scene(spec, request.size, sizes)
         plan(lone[spec], recipe, folder)
-    arguments = {**vars(recipe), "size": request.size}  # not the scenes: more may be added
+    # not the scenes: more may be added; and as asked: on another machine of those that share the run, auto is another
+    asked = {"preset": request.preset.value, "device": request.device.value, "size": request.size}
+    arguments = {**vars(recipe), **asked}
     reads = [Path(spec) for spec in named.values() if not spec.startswith("sample:")]
     run = Run.open(folder, "curate", arguments, {}, request.force, reads=reads, shared=True)
     lines = _lines(request, named, run.folder)
@@ -97,6 +102,7 @@ def paired(request: CurateRequest) -> Paired:
         if work(run.folder, {name: lines[name] for name in own}, "curate", request) is None:
             return Paired(run.folder, None, own)
         return ended(run.folder, gather(run.folder), own)
+    _settle(run, sizes)
     announce(run, scenes=f"{len(chosen)} of {len(named)}", **_told(request, recipe))
     compile_ahead(request.method, on, console.say)
     curated = curate(
@@ -108,16 +114,27 @@ def paired(request: CurateRequest) -> Paired:
         console.progress,
         console.say,
         request.max_failed,
+        wait=JOB not in os.environ,
     )
+    if curated is None:  # the worker whose process this is takes another scene meanwhile
+        raise typer.Exit(HELD)
     if not curated.left:
         run.finish(curated.results())
     return ended(run.folder, curated, own)
 
 
-        wait=JOB not in os.environ,
+def _settle(run: Run, preset: str) -> None:
+    """Note in the run's record which preset its pairs are made with; InputError where that is another than `preset`."""
+    if (held := run.record.get("preset")) is None:
+        run.save(preset=preset)
+    elif held != preset:
+        raise InputError(
+            f"The pairs in {run.folder} are made with the preset {held}, and --preset auto is {preset} on this "
+            "machine; go on where they were begun, or choose another --output."
+        )
+
+
 def _recipe(request: CurateRequest, preset: str, device: str) -> Recipe:
-    if curated is None:  # the worker whose process this is takes another scene meanwhile
-        raise typer.Exit(HELD)
     from difixcli.curation.curate import Recipe
 
     return Recipe(

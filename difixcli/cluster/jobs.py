@@ -23,12 +23,11 @@ from typing import Any
 
 from difixcli.cluster.claims import Claims
 from difixcli.errors import InputError
-from difixcli.runs import JOBS, file_name, read_json, write_json
+from difixcli.runs import JOB_RECORD, JOBS, file_name, read_json, write_json
 from difixcli.shapes import built
 
 WAITING, RUNNING, DONE, FAILED, INTERRUPTED = "waiting", "running", "done", "failed", "interrupted"
 DIED = "died"  # running by its record, but nobody holds it any more
-_RECORD = ".job.json"
 _TAIL = 3
 
 
@@ -128,8 +127,8 @@ class Jobs:
 
     def __iter__(self) -> Iterator[Job]:
         """All jobs as their records have them, sorted by name."""
-        for path in sorted(self.folder.glob(f"*{_RECORD}")):
-            job = self.read(path.name.removesuffix(_RECORD))
+        for path in sorted(self.folder.glob(f"*{JOB_RECORD}")):
+            job = self.read(path.name.removesuffix(JOB_RECORD))
             if job is not None:
                 yield job
 
@@ -228,7 +227,7 @@ class Jobs:
         claim.release()
 
     def _record(self, name: str) -> Path:
-        return self.folder / f"{name}{_RECORD}"
+        return self.folder / f"{name}{JOB_RECORD}"
 
     def _write(self, job: Job) -> None:
         write_json(self._record(job.name), asdict(job))
@@ -237,7 +236,7 @@ class Jobs:
 def find_jobs(folder: Path) -> Jobs:
     """The jobs in a folder; InputError where there are none."""
     jobs = Jobs(folder)
-    if not any(jobs.folder.glob(f"*{_RECORD}")):
+    if not any(jobs.folder.glob(f"*{JOB_RECORD}")):
         raise InputError(f"{folder} holds no jobs of difix; name the --output of a line over several scenes.")
     return jobs
 
