@@ -393,6 +393,15 @@ def test_lists_globs_and_shards_of_scenes(three: list[Path], tmp_path: Path) -> 
     assert list(found) == ["b", "a", "c", "street"] and Path(found["b"]) == home / "b"
     assert shard_of(list(found), parse_shard("1/2")) == ["a", "street"]
     assert shard_of(list(found), None) == list(found)
+    inner = tmp_path / "lists" / "inner.txt"
+    inner.parent.mkdir()
+    inner.write_text("x\n")
+    (tmp_path / "lists" / "all.txt").write_text("@inner.txt\nsample:room\n")
+    (tmp_path / "outer.txt").write_text("@lists/all.txt\n")
+    assert expand_scenes([f"@{tmp_path / 'outer.txt'}"]) == {"x": str(inner.parent / "x"), "room": "sample:room"}
+    inner.write_text("@all.txt\n")
+    with pytest.raises(InputError, match=r"all\.txt is a line of itself"):
+        expand_scenes([f"@{tmp_path / 'outer.txt'}"])
     with pytest.raises(InputError, match="No folder matches"):
         expand_scenes([f"{tmp_path}/nothing*"])
     with pytest.raises(InputError, match="cannot be read"):

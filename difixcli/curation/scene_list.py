@@ -20,9 +20,10 @@ def expand_scenes(specs: Sequence[str]) -> dict[str, str]:
     """Scenes by name, in the order given, from folders, `sample:NAME`, globs and list files.
 
     A glob (`data/*`) stands for the folders that match, sorted. `@FILE` stands for the lines of a text file, each of
-    them any of the other forms, relative to that file's folder; blank lines and lines that begin with # are skipped.
+    them any of these forms, relative to that file's folder; blank lines and lines that begin with # are skipped.
 
-    Raises InputError for a list that cannot be read, a glob without folders, no scene at all, and two of one name.
+    Raises InputError for a list that cannot be read or that names itself, a glob without folders, no scene at all, and
+    two of one name.
     """
     found: dict[str, str] = {}
     folders: dict[str, str] = {}
@@ -60,13 +61,16 @@ def _is_run(folder: Path) -> bool:
     return (folder / "run.json").is_file()
 
 
-def listed(spec: str, scenes: bool = True) -> list[str]:
+def listed(spec: str, scenes: bool = True, within: Sequence[Path] = ()) -> list[str]:
     """What a folder, a glob or a list file stands for; see `expand_scenes`.
 
-    A glob stands for folders that may be scenes, or (without `scenes`) for whatever matches.
+    A glob stands for folders that may be scenes, or (without `scenes`) for whatever matches. `within` are the lists of
+    which it is a line.
     """
     if spec.startswith("@"):
         path = Path(spec[1:]).expanduser()
+        if path.resolve() in within:
+            raise InputError(f"The list {path} is a line of itself, or of a list that it names; take that line out.")
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except OSError as error:
@@ -74,8 +78,8 @@ def listed(spec: str, scenes: bool = True) -> list[str]:
         except UnicodeDecodeError as error:
             raise InputError(f"The list {path} cannot be read ({error}); name a text file.") from None
         entries = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
-        specs = (e if e.startswith(SAMPLE_PREFIX) else str(path.parent / Path(e).expanduser()) for e in entries)
-        return [one for spec in specs for one in listed(spec, scenes)]
+        specs = (_placed(entry, path.parent) for entry in entries)
+        return [one for spec in specs for one in listed(spec, scenes, [*within, path.resolve()])]
     if glob.has_magic(spec) and not Path(spec).exists():
         found = [Path(one) for one in glob.glob(str(Path(spec).expanduser()))]
         if not scenes:
@@ -90,6 +94,14 @@ def listed(spec: str, scenes: bool = True) -> list[str]:
             raise InputError(f"No folder matches {spec}; check the pattern.")
         return folders
     return [spec]
+
+
+def _placed(entry: str, folder: Path) -> str:
+    """A line of a list in this folder, as it is named from the current one."""
+    if entry.startswith(SAMPLE_PREFIX):
+        return entry
+    mark = "@" if entry.startswith("@") else ""
+    return mark + str(folder / Path(entry.removeprefix(mark)).expanduser())
 
 
 def check_test_scenes(test_scenes: Sequence[str], names: Collection[str]) -> None:
