@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,14 @@ def digests_of(files: Sequence[Path]) -> list[str]:
             with path.open("rb") as file:
                 while part := file.read(2**22):
                     digest.update(part)
-            kept.pop(key, None)  # the newest stand last
             kept[key] = [*state, digest.hexdigest()]
             changed = True
         found.append(str(kept[key][-1]))
     if kept is not None and changed:
-        _keep(dict(list(kept.items())[-_MOST:]))
+        # any of them: the oldest are what the next pass over the same files asks for first, so all would be read again
+        for key in random.Random().sample(list(kept), max(len(kept) - _MOST, 0)):
+            del kept[key]
+        _keep(kept)
     return found
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from difixcli import digests
 from difixcli.cluster.jobs import Jobs
 from difixcli.curation.scene_list import listed
 from difixcli.errors import InputError
@@ -242,6 +243,29 @@ def test_hashes_of_large_files_are_kept(tmp_path: Path, monkeypatch: pytest.Monk
     for broken in ("{", '{"a": 3}', '{"a": [1]}', json.dumps({str(path): []})):
         (tmp_path / "cache" / "digests.json").write_text(broken)
         assert fingerprint([path]) == first
+
+
+def test_more_hashes_than_are_kept_are_not_all_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFIX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(digests, "_LARGE", 0)
+    monkeypatch.setattr(digests, "_MOST", 50)
+    files = [tmp_path / f"{number}.png" for number in range(60)]
+    for path in files:
+        path.write_bytes(b"x")
+    opened, read = Path.open, []
+
+    def counting(path: Path, *given: object, **named: object) -> object:
+        if path.suffix == ".png":
+            read.append(path)
+        return opened(path, *given, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", counting)
+    for most in (60, 50):  # of which some were kept
+        read.clear()
+        for path in files:
+            digests.digests_of([path])
+        assert len(read) <= most
+        assert len(read_json(tmp_path / "cache" / "digests.json")) == 50
 
 
 def test_very_large_files_count_by_their_date(tmp_path: Path) -> None:
