@@ -515,6 +515,40 @@ def test_merging_strategies_and_unfinished_shards(
     assert _files(tmp_path / "whole") == _files(made)
 
 
+def test_a_stage_that_was_made_in_two_ways_cannot_be_merged(sparse: tuple[list[object], Path], tmp_path: Path) -> None:
+    """It is told before anything is written, and how it can be trained on nevertheless."""
+    made = sparse[1]
+
+    def copied(name: str, **asked: object) -> Path:
+        folder = Path(shutil.copytree(made, tmp_path / name))
+        run = json.loads((folder / "run.json").read_text())
+        run["arguments"] |= asked
+        (folder / "run.json").write_text(json.dumps(run))
+        return folder
+
+    other = copied("other", method="nerfacto", seed=3)
+    for record in other.glob("*/*/pairs.json"):
+        held = json.loads(record.read_text())
+        for entry in held["pairs"].values():
+            entry |= {"method": "nerfacto", "iterations": 40}
+        record.write_text(json.dumps(held))
+    merged = tmp_path / "merged"
+    refused(
+        difix("curate", "--merge", made, other, "-o", merged),
+        f"{made} and {other} made a/sparse-every-2 in two ways (--method splatfacto and nerfacto; --iterations 12 and "
+        "40; --seed 0 and 3)",
+        f"difix finetune {made} {other}",
+    )
+    large = copied("large", size=96)
+    photo = next((large / "b" / "photos").iterdir())
+    Image.new("RGB", (96, 72)).save(photo)
+    refused(
+        difix("curate", "--merge", made, large, "-o", merged),
+        f"The photos of b differ in {made} and {large} (--size default and 96)",
+    )
+    assert not merged.exists()
+
+
 def test_tars_train_like_folders(sparse: tuple[list[object], Path], tmp_path: Path) -> None:
     from webdataset import WebDataset
 

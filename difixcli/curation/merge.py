@@ -9,14 +9,28 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from difixcli.cluster.jobs import DONE, FAILED, Job, Jobs
 from difixcli.curation.curated import Curated, Failure, finish
 from difixcli.curation.manifest import SCENE_FILE, STAGE_FILE, SceneRecord, read_scene, scene_records
-from difixcli.errors import InputError
+from difixcli.errors import InputError, short
 from difixcli.runs import read_json, run_record, write_json
 
 _FEW = 5  # how many scenes a message names
+_OF_A_STAGE = {
+    "method": "--method",
+    "iterations": "--iterations",
+    "size": "--size",
+    "preset": "--preset",
+    "seed": "--seed",
+    "overrides": "--set",
+    "views": "--references",
+    "keep": "--keep",
+    "depth": "--depth",
+    "image_format": "--image-format",
+}
+"""What makes a stage of the same name another, of a run's arguments: how it is asked for."""
 
 
 def merge(folders: Sequence[Path], output: Path, partial: bool = False) -> Curated:
@@ -27,8 +41,8 @@ def merge(folders: Sequence[Path], output: Path, partial: bool = False) -> Curat
     is there is merged, and `Curated.left` names the scenes that are not.
 
     Raises InputError for a folder without pairs, scenes that are still to be made (unless `partial`), pairs in
-    different formats, a scene that is for training here and for testing there, and files of one name with different
-    content.
+    different formats, a scene that is for training here and for testing there, a stage of a scene that was made in two
+    ways, and files of one name with different content.
     """
     failed, left = check_merge(folders, partial)
     for folder in folders:
@@ -69,7 +83,51 @@ def check_merge(folders: Sequence[Path], partial: bool = False) -> tuple[dict[st
                 f"{home / SCENE_FILE} and another of that scene disagree about the scene's photos or whether it is for "
                 "testing; curate it the same way in both."
             )
+    _check_stages(folders)
     return failed, left
+
+
+def _check_stages(folders: Sequence[Path]) -> None:
+    """Raises InputError where two of the folders made a stage of a scene, or its photos, in two ways."""
+    stages: dict[Path, Path] = {}  # the folder that has it first, by where the record lies in it
+    photos: dict[Path, Path] = {}
+    for folder in folders:
+        for home in scene_records(folder):
+            for record in sorted(home.glob(f"*/{STAGE_FILE}")):
+                place = record.relative_to(folder)
+                other = stages.setdefault(place, folder)
+                if other != folder and not _same(record, other / place):
+                    raise InputError(
+                        f"{other} and {folder} made {place.parent} in two ways{_told_apart(other, folder, place)}, and "
+                        f"one folder has room for one; train on both as they are: difix finetune {other} {folder}."
+                    )
+            for photo in sorted(_whole(home / "photos")):
+                place = photo.relative_to(folder)
+                other = photos.setdefault(place, folder)
+                # those of another --size are of other bytes; what is in them is compared when they are placed
+                if other != folder and photo.stat().st_size != (other / place).stat().st_size:
+                    raise InputError(
+                        f"The photos of {home.name} differ in {other} and {folder}{_told_apart(other, folder)}, and "
+                        "one folder has room for one of each; train on both as they are: difix finetune "
+                        f"{other} {folder}."
+                    )
+
+
+def _told_apart(one: Path, other: Path, place: Path | None = None) -> str:
+    """What was asked for differently in two runs, and in making the stage whose record lies at `place`, in words."""
+    made = []
+    for folder in (one, other):
+        record = run_record(folder) or {"arguments": {}}
+        asked = {key: value for key, value in record["arguments"].items() if key in _OF_A_STAGE}
+        if (preset := record.get("preset")) is not None:
+            asked["preset"] = preset
+        entries = {} if place is None else read_json(folder / place, dict)["pairs"]
+        entry: dict[str, Any] = next(iter(entries.values()), {})
+        made.append(asked | {key: entry[key] for key in ("method", "iterations") if key in entry})
+    both = [key for key in _OF_A_STAGE if key in made[0] and key in made[1]]
+    differing = {key: ["default" if each[key] is None else short(str(each[key])) for each in made] for key in both}
+    said = [f"{_OF_A_STAGE[key]} {was} and {now}" for key, (was, now) in differing.items() if was != now]
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def _found(folders: Sequence[Path]) -> tuple[dict[str, Failure], list[str]]:
@@ -132,7 +190,10 @@ def _place(path: Path, target: Path) -> None:
     """Link or copy a file to where nothing is yet, or the same content."""
     if target.is_file():
         if not path.samefile(target) and not _same(path, target):
-            raise InputError(f"{path} and {target} differ; merge runs of one --size, or into another --output.")
+            raise InputError(
+                f"{path} and {target} differ; merge into another --output, or train on the folders as they are: difix "
+                "finetune takes several."
+            )
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
