@@ -85,9 +85,15 @@ def write_stage(
 def stage_stands(home: Path, split: Mapping[str, Sequence[str]] | None) -> bool:
     """Whether a stage is finished, with this very split; one whose record is broken is not."""
     try:
-        return bool(read_json(home / STAGE_FILE, _STAGE)["split"] == split)
+        return bool(read_stage(home / STAGE_FILE)["split"] == split)
     except InputError:
         return False
+
+
+def read_stage(file: Path) -> dict[str, Any]:
+    """A finished stage's record (see `write_stage`); InputError when it is missing or broken."""
+    record: dict[str, Any] = read_json(file, _STAGE)
+    return record
 
 
 def read_scene(file: Path) -> SceneRecord:
@@ -126,7 +132,7 @@ def scene_records(folder: Path) -> dict[Path, SceneRecord]:
 def _stages(homes: Mapping[Path, SceneRecord]) -> Iterator[tuple[SceneRecord, Path, dict[str, Any]]]:
     for scene, record in homes.items():
         for file in sorted(scene.glob(f"*/{STAGE_FILE}")):
-            yield record, file.parent, read_json(file, _STAGE)
+            yield record, file.parent, read_stage(file)
 
 
 def _write_entries(file: TextIO, entries: dict[str, Any], first: bool) -> bool:

@@ -9,13 +9,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from difixcli.cluster.jobs import DONE, FAILED, Job, Jobs
 from difixcli.curation.curated import Curated, Failure, finish
-from difixcli.curation.manifest import SCENE_FILE, STAGE_FILE, SceneRecord, read_scene, scene_records
+from difixcli.curation.manifest import SCENE_FILE, STAGE_FILE, SceneRecord, read_scene, read_stage, scene_records
 from difixcli.errors import InputError, short
-from difixcli.runs import read_json, run_record, write_json
+from difixcli.runs import run_record, write_json
 
 _FEW = 5  # how many scenes a message names
 _OF_A_STAGE = {
@@ -121,8 +120,8 @@ def _told_apart(one: Path, other: Path, place: Path | None = None) -> str:
         asked = {key: value for key, value in record["arguments"].items() if key in _OF_A_STAGE}
         if (preset := record.get("preset")) is not None:
             asked["preset"] = preset
-        entries = {} if place is None else read_json(folder / place, dict)["pairs"]
-        entry: dict[str, Any] = next(iter(entries.values()), {})
+        entries = [] if place is None else list(read_stage(folder / place)["pairs"].values())
+        entry = entries[0] if entries else {}
         made.append(asked | {key: entry[key] for key in ("method", "iterations") if key in entry})
     both = [key for key in _OF_A_STAGE if key in made[0] and key in made[1]]
     differing = {key: ["default" if each[key] is None else short(str(each[key])) for each in made] for key in both}
@@ -178,7 +177,7 @@ def _same(path: Path, target: Path) -> bool:
     """Whether two files say the same; how long a stage took does not count."""
     if path.name != STAGE_FILE:
         return filecmp.cmp(path, target, shallow=False)
-    one, other = ({**read_json(file, dict), "seconds": None} for file in (path, target))
+    one, other = ({**read_stage(file), "seconds": None} for file in (path, target))
     return one == other
 
 
