@@ -680,6 +680,8 @@ def test_requests_that_no_scene_could_fulfil(three: list[Path], tmp_path: Path) 
     refused(difix("curate", three[0], "--image-format", "jpg", *out), "jpeg")
     refused(difix("curate", three[0], "--format", "tar", *out), "webdataset")
     refused(difix("curate", three[0], "--test-scene", "d", *out), "--test-scene d", "a")
+    named = CurateRequest([f"{three[0]}/", "sample:room"], test_scene=[str(three[0]), "sample:room", "r*"])
+    assert named.tested == ["a", "room", "r*"]  # as they are given, too
     refused(difix("curate", three[0], "--shard", "2/2", *out), "no shard")
     refused(difix("curate", three[0], "--split", "every:2", "--split", "every:2", *out), "every-2", "leave one out")
     for stop in ("0", "100%", "half"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,7 +62,8 @@ class CurateRequest(ClusterRequest, ReconstructionRequest):
     ] = None
     references: Annotated[int, typer.Option(help="Reference photos beside each render.", min=0)] = 3
     test_scene: Annotated[
-        list[str] | None, typer.Option(help="Names or patterns of scenes kept for testing; repeatable.")
+        list[str] | None,
+        typer.Option(help="Scenes kept for testing: names, patterns of names, or as they are given; repeatable."),
     ] = None
     keep: Annotated[
         list[str] | None, typer.Option(help="Keep pairs that are failed, perfect or blurred; repeatable.")
@@ -92,6 +94,12 @@ class CurateRequest(ClusterRequest, ReconstructionRequest):
         from difixcli.curation.scene_list import expand_scenes
 
         return expand_scenes(self.scenes or ["."])
+
+    @property
+    def tested(self) -> list[str]:
+        """Patterns of the names of the scenes that are for testing; one may be named as it is among the scenes, too."""
+        by_spec = {os.path.normpath(spec): glob.escape(name) for name, spec in self.named.items()}
+        return [by_spec.get(os.path.normpath(one), one) for one in self.test_scene or []]
 
     @property
     def folders(self) -> list[Path]:
@@ -132,7 +140,7 @@ class CurateRequest(ClusterRequest, ReconstructionRequest):
             check_output(self.output, "curate", self.force)
         check_named(self.strategy, self.keep or [], self.image_format, self.pairs_format)
         self._check_stages()
-        check_test_scenes(self.test_scene or [], named)
+        check_test_scenes(self.tested, named)
         self._check_method()
 
     def _check_merge(self) -> None:

@@ -110,7 +110,7 @@ def paired(request: CurateRequest) -> Paired:
         lambda spec: lone.get(spec) or open_scene(spec, request.size, sizes),
         recipe,
         run,
-        request.test_scene or [],
+        request.tested,
         console.progress,
         console.say,
         request.max_failed,
@@ -162,7 +162,7 @@ def _lines(request: CurateRequest, named: Mapping[str, str], folder: Path) -> di
     common = request.words(_OWN)
     lines = {}
     for name, spec in named.items():
-        tested = [f"--test-scene={one}" for one in request.test_scene or [] if fnmatchcase(name, one)]
+        tested = [f"--test-scene={one}" for one in request.tested if fnmatchcase(name, one)]
         lines[file_name(name)] = ["curate", spec, *common, *tested, f"--output={folder}"]
     return lines
 
