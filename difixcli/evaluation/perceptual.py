@@ -70,7 +70,7 @@ class _Distance(nn.Module):
 
     @torch.no_grad()
     def distances(self, truth: np.ndarray, images: Sequence[np.ndarray]) -> list[float]:
-        """Distances of images from their truth, all (H, W, 3) in [0, 1], with some 500 MB held whatever their size.
+        """Distances of images from their truth, all (H, W, 3) in [0, 1], in 600 MB whatever their size.
 
         Images of up to 2^17 pixels go through the network whole. Of larger ones it is given bands of rows from the top
         to the bottom, each of its layers holding the few rows that it needs again; the result is that of the whole
