@@ -5,7 +5,6 @@ from __future__ import annotations
 import filecmp
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from difixcli.cluster.jobs import DONE, FAILED, Job, Jobs
 from difixcli.curation.curated import Curated, Failure, finish
 from difixcli.curation.manifest import SCENE_FILE, STAGE_FILE, SceneRecord, read_scene, read_stage, scene_records
+from difixcli.disk import name_again
 from difixcli.errors import InputError, short
 from difixcli.runs import run_record, write_json
 
@@ -197,10 +197,7 @@ def _place(path: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        try:
-            os.link(path, temporary)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(path, temporary)
+        name_again(path, temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
