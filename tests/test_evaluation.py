@@ -173,6 +173,15 @@ def test_means_and_spreads_over_images(noisy):
         evaluate_images([], [])
 
 
+@pytest.mark.parametrize("rows", [11, 40, 53])
+def test_ssim_of_a_large_image_is_that_of_its_bands(noisy, rows, monkeypatch):
+    image, truth = noisy[0]
+    mask = np.random.default_rng(0).random(truth.shape[:2]) < 0.7
+    whole = [ssim(image, truth), ssim(image, truth, mask)]
+    monkeypatch.setattr(metrics, "_AT_ONCE", rows * truth.shape[1])
+    assert [ssim(image, truth), ssim(image, truth, mask)] == pytest.approx(whole, abs=1e-7)
+
+
 def test_images_too_small_for_ssim_are_refused():
     small = np.zeros((8, 30, 3), np.float32)
     with pytest.raises(InputError, match="30×8"):
