@@ -16,13 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from commands import begun, difix, done, killed, refused, told
 from PIL import Image
 from small_scenes import small_sample
 
 from difixcli.cli.curate import CurateRequest
-from difixcli.cli.curating import ended
+from difixcli.cli.curating import _as_begun, ended
 from difixcli.curation.build import Build
 from difixcli.curation.curated import Curated
 from difixcli.curation.filters import Filters, blurred_photos
@@ -33,6 +32,7 @@ from difixcli.curation.strategies import parse_stop
 from difixcli.errors import InputError
 from difixcli.reconstruction import Reconstruction, Render
 from difixcli.reference_views import References
+from difixcli.runs import write_json
 from difixcli.samples.sample import cached_sample
 from difixcli.scenes import load_scene
 from difixcli.scenes.scene import Camera, Frame, Scene
@@ -607,6 +607,21 @@ def test_scenes_chosen_for_testing_later(sparse: tuple[list[object], Path], tmp_
     assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing is made again
     assert done(difix(*line, "--json", "-o", out))["test"] == 2
     assert _files(out) == _files(made)
+    handed = difix(*line, "--test-scene", "c", "--cluster", "local", "--wait", "--json", "-o", out)
+    assert done(handed)["test"] == 4  # its line is another, so it is handed out
+
+
+def test_a_run_that_knew_what_auto_was_goes_on(tmp_path: Path) -> None:
+    """As earlier versions have recorded it; not where auto is another now, nor for a run of this version."""
+    auto, here = {"preset": "auto", "device": "auto", "size": 96}, {"preset": "cpu", "device": "cpu"}
+    record = {"command": "curate", "state": "running", "arguments": here, "inputs": {}, "results": {}}
+    record |= {"seconds": 0.0, "timings": {}, "versions": {"difixcli": "0"}}
+    assert _as_begun(tmp_path, auto, here) == auto
+    write_json(tmp_path / "run.json", record)
+    assert _as_begun(tmp_path, auto, here) == {**auto, **here}
+    assert _as_begun(tmp_path, auto, {"preset": "gpu", "device": "cuda"}) == auto
+    write_json(tmp_path / "run.json", {**record, "preset": "cpu"})
+    assert _as_begun(tmp_path, auto, here) == auto
 
 
 def test_tars_of_a_scene_chosen_for_testing_later(three: list[Path], tmp_path: Path) -> None:
@@ -636,11 +651,9 @@ def test_a_trained_reconstruction_is_given_up_for_a_reason_alone(three: list[Pat
     trained, record = checkpoint.read_bytes(), tmp_path / "a" / "reconstruction.json"
     recipe = record.read_text()
     said.clear()
-    if not torch.cuda.is_available():
-        record.write_text(json.dumps({**json.loads(recipe), "device": "cuda"}))
-        with pytest.raises(InputError, match="no CUDA device"):
-            build(scene, [0, 2, 4], "a")
-        record.write_text(recipe)
+    record.write_text(json.dumps({**json.loads(recipe), "device": "cuda"}))  # on another machine: it goes on here
+    assert build(scene, [0, 2, 4], "a").step == 2 and checkpoint.read_bytes() == trained
+    record.write_text(recipe)
     checkpoint.rename(tmp_path / "aside")
     checkpoint.mkdir()  # which the system reads no bytes of, as of a server that is away
     with pytest.raises(InputError, match="cannot be read"):

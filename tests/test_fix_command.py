@@ -210,8 +210,14 @@ def test_photos_that_were_held_out_stand_beside_no_image(arc: Path, tiny: Path, 
     assert found == trained and "of the 3 that train" in said
     shutil.copy(file, own / "split.json")
     assert beside(tmp_path / "renders", "-o", tmp_path / "of-scene", of=own)[0] == trained
+    (tmp_path / "reconstruction.json").write_text("[]")  # other programs call files so, too
     (run / "reconstruction.json").write_text(json.dumps({"frames": names, "train": train}))
+    assert not beside(run / "renders", "-o", tmp_path / "of-others")[0] <= trained
+    record = {"command": "distill", "state": "done", "arguments": {}, "inputs": {}, "results": {}, "seconds": 0.0}
+    (run / "run.json").write_text(json.dumps({**record, "timings": {}, "versions": {"difixcli": "0"}}))
     assert beside(run / "renders", "-o", tmp_path / "of-run")[0] == trained
+    (run / "reconstruction.json").write_text(json.dumps({"frames": ["elsewhere.png"], "train": [0]}))
+    assert beside(run / "renders", "-o", tmp_path / "of-scene-too", of=own)[0] == trained
     # points that only held-out photos saw say nothing about where things are
     asked: list[Scene] = []
     with pytest.MonkeyPatch.context() as patched:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from difixcli.frames.marks import marks
 from difixcli.frames.pictures import Picture
 from difixcli.frames.pipeline import FrameOptions, FramePipeline
 from difixcli.frames.stages import Behind, Pace, carried, read_ahead
-from difixcli.frames.writing import Clean, Shot, write_frames
+from difixcli.frames.writing import BROKEN, Clean, Shot, _Broken, write_frames
 from difixcli.images import as_bytes, as_floats, as_planes, averaged, fitted, flow, flows, resized_to
 from difixcli.runs import read_image
 
@@ -439,3 +440,11 @@ def test_photos_in_use_are_there_once_however_large(tmp_path: Path, monkeypatch:
     assert len(photos._in_use) == 2 and not photos._held
     del first, second
     assert not photos._in_use
+
+
+def test_broken_frames_of_any_name_are_remembered(tmp_path: Path) -> None:
+    """File names need not be UTF-8, nor free of what ends a line elsewhere."""
+    names = {"a", os.fsdecode(b"b\xff"), "c\x0bd", "e\u2028f"}
+    for name in sorted(names):
+        _Broken(tmp_path / BROKEN).add(name)
+    assert _Broken(tmp_path / BROKEN).names() >= names

@@ -304,9 +304,13 @@ def test_one_of_few_photos_is_never_trained_on(tmp_path: Path, capsys: pytest.Ca
     for i in (1, 2, 3):
         (tmp_path / f"{i}.png").unlink()
     options = {**FAST, "perceptual_weight": 0.0, "validation_pairs": 1, "iterations": 1}
-    results = finetune([], "tiny", tmp_path / "out", photos=tmp_path, report=_training_news, **options)
+    records: list = []
+    results = finetune([], "tiny", tmp_path / "out", photos=tmp_path, report=records.append, **options)
     assert results["pairs"]["photos"] == 1 and results["validation"]["fixed"]
-    assert "validated on alike" in " ".join(capsys.readouterr().err.split())
+    start = next(record for record in records if record["event"] == "start")
+    for unseen in (False, True):
+        _training_news({**start, "unseen": unseen} if unseen else start)
+        assert ("validated on alike" in " ".join(capsys.readouterr().err.split())) is not unseen
 
 
 def test_collapse_stops_training(pairs: Path, tmp_path: Path) -> None:

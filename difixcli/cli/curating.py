@@ -20,7 +20,7 @@ from difixcli.cli.several import ClusterRequest, work
 from difixcli.cluster.worker import HELD, JOB
 from difixcli.curation.strategies import DEFAULT_SHIFTS, DEFAULT_STOPS
 from difixcli.errors import InputError
-from difixcli.runs import Run, file_name
+from difixcli.runs import Run, file_name, run_record
 from difixcli.wording import counted
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def paired(request: CurateRequest) -> Paired:
         plan(lone[spec], recipe, folder)
     # not the scenes: more may be added; and as asked: on another machine of those that share the run, auto is another
     asked = {"preset": request.preset.value, "device": request.device.value, "size": request.size}
-    arguments = {**vars(recipe), **asked}
+    arguments = {**vars(recipe), **_as_begun(folder, asked, {"preset": sizes, "device": on})}
     reads = [Path(spec) for spec in named.values() if not spec.startswith("sample:")]
     run = Run.open(folder, "curate", arguments, {}, request.force, reads=reads, shared=True)
     lines = _lines(request, named, run.folder)
@@ -121,6 +121,16 @@ def paired(request: CurateRequest) -> Paired:
     if not curated.left:
         run.finish(curated.results())
     return ended(run.folder, curated, own)
+
+
+def _as_begun(folder: Path, asked: dict[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for, or, of a run that an earlier version began, which knew it by what `auto` was on its machine,
+    what that is here, if it is the same.
+    """
+    held = run_record(folder)
+    if held is None or "preset" in held or any(held["arguments"].get(key) != value for key, value in found.items()):
+        return asked
+    return {**asked, **{key: value for key, value in found.items() if asked[key] == "auto"}}
 
 
 def _settle(run: Run, preset: str) -> None:

@@ -382,7 +382,7 @@ def _training_news(record: Mapping[str, Any]) -> None:
                 "There are no pairs for testing, so nothing is validated and the last weights are kept, whether they "
                 "are the best or not; difix curate --test-scene NAME sets a scene's pairs aside."
             )
-        if counts["photos"] == 1 and not counts["test"]:
+        if counts["photos"] and not record["unseen"]:
             console.warn(
                 "There is one photo, which is trained on and validated on alike, so the figures say little; give "
                 "--photos two or more."

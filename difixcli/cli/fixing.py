@@ -27,7 +27,7 @@ from difixcli.cli.options import Resize
 from difixcli.cli.outputs import Made, announce, beside_others, folder_beside, tell_bad, tell_frames
 from difixcli.errors import InputError
 from difixcli.model_folders import FIXER_PARTS, PUBLISHED_PARTS
-from difixcli.runs import Run, check_folder, fingerprint, read_json
+from difixcli.runs import Run, check_folder, fingerprint, read_json, run_record
 from difixcli.wording import counted
 
 if TYPE_CHECKING:
@@ -88,14 +88,18 @@ def _may_stand_beside(rule: str | None, source: Path, scene: Scene) -> Split | N
     """The photos that may stand beside images: those that train by the rule, or in the run that the images are a part
     of, or by the scene's own layout. None for all of them, where none of these says that some were held out.
     """
+    from difixcli.reconstruction.run_files import RECIPE
     from difixcli.scenes import default_split_rule, make_split
     from difixcli.scenes.splits import DEFAULT_RULE
 
     if rule is not None:
         return make_split(scene, rule, need_test=False)
     for folder in source.absolute().parents:
-        if (record := folder / "reconstruction.json").is_file():
-            return _trained(record, scene)
+        # others, too, write files of this name
+        if (folder / RECIPE).is_file() and run_record(folder) is not None:
+            if (trained := _trained(folder / RECIPE, scene)) is not None:
+                return trained
+            break
     own = default_split_rule(scene)
     return None if own == DEFAULT_RULE else make_split(scene, own, need_test=False)
 

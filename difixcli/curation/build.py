@@ -46,8 +46,7 @@ class Build:
         One that has been trained so far is loaded, and one that has been trained less far is trained on. One without a
         whole checkpoint, of other photos or trained farther begins anew, which is said. What is returned always comes
         from the checkpoint, so that a run that was killed renders the very same bytes as one that was not. Raises what
-        `Reconstruction.create` raises, and InputError for one that cannot be read at the moment, or not on this
-        machine's device.
+        `Reconstruction.create` raises, and InputError for one that cannot be read at the moment.
         """
         begun = time.monotonic()
         gc.collect()  # methods hold themselves in cycles, and a large one's memory is wanted for the next
@@ -91,7 +90,7 @@ class Build:
         try:
             why = _unlike(folder, scene, train)
             if not why:
-                found = Reconstruction.load(folder, scene, train)
+                found = Reconstruction.load(folder, scene, train, self.device)
                 if found.step <= target:
                     return found
                 why = f"it was trained beyond {target} iterations"

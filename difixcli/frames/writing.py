@@ -26,6 +26,7 @@ from difixcli.video import Moment
 
 BROKEN = "broken.txt"
 """The file beside frames that names those that are broken, a line each."""
+_ANY_NAME = "surrogateescape"  # file names need not be UTF-8
 
 
 @dataclass(frozen=True)
@@ -173,10 +174,12 @@ class _Broken:
         self._path, self._lock = path, threading.Lock()
 
     def names(self) -> frozenset[str]:
-        return frozenset(self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else ())
+        if not self._path.is_file():
+            return frozenset()
+        return frozenset(self._path.read_text(encoding="utf-8", errors=_ANY_NAME).split("\n"))
 
     def add(self, name: str) -> None:
-        with self._lock, self._path.open("a", encoding="utf-8") as file:
+        with self._lock, self._path.open("a", encoding="utf-8", errors=_ANY_NAME) as file:
             file.write(f"{name}\n")
 
 

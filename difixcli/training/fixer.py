@@ -310,6 +310,8 @@ class _Training(ValidatedTraining):
         }
         self.validate_every = options.validate_every if self.validation else 0
         about = {"pairs": self.counts, "dropped": self.dropped, "crop": crop, "processes": self.ranks}
+        # whether it is validated on what it is not trained on
+        about["unseen"] = bool(tests or (pictures is not None and pictures.test))
         self.take_up(state, identity, about | {"side": inspected.side, "judge": self.judge})
         self.loader = self._loader(used, tars, pictures, self.plan)
 
